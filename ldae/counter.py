@@ -1,0 +1,58 @@
+"""Random numbers as pure functions of (seed, epoch, index): nothing to save, nothing to restore.
+
+An order of the data and an augmentation must not depend on how many workers or processes made them, nor
+on where a run was resumed. So they are hashes of counters (splitmix64, Steele et al. 2014), not streams.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX1 = 0xBF58476D1CE4E5B9
+_MIX2 = 0x94D049BB133111EB
+
+
+def _signed(value: int) -> int:
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)  # logical shift of a signed number
+
+
+def mix(x: Tensor) -> Tensor:
+    """splitmix64's finaliser on int64 read as unsigned; any shape."""
+    x = x + _signed(_GOLDEN)
+    x = (x ^ _shifted(x, 30)) * _signed(_MIX1)
+    x = (x ^ _shifted(x, 27)) * _signed(_MIX2)
+    return x ^ _shifted(x, 31)
+
+
+def seed_of(*counters: int) -> int:
+    """One non-negative 63-bit seed from several integers, each of which matters."""
+    x = torch.zeros((), dtype=torch.int64)
+    for counter in counters:
+        x = mix(x ^ _signed(counter))
+    return int(_shifted(x, 1))
+
+
+def uniforms(seed: int, epoch: int, index: Tensor, n: int) -> Tensor:
+    """`n` numbers for each sample, uniform on [0, 1).
+
+    Args:
+        index: (B,) int64 sample indices.
+
+    Returns:
+        (B, n) float32 on the device of `index`.
+    """
+    base = mix(index ^ seed_of(seed, epoch))  # (B,)
+    bits = mix(base[:, None] ^ torch.arange(1, n + 1, device=index.device))  # (B, n)
+    return _shifted(bits, 40).float() / (1 << 24)
+
+
+def permutation(seed: int, epoch: int, n: int) -> Tensor:
+    """An order of {0, ..., n-1}: (n,) int64 on the CPU."""
+    return torch.argsort(mix(torch.arange(n) ^ seed_of(seed, epoch, n)), stable=True)

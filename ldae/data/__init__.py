@@ -1,0 +1,1 @@
+"""Images from disk to batches: decoding, caching, splitting, augmenting, ordering."""

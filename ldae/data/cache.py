@@ -1,0 +1,200 @@
+"""Reading every file of a listing once: small sets into memory-mapped pixels, large ones into a list of the bad."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from tqdm import tqdm
+
+from ldae.data.decode import BadImage, centre_square, read_rgb
+from ldae.data.folder import Listing
+from ldae.data.images import FileImages, MemoryImages, encode_names
+from ldae.errors import CheckpointError, DataError
+from ldae.files import json_hash, published_folder, read_json, write_json
+from ldae.parts import Count, Fraction, Natural
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where and how a data set is read.
+
+    Attributes:
+        cache: folder for what is derived from the images.
+        workers: processes that decode.
+        max_bad: share of unreadable files above which reading stops.
+        max_pixels: width x height above which a file counts as unreadable.
+        poll: called now and then; raises when the run is to stop.
+        progress: whether to draw a progress bar.
+    """
+
+    cache: Path
+    workers: Natural = 2
+    max_bad: Fraction = 0.01
+    max_pixels: Count = 100_000_000
+    poll: Callable[[], None] = field(default=lambda: None)
+    progress: bool = False
+
+
+Bad = list[tuple[str, str]]
+
+
+def in_memory(listing: Listing, size: int, context: Context) -> tuple[MemoryImages, Bad, str]:
+    """The listing's images as centred size x size squares, decoded once and then memory-mapped.
+
+    Returns:
+        The set, the files that were left out, and the fingerprint of pixels, labels and names.
+
+    Raises:
+        DataError: more than max_bad of the files are unreadable.
+    """
+    folder = context.cache / "images" / json_hash([FORMAT, "pixels", listing.stamp, listing.classes, size])[:20]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        manifest = _intact(folder)
+        if manifest is None:
+            with published_folder(folder) as temporary:
+                _decode_all(listing, size, context, temporary)
+            manifest = read_json(folder / "manifest.json")
+    bad = [(name, reason) for name, reason in manifest["bad"]]
+    _check_share(bad, listing, context)
+    names, labels = _kept(listing, bad)
+    pixels = np.load(folder / "pixels.npy", mmap_mode="r")
+    return MemoryImages.of(listing.root, _as_tensor(pixels), names, labels), bad, manifest["fingerprint"]
+
+
+def as_files(listing: Listing, size: int, context: Context) -> tuple[FileImages, Bad, str]:
+    """The listing's images, to be read when needed; each was decoded once to find the unreadable ones.
+
+    Returns:
+        The set, the files that were left out, and the fingerprint of names and file sizes.
+
+    Raises:
+        DataError: more than max_bad of the files are unreadable.
+    """
+    path = context.cache / "scans" / f"{json_hash([FORMAT, 'scan', listing.stamp, context.max_pixels])[:20]}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            outcomes = _decoded(listing, partial(_unreadable, max_pixels=context.max_pixels), context)
+            found = [(name, why) for name, why in zip(listing.files, outcomes, strict=True) if why]
+            write_json(path, {"bad": found})
+    bad = [(name, reason) for name, reason in read_json(path)["bad"]]
+    _check_share(bad, listing, context)
+    names, labels = _kept(listing, bad)
+    fingerprint = json_hash([listing.files, listing.sizes, listing.labels, bad])
+    return FileImages(listing.root, names, labels, size), bad, fingerprint
+
+
+def _kept(listing: Listing, bad: Bad) -> tuple[np.ndarray, np.ndarray]:
+    out = {name for name, _ in bad}
+    rows = [(name, label) for name, label in zip(listing.files, listing.labels, strict=True) if name not in out]
+    return encode_names([name for name, _ in rows]), np.array([label for _, label in rows], dtype=np.int64)
+
+
+def _check_share(bad: Bad, listing: Listing, context: Context) -> None:
+    total = len(listing.files)
+    if len(bad) == total or len(bad) > context.max_bad * total:
+        name, reason = bad[0]
+        raise DataError(
+            f"{len(bad)} of {total} images below {listing.root} cannot be read, more than "
+            f"data.max_bad={context.max_bad:g} of them; the first: {name}: {reason}"
+        )
+
+
+def _intact(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a cached set whose pixels still have the hash they were written with."""
+    if not folder.exists():
+        return None
+    try:
+        manifest = read_json(folder / "manifest.json")
+        if _pixel_hash(np.load(folder / "pixels.npy", mmap_mode="r")) == manifest["pixels"]:
+            return manifest
+    except (CheckpointError, OSError, ValueError, KeyError):
+        pass
+    warnings.warn(f"the cached images in {folder} are damaged; they are read anew", stacklevel=2)
+    return None
+
+
+def _pixel_hash(pixels: np.ndarray) -> str:
+    digest = hashlib.sha256(str(pixels.shape).encode())
+    for start in range(0, len(pixels), 4096):
+        digest.update(np.ascontiguousarray(pixels[start : start + 4096]).data)
+    return digest.hexdigest()
+
+
+def _decode_all(listing: Listing, size: int, context: Context, folder: Path) -> None:
+    total, kept, bad = len(listing.files), 0, []
+    scratch = np.lib.format.open_memmap(folder / "pixels.npy", "w+", np.uint8, (total, 3, size, size))
+    outcomes = _decoded(listing, partial(_square, size=size, max_pixels=context.max_pixels), context)
+    for name, outcome in zip(listing.files, outcomes, strict=True):
+        if isinstance(outcome, str):
+            bad.append((name, outcome))
+        else:
+            scratch[kept] = outcome
+            kept += 1
+    scratch.flush()
+    if bad:
+        short = scratch[:kept].copy()
+        del scratch
+        np.save(folder / "pixels.npy", short)
+        scratch = short
+    pixels = _pixel_hash(scratch)
+    names, labels = _kept(listing, bad)
+    fingerprint = json_hash([pixels, [os.fsdecode(bytes(n)) for n in names], labels.tolist()])
+    write_json(folder / "manifest.json", {"bad": bad, "pixels": pixels, "fingerprint": fingerprint})
+
+
+def _decoded(listing: Listing, work: Callable[[Path], Any], context: Context) -> Iterator[Any]:
+    """`work` done on every file, in order, by worker processes that leave signals to the main one."""
+    paths: Iterable[Path] = (listing.root / name for name in listing.files)
+    bar = partial(tqdm, total=len(listing.files), desc="reading images", unit="img", disable=not context.progress)
+    if context.workers < 2 or len(listing.files) < 500:
+        for path in bar(paths):
+            context.poll()
+            yield work(path)
+        return
+    with multiprocessing.get_context("fork").Pool(context.workers, ignore_signals) as pool:
+        for outcome in bar(pool.imap(work, paths, chunksize=64)):
+            context.poll()
+            yield outcome
+
+
+def ignore_signals(*_: Any) -> None:
+    """For worker processes: the main process answers signals; workers end when it lets them."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _square(path: Path, size: int, max_pixels: int) -> np.ndarray | str:
+    try:
+        return np.asarray(centre_square(read_rgb(path, max_pixels), size)).transpose(2, 0, 1)
+    except BadImage as error:
+        return str(error)
+
+
+def _unreadable(path: Path, max_pixels: int) -> str:
+    try:
+        read_rgb(path, max_pixels)
+        return ""
+    except BadImage as error:
+        return str(error)
+
+
+def _as_tensor(pixels: np.ndarray) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a read-only map: nothing here writes to it
+        return torch.from_numpy(pixels)

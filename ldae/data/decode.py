@@ -1,0 +1,76 @@
+"""One image file to RGB pixels. Pillow decodes: torchvision's decoder crashes on malformed PNGs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+
+class BadImage(Exception):
+    """A file that is no readable image; the text says why."""
+
+
+def read_rgb(path: Path, max_pixels: int) -> Image.Image:
+    """The first frame of an image file as RGB, upright.
+
+    EXIF orientation is applied. Transparency is dropped. 16-bit and float images are scaled by their range.
+
+    Args:
+        max_pixels: width x height above which the file is refused, before it is decoded.
+
+    Raises:
+        BadImage: truncated, empty, not an image, or too large.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own size warning; ours is exact
+            with Image.open(path) as image:
+                if image.width * image.height > max_pixels:
+                    raise BadImage(f"{image.width} x {image.height} exceeds data.max_pixels={max_pixels}")
+                image.load()
+                return _rgb(ImageOps.exif_transpose(image))
+    except BadImage:
+        raise
+    except Exception as error:  # Pillow's decoders raise many kinds, some of them undocumented
+        raise BadImage(f"{type(error).__name__}: {error}") from None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_to_bytes(np.asarray(image))).convert("RGB")
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _to_bytes(values: np.ndarray) -> np.ndarray:
+    """16-bit, 32-bit and float grey values to 0..255, by the range that their kind spans."""
+    values = np.nan_to_num(values.astype(np.float64))
+    if values.min() < 0 or values.max() > 65535:
+        low, high = values.min(), values.max()
+    else:
+        low, high = 0.0, next(top for top in (1.0, 255.0, 65535.0) if values.max() <= top)
+    return np.round((values - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
+
+
+def centre_square(image: Image.Image, size: int) -> Image.Image:
+    """The largest centred square, resized to size x size (bicubic, antialiased)."""
+    side = min(image.size)
+    return cut_and_resized(image, ((image.height - side) // 2, (image.width - side) // 2, side, side), size)
+
+
+def cut_and_resized(image: Image.Image, box: Sequence[int], size: int) -> Image.Image:
+    """The box (top, left, height, width) of an image, resized to size x size (bicubic, antialiased).
+
+    Cut first: Pillow's own `box` lets the filter reach beyond the box.
+    """
+    top, left, height, width = box
+    if (top, left, height, width) != (0, 0, image.height, image.width):
+        image = image.crop((left, top, left + width, top + height))
+    return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)

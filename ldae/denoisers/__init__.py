@@ -1,0 +1,1 @@
+"""Networks that restore: (x_t, level, cond) -> out."""

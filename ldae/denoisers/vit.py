@@ -1,0 +1,112 @@
+"""The Vision Transformer of l-DAE: an encoder and a decoder of equal blocks, steered by the noise level."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+
+from ldae.denoisers.base import Denoiser
+from ldae.denoisers.conditioning import LevelEmbedding
+from ldae.errors import ConfigError
+from ldae.nn.blocks import AdaLN, ConditionedBlock, ConditionedHead
+from ldae.nn.embeddings import sincos_positions
+from ldae.nn.patchify import patchify, to_grid, to_tokens, unpatchify
+from ldae.parts import Count, Positive
+from ldae.types import Cond, NoiseLevel
+
+
+class ViTDenoiser(Denoiser):
+    """A ViT on a grid of tokens, from a latent or an image to a latent or an image.
+
+    Encoder half, then decoder half, no skips between them. Fixed 2-D sin-cos positions. The output is 0
+    and every block the identity at the start (adaLN-Zero). Sizes: Sec. 4, arXiv 2401.14404.
+
+    Args:
+        in_shape: (C, H, W) of x_t.
+        out_shape: (C', H', W') of the output.
+        grid: (h, w) tokens; divides both shapes.
+        width: D.
+        encoder_depth: blocks up to the representation.
+        decoder_depth: blocks after it.
+        heads: attention heads; divides `width`.
+        mlp_ratio: hidden width of the feed-forward networks over D.
+        cond_ratio: hidden width of the conditioning network over D; l-DAE's is a quarter.
+
+    Raises:
+        ConfigError: heads does not divide width, width is not a multiple of 4, or the grid does not fit.
+    """
+
+    def __init__(
+        self,
+        in_shape: tuple[int, int, int],
+        out_shape: tuple[int, int, int],
+        grid: tuple[int, int],
+        width: Count,
+        encoder_depth: Count,
+        decoder_depth: Count,
+        heads: Count,
+        mlp_ratio: Positive = 4.0,
+        cond_ratio: Positive = 0.25,
+    ):
+        super().__init__()
+        if width % heads or width % 4:
+            raise ConfigError("width", width, f"must be a multiple of 4 and of denoiser.heads={heads}")
+        self.grid, self.width, self.encoder_layer = grid, width, encoder_depth
+        self.layers = tuple(range(1, encoder_depth + decoder_depth + 1))
+        self.in_patch, self.out_patch = (_patch(shape, grid) for shape in (in_shape, out_shape))
+        cond_width = max(1, int(cond_ratio * width))
+        self.embed = nn.Linear(in_shape[0] * self.in_patch**2, width)
+        self.register_buffer("positions", sincos_positions(width, *grid), persistent=False)
+        self.positions: Tensor
+        self.level = LevelEmbedding(cond_width)
+        self.blocks = nn.ModuleList(ConditionedBlock(width, heads, cond_width, mlp_ratio) for _ in self.layers)
+        self.head = ConditionedHead(width, cond_width, out_shape[0] * self.out_patch**2)
+        self.apply(_initialise)
+        for layer in [self.head.linear, *(m.linear for m in self.modules() if isinstance(m, AdaLN))]:
+            nn.init.zeros_(layer.weight)
+
+    def forward(self, x_t: Tensor, level: NoiseLevel, cond: Cond | None = None) -> Tensor:
+        x, c = self.tokens_of(x_t) + self.positions, self.level(level)
+        for block in self.blocks:
+            x = block(x, c)  # (B, N, D)
+        return unpatchify(to_grid(self.head(x, c), self.grid[0]), self.out_patch)  # (B, C', H', W')
+
+    def encode(
+        self, x_t: Tensor, level: NoiseLevel, cond: Cond | None = None, layers: Collection[int] | None = None
+    ) -> dict[int, Tensor]:
+        wanted = self.layers if layers is None else layers
+        x, c, found = self.tokens_of(x_t) + self.positions, self.level(level), {}
+        for layer, block in zip(self.layers[: max(wanted)], self.blocks, strict=False):
+            x = block(x, c)  # (B, N, D)
+            if layer in wanted:
+                found[layer] = x
+        return found
+
+    @torch.no_grad()
+    def open_gates(self) -> None:
+        """Makes every block a plain ViT block (gates 1, shifts and scales 0), so that random weights show."""
+        for block in self.blocks:
+            assert isinstance(block, ConditionedBlock)
+            block.ada.linear.weight.zero_()
+            gates = block.ada.linear.bias.zero_().view(6, -1)  # shift, scale, gate; twice
+            gates[2].fill_(1)
+            gates[5].fill_(1)
+
+    def tokens_of(self, x_t: Tensor) -> Tensor:
+        """The patch embedding alone, before positions: (B, C, H, W) -> (B, N, D)."""
+        return self.embed(to_tokens(patchify(x_t, self.in_patch)))
+
+
+def _patch(shape: tuple[int, int, int], grid: tuple[int, int]) -> int:
+    p = shape[1] // grid[0]
+    if p < 1 or (grid[0] * p, grid[1] * p) != tuple(shape[1:]):
+        raise ConfigError("grid", grid, f"of tokens does not tile an input of {shape[1]} x {shape[2]}")
+    return p
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,1 @@
+"""The mathematics of corruption and restoration. Imports torch only; knows no network."""

@@ -1,0 +1,120 @@
+"""Noise schedules: the only place that knows gamma_t and sigma_t in z_t = gamma_t z0 + sigma_t eps.
+
+T steps, t in {0, ..., T-1}, t = 0 the cleanest. Tables are float64; a level is float32.
+Source: arXiv 2401.14404 Sec. 4 and 5; arXiv 2006.11239 (ddpm_linear); arXiv 2102.09672 (cosine).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from ldae.errors import ConfigError
+from ldae.parts import Count, NonNegative, Positive
+from ldae.types import Draws, NoiseLevel
+
+SQRT_2, SQRT_THIRD = math.sqrt(2), math.sqrt(1 / 3)
+
+
+class NoiseSchedule(ABC):
+    """gamma_t and sigma_t for t in {0, ..., T-1}. gamma^2 + sigma^2 = 1 is not assumed."""
+
+    def __init__(self, T: int = 1000):
+        self.T = T
+        self.gamma, self.sigma = self.table()
+
+    @abstractmethod
+    def table(self) -> tuple[Tensor, Tensor]:
+        """gamma and sigma, each (T,) float64."""
+
+    def at(self, t: Tensor) -> NoiseLevel:
+        """The level of each step in `t`, (B,) int64 in [0, T-1]."""
+        index = t.cpu()
+        gamma, sigma = self.gamma[index].float(), self.sigma[index].float()
+        return NoiseLevel(t, gamma.to(t.device), sigma.to(t.device))
+
+    def draw(self, count: int, draws: Draws) -> NoiseLevel:
+        """A level for each of `count` images, t uniform on {0, ..., T-1}."""
+        return self.at(draws.integers(self.T, count))
+
+    def levels(self, n: int) -> Tensor:
+        """`n` steps from T-1 down to 0, evenly spaced, both ends kept: (n,) int64."""
+        return torch.linspace(self.T - 1, 0, n, dtype=torch.float64).round().long()
+
+
+class DDPMLinear(NoiseSchedule):
+    """beta linear from 1e-4 to 0.02, gamma_t^2 = prod(1 - beta) (Sec. 4, arXiv 2006.11239).
+
+    For T other than 1000 the betas are scaled by 1000 / T, as improved DDPM and DiT do.
+
+    Raises:
+        ConfigError: T is so small that a beta reaches 1.
+    """
+
+    def __init__(self, T: Count = 1000, beta_first: Positive = 1e-4, beta_last: Positive = 0.02):
+        scale = 1000 / T
+        if scale * beta_last >= 1:
+            raise ConfigError("T", T, f"makes the last beta {scale * beta_last:g} >= 1; use T > {1000 * beta_last:g}")
+        self.beta = torch.linspace(scale * beta_first, scale * beta_last, T, dtype=torch.float64)
+        super().__init__(T)
+
+    def table(self) -> tuple[Tensor, Tensor]:
+        return _variance_preserving((1 - self.beta).cumprod(0))
+
+
+class Cosine(NoiseSchedule):
+    """gamma^2 along a squared cosine, beta clipped at 0.999 (Eq. 17, arXiv 2102.09672)."""
+
+    def __init__(self, T: Count = 1000, offset: Positive = 0.008):
+        self.offset = offset
+        super().__init__(T)
+
+    def table(self) -> tuple[Tensor, Tensor]:
+        u = torch.arange(self.T + 1, dtype=torch.float64) / self.T
+        f = torch.cos((u + self.offset) / (1 + self.offset) * math.pi / 2) ** 2
+        beta = (1 - f[1:] / f[:-1]).clamp(max=0.999)
+        return _variance_preserving((1 - beta).cumprod(0))
+
+
+class LinearGamma2(NoiseSchedule):
+    """gamma_t^2 = 1 - (t + 1) / T: linear from almost 1 to 0 (step 4 of arXiv 2401.14404, Fig. 3).
+
+    Spends far more steps on nearly clean latents than DDPMLinear does.
+    """
+
+    def __init__(self, T: Count = 1000):
+        super().__init__(T)
+
+    def table(self) -> tuple[Tensor, Tensor]:
+        return _variance_preserving(1 - torch.arange(1, self.T + 1, dtype=torch.float64) / self.T)
+
+
+class LinearSigma(NoiseSchedule):
+    """gamma = 1 and sigma_t linear from 0 to sigma_max (step 9 of arXiv 2401.14404: sqrt(2))."""
+
+    def __init__(self, T: Count = 1000, sigma_max: Positive = SQRT_2):
+        self.sigma_max = sigma_max
+        super().__init__(T)
+
+    def table(self) -> tuple[Tensor, Tensor]:
+        sigma = torch.linspace(0, self.sigma_max, self.T, dtype=torch.float64)
+        return torch.ones_like(sigma), sigma
+
+
+class ConstantSigma(NoiseSchedule):
+    """gamma = 1 and one sigma for all t (the single noise level of arXiv 2401.14404: sqrt(1/3))."""
+
+    def __init__(self, T: Count = 1000, sigma: NonNegative = SQRT_THIRD):
+        self.constant = sigma
+        super().__init__(T)
+
+    def table(self) -> tuple[Tensor, Tensor]:
+        ones = torch.ones(self.T, dtype=torch.float64)
+        return ones, self.constant * ones
+
+
+def _variance_preserving(gamma2: Tensor) -> tuple[Tensor, Tensor]:
+    return gamma2.sqrt(), (1 - gamma2).clamp(min=0).sqrt()

@@ -1,0 +1,72 @@
+"""What the network predicts, and the way back from a prediction to x0.
+
+With x_t = gamma x0 + sigma eps: eps = (x_t - gamma x0) / sigma, v = gamma eps - sigma x0
+(arXiv 2202.00512, App. D). gamma^2 + sigma^2 = 1 is not assumed.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from ldae.diffusion.corruptions.base import State
+from ldae.types import NoiseLevel, expand
+
+
+class Target(ABC):
+    """A regression target and its inverse.
+
+    Attributes:
+        lives_with_noise: whether the target is built from the noise, and so exists only in the
+            space that the noise was added in.
+    """
+
+    lives_with_noise = True
+
+    @abstractmethod
+    def of(self, clean: Tensor, state: State, level: NoiseLevel) -> Tensor:
+        """The target y for `clean`, (B, ...)."""
+
+    @abstractmethod
+    def to_x0(self, out: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
+        """The clean signal that a prediction `out` at `x_t` stands for.
+
+        Raises:
+            ZeroDivisionError: the level leaves nothing of x0 in x_t, so `out` cannot tell.
+        """
+
+
+class X0(Target):
+    """The clean signal itself (step 8 of arXiv 2401.14404)."""
+
+    lives_with_noise = False
+
+    def of(self, clean: Tensor, state: State, level: NoiseLevel) -> Tensor:
+        return clean
+
+    def to_x0(self, out: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
+        return out
+
+
+class Eps(Target):
+    """The noise (Eq. 14, arXiv 2006.11239)."""
+
+    def of(self, clean: Tensor, state: State, level: NoiseLevel) -> Tensor:
+        return state.eps
+
+    def to_x0(self, out: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
+        if (level.gamma == 0).any():
+            raise ZeroDivisionError("gamma = 0 at one of the levels: x0 cannot be had from a predicted eps there")
+        return (x_t - expand(level.sigma, x_t) * out) / expand(level.gamma, x_t)
+
+
+class V(Target):
+    """v = gamma eps - sigma x0; x0 = (gamma x_t - sigma v) / (gamma^2 + sigma^2)."""
+
+    def of(self, clean: Tensor, state: State, level: NoiseLevel) -> Tensor:
+        return expand(level.gamma, clean) * state.eps - expand(level.sigma, clean) * clean
+
+    def to_x0(self, out: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
+        gamma, sigma = expand(level.gamma, x_t), expand(level.sigma, x_t)
+        return (gamma * x_t - sigma * out) / (gamma**2 + sigma**2)

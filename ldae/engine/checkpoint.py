@@ -1,0 +1,129 @@
+"""Checkpoints that are whole or absent, and that are known to be whole before they are used.
+
+A checkpoint is a folder of safetensors files and a manifest with the size and SHA-256 of each: tensors load
+silently from a file with flipped bits, so our own hash is what detects damage. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ldae.errors import CheckpointError
+from ldae.files import load_tensors, published_folder, read_json, save_tensors, sha256, write_json
+
+FORMAT = "ldae-checkpoint-1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint.
+
+    Attributes:
+        path: its folder.
+        manifest: its manifest.json.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.manifest["step"])
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the manifest: it names the checkpoint, since it holds the hash of every file."""
+        return sha256(self.path / "manifest.json")
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of one of its files, e.g. `ema`, on the CPU."""
+        return load_tensors(self.path / f"{name}.safetensors")
+
+
+def folder_of(root: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return root / f"step-{step:09d}"
+
+
+def listed(root: Path) -> list[Path]:
+    """Checkpoint folders below `root`, the newest first; verified or not."""
+    return sorted(root.glob("step-*"), reverse=True) if root.is_dir() else []
+
+
+def verify(path: Path) -> Checkpoint:
+    """The checkpoint in `path`, every file held against its hash.
+
+    Raises:
+        CheckpointError: naming what is missing or damaged.
+    """
+    manifest = read_json(path / "manifest.json")
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: manifest.json is not of format {FORMAT}")
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not files or not isinstance(manifest.get("step"), int):
+        raise CheckpointError(f"{path}: manifest.json lists no files or no step")
+    for name, known in files.items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"{path}: {name} is missing")
+        if file.stat().st_size != known["size"] or sha256(file) != known["sha256"]:
+            raise CheckpointError(f"{path}: {name} is damaged (its SHA-256 is not the manifest's)")
+    return Checkpoint(path, manifest)
+
+
+def publish(
+    root: Path, tensors: Mapping[str, Mapping[str, Tensor]], manifest: Mapping[str, Any], keep: int
+) -> Checkpoint:
+    """Writes a checkpoint, verifies it, and only then removes the oldest beyond `keep`.
+
+    Args:
+        root: folder of checkpoints.
+        tensors: file name without suffix -> named tensors.
+        manifest: what else to record; `step` among it.
+        keep: how many to keep, at least 2.
+
+    Raises:
+        StorageError: the disk is full or fails; what was there before is untouched.
+    """
+    target = folder_of(root, int(manifest["step"]))
+    with published_folder(target) as temporary:
+        files = {}
+        for name, named in tensors.items():
+            path = temporary / f"{name}.safetensors"
+            save_tensors(path, named)
+            files[path.name] = {"size": path.stat().st_size, "sha256": sha256(path)}
+        write_json(temporary / "manifest.json", {**manifest, "format": FORMAT, "files": files})
+    done = verify(target)
+    for old in listed(root)[max(2, keep) :]:
+        shutil.rmtree(old, ignore_errors=True)
+    return done
+
+
+def newest(root: Path, set_aside: bool = True) -> Checkpoint | None:
+    """The newest checkpoint that verifies, or None where there never was one.
+
+    Damaged ones are reported and, with `set_aside`, renamed to `.bad-...`.
+
+    Raises:
+        CheckpointError: there are checkpoints and none is whole.
+    """
+    reasons = []
+    for path in listed(root):
+        try:
+            return verify(path)
+        except CheckpointError as error:
+            reasons.append(str(error))
+            print(f"warning: {error}; trying the one before", file=sys.stderr)
+            if set_aside:
+                path.rename(root / f".bad-{path.name}-{int(time.time() * 1000):x}")
+    if reasons or (root.is_dir() and any(root.glob(".bad-*"))):
+        raise CheckpointError(f"no checkpoint in {root} is whole; remove that folder to begin anew")
+    return None

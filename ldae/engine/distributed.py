@@ -1,0 +1,88 @@
+"""One process or many: torchrun's environment, and the few collective calls the engine needs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all that train together.
+
+    Attributes:
+        device: what this process computes on.
+        rank: its number; 0 writes files.
+        size: how many there are.
+    """
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def wrapped(self, player: nn.Module) -> nn.Module:
+        """The player with its gradients averaged over all processes."""
+        return DistributedDataParallel(player, broadcast_buffers=False) if self.size > 1 else player
+
+    def summed(self, value: Tensor) -> Tensor:
+        """The sum of `value` over all processes, on each of them."""
+        return self._reduced(value, dist.ReduceOp.SUM)
+
+    def highest(self, value: Tensor) -> Tensor:
+        """The elementwise maximum of `value` over all processes, on each of them."""
+        return self._reduced(value, dist.ReduceOp.MAX)
+
+    def shared(self, value: Any) -> Any:
+        """Rank 0's `value`, on every process."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device if self.device.type == "cuda" else None)
+        return box[0]
+
+    def wait(self) -> None:
+        """Returns when every process has come here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def _reduced(self, value: Tensor, how: Any) -> Tensor:
+        if self.size > 1:
+            value = value.clone()
+            dist.all_reduce(value, how)
+        return value
+
+
+def join_world(device: str) -> World:
+    """Joins the processes that torchrun started, if it did: nccl on CUDA, gloo on a CPU.
+
+    Args:
+        device: `cpu`, `cuda`, `cuda:N`; under torchrun each process takes the card of its local rank.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return World(torch.device(device))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    place = torch.device("cuda", local) if device.startswith("cuda") else torch.device(device)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=TIMEOUT)
+    return World(place, dist.get_rank(), dist.get_world_size())
+
+
+def leave_world() -> None:
+    """Ends the process group, if there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,123 @@
+"""metrics.jsonl, TensorBoard and the progress bar: the same figures in each."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ldae.engine.run import RunFolder
+from ldae.files import storage_errors, write_text
+from ldae.types import Metrics
+
+
+class Meter:
+    """Sums of what players measured since the last report, kept on the device."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def add(self, prefix: str, metrics: Metrics) -> None:
+        """Takes in (sum, count) pairs."""
+        for name, (total, count) in metrics.items():
+            key = prefix + name
+            old = self.sums.get(key)
+            self.sums[key] = (total, count) if old is None else (old[0] + total, old[1] + count)
+
+    def take(self, summed: Any) -> dict[str, float]:
+        """The means over all processes; vectors become name/0, name/1, ... . Starts anew."""
+        found: dict[str, float] = {}
+        for name, (total, count) in sorted(self.sums.items()):
+            means = summed(total) / summed(count)
+            for i, mean in enumerate(means.flatten().tolist()):
+                if not math.isnan(mean):  # a bucket that met no image
+                    found[name if means.ndim == 0 else f"{name}/{i}"] = mean
+        self.sums = {}
+        return found
+
+
+class RunLog:
+    """Writes rows to metrics.jsonl and scalars and images to TensorBoard, and moves the progress bar.
+
+    Args:
+        run: where to write.
+        total: images of the whole run.
+        done: images seen before this process began.
+        step: the step that this process begins at; later rows of an earlier process are dropped.
+        progress: whether to draw the bar.
+    """
+
+    def __init__(self, run: RunFolder, total: int, done: int, step: int, progress: bool):
+        from torch.utils.tensorboard import SummaryWriter
+
+        with storage_errors(run.metrics):
+            forget_after(run.metrics, step)
+            self.file = open(run.metrics, "a", buffering=1)
+        self.board = SummaryWriter(str(run.tensorboard), purge_step=step + 1)
+        self.bar = tqdm(total=total, initial=done, unit="img", unit_scale=True, disable=not progress, smoothing=0.05)
+        self.path = run.metrics
+
+    def row(self, step: int, values: Mapping[str, Any]) -> None:
+        """One line of metrics.jsonl; its numbers also go to TensorBoard."""
+        with storage_errors(self.path):
+            self.file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                self.board.add_scalar(name, value, step)
+
+    def image(self, name: str, picture: Tensor, step: int) -> None:
+        """A (3, H, W) picture in [0, 1] to TensorBoard and to RUN/pictures/NAME.png (the newest)."""
+        self.board.add_image(name, picture, step)
+        folder = self.path.parent / "pictures"
+        folder.mkdir(exist_ok=True)
+        save_png(folder / f"{name.replace('/', '-')}.png", picture)
+
+    def advance(self, images: int, loss: float | None) -> None:
+        """Moves the bar by `images`; shows `loss` if there is one."""
+        if loss is not None:
+            self.bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
+        self.bar.update(images)
+
+    def flush(self) -> None:
+        """Brings everything written so far to the disk."""
+        with storage_errors(self.path):
+            self.file.flush()
+            self.board.flush()
+
+    def close(self) -> None:
+        self.bar.close()
+        self.file.close()
+        self.board.close()
+
+
+def save_png(path: Path, picture: Tensor) -> None:
+    """Writes a (3, H, W) picture in [0, 1]."""
+    from PIL import Image
+
+    pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).movedim(0, -1).cpu().numpy()
+    Image.fromarray(pixels).save(path)
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Drops rows of metrics.jsonl beyond `step`, and a torn last line: a resumed run writes them again.
+
+    A row of a monitor (it has a key `monitor`) is written before the step of its number, one of a loss after
+    it; so the monitors' rows at `step` go too.
+    """
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if row["step"] < step or (row["step"] == step and "monitor" not in row):
+            kept.append(line + "\n")
+    write_text(path, "".join(kept))

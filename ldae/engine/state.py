@@ -1,0 +1,56 @@
+"""A trainer's state as named tensors, and back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ldae.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from ldae.engine.checkpoint import Checkpoint
+    from ldae.engine.trainer import Trainer
+
+
+def save_state(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
+    """File name -> named tensors: the networks, their averages, the optimisers' moments, the generators.
+
+    Moments are named `PLAYER.STATE.PARAMETER`, so that they find their parameter whatever its position.
+    """
+    model = {f"{n}.{k}": v for n, network in trainer.networks.items() for k, v in network.state_dict().items()}
+    optim = {}
+    for player, optimizer in trainer.optimizers.items():
+        names = {id(p): name for name, p in trainer.networks[player].named_parameters()}
+        for parameter, state in optimizer.state.items():
+            for key, value in state.items():
+                optim[f"{player}.{key}.{names[id(parameter)]}"] = torch.as_tensor(value)
+    rng = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        rng["cuda"] = torch.cuda.get_rng_state()
+    return {"model": model, "ema": dict(trainer.ema.average), "optim": optim, "rng": rng}
+
+
+def load_state(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    """Puts a checkpoint's tensors where save_state found them.
+
+    Raises:
+        CheckpointError: names or shapes are not those of this trainer.
+    """
+    model, moments = checkpoint.tensors("model"), checkpoint.tensors("optim")
+    try:
+        for player, network in trainer.networks.items():
+            own = {k[len(player) + 1 :]: v for k, v in model.items() if k.startswith(f"{player}.")}
+            network.load_state_dict(own)
+            parameters = dict(network.named_parameters())
+            for name, value in moments.items():
+                if name.startswith(f"{player}."):
+                    key, parameter = name[len(player) + 1 :].split(".", 1)
+                    state = trainer.optimizers[player].state[parameters[parameter]]
+                    # AdamW's `step` is a float on the CPU unless fused, then it lives with the parameter
+                    state[key] = value.to(parameters[parameter].device)
+        trainer.ema.load(checkpoint.tensors("ema"))
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{checkpoint.path} is of another network: {error}") from None
+    torch.set_rng_state(checkpoint.tensors("rng")["cpu"])

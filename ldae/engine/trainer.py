@@ -1,0 +1,358 @@
+"""The training loop, told top to bottom."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ldae.counter import seed_of
+from ldae.engine.checkpoint import Checkpoint, folder_of, newest, publish
+from ldae.engine.distributed import World
+from ldae.engine.ema import EMA
+from ldae.engine.logging import Meter, RunLog
+from ldae.engine.optim import Optim
+from ldae.engine.run import RunFolder
+from ldae.engine.signals import StopFlag
+from ldae.engine.state import load_state, save_state
+from ldae.errors import ConfigError, Interrupted, NonFiniteError
+from ldae.files import write_json
+from ldae.parts import Count, Fraction, NonNegative, Positive
+from ldae.types import Batch, Draws, Player
+
+# (step) -> scalars, pictures. Called with the averaged weights in place.
+Report = tuple[Mapping[str, float], Mapping[str, Tensor]]
+
+
+class Batches(Protocol):
+    """What the trainer needs of a loader."""
+
+    steps_per_epoch: int
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        """This process's rows of the global batch at steps start, start + 1, ..."""
+
+
+class Monitor(Protocol):
+    """Something to look at now and then; it changes nothing.
+
+    Attributes:
+        name: of its rows.
+        every: steps between looks; 0 for the start alone.
+    """
+
+    name: str
+    every: int
+
+    def __call__(self, step: int) -> Report: ...
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How long and how to train.
+
+    Attributes:
+        batch: images of one step over all processes.
+        steps, epochs: the length; one of the two.
+        accumulate: parts that a process's share of a batch is worked through in.
+        precision: of the networks' matrix products; weights, tokenizers and losses are fp32.
+        clip: highest norm of the gradient; 0 for none.
+        ema: decay of the weights' average; 0 for none.
+        compile: whether torch.compile works on each transformer block.
+        log_every: steps between rows of metrics.jsonl.
+        checkpoint_every: steps between checkpoints.
+        keep: checkpoints that are kept.
+        slices: slices of a batch with noise of their own (at most; the largest number that divides the batch).
+            Processes times accumulate must divide it: then the noise is the same however the work is shared.
+    """
+
+    batch: Count
+    steps: Count | None = None
+    epochs: Positive | None = None
+    accumulate: Count = 1
+    precision: Literal["fp32", "bf16"] = "bf16"
+    clip: NonNegative = 1.0
+    ema: Fraction = 0.999
+    compile: bool = False
+    log_every: Count = 10
+    checkpoint_every: Count = 500
+    keep: Count = 2
+    slices: Count = 8
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.epochs is None):
+            raise ConfigError(
+                "steps", self.steps, f"with epochs={self.epochs}: give one of the two, null for the other"
+            )
+        if self.ema >= 1:
+            raise ConfigError("ema", self.ema, "must be below 1")
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """The run's length in steps."""
+        return self.steps if self.steps is not None else max(1, round((self.epochs or 0) * steps_per_epoch))
+
+    def slices_of(self, world_size: int) -> int:
+        """Slices of a global batch, each a part of one process's share.
+
+        Raises:
+            ConfigError: they cannot be shared out evenly.
+        """
+        slices = math.gcd(self.batch, self.slices)
+        parts = world_size * self.accumulate
+        if slices % parts:
+            raise ConfigError(
+                "batch",
+                self.batch,
+                f"cannot be shared by {world_size} processes x accumulate={self.accumulate}: that product must divide "
+                f"both train.batch and train.slices={self.slices}",
+            )
+        return slices
+
+
+class Trainer:
+    """Trains players on batches, so that it can be stopped anywhere and goes on bit for bit.
+
+    Args:
+        players: by name; each gets an optimiser of its own.
+        loader: batches by step.
+        optim: makes optimisers, tells learning rates.
+        settings: how long and how.
+        seed: of the noise.
+        world: this process among others.
+        run: the folder to write to; held by the caller.
+        record: what else a checkpoint's manifest says (config, fingerprints).
+        monitors: to look at now and then, on the main process.
+        stop: the flag that signals set.
+        progress: whether to draw a progress bar.
+    """
+
+    def __init__(
+        self,
+        players: Mapping[str, Player],
+        loader: Batches,
+        optim: Optim,
+        settings: TrainSettings,
+        seed: int,
+        world: World,
+        run: RunFolder,
+        record: Mapping[str, Any],
+        monitors: Sequence[Monitor] = (),
+        stop: StopFlag | None = None,
+        progress: bool = False,
+    ):
+        self.players, self.loader, self.optim, self.settings = dict(players), loader, optim, settings
+        self.seed, self.world, self.run, self.record = seed, world, run, record
+        self.monitors, self.stop, self.progress = monitors, stop or StopFlag(), progress
+        self.total = settings.total_steps(loader.steps_per_epoch)
+        self.slices = settings.slices_of(world.size)
+        self.networks: dict[str, nn.Module] = {name: player.network for name, player in players.items()}
+        self.weights = {
+            f"{n}.{k}": p for n, m in self.networks.items() for k, p in m.named_parameters() if p.requires_grad
+        }
+        self.optimizers = {name: optim.build(m.parameters()) for name, m in self.networks.items()}
+        self.ema = EMA(self.weights, settings.ema)
+        self.wrapped: dict[str, Any] = {name: world.wrapped(player) for name, player in players.items()}  # type: ignore[arg-type]
+        self.meter, self.step, self.saved, self.stopping = Meter(), 0, -1, False
+        if settings.compile:
+            for module in (
+                m for network in self.networks.values() for m in network.modules() if hasattr(m, "compiles")
+            ):
+                module.compile()
+
+    def fit(self) -> None:
+        """Runs from the newest checkpoint, or from the start, to the end.
+
+        Raises:
+            Interrupted: a signal came; the state was saved.
+            NonFiniteError: a loss or gradient was NaN or infinite; the step was not made.
+            StorageError, CheckpointError: as their names say.
+        """
+        self._resume()
+        log = self._open_log()
+        batches = self.loader.batches(self.step)
+        try:
+            while self.step < self.total:
+                self._look(log)
+                batch = next(batches)
+                rate = self.optim.rate(self.step, self.total, self.settings.batch)
+                losses, norms = self._learn(batch, rate)
+                self.step += 1
+                self.ema.update(self.step)
+                self._report(log, losses, norms, rate)
+                if self.stopping:
+                    self.stop.poll()
+                if self.step % self.settings.checkpoint_every == 0:
+                    self._save(log)
+            self._look(log)
+            self._save(log)
+        except Interrupted:
+            self._save(log)
+            raise
+        finally:
+            if log is not None:
+                log.close()
+
+    def _learn(self, batch: Batch, rate: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """One step of every player on this process's share of a batch: {name: loss}, {name: gradient norm}."""
+        torch.manual_seed(seed_of(self.seed, 1, self.step, self.world.rank))  # for dropout and the like
+        losses, norms = {}, {}
+        for name, optimizer in self.optimizers.items():
+            optimizer.zero_grad(set_to_none=True)
+            losses[name] = self._gradients(name, batch)
+            weights = [p for group in optimizer.param_groups for p in group["params"]]
+            grads = [p.grad for p in weights if p.grad is not None]
+            norms[name] = nn.utils.get_total_norm(grads)
+            self._check(name, batch, losses[name], norms[name])
+            if self.settings.clip:
+                nn.utils.clip_grads_with_norm_(weights, self.settings.clip, norms[name])
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+        return losses, norms
+
+    def _gradients(self, name: str, batch: Batch) -> Tensor:
+        """Leaves the gradient of a player's mean loss in its parameters; returns this process's mean loss."""
+        parts, wrapped = self.settings.accumulate, self.wrapped[name]
+        rows, losses = len(batch) // parts, []
+        for part in range(parts):
+            piece = batch.rows(part * rows, (part + 1) * rows)
+            waits = wrapped.no_sync() if part < parts - 1 and hasattr(wrapped, "no_sync") else contextlib.nullcontext()
+            with waits:
+                with self._autocast():
+                    loss, metrics = wrapped(piece, self._draws(part))
+                (loss / parts).backward()
+            losses.append(loss.detach())
+            self.meter.add(self._prefix(name), metrics)
+        return torch.stack(losses).mean()
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.settings.precision == "bf16"
+        return torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def _draws(self, part: int) -> Draws:
+        """The noise of one part of this process's share: the slices of the global batch that lie in it."""
+        count = self.slices // (self.world.size * self.settings.accumulate)
+        first = (self.world.rank * self.settings.accumulate + part) * count
+        return Draws([seed_of(self.seed, 2, self.step, first + k) for k in range(count)], self.world.device)
+
+    def _check(self, name: str, batch: Batch, loss: Tensor, norm: Tensor) -> None:
+        """Before the optimiser moves: nothing may be NaN or infinite, on any process."""
+        bad = (~torch.isfinite(torch.stack([loss, norm.to(loss.dtype)]))).any().float()
+        asked = torch.full_like(bad, float(bool(self.stop.asked)))
+        bad, asked = self.world.highest(torch.stack([bad, asked])).tolist()
+        self.stopping = bool(asked)  # agreed by all: each of them stops after this step
+        if asked and not self.stop.asked:
+            self.stop.asked = "a signal to another process"
+        if bad:
+            draws = [self.players[name].describe(batch, self._draws(0))] if self.settings.accumulate == 1 else []
+            report = {"step": self.step + 1, "player": name, "loss": str(float(loss)), "norm": str(float(norm))}
+            where = self.run.path / f"nonfinite-rank{self.world.rank}.json"
+            write_json(where, {**report, "images": self._names(batch), "levels": draws})
+            raise NonFiniteError(
+                f"loss {float(loss):g}, gradient norm {float(norm):g} at step {self.step + 1}; the step was not made. "
+                f"The batch and its noise levels are in {where}. Lower optim.blr, or look at those images"
+            )
+
+    def _names(self, batch: Batch) -> list[str]:
+        name = getattr(getattr(self.loader, "images", None), "name", str)
+        return [name(int(i)) for i in batch.index]
+
+    def _prefix(self, name: str) -> str:
+        return "" if len(self.players) == 1 else f"{name}/"
+
+    def _open_log(self) -> RunLog | None:
+        self._clock, self._since = time.perf_counter(), self.step
+        if not self.world.main:
+            return None
+        self.run.set_status("running", self.step)
+        size = self.settings.batch
+        return RunLog(self.run, self.total * size, self.step * size, self.step, self.progress)
+
+    def _report(
+        self, log: RunLog | None, losses: Mapping[str, Tensor], norms: Mapping[str, Tensor], rate: float
+    ) -> None:
+        """Every log_every steps a row; every step the bar moves."""
+        due = self.step % self.settings.log_every == 0 or self.step == self.total
+        row: dict[str, Any] = {}
+        if due:
+            for name, loss in losses.items():
+                value = float(self.world.summed(loss) / self.world.size)
+                row |= {f"{self._prefix(name)}loss": value, f"{self._prefix(name)}loss_hex": value.hex()}
+                row[f"{self._prefix(name)}gradient_norm"] = float(norms[name])
+            row |= self.meter.take(self.world.summed)
+            seconds = time.perf_counter() - self._clock
+            row |= {"rate": rate, "images_per_second": (self.step - self._since) * self.settings.batch / seconds}
+            row["epoch"] = self.step / self.loader.steps_per_epoch
+            self._clock, self._since = time.perf_counter(), self.step
+        if log is not None:
+            if due:
+                log.row(self.step, row)
+            log.advance(self.settings.batch, row.get(f"{self._prefix(next(iter(losses)))}loss"))
+
+    def _look(self, log: RunLog | None) -> None:
+        """The monitors that are due, before the step is made, with the averaged weights."""
+        due = [m for m in self.monitors if (self.step % m.every == 0 if m.every else self.step == 0)]
+        if log is None or not (due or self.step == self.total):
+            return
+        began = time.perf_counter()
+        last = [m for m in self.monitors if m.every and m not in due and self.step == self.total]
+        with self.ema.applied(), torch.no_grad(), evaluating(self.networks.values()):
+            for monitor in due + last:
+                scalars, pictures = monitor(self.step)
+                if scalars:
+                    log.row(self.step, {"monitor": monitor.name, **scalars})
+                for name, picture in pictures.items():
+                    log.image(name, picture, self.step)
+        self._clock += time.perf_counter() - began
+
+    def _save(self, log: RunLog | None) -> None:
+        """Publishes a checkpoint of this step, once."""
+        if self.saved == self.step:
+            return
+        began = time.perf_counter()
+        if self.world.main:
+            if log is not None:
+                log.flush()
+            epoch, position = divmod(self.step, self.loader.steps_per_epoch)
+            manifest = {**self.record, "step": self.step, "epoch": epoch, "position": position}
+            manifest |= {"total": self.total, "world": self.world.size, "slices": self.slices}
+            publish(self.run.checkpoints, save_state(self), manifest, self.settings.keep)
+            self.run.set_status("running", self.step)
+        self.saved = self.step
+        self.world.wait()
+        self._clock += time.perf_counter() - began
+
+    def _resume(self) -> None:
+        """Takes up the newest whole checkpoint, if there is one."""
+        found: Checkpoint | None = None
+        if self.world.main:
+            for leftover in self.run.checkpoints.glob(".tmp-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            found = newest(self.run.checkpoints)
+        step = self.world.shared(found.step if found else None)
+        if step is None:
+            return
+        if found is None:
+            found = Checkpoint(folder_of(self.run.checkpoints, step), {"step": step})
+        load_state(self, found)
+        self.step = self.saved = step
+
+
+@contextlib.contextmanager
+def evaluating(networks: Any) -> Iterator[None]:
+    """The networks are in eval mode while the block lasts."""
+    training = [(network, network.training) for network in networks]
+    for network, _ in training:
+        network.eval()
+    try:
+        yield
+    finally:
+        for network, was in training:
+            network.train(was)

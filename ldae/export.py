@@ -1,0 +1,152 @@
+"""A finished run as something to use: its encoder, its denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ldae.counter import seed_of
+from ldae.engine.checkpoint import Checkpoint, folder_of, newest, verify
+from ldae.errors import CheckpointError, ConfigError
+from ldae.objectives.denoise import Denoise
+from ldae.system import System
+from ldae.tokenizers.base import load_tokenizer
+from ldae.types import Draws
+
+TOKENIZER_FILE = "tokenizer.safetensors"
+PLAYER = "denoiser"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a checkpoint of a run holds, built.
+
+    Attributes:
+        objective: the objective with its tokenizer and, unless it was asked untrained, trained network.
+        checkpoint: where the weights are from.
+        config: the resolved config of the run.
+    """
+
+    objective: Denoise
+    checkpoint: Checkpoint
+    config: Mapping[str, Any]
+
+
+def find_checkpoint(run: Path, step: int | None = None) -> Checkpoint:
+    """The verified checkpoint of a run, the newest unless a step is given. Changes nothing in the run.
+
+    Raises:
+        CheckpointError: the run has none, or it is damaged.
+    """
+    root = run / "checkpoints"
+    if step is not None:
+        return verify(folder_of(root, step))
+    found = newest(root, set_aside=False)
+    if found is None:
+        raise CheckpointError(f"run={run} has no checkpoint; is it the folder that pretraining wrote (out=)?")
+    return found
+
+
+def load_run(
+    run: Path,
+    step: int | None = None,
+    weights: Literal["ema", "model", "untrained"] = "ema",
+    device: torch.device | str = "cpu",
+) -> Run:
+    """Builds a run's objective and fills it from a checkpoint, every file verified first.
+
+    Args:
+        run: folder that pretraining wrote.
+        step: which checkpoint; the newest if None.
+        weights: the average of the weights, the last weights, or none: the random network that the
+            run began with, its gates opened.
+
+    Raises:
+        CheckpointError: no whole checkpoint, or a tokenizer that is not the one of the run.
+    """
+    checkpoint = find_checkpoint(run, step)
+    config = checkpoint.manifest["config"]
+    torch.manual_seed(seed_of(config["seed"]))  # the network's start, as in pretraining
+    objective = System(config)["objective"]
+    if not isinstance(objective, Denoise):
+        raise CheckpointError(f"run={run} is not of a denoiser: {config['objective']['part']}")
+    load_tokenizer(run / TOKENIZER_FILE, objective.tokenizer, checkpoint.manifest["tokenizer"])
+    if weights == "untrained":
+        objective.denoiser.open_gates()  # at its start the network is the identity: too low a floor
+    else:
+        named = {k[len(PLAYER) + 1 :]: v for k, v in checkpoint.tensors(weights).items()}
+        missing, unexpected = objective.network.load_state_dict(named, strict=False)
+        if missing or unexpected:
+            raise CheckpointError(f"{checkpoint.path} is of another network: {sorted(missing + unexpected)[:4]}")
+    objective.requires_grad_(False).eval().to(device)
+    return Run(objective, checkpoint, config)
+
+
+class Encoder(nn.Module):
+    """Images to features: owns normalisation, tokenizer, noise level and pooling.
+
+    Args:
+        objective: a denoiser with its tokenizer.
+        layer: whose tokens are the representation; the end of the encoder half if None.
+        t: step of the noise level that the network is told.
+        noised: whether the input is noised at that level too.
+        precision: of the network's matrix products.
+        seed: of that noise.
+
+    Raises:
+        ConfigError: the network has no such layer, or the schedule no such step.
+    """
+
+    def __init__(
+        self,
+        objective: Denoise,
+        layer: int | None = None,
+        t: int = 10,
+        noised: bool = False,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.objective, self.network = objective, objective.denoiser
+        self.layer = self.network.encoder_layer if layer is None else layer
+        self.t, self.noised, self.precision, self.seed = t, noised, precision, seed
+        if self.layer not in self.network.layers:
+            raise ConfigError("layer", self.layer, f"is not one of the network's layers 1..{len(self.network.layers)}")
+        if not 0 <= t < objective.schedule.T:
+            raise ConfigError("t", t, f"must be in 0..{objective.schedule.T - 1}")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, D), tokens averaged."""
+        return self.tokens(images, [self.layer])[self.layer].mean(1)
+
+    @torch.no_grad()
+    def tokens(self, images: Tensor, layers: Collection[int]) -> dict[int, Tensor]:
+        """Tokens after each of `layers` in one pass: {layer: (B, N, D)} float32."""
+        draws = Draws([seed_of(self.seed, self.t)], images.device) if self.noised else None
+        level = self.objective.schedule.at(torch.full((len(images),), self.t, device=images.device))
+        x = self.objective.clean_input(images, level, draws)
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            found = self.network.encode(x, level, layers=layers)
+        return {layer: tokens.float() for layer, tokens in found.items()}
+
+
+def load_encoder(
+    run: Path | str, step: int | None = None, device: torch.device | str = "cpu", **settings: Any
+) -> Encoder:
+    """The encoder of a pretraining run, ready to use.
+
+    Args:
+        run: folder that pretraining wrote.
+        step: which checkpoint; the newest if None.
+        settings: `layer`, `t`, `noised`, `precision`, `seed` of Encoder.
+
+    Example:
+        >>> encoder = load_encoder("runs/ldae-digits/seed0")
+        >>> features = encoder(images)     # (B, 3, H, W) in [0, 1] -> (B, D)
+    """
+    return Encoder(load_run(Path(run), step, device=device).objective, **settings)

@@ -1,0 +1,1 @@
+"""Image quality. Imports `ldae.types` at most."""

@@ -1,0 +1,1 @@
+"""Building blocks of networks: attention, transformer blocks, patches, embeddings."""

@@ -1,0 +1,42 @@
+"""Fixed sinusoidal codes of positions and of noise levels."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def sincos_positions(width: int, h: int, w: int) -> Tensor:
+    """2-D positions as in MAE and DiT: the first half of the channels codes the column, the rest the row.
+
+    Each half is [sin(p omega_k), cos(p omega_k)], omega_k = 10000^(-k / (width / 4)).
+
+    Args:
+        width: D, divisible by 4.
+        h, w: rows and columns of the grid.
+
+    Returns:
+        (h*w, D) float32, tokens row by row.
+    """
+    omega = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+    row, column = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    halves = [axis.reshape(-1, 1) * omega for axis in (column, row)]
+    return torch.cat([wave for angle in halves for wave in (angle.sin(), angle.cos())], dim=1).float()  # (N, D)
+
+
+def sinusoid(t: Tensor, width: int) -> Tensor:
+    """[cos(t omega_k), sin(t omega_k)], omega_k = exp(-ln(10^4) k / (width / 2)) (DiT, arXiv 2212.09748).
+
+    Args:
+        t: (B,) steps, any number type.
+        width: even.
+
+    Returns:
+        (B, width) float32.
+    """
+    half = width // 2
+    omega = torch.exp(-math.log(10000.0) / half * torch.arange(half, device=t.device, dtype=torch.float32))
+    angle = t.float()[:, None] * omega
+    return torch.cat([angle.cos(), angle.sin()], dim=1)  # (B, width)

@@ -1,0 +1,1 @@
+"""What is learned: each objective is a player, parameters with a loss."""

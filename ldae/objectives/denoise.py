@@ -1,0 +1,113 @@
+"""Denoising: all of l-DAE's path, one function of five parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ldae.denoisers.base import Denoiser
+from ldae.diffusion.corruptions.base import Corruption
+from ldae.diffusion.schedules import NoiseSchedule
+from ldae.diffusion.targets import Target
+from ldae.diffusion.weights import Weight
+from ldae.errors import ConfigError
+from ldae.objectives.base import Objective, full_precision
+from ldae.objectives.residues import Metric
+from ldae.objectives.spaces import InputSpace, OutputSpace
+from ldae.tasks.base import Task
+from ldae.tokenizers.base import Tokenizer
+from ldae.types import Batch, Cond, Draws, Metrics, NoiseLevel
+
+BUCKETS = 8
+
+
+class Denoise(Objective):
+    """Corrupts the latent of an image and asks for what was clean.
+
+    Args:
+        task: batch -> (x0, cond).
+        tokenizer: fitted and frozen.
+        corruption, schedule: z0 -> z_t.
+        input: what of z_t the network sees.
+        output: what counts as clean.
+        target: what the network predicts of it.
+        weight: lambda of the noise level.
+        metric: the residue's size.
+        denoiser: the network.
+
+    Raises:
+        ConfigError: the target needs the noise where the answer is an image, or a weight is infinite.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        tokenizer: Tokenizer,
+        corruption: Corruption,
+        schedule: NoiseSchedule,
+        input: InputSpace,
+        output: OutputSpace,
+        target: Target,
+        weight: Weight,
+        metric: Metric,
+        denoiser: Denoiser,
+    ):
+        super().__init__(network=denoiser)
+        self.denoiser = denoiser
+        self.task, self.corruption, self.schedule = task, corruption, schedule
+        self.input, self.output, self.target, self.weight, self.metric = input, output, target, weight, metric
+        self.tokenizer = tokenizer.requires_grad_(False)
+        if target.lives_with_noise and not output.latent:
+            name = type(target).__name__
+            raise ConfigError("target", name, "is built from the noise, which is in the latent; use output=latent")
+        if not torch.isfinite(weight(schedule.at(torch.arange(schedule.T)))).all():
+            raise ConfigError(
+                "weight", type(weight).__name__, f"is infinite at a level of {type(schedule).__name__}; use another"
+            )
+
+    def forward(self, batch: Batch, draws: Draws) -> tuple[Tensor, Metrics]:
+        """lambda_t * metric(network(x_t, t), y), mean over the batch (Sec. 5, arXiv 2401.14404)."""
+        with full_precision(batch.images):
+            x0, cond = self.task(batch)
+            z0 = self.tokenizer.encode(x0)  # (B, d, h, w)
+            level = self.schedule.draw(len(z0), draws)
+            state = self.corruption.draw(z0, draws)
+            x_t = self.input.view(self.corruption.at(z0, level, state))  # (B, C, H, W)
+            y = self.target.of(self.output.clean(x0, z0), state, level)  # (B, C', H', W')
+        out = self.denoiser(x_t, level, cond)
+        with full_precision(batch.images):
+            losses = self.weight(level) * self.metric(out.float(), y)  # (B,)
+        return losses.mean(), self._by_level(losses.detach(), level)
+
+    def describe(self, batch: Batch, draws: Draws) -> Mapping[str, list[float]]:
+        level = self.schedule.draw(len(batch), draws)
+        return {"t": level.t.tolist(), "gamma": level.gamma.tolist(), "sigma": level.sigma.tolist()}
+
+    def clean_input(self, images: Tensor, level: NoiseLevel, draws: Draws | None) -> Tensor:
+        """What the network is shown of images (B, 3, H, W) in [0, 1]; noised at `level` if there are draws."""
+        with full_precision(images):
+            z = self.tokenizer.encode(2 * images - 1)
+            z = self.corruption.at(z, level, self.corruption.draw(z, draws)) if draws else z
+            return self.input.view(z)
+
+    @torch.no_grad()
+    def denoised(self, images: Tensor, level: NoiseLevel, draws: Draws) -> tuple[Tensor, Tensor]:
+        """The noised images and the network's answer, both (B, 3, H, W) in [-1, 1] and beyond, unclipped.
+
+        The noised ones are latents inverted into image space, noise in the latent included.
+        """
+        with full_precision(images):
+            z0 = self.tokenizer.encode(2 * images - 1)
+            z_t = self.corruption.at(z0, level, self.corruption.draw(z0, draws))
+            x_t = self.input.view(z_t)
+        out = self.denoiser(x_t, level, Cond()).float()
+        with full_precision(images):
+            answer = self.target.to_x0(out, z_t if self.output.latent else x_t, level)
+            return self.tokenizer.decode(z_t), self.output.to_image(answer)
+
+    def _by_level(self, losses: Tensor, level: NoiseLevel) -> Metrics:
+        bucket = level.t * BUCKETS // self.schedule.T  # (B,)
+        zeros = torch.zeros(BUCKETS, device=losses.device)
+        return {"loss_level": (zeros.index_add(0, bucket, losses), zeros.index_add(0, bucket, torch.ones_like(losses)))}

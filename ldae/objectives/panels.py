@@ -1,0 +1,81 @@
+"""Pictures of what a denoiser does and of what a tokenizer sees."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ldae.counter import seed_of
+from ldae.metrics.psnr import psnr
+from ldae.objectives.denoise import Denoise
+from ldae.tokenizers.base import Tokenizer
+from ldae.types import Draws
+
+GAP = 2  # pixels between tiles
+
+
+class DenoisingPanel:
+    """clean | noised | denoised at four noise levels, and the PSNR of each.
+
+    The levels are at 1/8, 3/8, 5/8 and 7/8 of the schedule; images and noise are the same at every look.
+
+    Args:
+        objective: a denoiser.
+        images: (B, 3, H, W) in [0, 1]; all are measured, the first `shown` are drawn.
+        every: steps between looks.
+        shown: rows of the picture.
+    """
+
+    name = "panel"
+    EIGHTHS = (1, 3, 5, 7)
+
+    def __init__(self, objective: Denoise, images: Tensor, every: int, shown: int = 8):
+        self.objective, self.images, self.every, self.shown = objective, images, every, shown
+
+    def __call__(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+        columns, scalars = [self.images[: self.shown]], {}
+        for eighth in self.EIGHTHS:
+            noised, denoised = self._restored(eighth)
+            columns += [noised[: self.shown], denoised[: self.shown]]
+            scalars[f"psnr_noised/{eighth}_8"] = psnr(noised, self.images)
+            scalars[f"psnr_denoised/{eighth}_8"] = psnr(denoised, self.images)
+        return scalars, {"clean_noised_denoised": tiled(torch.stack(columns, dim=1))}
+
+    def _restored(self, eighth: int) -> tuple[Tensor, Tensor]:
+        """Noised and denoised images in [0, 1]."""
+        t = torch.full((len(self.images),), eighth * self.objective.schedule.T // 8, device=self.images.device)
+        draws = Draws([seed_of(eighth)], self.images.device)
+        noised, denoised = self.objective.denoised(self.images, self.objective.schedule.at(t), draws)
+        return ((noised + 1) / 2).clamp(0, 1), ((denoised + 1) / 2).clamp(0, 1)
+
+
+class FilterPanel:
+    """The tokenizer's filters, each scaled to its own range; drawn once."""
+
+    name = "filters"
+    every = 0
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+
+    def __call__(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+        return {}, {"tokenizer_filters": filter_tiles(self.tokenizer)}
+
+
+def filter_tiles(tokenizer: Tokenizer) -> Tensor:
+    """All filters of a tokenizer, eight in a row: (3, H, W) in [0, 1], 1/2 where a filter adds nothing."""
+    filters = tokenizer.filters()  # (d, 3, p, q)
+    high = filters.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
+    tiles = filters / high / 2 + 0.5
+    columns = min(8, len(tiles))
+    padding = torch.full((-len(tiles) % columns, *tiles.shape[1:]), 0.5, device=tiles.device)
+    return tiled(rearrange(torch.cat([tiles, padding]), "(r c) k p q -> r c k p q", c=columns))
+
+
+def tiled(grid: Tensor, least: int = 64) -> Tensor:
+    """Tiles (rows, columns, 3, H, W) in [0, 1] as one picture (3, H', W'), small ones enlarged to `least` pixels."""
+    times = max(1, least // grid.shape[-2])
+    grid = grid.repeat_interleave(times, -2).repeat_interleave(times, -1)
+    framed = torch.nn.functional.pad(grid, (0, GAP, 0, GAP), value=1.0)
+    return rearrange(framed, "r c k h w -> k (r h) (c w)")[:, :-GAP, :-GAP]

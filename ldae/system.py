@@ -1,0 +1,117 @@
+"""From a resolved config to the parts it names. Needs no data: an impossible config fails before any is read."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from ldae.data.datasets import Dataset, Division
+from ldae.data.transforms import Augment
+from ldae.denoisers.base import Denoiser
+from ldae.diffusion.corruptions.base import Corruption
+from ldae.diffusion.schedules import NoiseSchedule
+from ldae.diffusion.targets import Target
+from ldae.diffusion.weights import Weight
+from ldae.engine.optim import Optim
+from ldae.errors import ConfigError
+from ldae.objectives.base import Objective
+from ldae.objectives.residues import Metric
+from ldae.objectives.spaces import InputSpace, OutputSpace
+from ldae.parts import construct, resolve
+from ldae.tasks.base import Task
+from ldae.tokenizers.base import Tokenizer
+
+# config group -> (package that its parts lie in, what they derive from)
+GROUPS: Mapping[str, tuple[str, type]] = {
+    "data": ("ldae.data", Dataset),
+    "augment": ("ldae.data", Augment),
+    "task": ("ldae.tasks", Task),
+    "tokenizer": ("ldae.tokenizers", Tokenizer),
+    "corruption": ("ldae.diffusion", Corruption),
+    "schedule": ("ldae.diffusion", NoiseSchedule),
+    "input": ("ldae.objectives", InputSpace),
+    "output": ("ldae.objectives", OutputSpace),
+    "target": ("ldae.diffusion", Target),
+    "weight": ("ldae.diffusion", Weight),
+    "metric": ("ldae.objectives", Metric),
+    "denoiser": ("ldae.denoisers", Denoiser),
+    "objective": ("ldae.objectives", Objective),
+    "optim": ("ldae.engine", Optim),
+}
+
+
+class System:
+    """Builds parts on demand, each once. A constructor asks for another part by naming a parameter after its group.
+
+    Args:
+        config: group -> {part: dotted class name, argument: value, ...}; more keys do no harm.
+
+    Example:
+        >>> system = System(config)
+        >>> objective = system["objective"]     # with its tokenizer, schedule, denoiser, ...
+        >>> objective.tokenizer is system["tokenizer"]
+        True
+    """
+
+    def __init__(self, config: Mapping[str, Any]):
+        self.config = config
+        self.made: dict[str, Any] = {}
+        self.derived: Mapping[str, Callable[[], Any]] = {
+            "image_shape": lambda: (3, self["data"].size, self["data"].size),
+            "in_shape": lambda: self["input"].shape,
+            "out_shape": lambda: self["output"].shape,
+            "grid": lambda: self["tokenizer"].grid,
+            "division": lambda: self.settings("data", Division),
+        }
+
+    def __getitem__(self, group: str) -> Any:
+        """The part of a group.
+
+        Raises:
+            ConfigError: the group is missing, or the part cannot be made so.
+        """
+        if group not in self.made:
+            self.made[group] = self._make(group)
+        return self.made[group]
+
+    def settings(self, group: str, kind: type) -> Any:
+        """The dataclass `kind`, filled from those keys of a group that it has."""
+        names = {field.name for field in fields(kind)}
+        chosen = {key: value for key, value in self._spec(group).items() if key in names}
+        return self._named(group, lambda: construct(kind, chosen, {}))
+
+    def _spec(self, group: str) -> Mapping[str, Any]:
+        spec = self.config.get(group)
+        if not isinstance(spec, Mapping):
+            raise ConfigError(group, spec, "must be a mapping")
+        return spec
+
+    def _make(self, group: str) -> Any:
+        package, base = GROUPS[group]
+        spec = dict(self._spec(group))
+        part = self._named(group, lambda: resolve(spec.pop("part", None), package, base))
+        asked = [name for name in _parameters(part) if name in GROUPS or name in self.derived]
+        given = {name: self[name] if name in GROUPS else self.derived[name]() for name in asked}
+        own = {key: value for key, value in spec.items() if key not in NOT_ARGUMENTS.get(group, ())}
+        return self._named(group, lambda: construct(part, own, given))
+
+    @staticmethod
+    def _named(group: str, make: Callable[[], Any]) -> Any:
+        try:
+            return make()
+        except ConfigError as error:
+            known = error.key.split(".")[0] in GROUPS
+            raise (error if known and error.key != group else error.inside(group)) from None
+
+
+# keys of a group that are read elsewhere: how images are divided and read, how a tokenizer is fitted
+NOT_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
+    "data": ("holdout", "test", "split_seed", "cache", "workers", "max_bad", "max_pixels"),
+    "tokenizer": ("weights", "fit"),
+}
+
+
+def _parameters(part: type) -> list[str]:
+    return list(inspect.signature(part).parameters)

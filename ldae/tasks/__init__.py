@@ -1,0 +1,1 @@
+"""What a batch of data means: batch -> (x0, cond)."""

@@ -1,0 +1,1 @@
+"""Tokenizers: images to grids of latents and back."""

@@ -1,0 +1,166 @@
+"""What every tokenizer promises, and how it is stored."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from ldae.errors import CheckpointError
+from ldae.files import load_tensors, save_tensors, sha256
+from ldae.types import Draws, Metrics
+
+FORMAT = "ldae-tokenizer-1"
+
+
+@runtime_checkable
+class HasBasis(Protocol):
+    """A tokenizer whose latents are the first d coordinates on an orthonormal basis of patches.
+
+    Attributes:
+        eigenvalues: (D,) float64, the variance of training patches along each basis vector.
+    """
+
+    eigenvalues: Tensor
+
+    def rotate(self, residue: Tensor) -> Tensor:
+        """An image difference (B, 3, H, W) on the whole basis: (B, D, h, w). Keeps lengths."""
+
+
+class Tokenizer(nn.Module, ABC):
+    """Images (B, 3, H, W) in [-1, 1] <-> latents (B, d, h, w) of unit average variance.
+
+    The latent scale is part of the tokenizer: z0 = raw latent / scale, so that one noise schedule means
+    the same thing for every tokenizer. `one` number for all d keeps the relative size of the latents'
+    dimensions; `each` gives every dimension unit variance (whitening, for a PCA).
+
+    Args:
+        image_shape: (3, H, W).
+        shape: (d, h, w) of a latent.
+        scaling: `one` or `each`.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], shape: tuple[int, int, int], scaling: Literal["one", "each"]):
+        super().__init__()
+        self.image_shape, self.shape, self.scaling = image_shape, shape, scaling
+        self.register_buffer("scale", torch.ones(shape[0], 1, 1))
+        self.register_buffer("fitted", torch.tensor(False))
+        self.scale: Tensor
+        self.fitted: Tensor
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of tokens that a transformer reads a latent as."""
+        return self.shape[1:]
+
+    @property
+    def needs_training(self) -> bool:
+        """Whether gradient descent fits it (`loss`), rather than one pass over the data (`fit`)."""
+        return False
+
+    @abstractmethod
+    def to_raw(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, d, h, w), before scaling."""
+
+    @abstractmethod
+    def from_raw(self, raw: Tensor) -> Tensor:
+        """(B, d, h, w) -> (B, 3, H, W). Never clips."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, d, h, w)."""
+        return self.to_raw(x) / self.scale
+
+    def decode(self, z: Tensor) -> Tensor:
+        """(B, d, h, w) -> (B, 3, H, W); the inverse into image space, unclipped."""
+        return self.from_raw(z * self.scale)
+
+    @abstractmethod
+    def fit(self, batches: Iterable[Tensor]) -> None:
+        """Fits what needs no gradients, the latent scale among it, in one pass over images in [-1, 1]."""
+
+    def loss(self, x: Tensor, draws: Draws) -> tuple[Tensor, Metrics]:
+        """The loss of tokenizers that are trained, for images (B, 3, H, W) in [-1, 1]."""
+        raise NotImplementedError(f"{type(self).__name__} is fitted, not trained")
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        """Measures the latent scale, float64, in one pass over images in [-1, 1], and marks the tokenizer fitted."""
+        total, square, count = (torch.zeros(self.shape[0], dtype=torch.float64) for _ in range(3))
+        for x in batches:
+            raw = self.to_raw(x).double().cpu()
+            total += raw.sum((0, 2, 3))
+            square += (raw**2).sum((0, 2, 3))
+            count += raw[:, 0].numel()
+        self.set_scale(square / count - (total / count) ** 2)
+
+    def set_scale(self, variance: Tensor) -> None:
+        """Fixes the latent scale, given the variance of each raw dimension, (d,).
+
+        A dimension that is constant over the training set keeps its own unit: its scale is not 0.
+        """
+        variance = variance.clamp(min=0)
+        chosen = variance if self.scaling == "each" else variance.mean().expand(self.shape[0])
+        floor = 1e-6 * variance.max().clamp(min=1e-12)
+        self.scale.copy_(chosen.clamp(min=floor).sqrt().reshape(-1, 1, 1))
+        self.fitted.fill_(True)
+
+    @torch.no_grad()
+    def filters(self) -> Tensor:
+        """What one unit of each latent dimension, at the centre of the grid, adds to an image: (d, 3, p, p)."""
+        d, h, w = self.shape
+        device = self.scale.device
+        unit = torch.zeros(d, d, h, w, device=device)
+        unit[range(d), range(d), h // 2, w // 2] = 1
+        added = self.decode(unit) - self.decode(torch.zeros(1, d, h, w, device=device))
+        p, q = self.image_shape[1] // h, self.image_shape[2] // w
+        return added[:, :, h // 2 * p :, w // 2 * q :][:, :, :p, :q]  # (d, 3, p, q)
+
+
+def save_tokenizer(path: Path, tokenizer: Tokenizer, spec: Mapping[str, Any], data: str) -> str:
+    """Writes a fitted tokenizer as safetensors.
+
+    Args:
+        path: the file.
+        spec: the part's config, by which it is recognised when loaded.
+        data: fingerprint of the images that it was fitted on.
+
+    Returns:
+        The file's SHA-256.
+    """
+    if not tokenizer.fitted:
+        raise ValueError("the tokenizer is not fitted")
+    known = {"format": FORMAT, "spec": json.dumps(dict(spec), sort_keys=True), "data": data}
+    save_tensors(path, tokenizer.state_dict(), known | {"image_shape": json.dumps(tokenizer.image_shape)})
+    return sha256(path)
+
+
+def load_tokenizer(path: Path, tokenizer: Tokenizer, expected: str | None = None) -> str:
+    """Fills `tokenizer` from a file written by save_tokenizer.
+
+    Args:
+        expected: the SHA-256 that the file must have, or None.
+
+    Returns:
+        The file's SHA-256.
+
+    Raises:
+        CheckpointError: the file is absent, damaged, not fitted, or of another tokenizer.
+    """
+    tensors = load_tensors(path)
+    found = sha256(path)
+    if expected is not None and found != expected:
+        raise CheckpointError(f"{path} is damaged or another file: SHA-256 {found[:12]}, expected {expected[:12]}")
+    own = {name: tuple(value.shape) for name, value in tokenizer.state_dict().items()}
+    theirs = {name: tuple(value.shape) for name, value in tensors.items()}
+    if own != theirs:
+        differing = sorted(set(own.items()) ^ set(theirs.items()))[:4]
+        raise CheckpointError(f"{path} holds another tokenizer: tensors differ ({differing})")
+    if not tensors["fitted"]:
+        raise CheckpointError(f"{path} holds a tokenizer that was never fitted")
+    tokenizer.load_state_dict(tensors)
+    return found

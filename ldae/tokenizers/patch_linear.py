@@ -1,0 +1,214 @@
+"""Patch-wise linear tokenizers: PCA, AE, VAE (Sec. 4.2, arXiv 2401.14404).
+
+Patches p x p x 3 are flattened to D = 3 p^2 numbers x; V (d x D) encodes, U (d x D) decodes. All three
+subtract the mean patch first, which the paper leaves open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from einops import einsum, reduce
+from torch import Tensor, nn
+
+from ldae.errors import ConfigError
+from ldae.nn.patchify import patchify, unpatchify
+from ldae.parts import Count, NonNegative
+from ldae.tokenizers.base import Tokenizer
+from ldae.types import Draws, Metrics
+
+
+def check_patch(image_shape: tuple[int, int, int], patch: int, d: int | None = None) -> tuple[int, int, int]:
+    """(d, h, w) of the latents, D for d = None.
+
+    Raises:
+        ConfigError: the patch does not tile the image, or d exceeds D = 3 p^2.
+    """
+    channels, height, width = image_shape
+    full = channels * patch**2
+    if height % patch or width % patch:
+        raise ConfigError("patch", patch, f"does not divide the image, {height} x {width} (data.size)")
+    if d is not None and d > full:
+        raise ConfigError("d", d, f"exceeds 3*p*p={full}; lower tokenizer.d or raise tokenizer.patch={patch}")
+    return (full if d is None else d), height // patch, width // patch
+
+
+class PatchLinear(Tokenizer):
+    """z = V (x - mean), x = U^T z + mean for each patch; the three kinds differ in how V and U come about."""
+
+    def __init__(self, image_shape: tuple[int, int, int], patch: int, d: int, scaling: Literal["one", "each"]):
+        super().__init__(image_shape, check_patch(image_shape, patch, d), scaling)
+        self.patch, self.d, self.D = patch, d, 3 * patch**2
+        self.register_buffer("mean", torch.zeros(self.D))
+        self.mean: Tensor
+
+    @property
+    def encoder(self) -> Tensor:
+        """V, (d, D)."""
+        raise NotImplementedError
+
+    @property
+    def decoder(self) -> Tensor:
+        """U, (d, D)."""
+        raise NotImplementedError
+
+    def centred(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> patches less the mean patch, (B, D, h, w)."""
+        return patchify(x, self.patch) - self.mean.reshape(-1, 1, 1)
+
+    def to_raw(self, x: Tensor) -> Tensor:
+        return _apply(self.encoder, self.centred(x))  # (B, d, h, w)
+
+    def from_raw(self, raw: Tensor) -> Tensor:
+        patches = _apply(self.decoder.T, raw) + self.mean.reshape(-1, 1, 1)  # (B, D, h, w)
+        return unpatchify(patches, self.patch)
+
+
+class PatchPCA(PatchLinear):
+    """V V^T = I_d: the leading eigenvectors of the covariance of training patches; U = V.
+
+    The full D x D basis is kept: the loss of step 12 reads a residue on all of it.
+
+    Args:
+        image_shape: (3, H, W).
+        patch: p; divides H and W.
+        d: latent dimensions a token, at most D = 3 p^2.
+        scaling: `one` scale for all d or one for `each` (whitening).
+
+    Attributes:
+        basis: (D, D) float32, rows are eigenvectors, the largest eigenvalue first.
+        eigenvalues: (D,) float64, the variance along each.
+    """
+
+    def __init__(
+        self, image_shape: tuple[int, int, int], patch: Count, d: Count, scaling: Literal["one", "each"] = "one"
+    ):
+        super().__init__(image_shape, patch, d, scaling)
+        self.register_buffer("basis", torch.eye(self.D))
+        self.register_buffer("eigenvalues", torch.ones(self.D, dtype=torch.float64))
+        self.basis: Tensor
+        self.eigenvalues: Tensor
+
+    @property
+    def encoder(self) -> Tensor:
+        return self.basis[: self.d]
+
+    @property
+    def decoder(self) -> Tensor:
+        return self.basis[: self.d]
+
+    def rotate(self, residue: Tensor) -> Tensor:
+        """An image difference (B, 3, H, W) on the full basis: (B, D, h, w). Keeps lengths."""
+        return _apply(self.basis, patchify(residue, self.patch))
+
+    @torch.no_grad()
+    def fit(self, batches: Iterable[Tensor]) -> None:
+        """The exact covariance of all patches, streamed in float64, and its eigenvectors.
+
+        Sums are taken about the first batch's mean, so that large means cost no digits. Signs are
+        fixed: the largest entry of every eigenvector is positive.
+        """
+        total, outer = torch.zeros(self.D).double(), torch.zeros(self.D, self.D).double()
+        count, shift = 0, None
+        for x in batches:
+            rows = patchify(x, self.patch).movedim(1, -1).reshape(-1, self.D).double().cpu()  # (B*N, D)
+            shift = rows.mean(0) if shift is None else shift
+            rows = rows - shift
+            total += rows.sum(0)
+            outer += rows.T @ rows
+            count += len(rows)
+        assert shift is not None, "no images to fit on"
+        mean = total / count
+        values, vectors = torch.linalg.eigh(outer / count - torch.outer(mean, mean))
+        basis = vectors.flip(1).T
+        largest = basis.gather(1, basis.abs().argmax(1, keepdim=True))
+        self.mean.copy_(mean + shift)
+        self.basis.copy_(basis * largest.sign())
+        self.eigenvalues.copy_(values.flip(0).clamp(min=0))
+        self.set_scale(self.eigenvalues[: self.d])
+
+
+class PatchAE(PatchLinear):
+    """||x - U^T V x||^2 by gradient descent, U and V untied.
+
+    Args: as PatchPCA.
+    """
+
+    def __init__(
+        self, image_shape: tuple[int, int, int], patch: Count, d: Count, scaling: Literal["one", "each"] = "one"
+    ):
+        super().__init__(image_shape, patch, d, scaling)
+        start = torch.randn(2, d, self.D) * self.D**-0.5
+        self.V, self.U = nn.Parameter(start[0]), nn.Parameter(start[1])
+
+    @property
+    def encoder(self) -> Tensor:
+        return self.V
+
+    @property
+    def decoder(self) -> Tensor:
+        return self.U
+
+    @property
+    def needs_training(self) -> bool:
+        return True
+
+    @torch.no_grad()
+    def fit(self, batches: Iterable[Tensor]) -> None:
+        """The mean patch, before training; the latent scale comes from `calibrate` after it."""
+        total, count = torch.zeros(self.D).double(), 0
+        for x in batches:
+            patches = patchify(x, self.patch).double().cpu()
+            total += patches.sum((0, 2, 3))
+            count += patches[:, 0].numel()
+        self.mean.copy_(total / count)
+
+    def loss(self, x: Tensor, draws: Draws) -> tuple[Tensor, Metrics]:
+        """Squared error summed over a patch, mean over patches."""
+        patches = self.centred(x)
+        return self._scored(patches, _apply(self.V, patches))
+
+    def _scored(self, patches: Tensor, raw: Tensor) -> tuple[Tensor, Metrics]:
+        errors = reduce((patches - _apply(self.U.T, raw)) ** 2, "b D h w -> b", "sum") / (self.shape[1] * self.shape[2])
+        count = torch.full((), float(len(patches)), device=patches.device)
+        return errors.mean(), {"reconstruction": (errors.detach().sum(), count)}
+
+
+class PatchVAE(PatchAE):
+    """||x - U^T z||^2 + kl * KL[N(V x, s^2) | N(0, I)], z drawn from N(V x, s^2); latents are the means.
+
+    The paper writes KL[V x | N] and gives no weight. The log-variance is linear in x like the mean. At weight
+    1 every direction of patch space whose variance is below 1/2 collapses; small images have few above it, so
+    `kl` is a key.
+
+    Args: as PatchPCA, and
+        kl: weight of the KL divergence (nats, summed over d).
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        patch: Count,
+        d: Count,
+        scaling: Literal["one", "each"] = "one",
+        kl: NonNegative = 1.0,
+    ):
+        super().__init__(image_shape, patch, d, scaling)
+        self.kl = kl
+        self.log_variance = nn.Conv2d(self.D, d, kernel_size=1)
+
+    def loss(self, x: Tensor, draws: Draws) -> tuple[Tensor, Metrics]:
+        """Squared error plus kl * KL, both summed over a patch, mean over patches."""
+        patches = self.centred(x)
+        mean, log_variance = _apply(self.V, patches), self.log_variance(patches).clamp(-30, 20)
+        raw = mean + torch.exp(log_variance / 2) * draws.normal(mean.shape)
+        loss, metrics = self._scored(patches, raw)
+        divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(1).mean((1, 2))  # (B,) nats
+        count = metrics["reconstruction"][1]
+        return loss + self.kl * divergence.mean(), {**metrics, "kl": (divergence.detach().sum(), count)}
+
+
+def _apply(matrix: Tensor, grid: Tensor) -> Tensor:
+    return einsum(matrix, grid, "o i, b i h w -> b o h w")

@@ -1,0 +1,56 @@
+"""Pixels as latents: the naive tokenizer of Fig. 5, arXiv 2401.14404."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ldae.nn.patchify import patchify, unpatchify
+from ldae.parts import Count
+from ldae.tokenizers.base import Tokenizer
+from ldae.tokenizers.patch_linear import check_patch
+
+
+class Pixel(Tokenizer):
+    """Identity on patches: d = 3 p^2 numbers a token, centred and scaled, nothing lost.
+
+    Args:
+        image_shape: (3, H, W).
+        patch: p; divides H and W.
+        scaling: `one` scale for all dimensions or one for `each`.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], patch: Count, scaling: Literal["one", "each"] = "one"):
+        super().__init__(image_shape, check_patch(image_shape, patch), scaling)
+        self.patch = patch
+        self.register_buffer("mean", torch.zeros(self.shape[0], 1, 1))
+        self.register_buffer("eigenvalues", torch.ones(self.shape[0], dtype=torch.float64))
+        self.mean: Tensor
+        self.eigenvalues: Tensor
+
+    def to_raw(self, x: Tensor) -> Tensor:
+        return patchify(x, self.patch) - self.mean  # (B, D, h, w)
+
+    def from_raw(self, raw: Tensor) -> Tensor:
+        return unpatchify(raw + self.mean, self.patch)
+
+    def rotate(self, residue: Tensor) -> Tensor:
+        """An image difference (B, 3, H, W) on the pixel basis: (B, D, h, w)."""
+        return patchify(residue, self.patch)
+
+    @torch.no_grad()
+    def fit(self, batches: Iterable[Tensor]) -> None:
+        """Mean and variance of each of the D numbers, float64."""
+        total, square, count = torch.zeros(self.shape[0]).double(), torch.zeros(self.shape[0]).double(), 0
+        for x in batches:
+            patches = patchify(x, self.patch).double().cpu()
+            total += patches.sum((0, 2, 3))
+            square += (patches**2).sum((0, 2, 3))
+            count += patches[:, 0].numel()
+        mean = total / count
+        self.mean.copy_(mean.reshape(-1, 1, 1))
+        self.eigenvalues.copy_(square / count - mean**2)
+        self.set_scale(self.eigenvalues)

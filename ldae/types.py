@@ -1,0 +1,114 @@
+"""The few types that every layer shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images and what is known of them.
+
+    Attributes:
+        images: (B, 3, H, W) float in [0, 1].
+        labels: (B,) int64 class indices.
+        index: (B,) int64 positions of the images in their set; names them in reports.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Rows `start` to `stop` (exclusive)."""
+        return Batch(self.images[start:stop], self.labels[start:stop], self.index[start:stop])
+
+
+@dataclass(frozen=True)
+class NoiseLevel:
+    """How strongly each image of a batch is corrupted: z_t = gamma z0 + sigma eps.
+
+    Attributes:
+        t: (B,) int64 step in {0, ..., T-1}; what the network is conditioned on.
+        gamma: (B,) float32 scale of the clean signal.
+        sigma: (B,) float32 standard deviation of the noise.
+    """
+
+    t: Tensor
+    gamma: Tensor
+    sigma: Tensor
+
+
+@dataclass(frozen=True)
+class Cond:
+    """What a denoiser is told beside the noisy input. l-DAE tells it nothing.
+
+    Attributes:
+        label: (B,) int64 classes, or None.
+        image: (B, C, H, W) conditioning image, or None.
+    """
+
+    label: Tensor | None = None
+    image: Tensor | None = None
+
+
+def expand(values: Tensor, like: Tensor) -> Tensor:
+    """One number per image, (B,), shaped to multiply `like`, (B, ...). The only such broadcast."""
+    return values.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+class Draws:
+    """Random numbers for one batch, a function of the seeds alone.
+
+    The batch is cut into equal slices, one seed each, so that the numbers of a slice are the
+    same on one process and on many: slice k of the global batch has seed k wherever it is worked.
+
+    Args:
+        seeds: one seed per slice, in batch order.
+        device: where the numbers are made. CPU and CUDA give different streams.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu"):
+        self.device = torch.device(device)
+        self.generators = [torch.Generator(self.device).manual_seed(s) for s in seeds]
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """Standard normal float32 of `shape`; its first axis is the batch."""
+        draw = lambda size, g: torch.randn(size, generator=g, device=self.device)  # noqa: E731
+        return self._sliced(shape, draw)
+
+    def integers(self, high: int, count: int) -> Tensor:
+        """(count,) int64, uniform on {0, ..., high-1}."""
+        draw = lambda size, g: torch.randint(high, size, generator=g, device=self.device)  # noqa: E731
+        return self._sliced((count,), draw)
+
+    def _sliced(self, shape: Sequence[int], draw: Any) -> Tensor:
+        count, slices = shape[0], len(self.generators)
+        if count % slices:
+            raise ValueError(f"a batch of {count} cannot be cut into {slices} equal slices")
+        size = (count // slices, *shape[1:])
+        return torch.cat([draw(size, g) for g in self.generators])
+
+
+# name -> (sum, count): what a player measured, in a form that adds up over batches and ranks.
+Metrics = Mapping[str, tuple[Tensor, Tensor]]
+
+
+class Player(Protocol):
+    """What the engine trains: something with parameters and a loss. The engine knows no models."""
+
+    network: nn.Module
+
+    def __call__(self, batch: Batch, draws: Draws) -> tuple[Tensor, Metrics]:
+        """The loss to minimise (a float32 scalar, mean over the batch) and what was measured."""
+
+    def describe(self, batch: Batch, draws: Draws) -> Mapping[str, list[float]]:
+        """What was drawn for each image (its noise level), for a report on a failed step."""

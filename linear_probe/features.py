@@ -1,0 +1,156 @@
+"""Features, extracted once and memory-mapped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class ImageBatch(Protocol):
+    """What a loader yields: images (B, 3, H, W) in [0, 1] and their labels (B,)."""
+
+    @property
+    def images(self) -> Tensor: ...
+
+    @property
+    def labels(self) -> Tensor: ...
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """Where a feature was read: one column of a bank.
+
+    Attributes:
+        layer: of the network, 0 where there is none.
+        t: step of the noise level.
+        input: `clean` or `noised`.
+        pooling: how tokens became one vector.
+    """
+
+    layer: int = 0
+    t: int = 0
+    input: str = "clean"
+    pooling: str = "mean"
+
+    def __str__(self) -> str:
+        return f"layer{self.layer}-t{self.t}-{self.input}-{self.pooling}"
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of some images under one cell, and the images' labels.
+
+    Attributes:
+        x: (N, D) float32.
+        y: (N,) int64.
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+class Bank:
+    """Features of one split for several cells, each an (N, D) float32 memory map.
+
+    Args:
+        folder: where `extract` put it.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
+        self.y = torch.from_numpy(np.load(folder / "labels.npy"))
+
+    def __getitem__(self, cell: Cell) -> Features:
+        return Features(_mapped(self.folder / f"{cell}.npy"), self.y)
+
+
+Encode = Callable[[Tensor], Mapping[Cell, Tensor]]
+
+
+def extract(encode: Encode, cells: Sequence[Cell], batches: Iterable[ImageBatch], count: int, folder: Path) -> Bank:
+    """Features of every image for every cell in one pass over the images, or those found from before.
+
+    Args:
+        encode: images (B, 3, H, W) in [0, 1] -> {cell: (B, D)}.
+        cells: which cells to keep.
+        batches: all images, in order.
+        count: N, how many images there are.
+        folder: where to put them, or find them whole. Its name must tell encoder and images apart.
+
+    Returns:
+        The bank; the folder appears all at once when it is complete.
+    """
+    if _whole(folder, cells, count):
+        return Bank(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.parent / f".tmp-{folder.name}-{uuid.uuid4().hex[:8]}"
+    temporary.mkdir()
+    try:
+        _fill(encode, cells, batches, count, temporary)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Bank(folder)
+
+
+def _fill(encode: Encode, cells: Sequence[Cell], batches: Iterable[ImageBatch], count: int, folder: Path) -> None:
+    maps: dict[Cell, np.memmap] = {}
+    labels, done = np.empty(count, dtype=np.int64), 0
+    for batch in batches:
+        found = encode(batch.images)
+        stop = done + len(batch.labels)
+        for cell in cells:
+            rows = found[cell].float().cpu().numpy()
+            if cell not in maps:
+                path = folder / f"{cell}.npy"
+                maps[cell] = np.lib.format.open_memmap(path, "w+", np.float32, (count, rows.shape[1]))
+            maps[cell][done:stop] = rows
+        labels[done:stop] = batch.labels.cpu().numpy()
+        done = stop
+    if done != count:
+        raise ValueError(f"{done} images came where {count} were announced")
+    for cell, found_map in maps.items():
+        if not np.isfinite(found_map).all():
+            raise ValueError(f"features at {cell} are not finite")
+        found_map.flush()
+    np.save(folder / "labels.npy", labels)
+    hashes = {str(cell): _digest(folder / f"{cell}.npy") for cell in cells}
+    (folder / "meta.json").write_text(json.dumps({"count": count, "sha256": hashes}))
+
+
+def _whole(folder: Path, cells: Sequence[Cell], count: int) -> bool:
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        hashes = meta["sha256"]
+        return meta["count"] == count and all(_digest(folder / f"{c}.npy") == hashes[str(c)] for c in cells)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _mapped(path: Path) -> Tensor:
+    return torch.from_numpy(np.load(path, mmap_mode="c"))  # copy on write: the file is never changed

@@ -1,0 +1,102 @@
+"""The result line, and tables of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Result:
+    """One accuracy and all that is needed to believe it.
+
+    Attributes:
+        encoder: what was scored, in words.
+        protocol: its name; `protocol_source` says what that is.
+        accuracy: on `split`, percent.
+        split, images: what it was measured on.
+        selected: what was chosen, e.g. {"k": 20}.
+        selected_on: which split the choice was made on; its accuracy there is `selected_accuracy`.
+        layer, t, input, pooling: where the features were read.
+        dimensions: D.
+        checkpoint: SHA-256 of the checkpoint's manifest, or `none`.
+        step: of the checkpoint.
+        seed: of the run.
+        data, data_fingerprint: the data set.
+        config: hash of the run's config.
+        commit, command, hardware, date: of the measurement.
+    """
+
+    encoder: str
+    protocol: str
+    protocol_source: str
+    accuracy: float
+    split: str
+    images: int
+    selected: dict[str, Any]
+    selected_on: str
+    selected_accuracy: float
+    layer: int
+    t: int
+    input: str
+    pooling: str
+    dimensions: int
+    checkpoint: str
+    step: int
+    seed: int
+    data: str
+    data_fingerprint: str
+    config: str
+    commit: str
+    command: str
+    hardware: str
+    date: str
+
+    def line(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self))
+
+
+def write_results(path: Path, results: Iterable[Result]) -> None:
+    """Replaces `path` by the result lines, in one step."""
+    temporary = path.with_name(f".tmp-{path.name}")
+    temporary.write_text("".join(r.line() + "\n" for r in results))
+    os.replace(temporary, path)
+
+
+def read_results(path: Path) -> list[Result]:
+    """The result lines in `path`."""
+    return [Result(**json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def table(results: Sequence[Result]) -> str:
+    """Encoders as rows, protocols as columns, accuracies in percent: GitHub's table syntax, readable as it is.
+
+    A protocol is one column, so protocols are never mixed in one.
+    """
+    encoders = list(dict.fromkeys(r.encoder for r in results))
+    protocols = list(dict.fromkeys(r.protocol for r in results))
+    found = {(r.encoder, r.protocol): r for r in results}
+    rows = [["encoder", *protocols]]
+    for encoder in encoders:
+        cells = [found.get((encoder, protocol)) for protocol in protocols]
+        rows.append([encoder, *("" if c is None else f"{c.accuracy:.2f}" for c in cells)])
+    return markdown(rows)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table in GitHub's syntax, columns padded; the first row is the head, all but the first column right-aligned."""
+    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
+
+    def text(row: Sequence[str]) -> str:
+        cells = [
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        return "| " + " | ".join(cells) + " |"
+
+    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    return "\n".join([text(rows[0]), rule, *map(text, rows[1:])])

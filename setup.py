@@ -1,0 +1,37 @@
+"""l-DAE: pretrain vision encoders by denoising, and find out why a representation is good."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="ldae",
+    version="0.1.0",
+    description="Self-supervised representation learning by denoising: the reference implementation of l-DAE",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["ldae", "ldae.*", "linear_probe", "linear_probe.*"]),
+    install_requires=[
+        "torch>=2.11",  # tensors, autograd, distributed training
+        "torchvision",  # downloads CIFAR when a user asks for it
+        "timm>=1.0.20",  # the plain ViT that an exported encoder is loaded into
+        "numpy>=1.26",  # memory-mapped images and features
+        "scipy>=1.11",  # L-BFGS for logistic regression
+        "scikit-learn>=1.4",  # the embedded digits; the reference that the probes are tested against
+        "faiss-cpu>=1.8",  # exact nearest neighbours
+        "pillow>=10.1",  # decodes images; torchvision's decoder crashes on malformed PNGs
+        "einops>=0.8",  # reshapes with named axes
+        "safetensors>=0.4.5",  # weights on disk that cannot run code
+        "hydra-core>=1.3.2",  # composes configs, one group for each axis
+        "filelock>=3.13",  # one process for a run folder; freed when that process dies
+        "tqdm>=4.66",  # progress bars
+        "tensorboard>=2.16",  # curves and pictures
+    ],
+    extras_require={
+        "dev": [
+            "pytest>=8",  # the tests
+            "pytest-xdist>=3.5",  # on both cores
+            "hypothesis>=6.100",  # laws over many inputs
+            "ruff>=0.6",  # style
+            "mypy>=1.11",  # types
+        ],
+    },
+)

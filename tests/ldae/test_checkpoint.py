@@ -1,0 +1,155 @@
+"""Checkpoints are whole or absent; damage is always seen (spec: RELIABILITY.md)."""
+
+from __future__ import annotations
+
+import errno
+import json
+import random
+import shutil
+
+import pytest
+import torch
+
+from ldae.engine.checkpoint import listed, newest, publish, verify
+from ldae.errors import CheckpointError, StorageError
+from ldae.files import published_folder, read_json, write_json, write_text
+
+
+def tensors(value):
+    return {"model": {"w": torch.full((500,), float(value))}, "optim": {"m": torch.arange(300.0)}}
+
+
+def filled(root, steps, keep=2):
+    for step in steps:
+        publish(root, tensors(step), {"step": step, "epoch": 0}, keep)
+    return root
+
+
+def test_published_tensors_come_back(tmp_path):
+    found = newest(filled(tmp_path / "c", [5]))
+    assert found.step == 5
+    assert torch.equal(found.tensors("model")["w"], torch.full((500,), 5.0))
+
+
+def test_the_oldest_go_and_two_always_stay(tmp_path):
+    filled(tmp_path / "c", [1, 2, 3, 4], keep=3)
+    assert [p.name for p in listed(tmp_path / "c")] == ["step-000000004", "step-000000003", "step-000000002"]
+    filled(tmp_path / "d", [1, 2, 3], keep=1)
+    assert len(listed(tmp_path / "d")) == 2
+
+
+def test_every_one_of_200_flipped_bits_is_detected(tmp_path):
+    root, chance = filled(tmp_path / "c", [1]), random.Random(0)
+    checkpoint = listed(root)[0]
+    files = [p for p in checkpoint.iterdir() if p.suffix == ".safetensors"]
+    detected = 0
+    for _ in range(200):
+        path = chance.choice(files)
+        good = path.read_bytes()
+        raw = bytearray(good)
+        raw[chance.randrange(len(raw))] ^= 1 << chance.randrange(8)
+        path.write_bytes(raw)
+        try:
+            verify(checkpoint)
+        except CheckpointError:
+            detected += 1
+        path.write_bytes(good)
+    assert detected == 200
+    verify(checkpoint)
+
+
+@pytest.mark.parametrize("size", range(0, 1200, 100))
+def test_a_truncated_newest_gives_way_to_the_one_before(tmp_path, size, capsys):
+    root = filled(tmp_path / "c", [1, 2])
+    path = listed(root)[0] / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    assert newest(root).step == 1
+    assert "model.safetensors is damaged" in capsys.readouterr().err
+    assert any(p.name.startswith(".bad-step-000000002") for p in root.iterdir())
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"format": "ldae-checkpoint-1", "step": 2, "files": {}}'])
+def test_a_damaged_manifest_gives_way_to_the_one_before(tmp_path, content):
+    root = filled(tmp_path / "c", [1, 2])
+    manifest = listed(root)[0] / "manifest.json"
+    manifest.unlink() if content is None else manifest.write_text(content)
+    assert newest(root).step == 1
+
+
+def test_no_whole_checkpoint_is_an_error_never_a_fresh_start(tmp_path):
+    root = filled(tmp_path / "c", [1])
+    (listed(root)[0] / "optim.safetensors").unlink()
+    for _ in range(2):  # also after it was set aside
+        with pytest.raises(CheckpointError, match="whole"):
+            newest(root)
+    assert newest(tmp_path / "never") is None
+
+
+def test_looking_without_setting_aside_changes_nothing(tmp_path):
+    root = filled(tmp_path / "c", [1, 2])
+    (listed(root)[0] / "manifest.json").write_text("{}")
+    before = sorted(p.name for p in root.rglob("*"))
+    assert newest(root, set_aside=False).step == 1
+    assert sorted(p.name for p in root.rglob("*")) == before
+
+
+def test_a_pickle_in_a_checkpoints_place_is_never_opened(tmp_path):
+    root = filled(tmp_path / "c", [1])
+    canary = tmp_path / "canary"
+
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(canary), "w"))
+
+    path = listed(root)[0] / "model.safetensors"
+    torch.save(Bomb(), path)
+    manifest = read_json(path.parent / "manifest.json")
+    from ldae.files import sha256
+
+    manifest["files"]["model.safetensors"] = {"size": path.stat().st_size, "sha256": sha256(path)}
+    write_json(path.parent / "manifest.json", manifest)
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+        verify(path.parent).tensors("model")
+    assert not canary.exists()
+
+
+def test_a_failed_write_leaves_the_last_one_and_no_rubbish(tmp_path, monkeypatch):
+    root = filled(tmp_path / "c", [1])
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("ldae.files.save_file", full)
+    with pytest.raises(StorageError, match="No space left"):
+        publish(root, tensors(2), {"step": 2, "epoch": 0}, 2)
+    assert [p.name for p in root.iterdir()] == ["step-000000001"]
+    assert newest(root).step == 1
+
+
+def test_a_folder_appears_all_at_once_or_not_at_all(tmp_path):
+    with published_folder(tmp_path / "f") as inside:
+        (inside / "a").write_text("1")
+        assert not (tmp_path / "f").exists()
+    assert (tmp_path / "f" / "a").read_text() == "1"
+    with pytest.raises(FileNotFoundError), published_folder(tmp_path / "g") as inside:
+        (inside / "a" / "no such folder").write_text("1")
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_text_is_replaced_in_one_step(tmp_path):
+    path = tmp_path / "t"
+    write_text(path, "old")
+    write_text(path, "new")
+    assert path.read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["t"]
+    shutil.rmtree(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        write_text(path, "x")
+
+
+def test_json_that_is_none_is_refused(tmp_path):
+    (tmp_path / "a").write_text(json.dumps([1]))
+    (tmp_path / "b").write_bytes(b"\xff\xfe{")
+    for name in "abc":
+        with pytest.raises(CheckpointError):
+            read_json(tmp_path / name)

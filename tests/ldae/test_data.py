@@ -1,0 +1,232 @@
+"""Listing, caching, dividing and ordering of images."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldae.data.cache import Context
+from ldae.data.datasets import CIFAR, Digits, Division, ImageFolder
+from ldae.data.folder import list_images
+from ldae.data.images import FileImages, MemoryImages
+from ldae.data.loader import Loader, Share, in_order
+from ldae.data.transforms import Centre, Flip, PadCrop, RandomResizedCrop
+from ldae.errors import ConfigError, DataError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """train/ with 3 classes of 20 images and test/ with 3 of 4, 12 to 40 pixels wide."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 20), ("test", 4)):
+        for c in "abc":
+            folder = tmp_path / "data" / split / c
+            folder.mkdir(parents=True)
+            for i in range(count):
+                size = generator.integers(12, 40, 2)
+                Image.fromarray(generator.integers(0, 255, (*size, 3), np.uint8)).save(folder / f"{i:02d}.png")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def context(tmp_path):
+    return Context(tmp_path / "cache", workers=0, max_bad=0.0)
+
+
+def folder(tree, size=16, store="auto", **division):
+    return ImageFolder(size, 4, Division(**division), str(tree), store)
+
+
+def test_splits_share_no_image_and_keep_classes_in_proportion(tree, context):
+    splits = folder(tree, holdout=0.2).open(context)
+    assert (len(splits.train), len(splits.holdout), len(splits.test)) == (48, 12, 12)
+    assert not set(splits.train.ids) & set(splits.holdout.ids)
+    assert torch.bincount(splits.holdout.own_labels).tolist() == [4, 4, 4]
+    again = folder(tree, holdout=0.2).open(context)
+    assert np.array_equal(again.holdout.ids, splits.holdout.ids)
+    assert again.fingerprint == splits.fingerprint
+    other = folder(tree, holdout=0.2, split_seed=1).open(context)
+    assert not np.array_equal(other.holdout.ids, splits.holdout.ids)
+    assert other.fingerprint != splits.fingerprint
+
+
+def test_a_folder_of_classes_alone_is_divided_by_seed(tree, context):
+    splits = folder(tree / "train", holdout=0.25, test=0.2).open(context)
+    assert (len(splits.train), len(splits.holdout), len(splits.test)) == (36, 12, 12)
+    parts = [set(s.ids) for s in (splits.train, splits.holdout, splits.test)]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 60
+
+
+def test_classes_of_one_image_can_be_divided_too(tree, context):
+    for c in "abc":
+        for path in list((tree / "train" / c).iterdir())[1:]:
+            path.unlink()
+    splits = folder(tree / "train", holdout=0.5, test=0.34).open(context)
+    assert (len(splits.train), len(splits.holdout), len(splits.test)) == (1, 1, 1)
+
+
+def test_memory_and_stream_deliver_the_same_pixels(tree, context):
+    held, read = (folder(tree, store=store).open(context).train for store in ("memory", "stream"))
+    assert isinstance(held, MemoryImages)
+    assert isinstance(read, FileImages)
+    a, b = ([batch.images for batch in in_order(images, 7, CPU)] for images in (held, read))
+    assert torch.equal(torch.cat(a), torch.cat(b))
+
+
+def test_the_cache_is_used_found_damaged_and_made_anew(tree, context, monkeypatch):
+    first = folder(tree).open(context)
+    calls = []
+    real = Image.open
+    monkeypatch.setattr(Image, "open", lambda *a, **k: calls.append(a) or real(*a, **k))
+    again = folder(tree).open(context)
+    assert not calls
+    path = next(p for p in (context.cache / "images").rglob("pixels.npy") if np.load(p).shape[0] == 60)
+    raw = bytearray(path.read_bytes())
+    raw[-1000] ^= 1
+    del first, again
+    path.write_bytes(raw)
+    with pytest.warns(UserWarning, match="damaged"):
+        third = folder(tree).open(context)
+    assert len(calls) == 60
+    assert len(third.train) == 54
+
+
+def test_a_changed_file_makes_another_cache(tree, context):
+    before = folder(tree).open(context).fingerprint
+    Image.new("RGB", (16, 16), "red").save(tree / "train" / "a" / "00.png")
+    assert folder(tree).open(context).fingerprint != before
+
+
+@pytest.mark.parametrize("store", ["memory", "stream"])
+def test_bad_files_are_left_out_counted_and_named(tree, tmp_path, store):
+    (tree / "train" / "a" / "00.png").write_bytes(b"")
+    (tree / "train" / "b" / "bad.jpg").write_text("<html>")
+    lenient = Context(tmp_path / "cache", workers=0, max_bad=0.05)
+    splits = folder(tree, store=store, holdout=0.0).open(lenient)
+    assert len(splits.train) == 59
+    assert [name for name, _ in splits.bad] == ["a/00.png", "b/bad.jpg"]
+    with pytest.raises(DataError, match=r"2 of 61 images .* more than data\.max_bad=0\.01"):
+        folder(tree, store=store).open(Context(tmp_path / "cache", workers=0, max_bad=0.01))
+
+
+def test_links_are_followed_once(tree):
+    os.symlink(tree / "train", tree / "train" / "a" / "loop")
+    os.symlink(tree / "train" / "a" / "00.png", tree / "train" / "a" / "same.png")
+    assert len(list_images(tree / "train").files) == 60
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda p: p / "none", "is missing; a folder is needed"),
+        (lambda p: Path(shutil.copy(__file__, p / "file")), "is a file; a folder is needed"),
+        (lambda p: p, "has no images in class folders"),
+    ],
+)
+def test_a_root_that_cannot_be_is_refused(tmp_path, context, make, words):
+    with pytest.raises(DataError, match=words):
+        folder(make(tmp_path)).open(context)
+
+
+def test_cifar_says_both_ways_to_get_it(tree, context):
+    with pytest.raises(ConfigError, match=r"give data\.root"):
+        CIFAR(32, 4, Division(), 10, None).open(context)
+    with pytest.raises(DataError, match="download=true"):
+        CIFAR(32, 4, Division(), 10, str(tree / "train")).open(context)
+    with pytest.raises(DataError, match="has 3 classes in train/, CIFAR-10 has 10"):
+        CIFAR(32, 4, Division(), 10, str(tree)).open(context)
+
+
+def test_digits_are_scikit_learns(context):
+    from sklearn.datasets import load_digits
+
+    splits = Digits(8, 2, Division()).open(context)
+    assert (len(splits.train), len(splits.holdout), len(splits.test)) == (1294, 144, 359)
+    known = load_digits()
+    batch = next(in_order(splits.test, 500, CPU))
+    assert torch.equal(batch.labels, torch.from_numpy(known.target)[batch.index])
+    grey = torch.from_numpy(known.images)[batch.index].float() / 16
+    assert (batch.images - grey[:, None]).abs().max() < 1 / 255
+    with pytest.raises(ConfigError, match="8 x 8"):
+        Digits(16, 2, Division()).open(context)
+
+
+@pytest.mark.parametrize("augment", [PadCrop(), RandomResizedCrop()])
+def test_any_step_can_be_the_first(tree, context, augment):
+    images = folder(tree, store="memory").open(context).train
+    loader = Loader(images, augment, 10, seed=3, device=CPU)
+    assert loader.steps_per_epoch == 5
+    stream = loader.batches(0)
+    straight = [next(stream) for _ in range(12)]
+    for start in (1, 5, 11):
+        late = next(loader.batches(start))
+        assert torch.equal(late.images, straight[start].images)
+        assert torch.equal(late.index, straight[start].index)
+
+
+def test_every_image_comes_once_an_epoch_in_an_order_that_changes(tree, context):
+    images = folder(tree, holdout=0.0).open(context).train
+    stream = Loader(images, Centre(), 12, seed=0, device=CPU).batches(0)
+    epochs = [torch.cat([next(stream).index for _ in range(5)]) for _ in range(2)]
+    for order in epochs:
+        assert torch.equal(order.sort().values, torch.arange(60))
+    assert not torch.equal(*epochs)
+
+
+def test_shares_of_two_processes_are_the_batch_of_one(tree, context):
+    images = folder(tree).open(context).train
+    whole = next(Loader(images, PadCrop(), 10, 0, CPU).batches(3))
+    halves = [next(Loader(images, PadCrop(), 10, 0, CPU, Share(rank, 2)).batches(3)) for rank in range(2)]
+    assert torch.equal(torch.cat([h.images for h in halves]), whole.images)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streams_do_not_depend_on_workers(tree, context, workers):
+    images = folder(tree, store="stream").open(context).train
+    reference = Loader(images, RandomResizedCrop(), 10, 0, CPU).batches(4)
+    stream = Loader(images, RandomResizedCrop(), 10, 0, CPU, workers=workers).batches(4)
+    for _ in range(3):
+        a, b = next(reference), next(stream)
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.labels, torch.from_numpy(images.labels)[a.index])
+
+
+def test_files_that_turn_bad_on_the_way_are_replaced_up_to_a_point(tree, context):
+    images = folder(tree, store="stream", holdout=0.0).open(context).train
+    loader = Loader(images, Flip(), 10, 0, CPU, max_bad=0.05)
+    (tree / "train" / "a" / "03.png").write_bytes(b"")
+    stream = loader.batches(0)
+    seen = torch.cat([next(stream).index for _ in range(6)])
+    assert 3 not in seen
+    assert (seen == 4).sum() == 2
+    for i in range(4, 9):
+        (tree / "train" / "a" / f"{i:02d}.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"images have become unreadable, more than data\.max_bad"):
+        [next(stream) for _ in range(12)]
+
+
+def test_impossible_loaders_are_refused(tree, context):
+    splits = folder(tree, store="stream").open(context)
+    with pytest.raises(ConfigError, match=r"train\.batch=99 exceeds the 54 training images"):
+        Loader(splits.train, Centre(), 99, 0, CPU)
+    with pytest.raises(ConfigError, match=r"data\.store=memory"):
+        Loader(splits.train, PadCrop(), 9, 0, CPU)
+
+
+def test_names_survive_any_spelling(tree, context):
+    (tree / "train" / "a" / "00.png").rename(tree / "train" / "a" / "zwölf ☂.png")
+    images = folder(tree, store="stream", holdout=0.0).open(context).train
+    names = [images.name(int(i)) for i in images.ids]
+    assert "a/zwölf ☂.png" in names
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(list(in_order(images, 60, CPU))) == 1

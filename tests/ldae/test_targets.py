@@ -1,0 +1,89 @@
+"""Targets, weights, corruption: the identities between them (spec: ddpm_ddim.md section 4)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ldae.diffusion.corruptions.gaussian import Gaussian
+from ldae.diffusion.schedules import Cosine, LinearGamma2, LinearSigma
+from ldae.diffusion.targets import X0, Eps, V
+from ldae.diffusion.weights import SNR, Gamma2, InverseVariance, One
+from ldae.types import Draws
+
+SCHEDULES = [Cosine(), LinearGamma2(), LinearSigma()]
+
+
+def corrupted(schedule, t):
+    x0 = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    level = schedule.at(torch.full((4,), t))
+    state = Gaussian().draw(x0, Draws([2]))
+    return x0, level, state, Gaussian().at(x0, level, state)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("target", [X0(), Eps(), V()], ids=lambda t: type(t).__name__)
+@pytest.mark.parametrize("t", [1, 500, 900])
+def test_to_x0_undoes_of(schedule, target, t):
+    x0, level, state, x_t = corrupted(schedule, t)
+    back = target.to_x0(target.of(x0, state, level), x_t, level)
+    assert torch.allclose(back, x0, atol=1e-4 / float(level.gamma[0]))
+
+
+def test_v_is_the_velocity_of_the_spec():
+    x0, level, state, x_t = corrupted(Cosine(), 400)
+    gamma, sigma = level.gamma[0], level.sigma[0]
+    v = V().of(x0, state, level)
+    assert torch.allclose(v, gamma * state.eps - sigma * x0)
+    assert torch.allclose(sigma * x_t + gamma * v, state.eps, atol=1e-5)  # eps = b x_t + a v
+
+
+@pytest.mark.parametrize("t", [100, 500, 900])
+def test_one_error_expressed_in_three_targets(t):
+    """||d eps||^2 = SNR ||d x0||^2 and ||d v||^2 = (1 + SNR) ||d x0||^2."""
+    x0, level, _, x_t = corrupted(Cosine(), t)
+    snr = SNR()(level)[0]
+    wrong = {}
+    for name, target in (("eps", Eps()), ("v", V())):
+        out = torch.randn(x0.shape, generator=torch.Generator().manual_seed(3))
+        nudged = out + 0.1
+        in_x0 = target.to_x0(nudged, x_t, level) - target.to_x0(out, x_t, level)
+        wrong[name] = ((nudged - out) ** 2).sum() / (in_x0**2).sum()
+    assert wrong["eps"] == pytest.approx(float(snr), rel=1e-3)
+    assert wrong["v"] == pytest.approx(float(1 + snr), rel=1e-3)
+
+
+def test_eps_cannot_tell_x0_where_nothing_of_it_is_left():
+    _, level, state, x_t = corrupted(LinearGamma2(T=10), 9)
+    assert level.gamma[0] == 0
+    with pytest.raises(ZeroDivisionError, match="gamma = 0"):
+        Eps().to_x0(state.eps, x_t, level)
+
+
+def test_weights_are_their_formulas():
+    level = LinearSigma(T=3).at(torch.tensor([0, 1, 2]))  # sigma 0, sqrt(1/2), sqrt(2)
+    assert One()(level).tolist() == [1, 1, 1]
+    assert Gamma2()(level).tolist() == [1, 1, 1]
+    assert InverseVariance()(level).tolist() == pytest.approx([1, 2 / 3, 1 / 3])
+    assert SNR()(level)[0] == torch.inf
+    assert SNR()(level)[1:].tolist() == pytest.approx([2, 0.5])
+
+
+def test_gaussian_noise_has_the_levels_moments():
+    level = LinearGamma2(T=10).at(torch.tensor([4]))
+    x0 = torch.full((1, 1, 400, 400), 2.0)
+    state = Gaussian().draw(x0, Draws([0]))
+    x_t = Gaussian().at(x0, level, state)
+    assert x_t.mean().item() == pytest.approx(2 * 0.5**0.5, abs=0.01)
+    assert x_t.std().item() == pytest.approx(0.5**0.5, abs=0.01)
+
+
+def test_draws_of_a_slice_do_not_depend_on_who_works_on_it():
+    whole = Draws([5, 6, 7, 8])
+    halves = [Draws([5, 6]), Draws([7, 8])]
+    t, eps = whole.integers(1000, 12), whole.normal((12, 2, 3))
+    parts = [(d.integers(1000, 6), d.normal((6, 2, 3))) for d in halves]
+    assert torch.equal(t, torch.cat([p[0] for p in parts]))
+    assert torch.equal(eps, torch.cat([p[1] for p in parts]))
+    with pytest.raises(ValueError, match="equal slices"):
+        whole.normal((6, 1))

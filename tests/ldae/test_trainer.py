@@ -1,0 +1,290 @@
+"""The training loop: golden losses, resuming bit for bit, accumulation, stopping (spec: RELIABILITY.md)."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ldae.data.cache import Context
+from ldae.data.datasets import Digits, Division
+from ldae.data.loader import Loader
+from ldae.data.transforms import PadCrop
+from ldae.engine.checkpoint import newest
+from ldae.engine.distributed import World
+from ldae.engine.ema import EMA
+from ldae.engine.logging import forget_after
+from ldae.engine.optim import AdamW
+from ldae.engine.run import RunFolder, check_same
+from ldae.engine.signals import StopFlag
+from ldae.engine.trainer import Trainer, TrainSettings
+from ldae.errors import ConfigError, Interrupted, NonFiniteError, OutputError, UsageError
+from ldae.system import System
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "losses.json"
+CPU = torch.device("cpu")
+
+
+def trainer(config, path, *, words=(), seed=0, monitors=(), stop=None, wrap=None, **settings):
+    """A trainer of a tiny l-DAE on digits; everything as pretrain.py does it."""
+    system = System(config("pretrain", *words))
+    torch.manual_seed(seed)
+    images = Digits(8, 2, Division()).open(Context(path)).train
+    tokenizer = system["tokenizer"]
+    tokenizer.fit([2 * images.pixels[images.ids].float() / 255 - 1])
+    loader = Loader(images, PadCrop(1), 64, seed, CPU)
+    chosen = {"batch": 64, "steps": 10, "precision": "fp32", "log_every": 1, "checkpoint_every": 4} | settings
+    player = system["objective"] if wrap is None else wrap(system["objective"])
+    run = RunFolder(path)
+    path.mkdir(exist_ok=True)
+    return Trainer(
+        {"denoiser": player},
+        loader,
+        AdamW(blr=4e-3),
+        TrainSettings(**chosen),
+        seed,
+        World(CPU),
+        run,
+        {"config": {}},
+        monitors,
+        stop,
+    )
+
+
+def rows(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(path):
+    return [row["loss_hex"] for row in rows(path) if "loss_hex" in row]
+
+
+def weights(path):
+    found = newest(path / "checkpoints")
+    return {name: found.tensors(name) for name in ("model", "ema", "optim")}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[f][k], b[f][k]) for f in a for k in a[f])
+
+
+@pytest.mark.parametrize("words", [(), ("experiment=deconstruct/07_patch_pca", "data=digits", "tokenizer.d=4")])
+def test_losses_are_the_golden_ones(config, tmp_path, words):
+    """Written by the commit that last meant to change them; set LDAE_WRITE_GOLDEN=1 to write them again."""
+    trainer(config, tmp_path, words=words).fit()
+    found = [row["loss"] for row in rows(tmp_path)]
+    name = words[0] if words else "ldae/digits"
+    golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    if os.environ.get("LDAE_WRITE_GOLDEN"):
+        GOLDEN.write_text(json.dumps(golden | {name: found}, indent=1) + "\n")
+    assert found == pytest.approx(json.loads(GOLDEN.read_text())[name], rel=2e-4)
+    assert found[-1] < found[0]
+
+
+def test_two_runs_are_one(config, tmp_path):
+    for name in "ab":
+        trainer(config, tmp_path / name).fit()
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    trainer(config, tmp_path / "c", seed=1).fit()
+    assert losses(tmp_path / "c") != losses(tmp_path / "a")
+
+
+class StopAt:
+    """A monitor that is a signal: it comes before the step `at` is made."""
+
+    name, every = "stop", 1
+
+    def __init__(self, flag, at):
+        self.flag, self.at = flag, at
+
+    def __call__(self, step):
+        if step == self.at:
+            self.flag.asked = "SIGTERM"
+        return {}, {}
+
+
+@pytest.mark.parametrize("at", [0, 3, 4, 9])
+def test_stopped_and_resumed_is_straight(config, tmp_path, at):
+    trainer(config, tmp_path / "straight").fit()
+    flag = StopFlag()
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        trainer(config, tmp_path / "halted", monitors=[StopAt(flag, at)], stop=flag).fit()
+    assert len(losses(tmp_path / "halted")) == at + 1
+    trainer(config, tmp_path / "halted").fit()
+    assert losses(tmp_path / "halted") == losses(tmp_path / "straight")
+    assert same(weights(tmp_path / "halted"), weights(tmp_path / "straight"))
+
+
+def test_a_lost_checkpoint_costs_its_interval_and_nothing_else(config, tmp_path):
+    trainer(config, tmp_path / "straight").fit()
+    flag = StopFlag()
+    with pytest.raises(Interrupted):
+        trainer(config, tmp_path / "halted", monitors=[StopAt(flag, 8)], stop=flag).fit()
+    last = sorted((tmp_path / "halted" / "checkpoints").glob("step-*"))[-1]
+    (last / "model.safetensors").write_bytes(b"")
+    trainer(config, tmp_path / "halted").fit()
+    assert losses(tmp_path / "halted") == losses(tmp_path / "straight")
+    assert same(weights(tmp_path / "halted"), weights(tmp_path / "straight"))
+
+
+@pytest.mark.parametrize("parts", [2, 8])
+def test_accumulated_parts_are_the_whole_batch(config, tmp_path, parts):
+    trainer(config, tmp_path / "whole").fit()
+    trainer(config, tmp_path / "parts", accumulate=parts).fit()
+    a, b = ([row["loss"] for row in rows(tmp_path / name)] for name in ("whole", "parts"))
+    assert a == pytest.approx(b, rel=1e-4)
+
+
+def test_parts_that_cannot_share_the_noise_are_refused(config, tmp_path):
+    with pytest.raises(ConfigError, match=r"batch=64 cannot be shared by 1 processes x accumulate=3"):
+        trainer(config, tmp_path, accumulate=3)
+
+
+def test_bf16_learns_as_fp32_does(config, tmp_path):
+    for precision in ("fp32", "bf16"):
+        trainer(config, tmp_path / precision, precision=precision, steps=40).fit()
+    a, b = ([row["loss"] for row in rows(tmp_path / name)] for name in ("fp32", "bf16"))
+    assert a[-10:] == pytest.approx(b[-10:], rel=0.02)
+    assert a != b
+
+
+class Poisoned(nn.Module):
+    """A player whose loss is NaN at its third call."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.network, self.calls = inner, inner.network, 0
+        self.describe = inner.describe
+
+    def forward(self, batch, draws):
+        self.calls += 1
+        loss, metrics = self.inner(batch, draws)
+        return loss * (math.nan if self.calls == 3 else 1), metrics
+
+
+def test_a_nan_stops_before_the_step_and_names_the_images(config, tmp_path):
+    broken = trainer(config, tmp_path, wrap=Poisoned, checkpoint_every=1)
+    with pytest.raises(NonFiniteError, match="step 3; the step was not made"):
+        broken.fit()
+    assert newest(tmp_path / "checkpoints").step == 2
+    good = newest(tmp_path / "checkpoints").tensors("model")
+    assert all(torch.equal(good[f"denoiser.{k}"], v) for k, v in broken.networks["denoiser"].state_dict().items())
+    report = json.loads((tmp_path / "nonfinite-rank0.json").read_text())
+    assert report["step"] == 3
+    assert len(report["images"]) == 64
+    assert all(name.startswith("digit-") for name in report["images"])
+    assert len(report["levels"][0]["sigma"]) == 64
+
+
+def test_gradients_are_clipped_to_the_norm(config, tmp_path):
+    one = trainer(config, tmp_path / "a", clip=1e-3, steps=1)
+    one.fit()
+    assert nn.utils.get_total_norm([p.grad for p in one.weights.values()]) == pytest.approx(1e-3, rel=1e-3)
+    free = trainer(config, tmp_path / "b", clip=0.0, steps=1)
+    free.fit()
+    assert rows(tmp_path / "a")[0]["gradient_norm"] == rows(tmp_path / "b")[0]["gradient_norm"] > 1e-3
+
+
+def test_the_rate_warms_up_linearly_and_falls_along_half_a_cosine():
+    optim = AdamW(blr=1e-4, warmup=0.25, final=0.1)
+    assert optim.peak(2048) == pytest.approx(8e-4)
+    rates = [optim.rate(step, 400, 2048) for step in range(400)]
+    assert rates[0] == pytest.approx(8e-4 / 100)
+    assert rates[49] == pytest.approx(4e-4)
+    assert rates[100] == pytest.approx(8e-4)
+    assert rates[250] == pytest.approx(8e-4 * (0.1 + 0.9 / 2))
+    assert min(rates[100:]) == rates[-1] == pytest.approx(8e-5, rel=1e-2)
+
+
+def test_weights_decay_and_biases_do_not():
+    groups = AdamW(blr=1e-3, weight_decay=0.1).build(nn.Linear(3, 2).parameters()).param_groups
+    assert [(g["weight_decay"], [p.ndim for p in g["params"]]) for g in groups] == [(0.1, [2]), (0.0, [1])]
+
+
+def test_ema_of_a_constant_is_the_closed_form():
+    weight = torch.zeros(3)
+    ema = EMA({"w": weight}, decay=0.9)
+    weight.fill_(2.0)
+    kept = 1.0
+    for step in range(1, 400):
+        ema.update(step)
+        kept *= min(0.9, (1 + step) / (10 + step))
+        if step in (5, 50):
+            assert torch.allclose(ema.average["w"], torch.full((3,), 2 * (1 - kept)), rtol=1e-5)
+    assert torch.allclose(ema.average["w"], weight)
+    with ema.applied():
+        weight_inside = weight.clone()
+    assert torch.equal(weight_inside, ema.average["w"])
+    assert torch.equal(weight, torch.full((3,), 2.0))
+
+
+def test_ema_without_decay_is_the_weights():
+    weight = torch.zeros(3)
+    ema = EMA({"w": weight}, decay=0.0)
+    weight.fill_(5.0)
+    ema.update(1)
+    assert torch.equal(ema.average["w"], weight)
+
+
+def test_positions_are_not_averaged_and_have_no_gradient(config, tmp_path):
+    made = trainer(config, tmp_path)
+    assert not any("positions" in name for name in [*made.weights, *made.ema.average])
+    assert not made.networks["denoiser"].positions.requires_grad
+
+
+def test_a_finished_run_stays_as_it_is(config, tmp_path):
+    trainer(config, tmp_path).fit()
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "checkpoints").rglob("*.safetensors")}
+    trainer(config, tmp_path).fit()
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "checkpoints").rglob("*.safetensors")}
+    assert len(losses(tmp_path)) == 10
+
+
+def test_rows_beyond_the_step_and_torn_ones_are_forgotten(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [{"step": 1, "loss": 1}, {"step": 2, "loss": 1}, {"step": 2, "monitor": "knn"}, {"step": 3, "loss": 1}]
+    path.write_text("".join(json.dumps(x) + "\n" for x in lines) + '{"step": 4, "lo')
+    forget_after(path, 2)
+    assert [json.loads(x) for x in path.read_text().splitlines()] == lines[:2]
+
+
+def test_a_signal_sets_the_flag_and_handlers_come_back():
+    flag, before = StopFlag(), signal.getsignal(signal.SIGTERM)
+    with flag.listening():
+        flag.poll()
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            flag.poll()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_folder_is_held_by_one(tmp_path):
+    first, second = RunFolder(tmp_path / "r"), RunFolder(tmp_path / "r")
+    first.acquire()
+    with pytest.raises(OutputError, match="held by another process"):
+        second.acquire()
+    first.release()
+    second.acquire()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"):
+        RunFolder(tmp_path / "file" / "r").acquire()
+
+
+def test_another_config_is_refused_by_name():
+    saved, current = {"a": {"b": 1, "c": 2}, "seed": 0}, {"a": {"b": 1, "c": 3}, "seed": 1}
+    with pytest.raises(UsageError, match=r"a\.c was 2, is 3; seed was 0, is 1\. .*allow=\[a\.c,seed\]"):
+        check_same(saved, current, free=[])
+    check_same(saved, current, free=["a", "seed"])
+
+
+@pytest.mark.parametrize("lengths", [{}, {"steps": 3, "epochs": 2.0}])
+def test_a_run_has_one_length(lengths):
+    with pytest.raises(ConfigError, match="give one of the two"):
+        TrainSettings(batch=4, **lengths)

@@ -1,0 +1,122 @@
+"""Heads and logistic regression against autograd, torch's optimisers and scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+from linear_probe.linear import HeadRecipe, logistic_regression, predict, train_heads
+from linear_probe.scaling import projector, standardiser, whitener
+
+
+@pytest.fixture(scope="module")
+def digits():
+    x, y = load_digits(return_X_y=True)
+    x, y = torch.from_numpy(x).float(), torch.from_numpy(y)
+    return x[:1200], y[:1200], x[1200:], y[1200:]
+
+
+def loss_of(theta, x, y, penalty):
+    logits = x.double() @ theta[:-1].double() + theta[-1].double()
+    return nn.functional.cross_entropy(logits, y) + penalty / 2 * theta[:-1].double().square().sum()
+
+
+@pytest.mark.parametrize("penalty", [1e-1, 1e-3])
+def test_logistic_regression_is_scikit_learns(digits, penalty):
+    x, y, held, truth = digits
+    scale = standardiser(x)
+    theta = logistic_regression(scale(x), y, 10, penalty)
+    reference = LogisticRegression(C=1 / (len(x) * penalty), tol=1e-8, max_iter=5000).fit(scale(x).double().numpy(), y)
+    theirs = torch.from_numpy(np.vstack([reference.coef_.T, reference.intercept_]))
+    ours, best = loss_of(theta, scale(x), y, penalty), loss_of(theirs, scale(x), y, penalty)
+    assert ours.item() == pytest.approx(best.item(), rel=1e-4)
+    a = (predict(theta, scale(held)) == truth).double().mean()
+    b = reference.score(scale(held).numpy(), truth)
+    assert abs(100 * (a - b)) <= 0.17 + 1e-9  # one image of 597
+
+
+def test_a_warm_start_ends_at_the_same_optimum(digits):
+    x, y, _, _ = digits
+    scaled = standardiser(x)(x)
+    warm = logistic_regression(scaled, y, 10, 1e-2, start=logistic_regression(scaled, y, 10, 1.0))
+    cold = logistic_regression(scaled, y, 10, 1e-2)
+    assert loss_of(warm, scaled, y, 1e-2).item() == pytest.approx(loss_of(cold, scaled, y, 1e-2).item(), rel=1e-4)
+
+
+def _reference_head(x, y, recipe, rate, seed):
+    """One head trained by torch: nn.Linear, autograd, SGD with momentum or MAE's LARS, the same order and start."""
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.nn.init.trunc_normal_(torch.empty(x.shape[1], 1, 10), std=0.01, generator=generator)
+    head = nn.Linear(x.shape[1], 10)
+    with torch.no_grad():
+        head.weight.copy_(start[:, 0].T)
+        head.bias.zero_()
+    norm = nn.BatchNorm1d(x.shape[1], affine=False, eps=1e-6) if recipe.batch_norm else nn.Identity()
+    speed = {p: torch.zeros_like(p) for p in head.parameters()}
+    steps, order, place = round(recipe.epochs * len(x) / recipe.batch), torch.randperm(len(x), generator=generator), 0
+    for step in range(steps):
+        if place + recipe.batch > len(x):
+            order, place = torch.randperm(len(x), generator=generator), 0
+        rows, place = order[place : place + recipe.batch], place + recipe.batch
+        head.zero_grad()
+        nn.functional.cross_entropy(head(norm(x[rows])), y[rows]).backward()
+        warm = recipe.warmup * steps
+        factor = (step + 1) / -(-warm // 1) if step < warm else 0
+        factor = factor or (1 + np.cos(np.pi * (step - warm) / (steps - warm))) / 2
+        with torch.no_grad():
+            for p in head.parameters():
+                g = p.grad
+                if recipe.rule == "lars" and p.ndim > 1:
+                    g = g * 0.001 * p.norm() / g.norm()
+                speed[p] = 0.9 * speed[p] + g
+                p -= rate * factor * speed[p]
+    return head, norm.eval()
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        HeadRecipe((0.01, 0.1, 1.0), batch=200, epochs=5),
+        HeadRecipe((0.5, 5.0), batch=200, epochs=6, rule="lars", warmup=0.2, batch_norm=True),
+    ],
+)
+def test_each_head_of_many_is_the_one_that_torch_would_train(digits, recipe):
+    x, y, held, _ = digits
+    x, held = x / 16, held / 16
+    many = train_heads(x, y, 10, recipe, seed=4)
+    for i, rate in enumerate(recipe.rates):
+        head, norm = _reference_head(x, y, recipe, rate, seed=4)
+        assert torch.allclose(many.weight[:, i].T, head.weight, atol=1e-4)
+        assert (many.predict(held)[i] == head(norm(held)).argmax(1)).float().mean() > 0.998
+    assert not torch.allclose(many.weight[:, 0], many.weight[:, 1])
+
+
+def test_standardised_features_have_moments_zero_and_one(digits):
+    x = digits[0].clone()
+    x[:, 0] = 3.0  # constant
+    scaled = standardiser(x)(x).double()
+    assert scaled.mean(0).abs().max() < 1e-5
+    spread = scaled.var(0, correction=0)
+    varied = x.var(0) > 1e-3
+    assert (spread[varied] - 1).abs().max() < 1e-3
+    assert (scaled[:, 0] == 0).all()
+
+
+def test_whitened_features_have_the_identity_as_covariance(digits):
+    x = digits[0]
+    white = whitener(x)(x).double()
+    assert white.shape[1] < 64  # pixels that never change have no direction
+    assert (white.T @ white / len(x) - torch.eye(white.shape[1])).abs().max() < 1e-2
+    assert whitener(x, 10)(x).shape == (1200, 10)
+
+
+def test_projection_keeps_the_most_variance_there_is(digits):
+    from sklearn.decomposition import PCA
+
+    x = digits[0]
+    ours = projector(x, 7)(x).var(0, correction=1).sum()
+    assert ours.item() == pytest.approx(PCA(7).fit(x).explained_variance_.sum(), rel=1e-4)

@@ -1,0 +1,135 @@
+"""Protocols choose on the hold-out, banks are whole, result lines say all."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from linear_probe.features import Cell, Features, extract
+from linear_probe.floors import PIXELS, raw_pixels, whole_image_pca
+from linear_probe.protocols import KNN, LBFGS, PROTOCOLS, SGDHeads, joined
+from linear_probe.results import Result, markdown, read_results, table, write_results
+
+
+@dataclass
+class ABatch:
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+def clusters(count, seed, spread=1.0):
+    """Three classes around three points of a plane in 8 dimensions."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(count) % 3
+    centres = torch.zeros(3, 8)
+    centres[range(3), range(3)] = 4
+    return Features(centres[y] + spread * torch.randn(count, 8, generator=generator) + 5, y)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_every_protocol_finds_plain_classes(name):
+    protocol = PROTOCOLS[name]
+    train, holdout, test = clusters(600, 0), clusters(90, 1), clusters(300, 2)
+    if isinstance(protocol, SGDHeads) and protocol.recipe.steps:
+        protocol = SGDHeads(name, "", type(protocol.recipe)(protocol.recipe.rates, batch=64, steps=300))
+    choice = protocol.select(train, holdout, 3, seed=0)
+    assert choice.accuracy > 95
+    assert protocol.score(choice.setting, joined(train, holdout), test, 3, seed=0) > 95
+
+
+def test_the_setting_is_the_best_of_the_holdout():
+    train, holdout = clusters(300, 0, spread=3.0), clusters(300, 1, spread=3.0)
+    protocol = KNN()
+    scores = {k: protocol.score({"k": k}, train, holdout, 3, 0) for k in KNN.KS}
+    choice = protocol.select(train, holdout, 3, 0)
+    assert choice.accuracy == max(scores.values()) == scores[choice.setting["k"]]
+    chosen = LBFGS((10.0, 1e-3)).select(train, holdout, 3, 0)
+    assert chosen.setting["penalty"] == 1e-3
+
+
+def test_whitening_helps_where_one_direction_drowns_the_rest():
+    def drowned(count, seed):
+        found = clusters(count, seed, spread=0.5)
+        found.x[:, 7] += 300 * torch.randn(count, generator=torch.Generator().manual_seed(seed + 9))
+        return found
+
+    train, test = drowned(600, 0), drowned(300, 1)
+    assert KNN().score({"k": 10}, train, test, 3, 0) < 60
+    assert KNN(whiten=True).score({"k": 10}, train, test, 3, 0) > 95
+
+
+def batches(n=25):
+    images = torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    return [ABatch(images[i : i + 10], torch.arange(n)[i : i + 10]) for i in range(0, n, 10)]
+
+
+A, B = Cell(1, 10), Cell(2, 10, "noised")
+
+
+def encode(images):
+    return {A: images.flatten(1), B: images.mean((2, 3))}
+
+
+def test_a_bank_holds_every_cell_and_is_found_again(tmp_path):
+    bank = extract(encode, [A, B], batches(), 25, tmp_path / "bank")
+    images = torch.cat([b.images for b in batches()])
+    assert torch.equal(bank[A].x, images.flatten(1))
+    assert torch.equal(bank[B].x, images.mean((2, 3)))
+    assert torch.equal(bank[A].y, torch.arange(25))
+    again = extract(None, [A], [], 25, tmp_path / "bank")  # nothing is encoded
+    assert torch.equal(again[A].x, bank[A].x)
+
+
+def test_a_damaged_bank_is_made_anew(tmp_path):
+    extract(encode, [A], batches(), 25, tmp_path / "bank")
+    path = tmp_path / "bank" / f"{A}.npy"
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    bank = extract(encode, [A], batches(), 25, tmp_path / "bank")
+    assert torch.equal(bank[A].x, torch.cat([b.images for b in batches()]).flatten(1))
+
+
+def test_a_bank_that_fails_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="25 images came where 26"):
+        extract(encode, [A], batches(), 26, tmp_path / "bank")
+    with pytest.raises(ValueError, match="not finite"):
+        extract(lambda x: {A: x.flatten(1) * np.nan}, [A], batches(), 25, tmp_path / "bank")
+    assert not list(tmp_path.iterdir())
+
+
+def test_floors_are_what_they_say():
+    images = torch.cat([b.images for b in batches()])
+    pixels = Features(raw_pixels(images)[PIXELS], torch.arange(25))
+    assert torch.equal(pixels.x, images.flatten(1))
+    reduced = whole_image_pca(pixels, 5)(pixels.x)
+    assert reduced.shape == (25, 5)
+    covariance = torch.cov(reduced.T)
+    assert (covariance - covariance.diag().diag()).abs().max() < 1e-5 * covariance.max()
+
+
+def a_result(**changes):
+    known = {name: "x" for name in Result.__dataclass_fields__}
+    numbers = {"accuracy": 51.234, "images": 10, "selected_accuracy": 50.0, "layer": 4, "t": 10, "dimensions": 128}
+    return Result(**{**known, **numbers, "step": 7, "seed": 0, "selected": {"k": 20}, **changes})
+
+
+def test_result_lines_come_back(tmp_path):
+    results = [a_result(encoder="a"), a_result(encoder="b", protocol="knn")]
+    write_results(tmp_path / "r.jsonl", results)
+    assert read_results(tmp_path / "r.jsonl") == results
+    assert json.loads((tmp_path / "r.jsonl").read_text().splitlines()[0])["selected"] == {"k": 20}
+
+
+def test_a_table_has_a_row_for_each_encoder_and_a_column_for_each_protocol():
+    results = [a_result(encoder="a", protocol="p"), a_result(encoder="b", protocol="q", accuracy=7.0)]
+    lines = table(results).splitlines()
+    assert lines[0].split() == ["|", "encoder", "|", "p", "|", "q", "|"]
+    assert lines[2].split() == ["|", "a", "|", "51.23", "|", "|"]
+    assert lines[3].split() == ["|", "b", "|", "|", "7.00", "|"]
+    assert len({len(line) for line in lines}) == 1
+    assert markdown([["h", "i"], ["a", "1"]]).splitlines()[1] == "|-----|----:|"

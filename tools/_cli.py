@@ -1,0 +1,175 @@
+"""What every tool does at its edges: compose a config, run, answer with an exit code."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from ldae.errors import ConfigError, Fault, StorageError, UsageError, nearest
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def run_tool(main: Callable[[Sequence[str]], None]) -> NoReturn:
+    """Runs `main` on the command line's words; every failure is one sentence and an exit code."""
+    words = sys.argv[1:]
+    if {"-h", "--help"} & set(words):
+        print(sys.modules["__main__"].__doc__)
+        sys.exit(0)
+    try:
+        main(words)
+        code = 0
+    except Fault as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        code = fault.code
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise
+        print(f"error: {StorageError(f'{error}; free space and run the same command again')}", file=sys.stderr)
+        code = StorageError.code
+    except Exception:
+        traceback.print_exc()
+        print("error: internal; this is a bug worth reporting with the lines above", file=sys.stderr)
+        code = Fault.code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)
+
+
+def compose(root: str, words: Sequence[str]) -> DictConfig:
+    """The config that configs/ROOT.yaml and the overrides make; interpolations are not resolved yet.
+
+    Raises:
+        UsageError: a word is no override, names no key or no file, or a config cannot be read.
+    """
+    OmegaConf.clear_resolver("oc.env")  # a config says all; nothing leaks in from the environment
+    overrides = _parsed(_one_length(words))
+    choices = [o.input_line for o in overrides if _is_group(o)]
+    values = [o for o in overrides if not _is_group(o)]
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        known = _composed(root, choices)
+        for override in values:
+            _check_key(override, known)
+        return _composed(root, choices + [o.input_line for o in values])
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """The config as plain mappings, every interpolation replaced.
+
+    Raises:
+        UsageError: an interpolation leads nowhere.
+    """
+    try:
+        plain = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UsageError(f"config: {_first_line(error)}") from None
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _parsed(words: Sequence[str]) -> list[Override]:
+    found = []
+    for word in words:
+        try:
+            override = OverridesParser.create().parse_overrides([word])[0]
+        except HydraException as error:
+            raise UsageError(f"{word!r} is not KEY=VALUE ({_first_line(error)})") from None
+        if override.type != OverrideType.CHANGE or override.is_sweep_override():
+            raise UsageError(f"{word!r}: only KEY=VALUE is understood, with keys that exist and one value each")
+        found.append(override)
+    return found
+
+
+def _one_length(words: Sequence[str]) -> list[str]:
+    """Whoever gives steps means not epochs, and the other way round."""
+    keys = {word.partition("=")[0]: word.partition("=")[2] for word in words}
+    pairs = (("train.steps", "train.epochs"), ("train.epochs", "train.steps"))
+    extra = [f"{b}=null" for a, b in pairs if a in keys and keys[a] != "null" and b not in keys]
+    return [*words, *extra]
+
+
+def _is_group(override: Override) -> bool:
+    return (CONFIGS / override.key_or_group).is_dir()
+
+
+def _composed(root: str, overrides: list[str]) -> DictConfig:
+    """The config, with the chosen experiment's name under `experiment`."""
+    try:
+        config = hydra_compose(root, overrides=overrides, return_hydra_config=True)
+        chosen = config.hydra.runtime.choices.get("experiment")
+    except HydraException as error:
+        raise UsageError(_explained(error)) from None
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise UsageError(f"config: {_first_line(error)}") from None
+    plain = {key: config._get_node(key) for key in config if key != "hydra"}
+    found = OmegaConf.create({**plain, **({"experiment": chosen} if chosen else {})})
+    OmegaConf.set_struct(found, True)
+    return found
+
+
+def _explained(error: HydraException) -> str:
+    """A missing choice gets the choices that there are; other errors their first line."""
+    text = _first_line(error)
+    missing = re.search(r"[Cc]ould not find '(\w+)/([\w/.-]+)'", text)
+    if missing is None or not (CONFIGS / missing[1]).is_dir():
+        return f"config: {text}"
+    group, name = missing.groups()
+    deep = sorted(p.relative_to(CONFIGS / group).with_suffix("").as_posix() for p in (CONFIGS / group).rglob("*.yaml"))
+    there = [n for n in deep if not n.rsplit("/", 1)[-1].startswith("_")]
+    return f"{group}={name} does not exist; there are: {', '.join(there)}{nearest(name, there)}"
+
+
+def _check_key(override: Override, config: DictConfig) -> None:
+    """The key must be in the config already."""
+    node: Any = config
+    parts = override.key_or_group.split(".")
+    for depth, part in enumerate(parts):
+        if not isinstance(node, DictConfig) or part not in node:
+            known = [".".join(path) for path in _paths(config)]
+            key = override.key_or_group
+            close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            if not hint and isinstance(node, DictConfig):
+                hint = f"; {'.'.join(parts[:depth]) or 'the config'} has: {', '.join(map(str, node))}"
+            raise ConfigError(key, override.value(), f"is not a key of this config{hint}")
+        node = node._get_node(part)
+        if isinstance(node, DictConfig) and node._is_none():
+            node = None
+
+
+def _paths(config: DictConfig, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = []
+    for key in config:
+        node = config._get_node(key)
+        found.append((*prefix, str(key)))
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
+            found += _paths(node, (*prefix, str(key)))
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def user_cache(chosen: str | None) -> Path:
+    """The folder for derived files: `chosen`, else $LDAE_CACHE, else ~/.cache/ldae."""
+    if chosen:
+        return Path(chosen).expanduser()
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ldae"
+    return Path(os.environ.get("LDAE_CACHE") or default).expanduser()

@@ -1,0 +1,61 @@
+"""What pretraining looks at now and then, where the network meets the evaluators."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldae.counter import permutation
+from ldae.data.images import ImageSet, Splits
+from ldae.data.loader import in_order
+from ldae.export import Encoder
+from ldae.objectives.denoise import Denoise
+from linear_probe.knn import accuracy, knn_predict
+
+if TYPE_CHECKING:
+    from _session import Session
+
+
+def preview_images(session: Session, images: ImageSet, count: int) -> Tensor:
+    """`count` images of a set, spread over it: (count, 3, H, W) in [0, 1], on the device."""
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int))
+    return torch.cat([b.images for b in in_order(images.subset(chosen), 64, session.world.device)])
+
+
+class OnlineKNN:
+    """Nearest neighbours of the hold-out among training images, on the encoder's averaged tokens.
+
+    Args:
+        every: steps between looks.
+        count: training images in the bank, at most; a quarter as many of the hold-out are asked.
+    """
+
+    name = "knn"
+    K = 20
+    T = 10  # step of the noise level that the network is told
+
+    def __init__(self, session: Session, objective: Denoise, splits: Splits, every: int, count: int):
+        self.session, self.every, self.classes = session, every, len(splits.classes)
+        precision = session.config["train"]["precision"]
+        self.encoder = Encoder(objective, t=min(self.T, objective.schedule.T - 1), precision=precision)
+        self.bank, self.queries = _some(splits.train, count), _some(splits.holdout, max(1, count // 4))
+
+    def __call__(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+        (bank, labels), (queries, truth) = self._features(self.bank), self._features(self.queries)
+        predicted = knn_predict(bank, labels, queries, [self.K], self.classes)[self.K]
+        return {"knn_holdout": accuracy(predicted, truth)}, {}
+
+    def _features(self, images: ImageSet) -> tuple[Tensor, Tensor]:
+        poll = self.session.stop.poll if self.session.world.size == 1 else lambda: None
+        found = [
+            (self.encoder(batch.images).cpu(), batch.labels.cpu())
+            for batch in in_order(images, 256, self.session.world.device, self.session.config["data"]["workers"], poll)
+        ]
+        return torch.cat([x for x, _ in found]), torch.cat([y for _, y in found])
+
+
+def _some(images: ImageSet, count: int) -> ImageSet:
+    return images.subset(permutation(0, 0, len(images))[:count].sort().values.numpy())

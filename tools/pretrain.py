@@ -1,0 +1,103 @@
+"""Pretrains a denoiser.
+
+    python tools/pretrain.py experiment=ldae/cifar10_cpu data.root=DIR/cifar10 out=RUN
+
+Keys: experiment= data= data.root= out= seed= train.steps= or train.epochs= train.batch= train.precision=
+device= runtime.threads= and every other key of the configs (printed with `--cfg`). The same command again
+goes on where it stopped. `torchrun --nproc_per_node=N tools/pretrain.py ...` shares each batch among N processes.
+Exit codes: 0 done, 2 usage, 65 bad data or checkpoint, 70 non-finite or internal, 73 out= unusable, 74 I/O,
+75 interrupted and saved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from _cli import compose, resolved, run_tool
+from _monitors import OnlineKNN, preview_images
+from _session import Session, begin, ensure_tokenizer, train_settings
+from omegaconf import OmegaConf
+
+from ldae.data.images import Splits
+from ldae.engine.run import RunFolder
+from ldae.engine.trainer import Trainer
+from ldae.export import PLAYER
+from ldae.objectives.denoise import Denoise
+from ldae.objectives.panels import DenoisingPanel, FilterPanel
+
+
+def main(words: Sequence[str]) -> None:
+    """Composes, checks, then trains."""
+    config = resolved(compose("pretrain", [w for w in words if w != "--cfg"]))
+    if "--cfg" in words:
+        print(OmegaConf.to_yaml(OmegaConf.create(config)))
+        return
+    session = Session(config)
+    settings = train_settings(config)  # all parts are made before any data is read: a bad key costs seconds
+    objective: Denoise = session.system["objective"]
+    parts = [session.system[group] for group in ("augment", "optim")]
+    run = RunFolder(Path(config["out"] or default_out(config)))
+    with session.running(run):
+        if finished(run):
+            print(f"{run.path} is finished; nothing to do")
+            return
+        splits = session.splits()
+        if session.world.main:
+            begin(run, config, splits.fingerprint)
+        tokenizer = ensure_tokenizer(session, splits, run)
+        objective.to(session.world.device)
+        loader = session.loader(splits.train, "augment", settings.batch)
+        total = settings.total_steps(loader.steps_per_epoch)
+        record = {
+            "config": config,
+            "data": splits.fingerprint,
+            "tokenizer": tokenizer,
+            "peak_rate": parts[1].peak(settings.batch),
+        }
+        Trainer(
+            {PLAYER: objective},
+            loader,
+            parts[1],
+            settings,
+            session.seed,
+            session.world,
+            run,
+            record,
+            monitors(session, objective, splits, total) if session.world.main else (),
+            session.stop,
+            session.runtime.bars and session.world.main,
+        ).fit()
+        if session.world.main:
+            run.set_status("done", total)
+            print(f"done: {run.path}\n  probe it:  python tools/probe.py run={run.path}")
+            print(f"  look at it:  tensorboard --logdir {run.path}")
+
+
+def default_out(config: dict[str, Any]) -> str:
+    """runs/EXPERIMENT/seedN, for those who give no out=."""
+    return f"runs/{str(config['experiment']).replace('/', '-')}/seed{config['seed']}"
+
+
+def finished(run: RunFolder) -> bool:
+    """Whether the run ended well before."""
+    return run.status().get("state") == "done"
+
+
+def monitors(session: Session, objective: Denoise, splits: Splits, total: int) -> list[Any]:
+    """What is looked at in the course of the run, `monitor.looks` times."""
+    wanted = session.config["monitor"]
+    if not wanted["looks"]:
+        return []
+    every = max(1, math.ceil(total / wanted["looks"]))
+    images = preview_images(session, splits.holdout if len(splits.holdout) else splits.train, wanted["panel_images"])
+    found: list[Any] = [FilterPanel(objective.tokenizer), DenoisingPanel(objective, images, every)]
+    if wanted["knn_images"] and len(splits.holdout):
+        found.append(OnlineKNN(session, objective, splits, every, wanted["knn_images"]))
+    return found
+
+
+if __name__ == "__main__":
+    run_tool(main)

@@ -1,0 +1,291 @@
+"""Scores a pretrained encoder with frozen features: linear probes and nearest neighbours, beside honest floors.
+
+    python tools/probe.py run=RUN
+    python tools/probe.py run=RUN protocols=[lbfgs,knn,paper,mae,dinov2] layers=[2,4,6] t=[10,40]
+
+Layer, noise level and hyper-parameters are chosen on the hold-out; the test split is read once, for what was
+chosen. Prints a table and writes RUN/probe/results.jsonl, a line for every figure with all that was chosen.
+"""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from _cli import compose, resolved, run_tool
+from _session import Runtime, Session
+from torch import Tensor
+
+from ldae.data.images import ImageSet, Splits
+from ldae.data.loader import in_order
+from ldae.engine.runtime import describe_hardware, pick_device
+from ldae.errors import ConfigError
+from ldae.export import Encoder, Run, load_run
+from ldae.files import json_hash
+from ldae.parts import Count, Natural, conform, construct
+from linear_probe.features import Bank, Cell, Encode, Features, extract
+from linear_probe.floors import PIXELS, raw_pixels, whole_image_pca
+from linear_probe.protocols import PROTOCOLS, Choice, Protocol, joined
+from linear_probe.results import Result, table, write_results
+
+PCA_DIMENSIONS = (64, 128, 256)
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """What is probed.
+
+    Attributes:
+        run: folder of a pretraining run.
+        step: which checkpoint; the newest if None.
+        weights: the average of the weights or the last ones.
+        protocols: names of linear_probe.protocols.
+        layers: which are read; from the middle of the encoder to the middle of the decoder if None.
+        t: steps of the noise level that the network is told.
+        inputs: `clean`, `noised` or both.
+        floors: whether raw pixels, PCA and the untrained network join the table.
+        out: folder for results and features; RUN/probe if None.
+        seed: of heads and noise.
+        batch: images of a forward pass.
+        precision: of the network's matrix products.
+    """
+
+    run: str
+    step: Natural | None
+    weights: Literal["ema", "model"]
+    protocols: list[str]
+    layers: list[Count] | None
+    t: list[Natural]
+    inputs: list[Literal["clean", "noised"]]
+    floors: bool
+    out: str | None
+    seed: Natural
+    batch: Count
+    precision: Literal["fp32", "bf16"]
+
+    def __post_init__(self) -> None:
+        for name in self.protocols:
+            conform("protocols", name, Literal[tuple(PROTOCOLS)])
+        for key in ("protocols", "t", "inputs"):
+            if not getattr(self, key):
+                raise ConfigError(key, getattr(self, key), "must name at least one")
+
+
+@dataclass
+class Subject:
+    """Something to score: where its features come from.
+
+    Attributes:
+        name: as in the table.
+        key: tells its features from others'.
+        cells: columns among which a protocol chooses.
+        features: (split, cell) -> features.
+        skip: protocols that are left out for it.
+    """
+
+    name: str
+    key: str
+    cells: Sequence[Cell]
+    features: Callable[[str, Cell], Features]
+    checkpoint: str = "none"
+    step: int = 0
+    skip: Sequence[str] = field(default=())
+
+
+class Probing:
+    """One call of the tool.
+
+    Args:
+        settings: what is probed.
+        run: the pretraining run, loaded.
+        session: machine and data, by the run's config.
+        out: folder for results and features.
+    """
+
+    def __init__(self, settings: ProbeSettings, run: Run, session: Session, out: Path):
+        self.settings, self.run, self.session, self.out = settings, run, session, out
+        self.splits: Splits = session.splits()
+        self.classes = len(self.splits.classes)
+        self.banks: dict[tuple[str, str], Bank] = {}
+
+    def subjects(self) -> Iterator[Subject]:
+        """The trained encoder first, then the floors."""
+        yield self._network("l-DAE", self.run)
+        if self.settings.floors:
+            untrained = load_run(Path(self.settings.run), self.settings.step, "untrained", self.session.device)
+            yield self._network("the same network, untrained", untrained)
+            pixels = Subject("raw pixels", "pixels", [PIXELS], self._extracted("pixels", raw_pixels, [PIXELS]))
+            pixels.skip = ["knn_whitened"]  # that is the row below
+            yield pixels
+            yield self._pca(pixels)
+
+    def _network(self, name: str, run: Run) -> Subject:
+        trained = run is self.run
+        key = f"{run.checkpoint.hash[:16] if trained else 'untrained'}-{self.settings.weights if trained else ''}"
+        encoder = Encoder(run.objective, precision=self.settings.precision, seed=self.settings.seed)
+        cells = list(self._cells(encoder))
+        features = self._extracted(key, many_cells(encoder, cells), cells)
+        return Subject(
+            name, key, cells, features, run.checkpoint.hash if trained else "none", run.checkpoint.step * trained
+        )
+
+    def _cells(self, encoder: Encoder) -> Iterator[Cell]:
+        network = encoder.network
+        half = network.encoder_layer
+        layers = self.settings.layers or range((half + 1) // 2, (half + len(network.layers)) // 2 + 1)
+        for layer in layers:
+            for t in self.settings.t:
+                for kind in self.settings.inputs:
+                    Encoder(encoder.objective, layer, t)  # raises if there is no such layer or step
+                    yield Cell(layer, t, kind, "mean")
+
+    def _pca(self, pixels: Subject) -> Subject:
+        cells = [Cell(pooling=f"pca{n}") for n in PCA_DIMENSIONS if n < 3 * self.splits.train.size**2]
+        maps: dict[Cell, Callable[[Tensor], Tensor]] = {}
+
+        def features(split: str, cell: Cell) -> Features:
+            if cell not in maps:
+                maps[cell] = whole_image_pca(pixels.features("train", PIXELS), int(cell.pooling[3:]))
+            found = pixels.features(split, PIXELS)
+            return Features(maps[cell](found.x), found.y)
+
+        return Subject("whole-image PCA", "pca", cells, features)
+
+    def _extracted(self, key: str, encode: Encode, cells: Sequence[Cell]) -> Callable[[str, Cell], Features]:
+        """Features read on demand: train and hold-out for all cells at once, test for one cell alone."""
+
+        def features(split: str, cell: Cell) -> Features:
+            wanted = [cell] if split == "test" else cells
+            name = json_hash([key, self.splits.fingerprint, split, [str(c) for c in wanted], self.settings.seed])[:20]
+            if (key, name) not in self.banks:
+                images: ImageSet = getattr(self.splits, split)
+                folder = self.out / "features" / f"{key}-{split}-{name}"
+                self.banks[key, name] = extract(encode, wanted, self._batches(images), len(images), folder)
+            return self.banks[key, name][cell]
+
+        return features
+
+    def _batches(self, images: ImageSet) -> Iterator[Any]:
+        session = self.session
+        workers = session.config["data"]["workers"]
+        return in_order(images, self.settings.batch, session.world.device, workers, session.stop.poll)
+
+    def score(self, subject: Subject, protocol: Protocol) -> Result:
+        """One figure: choices on the hold-out, one fit on train and hold-out, one look at the test split."""
+        seed = self.settings.seed
+        found: list[tuple[Cell, Choice]] = []
+        for cell in subject.cells:
+            self.session.stop.poll()
+            train, holdout = (subject.features(split, cell) for split in ("train", "holdout"))
+            found.append((cell, protocol.select(train, holdout, self.classes, seed)))
+        cell, choice = max(found, key=lambda pair: pair[1].accuracy)
+        development = joined(subject.features("train", cell), subject.features("holdout", cell))
+        test = subject.features("test", cell)
+        percent = protocol.score(choice.setting, development, test, self.classes, seed)
+        return self._result(subject, protocol, cell, choice, percent, test)
+
+    def _result(
+        self, subject: Subject, protocol: Protocol, cell: Cell, choice: Choice, percent: float, test: Features
+    ) -> Result:
+        tried = {str(c): None for c in subject.cells}
+        return Result(
+            encoder=subject.name,
+            protocol=protocol.name,
+            protocol_source=protocol.source,
+            accuracy=percent,
+            split="test",
+            images=len(test),
+            selected={**choice.setting, "cell": str(cell), "among": list(tried)},
+            selected_on="holdout",
+            selected_accuracy=choice.accuracy,
+            layer=cell.layer,
+            t=cell.t,
+            input=cell.input,
+            pooling=cell.pooling,
+            dimensions=test.x.shape[1],
+            checkpoint=subject.checkpoint,
+            step=subject.step,
+            seed=self.run.config["seed"],
+            data=str(self.run.config["data"]["part"]).rsplit(".", 1)[-1],
+            data_fingerprint=self.splits.fingerprint,
+            config=json_hash(self.run.config),
+            commit=commit(),
+            command=shlex.join(["python", *sys.argv]),
+            hardware=describe_hardware(),
+            date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        )
+
+
+def many_cells(encoder: Encoder, cells: Sequence[Cell]) -> Encode:
+    """One encoder for all its cells: a pass over the images for each (t, input), all layers in it."""
+
+    def encode(images: Tensor) -> Mapping[Cell, Tensor]:
+        found: dict[Cell, Tensor] = {}
+        for t, kind in sorted({(c.t, c.input) for c in cells}):
+            own = [c for c in cells if (c.t, c.input) == (t, kind)]
+            encoder.t, encoder.noised = t, kind == "noised"
+            tokens = encoder.tokens(images, [c.layer for c in own])
+            found |= {c: tokens[c.layer].mean(1) for c in own}
+        return found
+
+    return encode
+
+
+def commit() -> str:
+    """The commit of this checkout, with `+` if files differ from it; `unknown` outside one."""
+    here = Path(__file__).parent
+    try:
+        words = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+        return subprocess.run(words, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def main(words: Sequence[str]) -> None:
+    """Composes, checks, extracts, scores."""
+    config = resolved(compose("probe", words))
+    if not config["run"]:
+        raise ConfigError("run", config["run"], "is not set; give run=RUN, the folder that pretraining wrote (out=)")
+    names = ProbeSettings.__dataclass_fields__
+    settings: ProbeSettings = construct(ProbeSettings, {k: v for k, v in config.items() if k in names}, {})
+    device = pick_device(str(config["device"]))
+    Runtime(**config["runtime"]).prepare()
+    run = load_run(Path(settings.run), settings.step, settings.weights, device)
+    own = {key: value for key, value in config["data"].items() if value is not None}
+    shared = {"device": device, "runtime": config["runtime"], "data": {**run.config["data"], **own}}
+    session = Session({**run.config, **shared})
+    out = Path(settings.out or Path(settings.run) / "probe")
+    out.mkdir(parents=True, exist_ok=True)
+    with session.stop.listening():
+        probing = Probing(settings, run, session, out)
+        results = []
+        for subject in probing.subjects():
+            for name in settings.protocols:
+                if name in subject.skip:
+                    continue
+                results.append(probing.score(subject, PROTOCOLS[name]))
+                print(told(results[-1]), flush=True)
+        write_results(out / "results.jsonl", results)
+    print(f"\nTop-1 accuracy on {results[0].images} test images, percent; every choice was made on the hold-out.\n")
+    print(table(results))
+    print(
+        f"\n{out / 'results.jsonl'} has a line for each figure: checkpoint, seed, layer, t, what was chosen and where."
+    )
+
+
+def told(result: Result) -> str:
+    """One figure in a line."""
+    chosen = ", ".join(f"{k} {v}" for k, v in result.selected.items() if k not in ("among",))
+    return (
+        f"{result.encoder}: {result.protocol} {result.accuracy:.2f} (hold-out {result.selected_accuracy:.2f}; {chosen})"
+    )
+
+
+if __name__ == "__main__":
+    run_tool(main)
