@@ -106,9 +106,9 @@ class System:
             raise (error if known and error.key != group else error.inside(group)) from None
 
 
-# keys of a group that are read elsewhere: how images are divided and read, how a tokenizer is fitted
+# keys of a group that are read elsewhere: by other groups, by what divides and reads images, by what fits tokenizers
 NOT_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
-    "data": ("holdout", "test", "split_seed", "cache", "workers", "max_bad", "max_pixels"),
+    "data": ("patch", "d", "holdout", "test", "split_seed", "cache", "workers", "max_bad", "max_pixels"),
     "tokenizer": ("weights", "fit"),
 }
 

@@ -41,12 +41,11 @@ class Dataset(ABC):
 
     Args:
         size: side of the images in pixels.
-        patch: side of the patches that suit it; configs of tokenizers refer to it.
         division: into train, hold-out and test.
     """
 
-    def __init__(self, size: Count, patch: Count, division: Division):
-        self.size, self.patch, self.division = size, patch, division
+    def __init__(self, size: Count, division: Division):
+        self.size, self.division = size, division
 
     @abstractmethod
     def open(self, context: Context) -> Splits:
@@ -115,12 +114,11 @@ class ImageFolder(Dataset):
     def __init__(
         self,
         size: Count,
-        patch: Count,
         division: Division,
         root: str | None = None,
         store: Literal["auto", "memory", "stream"] = "auto",
     ):
-        super().__init__(size, patch, division)
+        super().__init__(size, division)
         self.root, self.store = root, store
 
     def folder(self) -> Path:
@@ -171,14 +169,13 @@ class CIFAR(ImageFolder):
     def __init__(
         self,
         size: Count,
-        patch: Count,
         division: Division,
         classes: Literal[10, 100],
         root: str | None = None,
         download: bool = False,
         store: Literal["auto", "memory", "stream"] = "auto",
     ):
-        super().__init__(size, patch, division, root, store)
+        super().__init__(size, division, root, store)
         self.classes, self.download = classes, download
 
     def open(self, context: Context) -> Splits:

@@ -43,7 +43,7 @@ def context(tmp_path):
 
 
 def folder(tree, size=16, store="auto", **division):
-    return ImageFolder(size, 4, Division(**division), str(tree), store)
+    return ImageFolder(size, Division(**division), str(tree), store)
 
 
 def test_splits_share_no_image_and_keep_classes_in_proportion(tree, context):
@@ -139,17 +139,17 @@ def test_a_root_that_cannot_be_is_refused(tmp_path, context, make, words):
 
 def test_cifar_says_both_ways_to_get_it(tree, context):
     with pytest.raises(ConfigError, match=r"give data\.root"):
-        CIFAR(32, 4, Division(), 10, None).open(context)
+        CIFAR(32, Division(), 10, None).open(context)
     with pytest.raises(DataError, match="download=true"):
-        CIFAR(32, 4, Division(), 10, str(tree / "train")).open(context)
+        CIFAR(32, Division(), 10, str(tree / "train")).open(context)
     with pytest.raises(DataError, match="has 3 classes in train/, CIFAR-10 has 10"):
-        CIFAR(32, 4, Division(), 10, str(tree)).open(context)
+        CIFAR(32, Division(), 10, str(tree)).open(context)
 
 
 def test_digits_are_scikit_learns(context):
     from sklearn.datasets import load_digits
 
-    splits = Digits(8, 2, Division()).open(context)
+    splits = Digits(8, Division()).open(context)
     assert (len(splits.train), len(splits.holdout), len(splits.test)) == (1294, 144, 359)
     known = load_digits()
     batch = next(in_order(splits.test, 500, CPU))
@@ -157,7 +157,7 @@ def test_digits_are_scikit_learns(context):
     grey = torch.from_numpy(known.images)[batch.index].float() / 16
     assert (batch.images - grey[:, None]).abs().max() < 1 / 255
     with pytest.raises(ConfigError, match="8 x 8"):
-        Digits(16, 2, Division()).open(context)
+        Digits(16, Division()).open(context)
 
 
 @pytest.mark.parametrize("augment", [PadCrop(), RandomResizedCrop()])

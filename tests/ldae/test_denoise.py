@@ -15,7 +15,7 @@ from ldae.objectives.residues import PCAWeighted, SquaredError
 from ldae.system import System
 from ldae.types import Batch, Draws
 
-SMALL = ("data=cifar10", "denoiser=vit_64x4", "tokenizer.d=16", "tokenizer.scaling=one")
+SMALL = ("data=cifar10", "denoiser=vit_64x4", "data.d=16", "tokenizer.scaling=one")
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_an_untouched_answer_denoises_to_the_truth_for_every_target(config, imag
     "words",
     [
         ("experiment=deconstruct/12_ldae",),
-        ("experiment=deconstruct/12_ldae", "tokenizer.scaling=each", "tokenizer.d=8"),
+        ("experiment=deconstruct/12_ldae", "tokenizer.scaling=each", "data.d=8"),
         ("experiment=deconstruct/06_patch_ae",),
         ("experiment=deconstruct/09_no_input_scaling",),
     ],

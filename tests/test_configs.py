@@ -1,0 +1,185 @@
+"""Every config composes, every part is built, neighbours on the path differ in the named keys alone."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+from _cli import CONFIGS
+
+from ldae.engine.run import flat
+from ldae.engine.trainer import TrainSettings
+from ldae.errors import ConfigError, UsageError
+from ldae.parts import construct, resolve
+from ldae.system import GROUPS, System
+
+EXPERIMENTS = sorted(
+    p.relative_to(CONFIGS / "experiment").with_suffix("").as_posix() for p in CONFIGS.glob("experiment/*/*.yaml")
+)
+PARTS = sorted(
+    p.relative_to(CONFIGS).with_suffix("").as_posix()
+    for group in GROUPS
+    for p in (CONFIGS / group).glob("*.yaml")
+    if not p.name.startswith("_")
+)
+HUGE = {"vit_b", "vit_l12", "vit_l"}
+
+# what each step of the path changes; the config diff is the paper's argument
+PATH = {
+    "05_patch_vae": {"tokenizer"},
+    "06_patch_ae": {"tokenizer"},
+    "07_patch_pca": {"tokenizer"},
+    "08_clean_latent": {"target", "weight"},
+    "09_no_input_scaling": {"schedule", "weight"},
+    "10_image_input": {"input"},
+    "11_image_output": {"output"},
+    "12_ldae": {"output", "metric"},
+}
+
+
+def build(config):
+    """All parts of a pretraining config, large networks without their memory."""
+    with torch.device("meta" if config["denoiser"]["width"] > 512 else "cpu"):
+        system = System(config)
+        for group in ("augment", "optim"):
+            system[group]
+        return system["objective"] if config["denoiser"]["width"] <= 512 else system["tokenizer"]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes_and_can_be_built(config, name):
+    composed = config("pretrain", f"experiment={name}")
+    build(composed)
+    construct(TrainSettings, composed["train"], {})
+    assert composed["experiment"] == name
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_opens_with_source_command_and_measurement(name):
+    head = [line for line in (CONFIGS / "experiment" / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
+    text = "\n".join(head)
+    assert head[0] == "# @package _global_"
+    assert f"experiment={name}" in text
+    assert "# Measured:" in text
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_every_part_is_what_its_group_promises(config, name):
+    group, choice = name.split("/")
+    root = "train_tokenizer" if choice == "reconstruct" else "pretrain"
+    spec = config(root, f"{group}={choice}")[group]
+    package, base = GROUPS[group]
+    part = resolve(spec["part"], package, base)
+    arguments = set(inspect.signature(part).parameters)
+    known = arguments | {
+        "part",
+        "patch",
+        "d",
+        "holdout",
+        "test",
+        "split_seed",
+        "cache",
+        "workers",
+        "max_bad",
+        "max_pixels",
+    }
+    assert set(spec) - known <= {"weights", "fit"}
+
+
+@pytest.mark.parametrize("name", [p for p in PARTS if p.split("/")[1] not in HUGE])
+def test_every_config_says_what_it_is(name):
+    assert (CONFIGS / f"{name}.yaml").read_text().startswith("# ")
+
+
+def test_neighbours_on_the_path_differ_in_the_named_keys_alone(config):
+    names = sorted(n.split("/")[1] for n in EXPERIMENTS if n.startswith("deconstruct/"))
+    assert names[1:] == list(PATH)
+    before = config("pretrain", f"experiment=deconstruct/{names[0]}")
+    for name in names[1:]:
+        after = config("pretrain", f"experiment=deconstruct/{name}")
+        a, b = dict(flat(before)), dict(flat(after))
+        differing = {key.split(".")[0] for key in a.keys() | b.keys() if a.get(key) != b.get(key)} - {"experiment"}
+        assert differing == PATH[name]
+        before = after
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "keys"),
+    [
+        ("single_sigma", "12_ldae", {"schedule"}),
+        ("random_crop", "12_ldae", {"augment"}),
+        ("pixel_64_4", "07_patch_pca", {"tokenizer", "data"}),
+    ],
+)
+def test_ablations_differ_from_their_base_in_the_named_keys_alone(config, name, base, keys):
+    a, b = (dict(flat(config("pretrain", f"experiment={e}"))) for e in (f"ablate/{name}", f"deconstruct/{base}"))
+    differing = {key.split(".")[0] for key in a.keys() | b.keys() if a.get(key) != b.get(key)} - {"experiment"}
+    assert differing == keys
+
+
+def test_pixel_ablations_have_256_tokens_of_the_papers_sizes(config):
+    for size, patch, d in ((256, 16, 768), (128, 8, 192), (64, 4, 48), (32, 2, 12)):
+        system = System(config("pretrain", f"experiment=ablate/pixel_{size}_{patch}"))
+        assert system["tokenizer"].shape == (d, 16, 16)
+
+
+def test_paper_scale_configs_hold_the_papers_hyperparameters(config):
+    for name, width, depth in (("imagenet_vit_b", 768, 12), ("imagenet_12l", 1024, 12), ("imagenet_vit_l", 1024, 24)):
+        found = config("pretrain", f"experiment=ldae/{name}")
+        assert (found["denoiser"]["width"], found["denoiser"]["encoder_depth"]) == (width, depth)
+        assert found["denoiser"]["decoder_depth"] == depth
+        assert (found["train"]["batch"], found["train"]["epochs"]) == (2048, 400)
+        assert (found["optim"]["blr"], found["optim"]["weight_decay"]) == (1e-4, 0)
+        assert found["optim"]["warmup"] * found["train"]["epochs"] == 100
+        assert (found["data"]["size"], found["tokenizer"]["patch"]) == (256, 16)
+        text = (CONFIGS / "experiment" / "ldae" / f"{name}.yaml").read_text()
+        assert "not measured" in text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os.system.Popen",
+        "ldae.tokenizers.pixel",
+        "torch.nn.Linear",
+        "ldae.data.datasets.Digits",
+        3,
+        None,
+        "ldae.tokenizers.x.Y",
+    ],
+)
+def test_names_outside_their_package_are_not_resolved(config, name):
+    found = config("pretrain")
+    found["tokenizer"] = {**found["tokenizer"], "part": name}
+    with pytest.raises(ConfigError, match=r"tokenizer\.part"):
+        System(found)["tokenizer"]
+
+
+def test_the_environment_does_not_leak_into_configs(config):
+    with pytest.raises(UsageError):
+        config("pretrain", "out=${oc.env:HOME}")
+
+
+def test_yaml_cannot_run_code(config, tmp_path):
+    canary = tmp_path / "canary"
+    path = CONFIGS / "experiment" / "_canary.yaml"
+    path.write_text(f"# @package _global_\nseed: !!python/object/apply:os.mkdir ['{canary}']\n")
+    try:
+        with pytest.raises(UsageError):
+            config("pretrain", "experiment=_canary")
+    finally:
+        path.unlink()
+    assert not canary.exists()
+
+
+def test_whoever_gives_steps_means_not_epochs(config):
+    by_steps = config("pretrain", "train.steps=3")["train"]
+    assert (by_steps["steps"], by_steps["epochs"]) == (3, None)
+    by_epochs = config("pretrain", "train.epochs=2")["train"]
+    assert (by_epochs["steps"], by_epochs["epochs"]) == (None, 2)
+
+
+def test_configs_lie_where_the_tools_look():
+    assert Path(CONFIGS, "pretrain.yaml").is_file()
