@@ -111,10 +111,9 @@ class Session:
         own = {k: v for k, v in self.config["data"].items() if k in ("workers", "max_bad", "max_pixels")}
         given = {"cache": self.cache, "poll": self.stop.poll, "progress": self.runtime.bars and self.world.main}
         try:
-            context = construct(Context, own, given)
+            found = dataset.open(construct(Context, own, given))
         except ConfigError as error:
             raise error.inside("data") from None
-        found = dataset.open(context)
         if found.bad and self.world.main:
             print(f"{len(found.bad)} unreadable images left out, the first: {': '.join(found.bad[0])}", file=sys.stderr)
         return found

@@ -108,7 +108,7 @@ class TrainSettings:
         parts = world_size * self.accumulate
         if slices % parts:
             raise ConfigError(
-                "batch",
+                "train.batch",
                 self.batch,
                 f"cannot be shared by {world_size} processes x accumulate={self.accumulate}: that product must divide "
                 f"both train.batch and train.slices={self.slices}",

@@ -143,7 +143,7 @@ def test_accumulated_parts_are_the_whole_batch(config, tmp_path, parts):
 
 
 def test_parts_that_cannot_share_the_noise_are_refused(config, tmp_path):
-    with pytest.raises(ConfigError, match=r"batch=64 cannot be shared by 1 processes x accumulate=3"):
+    with pytest.raises(ConfigError, match=r"train\.batch=64 cannot be shared by 1 processes x accumulate=3"):
         trainer(config, tmp_path, accumulate=3)
 
 

@@ -1,0 +1,52 @@
+"""Running the tools as a user does: as processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SHORT = ("train.steps=12", "train.log_every=1", "train.checkpoint_every=4", "monitor.looks=2", "runtime.threads=1")
+ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+
+
+def command(tool, *words):
+    return [sys.executable, str(ROOT / "tools" / f"{tool}.py"), *map(str, words)]
+
+
+def run(tool, *words, code=0, **environment):
+    """Runs a tool to its end; its standard output and error. The exit code must be `code`."""
+    env = {**os.environ, **ENVIRONMENT, **environment}
+    done = subprocess.run(command(tool, *words), capture_output=True, text=True, env=env, timeout=300)
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    if code:
+        assert "Traceback" not in done.stderr
+    return done.stdout, done.stderr
+
+
+def start(tool, *words):
+    """Starts a tool and does not wait."""
+    env = {**os.environ, **ENVIRONMENT}
+    return subprocess.Popen(command(tool, *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
+def rows(folder):
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder):
+    """Step -> the loss's exact bits."""
+    return {row["step"]: row["loss_hex"] for row in rows(folder) if "loss_hex" in row}
+
+
+def weights(folder):
+    """The bytes of the last checkpoint's tensors."""
+    last = sorted((Path(folder) / "checkpoints").glob("step-*"))[-1]
+    return {p.name: p.read_bytes() for p in sorted(last.glob("*.safetensors")) if p.name != "rng.safetensors"}
+
+
+def status(folder):
+    return json.loads((Path(folder) / "status.json").read_text())

@@ -1,0 +1,78 @@
+"""Mistakes on the command line: exit code, one sentence with key, value and what would do, nothing written."""
+
+from __future__ import annotations
+
+import pytest
+from helpers import run
+
+MISTAKES = [
+    (("train.stepz=3",), "train.stepz=3 is not a key of this config; did you mean train.steps?"),
+    (("experiment=ldae/digit",), "experiment=ldae/digit does not exist; there are: .* did you mean 'ldae/digits'?"),
+    (("tokenizer=patch_pcs",), "tokenizer=patch_pcs does not exist; .* did you mean 'patch_pca'?"),
+    (("+x=1",), "only KEY=VALUE is understood"),
+    (("seed=1,2",), "one value each"),
+    (("words",), "'words' is not KEY=VALUE"),
+    (("optim.blr=abc",), "optim.blr='abc' must be a number"),
+    (("optim.blr=-1",), "optim.blr=-1.0 must be above 0"),
+    (("optim.blr=nan",), "optim.blr=nan must be a finite number"),
+    (("train.steps=0",), "train.steps=0 must be at least 1"),
+    (("train.batch=-4",), "train.batch=-4 must be at least 1"),
+    (("train.batch=2.5",), "train.batch=2.5 must be a whole number"),
+    (("train.precision=fp8",), "train.precision='fp8' is none of: fp32, bf16"),
+    (("tokenizer.patch=3",), "tokenizer.patch=3 does not divide the image, 8 x 8"),
+    (("tokenizer.d=800",), "tokenizer.d=800 exceeds 3\\*p\\*p=12; lower tokenizer.d or raise tokenizer.patch"),
+    (("denoiser.heads=3",), "denoiser.width=64 must be a multiple of 4 and of denoiser.heads=3"),
+    (("target=eps",), "target='Eps' is built from the noise"),
+    (("data=cifar10",), "data.root=None is not set; give data.root=FOLDER"),
+    (("device=tpu",), "device='tpu' is no device"),
+    (("seed=-1",), "seed=-1 must be at least 0"),
+    (("allow=train.steps",), "allow='train.steps' must be a list"),
+    (("tokenizer.part=os.path.X",), "tokenizer.part='os.path.X' lies outside ldae.tokenizers"),
+]
+
+
+@pytest.mark.parametrize(("words", "sentence"), MISTAKES, ids=[m[0][0] for m in MISTAKES])
+def test_a_mistake_is_answered_with_one_sentence(tmp_path, words, sentence, in_process):
+    code, message = in_process("pretrain", f"out={tmp_path / 'r'}", *words)
+    assert code == 2
+    import re
+
+    assert re.search(sentence, message), message
+    assert len(message.strip().splitlines()) == 1
+    assert not (tmp_path / "r" / "checkpoints").exists()
+
+
+def test_the_process_answers_with_the_code_and_no_traceback(tmp_path):
+    _, err = run("pretrain", f"out={tmp_path / 'r'}", "train.stepz=3", code=2)
+    assert err.strip() == "error: train.stepz=3 is not a key of this config; did you mean train.steps?"
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("tool", ["pretrain", "train_tokenizer", "probe", "checkpoint"])
+def test_every_tool_explains_itself(tool):
+    out, _ = run(tool, "--help")
+    assert f"python tools/{tool}.py" in out
+
+
+def test_a_data_folder_that_is_not_there_is_65(tmp_path):
+    words = ("experiment=ldae/cifar10_cpu", f"out={tmp_path / 'r'}", f"data.root={tmp_path / 'none'}")
+    _, err = run("pretrain", *words, code=65)
+    assert "none is missing; a folder is needed" in err
+
+
+def test_an_output_that_cannot_be_is_73(tmp_path):
+    (tmp_path / "file").write_text("")
+    _, err = run("pretrain", f"out={tmp_path / 'file' / 'r'}", code=73)
+    assert "cannot be written" in err
+
+
+@pytest.mark.parametrize("tool", ["probe", "checkpoint"])
+def test_a_folder_that_is_no_run_is_65(tmp_path, tool):
+    words = (f"run={tmp_path}",) if tool == "probe" else ("list", tmp_path)
+    _, err = run(tool, *words, code=65)
+    assert "has no checkpoint" in err
+
+
+def test_probe_wants_a_run():
+    _, err = run("probe", code=2)
+    assert "run=None is not set; give run=RUN" in err

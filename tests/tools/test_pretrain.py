@@ -1,0 +1,211 @@
+"""Pretraining from the command line: it resumes bit for bit whatever stopped it (spec: RELIABILITY.md)."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers import ENVIRONMENT, ROOT, SHORT, losses, rows, run, start, status, weights
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """One uninterrupted run."""
+    folder = tmp_path_factory.mktemp("reference") / "run"
+    out, _ = run("pretrain", f"out={folder}", *SHORT)
+    assert "tensorboard --logdir" in out
+    return folder
+
+
+def same(a, b):
+    return losses(a) == losses(b) and weights(a) == weights(b)
+
+
+def test_a_run_leaves_what_it_promises(reference):
+    names = {p.name for p in reference.iterdir()}
+    assert {"checkpoints", "config.json", "metrics.jsonl", "pictures", "status.json", "tensorboard"} <= names
+    assert status(reference) == {"state": "done", "step": 12, "code": 0, "message": ""}
+    found = rows(reference)
+    assert set(losses(reference)) == set(range(1, 13))
+    assert {"loss", "rate", "gradient_norm", "images_per_second", "epoch"} <= set(found[-1]) or "monitor" in found[-1]
+    assert {row["monitor"] for row in found if "monitor" in row} == {"panel", "knn"}
+    assert any("loss_level/0" in row for row in found)
+    manifest = json.loads(next((reference / "checkpoints").glob("*12/manifest.json")).read_text())
+    assert manifest["peak_rate"] == manifest["config"]["optim"]["blr"] * 64 / 256
+    assert {"step", "epoch", "position", "config", "data", "tokenizer", "world", "files"} <= set(manifest)
+    events = list((reference / "tensorboard").iterdir())
+    assert events[0].stat().st_size > 5000  # with pictures
+
+
+def test_two_runs_are_one(reference, tmp_path):
+    run("pretrain", f"out={tmp_path / 'r'}", *SHORT)
+    assert same(reference, tmp_path / "r")
+
+
+def test_a_finished_run_is_left_alone(reference):
+    before = {p: p.stat().st_mtime_ns for p in reference.rglob("*") if p.is_file()}
+    out, _ = run("pretrain", f"out={reference}", *SHORT)
+    assert "is finished; nothing to do" in out
+    assert before == {p: p.stat().st_mtime_ns for p in reference.rglob("*") if p.is_file()}
+
+
+def halted(tmp_path, number):
+    """Starts a run, signals it after some steps, waits for its end."""
+    folder = tmp_path / "r"
+    process = start("pretrain", f"out={folder}", *SHORT)
+    until_step(folder, 3, process)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    return folder, process.returncode
+
+
+def until_step(folder, step, process):
+    """Waits until the run has logged a step."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (folder / "metrics.jsonl").exists() and any(
+            f'"step": {s},' in (folder / "metrics.jsonl").read_text() for s in range(step, step + 9)
+        ):
+            return
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_is_saved_answered_with_75_and_resumed(reference, tmp_path, number):
+    folder, code = halted(tmp_path, number)
+    if code == 0:
+        pytest.skip("the run was over before the signal came")
+    assert code == 75
+    assert status(folder)["state"] == "interrupted"
+    assert status(folder)["code"] == 75
+    run("pretrain", f"out={folder}", *SHORT)
+    assert same(reference, folder)
+
+
+def killed_and_rerun(folder, delays):
+    """Kills a run after each delay, starts it again each time, and lets it end."""
+    for delay in delays:
+        process = start("pretrain", f"out={folder}", *SHORT)
+        try:
+            process.communicate(timeout=delay)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+    run("pretrain", f"out={folder}", *SHORT)
+
+
+def test_kill_9_at_random_instants_loses_nothing(reference, tmp_path):
+    chance = random.Random(0)
+    killed_and_rerun(tmp_path / "r", [chance.uniform(3, 9) for _ in range(3)])
+    assert same(reference, tmp_path / "r")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_kill_9_at_many_random_instants_loses_nothing(reference, tmp_path, seed):
+    chance = random.Random(seed + 1)
+    killed_and_rerun(tmp_path / "r", [chance.uniform(2, 10) for _ in range(5)])
+    assert same(reference, tmp_path / "r")
+
+
+def test_a_live_run_is_not_disturbed(tmp_path):
+    folder, words = tmp_path / "r", ("train.steps=3000", "train.log_every=1", "monitor.looks=0", "runtime.threads=1")
+    process = start("pretrain", f"out={folder}", *words)
+    until_step(folder, 3, process)
+    _, err = run("pretrain", f"out={folder}", *words, code=73)
+    assert "held by another process" in err
+    at = max(losses(folder))
+    until_step(folder, at + 3, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert sorted(losses(folder)) == list(range(1, max(losses(folder)) + 1))
+    assert status(folder)["state"] == "interrupted"
+
+
+def copied(reference, tmp_path, step=8):
+    """The reference as if it had stopped at a step."""
+    folder = tmp_path / "r"
+    shutil.copytree(reference, folder)
+    for path in (folder / "checkpoints").glob("step-*"):
+        if int(path.name[5:]) > step:
+            shutil.rmtree(path)
+    (folder / "status.json").write_text("{}")
+    return folder
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(reference, tmp_path):
+    folder = tmp_path / "r"
+    shutil.copytree(reference, folder)
+    (folder / "status.json").write_text("{}")
+    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    raw = bytearray((newest / "model.safetensors").read_bytes())
+    raw[-9] ^= 4
+    (newest / "model.safetensors").write_bytes(raw)
+    assert "1 of 2 checkpoints are damaged" in run("checkpoint", "verify", folder, code=65)[1]
+    _, err = run("pretrain", f"out={folder}", *SHORT)
+    assert "model.safetensors is damaged" in err
+    assert same(reference, folder)
+
+
+def test_without_a_whole_checkpoint_there_is_no_fresh_start(reference, tmp_path):
+    folder = copied(reference, tmp_path)
+    for manifest in (folder / "checkpoints").rglob("manifest.json"):
+        manifest.unlink()
+    _, err = run("pretrain", f"out={folder}", *SHORT, code=65)
+    assert "no checkpoint in" in err
+    assert status(folder)["code"] == 65
+
+
+def test_another_config_is_refused_unless_allowed_by_name(reference, tmp_path):
+    folder = copied(reference, tmp_path)
+    _, err = run("pretrain", f"out={folder}", *SHORT, "seed=1", "optim.blr=0.5", code=2)
+    assert "optim.blr was 0.004, is 0.5; seed was 0, is 1" in err
+    assert "allow=[optim.blr,seed]" in err
+    run("pretrain", f"out={folder}", *SHORT, "train.steps=14", "allow=[train.steps]")
+    assert max(losses(folder)) == 14
+
+
+def test_keys_of_the_machine_may_change(reference, tmp_path):
+    folder = copied(reference, tmp_path)
+    run("pretrain", f"out={folder}", *SHORT, "train.checkpoint_every=3", "data.workers=0")
+    assert losses(folder) == losses(reference)
+
+
+def test_checkpoints_are_listed_and_verified(reference):
+    out, _ = run("checkpoint", "list", reference)
+    assert [line.split()[:2] for line in out.splitlines()] == [["step-000000012", "whole"], ["step-000000008", "whole"]]
+    run("checkpoint", "verify", reference)
+
+
+@pytest.mark.dist
+def test_two_processes_train_as_one_does(tmp_path):
+    """The same global batch, the same noise: losses within 1e-4 over 20 steps."""
+    words = ["train.steps=20", "train.log_every=1", "train.precision=fp32", "monitor.looks=2", "runtime.threads=1"]
+    run("pretrain", f"out={tmp_path / 'one'}", *words)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    together = [*launcher, str(ROOT / "tools" / "pretrain.py"), f"out={tmp_path / 'two'}", *words]
+    done = subprocess.run(together, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT}, timeout=300)
+    assert done.returncode == 0, done.stderr
+    a, b = ({s: float.fromhex(x) for s, x in losses(tmp_path / n).items()} for n in ("one", "two"))
+    assert set(a) == set(b) == set(range(1, 21))
+    assert max(abs(a[s] - b[s]) for s in a) < 1e-4
+    assert a != {s: a[1] for s in a}
+    assert status(tmp_path / "two")["state"] == "done"
+
+
+@pytest.mark.dist
+def test_a_batch_that_two_processes_cannot_share_is_refused(tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    words = [str(ROOT / "tools" / "pretrain.py"), f"out={tmp_path / 'r'}", "train.batch=33", "train.steps=2"]
+    done = subprocess.run([*launcher, *words], capture_output=True, text=True, env={**os.environ, **ENVIRONMENT})
+    assert done.returncode != 0
+    assert "train.batch=33 cannot be shared by 2 processes" in done.stderr
+    assert status(tmp_path / "r")["code"] == 2

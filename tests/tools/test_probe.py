@@ -1,0 +1,125 @@
+"""Probing and tokenizer training from the command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from helpers import SHORT, run, weights
+
+from ldae.tokenizers.patch_linear import PatchAE
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("probe") / "run"
+    run("pretrain", f"out={folder}", *SHORT, "train.steps=150", "monitor.looks=0")
+    return folder
+
+
+def results(folder):
+    return [json.loads(line) for line in (folder / "probe" / "results.jsonl").read_text().splitlines()]
+
+
+def test_a_probe_prints_a_table_with_the_floors_and_says_all(pretrained):
+    out, _ = run("probe", f"run={pretrained}")
+    found = results(pretrained)
+    rows = {(r["encoder"], r["protocol"]): r for r in found}
+    for name in ("l-DAE", "the same network, untrained", "raw pixels", "whole-image PCA"):
+        assert f"| {name}" in out
+        assert (name, "lbfgs") in rows
+    best, floor = rows["l-DAE", "lbfgs"], rows["the same network, untrained", "lbfgs"]
+    assert 70 < floor["accuracy"] < 96
+    assert best["accuracy"] > 80
+    assert best["split"] == "test"
+    assert best["images"] == 359
+    assert best["selected_on"] == "holdout"
+    assert best["checkpoint"] != floor["checkpoint"] == "none"
+    assert best["t"] == 10
+    assert best["layer"] in (1, 2, 3)
+    assert best["dimensions"] == 64
+    assert best["step"] == 150
+    assert set(best["selected"]) == {"penalty", "cell", "among"}
+    assert 90 < rows["raw pixels", "lbfgs"]["accuracy"] < 100
+    run("probe", f"run={pretrained}")  # features are found again
+    assert [r["accuracy"] for r in results(pretrained)] == [r["accuracy"] for r in found]
+
+
+def test_layers_levels_inputs_and_protocols_can_be_chosen(pretrained, tmp_path):
+    words = ("protocols=[knn,paper]", "layers=[4]", "t=[0,50]", "inputs=[clean,noised]", "floors=false")
+    run("probe", f"run={pretrained}", f"out={tmp_path / 'p'}", *words)
+    found = [json.loads(line) for line in (tmp_path / "p" / "results.jsonl").read_text().splitlines()]
+    assert [r["protocol"] for r in found] == ["knn", "paper"]
+    assert len(found[0]["selected"]["among"]) == 4
+    assert all(r["layer"] == 4 for r in found)
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("protocols=[knnn]", "protocols='knnn' is none of: lbfgs, knn, .*did you mean 'knn'"),
+        ("layers=[9]", "layer=9 is not one of the network's layers 1..4"),
+        ("t=[1000]", "t=1000 must be in 0..999"),
+        ("inputs=[]", r"inputs=\[\] must name at least one"),
+        ("weights=best", "weights='best' is none of: ema, model"),
+        ("step=7", "manifest.json cannot be read"),
+    ],
+)
+def test_what_cannot_be_probed_is_refused(pretrained, in_process, word, sentence):
+    import re
+
+    code, message = in_process("probe", f"run={pretrained}", word)
+    assert code in (2, 65)
+    assert re.search(sentence, message), message
+
+
+def test_a_damaged_checkpoint_gives_no_score(pretrained, tmp_path):
+    import shutil
+
+    folder = tmp_path / "r"
+    shutil.copytree(pretrained, folder)
+    for path in (folder / "checkpoints").rglob("ema.safetensors"):
+        raw = bytearray(path.read_bytes())
+        raw[500] ^= 1
+        path.write_bytes(raw)
+    out, err = run("probe", f"run={folder}", code=65)
+    assert "whole" in err
+    assert "|" not in out
+
+
+def test_a_tokenizer_of_another_run_is_seen(pretrained, tmp_path):
+    import shutil
+
+    folder = tmp_path / "r"
+    shutil.copytree(pretrained, folder)
+    raw = bytearray((folder / "tokenizer.safetensors").read_bytes())
+    raw[-3] ^= 1
+    (folder / "tokenizer.safetensors").write_bytes(raw)
+    _, err = run("probe", f"run={folder}", code=65)
+    assert "tokenizer.safetensors is damaged or another file" in err
+
+
+def test_a_tokenizer_is_trained_and_taken_by_pretraining(tmp_path):
+    words = ("tokenizer=patch_ae", "train.steps=40", "runtime.threads=1")
+    out, _ = run("train_tokenizer", f"out={tmp_path / 't'}", *words)
+    assert "hold-out PSNR" in out
+    assert (tmp_path / "t" / "filters.png").exists()
+    path = ("experiment=deconstruct/06_patch_ae", "data=digits", "train.steps=2", "monitor.looks=0")
+    run("pretrain", f"out={tmp_path / 'r'}", *path, f"tokenizer.weights={tmp_path / 't'}")
+    taken = (tmp_path / "r" / "tokenizer.safetensors").read_bytes()
+    assert taken == (tmp_path / "t" / "tokenizer.safetensors").read_bytes()
+    assert "nothing to do" in run("train_tokenizer", f"out={tmp_path / 't'}", *words)[0]
+    from ldae.tokenizers.base import load_tokenizer
+
+    loaded = PatchAE((3, 8, 8), 2, 4)
+    load_tokenizer(tmp_path / "r" / "tokenizer.safetensors", loaded)
+
+
+def test_a_missing_tokenizer_is_trained_once_and_kept(tmp_path):
+    words = ("experiment=deconstruct/05_patch_vae", "data=digits", "train.steps=2", "monitor.looks=0")
+    quick = ("tokenizer.fit.steps=30", "runtime.threads=1", f"data.cache={tmp_path / 'cache'}")
+    _, first = run("pretrain", f"out={tmp_path / 'a'}", *words, *quick)
+    assert "fitting the tokenizer PatchVAE" in first
+    _, second = run("pretrain", f"out={tmp_path / 'b'}", *words, *quick)
+    assert "fitting" not in second
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
