@@ -10,7 +10,7 @@ import torch
 from _cli import CONFIGS
 
 from ldae.engine.run import flat
-from ldae.engine.trainer import TrainSettings
+from ldae.engine.settings import TrainSettings
 from ldae.errors import ConfigError, UsageError
 from ldae.parts import construct, resolve
 from ldae.system import GROUPS, System

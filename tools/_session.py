@@ -23,8 +23,9 @@ from ldae.data.loader import Loader, Share, in_order
 from ldae.engine.distributed import World, join_world, leave_world
 from ldae.engine.run import RunFolder, check_same
 from ldae.engine.runtime import keep_freed_memory, pick_device, use_threads
+from ldae.engine.settings import TrainSettings
 from ldae.engine.signals import StopFlag
-from ldae.engine.trainer import Trainer, TrainSettings
+from ldae.engine.trainer import Job, Trainer
 from ldae.errors import CheckpointError, ConfigError, Fault
 from ldae.export import PLAYER, TOKENIZER_FILE
 from ldae.files import json_hash, read_json, write_json
@@ -260,12 +261,7 @@ def fit_tokenizer(session: Session, splits: Splits, run: RunFolder) -> str:
             session.system["optim"],
             settings,
             session.seed,
-            session.world,
-            run,
-            record,
-            [FilterPanel(tokenizer)],
-            session.stop,
-            session.runtime.bars,
+            Job(run, session.world, record, [FilterPanel(tokenizer)], session.stop, session.runtime.bars),
         ).fit()
         tokenizer.calibrate(session.images(sample))
     from ldae.engine.logging import save_png

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 
 from ldae.data.images import Splits
 from ldae.engine.run import RunFolder
-from ldae.engine.trainer import Trainer
+from ldae.engine.trainer import Job, Trainer
 from ldae.export import PLAYER
 from ldae.objectives.denoise import Denoise
 from ldae.objectives.panels import DenoisingPanel, FilterPanel
@@ -38,7 +38,7 @@ def main(words: Sequence[str]) -> None:
     session = Session(config)
     settings = train_settings(config)  # all parts are made before any data is read: a bad key costs seconds
     objective: Denoise = session.system["objective"]
-    parts = [session.system[group] for group in ("augment", "optim")]
+    _, optim = (session.system[group] for group in ("augment", "optim"))
     run = RunFolder(Path(config["out"] or default_out(config)))
     with session.running(run):
         if finished(run):
@@ -55,21 +55,11 @@ def main(words: Sequence[str]) -> None:
             "config": config,
             "data": splits.fingerprint,
             "tokenizer": tokenizer,
-            "peak_rate": parts[1].peak(settings.batch),
+            "peak_rate": optim.peak(settings.batch),
         }
-        Trainer(
-            {PLAYER: objective},
-            loader,
-            parts[1],
-            settings,
-            session.seed,
-            session.world,
-            run,
-            record,
-            monitors(session, objective, splits, total) if session.world.main else (),
-            session.stop,
-            session.runtime.bars and session.world.main,
-        ).fit()
+        looks = monitors(session, objective, splits, total) if session.world.main else []
+        job = Job(run, session.world, record, looks, session.stop, session.runtime.bars and session.world.main)
+        Trainer({PLAYER: objective}, loader, optim, settings, session.seed, job).fit()
         if session.world.main:
             run.set_status("done", total)
             print(f"done: {run.path}\n  probe it:  python tools/probe.py run={run.path}")

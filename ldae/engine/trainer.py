@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +19,11 @@ from ldae.engine.ema import EMA
 from ldae.engine.logging import Meter, RunLog
 from ldae.engine.optim import Optim
 from ldae.engine.run import RunFolder
+from ldae.engine.settings import TrainSettings
 from ldae.engine.signals import StopFlag
 from ldae.engine.state import load_state, save_state
-from ldae.errors import ConfigError, Interrupted, NonFiniteError
+from ldae.errors import Interrupted, NonFiniteError
 from ldae.files import write_json
-from ldae.parts import Count, Fraction, NonNegative, Positive
 from ldae.types import Batch, Draws, Player
 
 # (step) -> scalars, pictures. Called with the averaged weights in place.
@@ -55,65 +54,24 @@ class Monitor(Protocol):
 
 
 @dataclass(frozen=True)
-class TrainSettings:
-    """How long and how to train.
+class Job:
+    """Where a training runs and what goes with it.
 
     Attributes:
-        batch: images of one step over all processes.
-        steps, epochs: the length; one of the two.
-        accumulate: parts that a process's share of a batch is worked through in.
-        precision: of the networks' matrix products; weights, tokenizers and losses are fp32.
-        clip: highest norm of the gradient; 0 for none.
-        ema: decay of the weights' average; 0 for none.
-        compile: whether torch.compile works on each transformer block.
-        log_every: steps between rows of metrics.jsonl.
-        checkpoint_every: steps between checkpoints.
-        keep: checkpoints that are kept.
-        slices: slices of a batch with noise of their own (at most; the largest number that divides the batch).
-            Processes times accumulate must divide it: then the noise is the same however the work is shared.
+        run: the folder to write to; held by the caller.
+        world: this process among others.
+        record: what else a checkpoint's manifest says (config, fingerprints).
+        monitors: to look at now and then, on the main process.
+        stop: the flag that signals set.
+        progress: whether to draw a progress bar.
     """
 
-    batch: Count
-    steps: Count | None = None
-    epochs: Positive | None = None
-    accumulate: Count = 1
-    precision: Literal["fp32", "bf16"] = "bf16"
-    clip: NonNegative = 1.0
-    ema: Fraction = 0.999
-    compile: bool = False
-    log_every: Count = 10
-    checkpoint_every: Count = 500
-    keep: Count = 2
-    slices: Count = 8
-
-    def __post_init__(self) -> None:
-        if (self.steps is None) == (self.epochs is None):
-            raise ConfigError(
-                "steps", self.steps, f"with epochs={self.epochs}: give one of the two, null for the other"
-            )
-        if self.ema >= 1:
-            raise ConfigError("ema", self.ema, "must be below 1")
-
-    def total_steps(self, steps_per_epoch: int) -> int:
-        """The run's length in steps."""
-        return self.steps if self.steps is not None else max(1, round((self.epochs or 0) * steps_per_epoch))
-
-    def slices_of(self, world_size: int) -> int:
-        """Slices of a global batch, each a part of one process's share.
-
-        Raises:
-            ConfigError: they cannot be shared out evenly.
-        """
-        slices = math.gcd(self.batch, self.slices)
-        parts = world_size * self.accumulate
-        if slices % parts:
-            raise ConfigError(
-                "train.batch",
-                self.batch,
-                f"cannot be shared by {world_size} processes x accumulate={self.accumulate}: that product must divide "
-                f"both train.batch and train.slices={self.slices}",
-            )
-        return slices
+    run: RunFolder
+    world: World
+    record: Mapping[str, Any]
+    monitors: Sequence[Monitor] = ()
+    stop: StopFlag = field(default_factory=StopFlag)
+    progress: bool = False
 
 
 class Trainer:
@@ -125,12 +83,7 @@ class Trainer:
         optim: makes optimisers, tells learning rates.
         settings: how long and how.
         seed: of the noise.
-        world: this process among others.
-        run: the folder to write to; held by the caller.
-        record: what else a checkpoint's manifest says (config, fingerprints).
-        monitors: to look at now and then, on the main process.
-        stop: the flag that signals set.
-        progress: whether to draw a progress bar.
+        job: where it runs.
     """
 
     def __init__(
@@ -140,25 +93,20 @@ class Trainer:
         optim: Optim,
         settings: TrainSettings,
         seed: int,
-        world: World,
-        run: RunFolder,
-        record: Mapping[str, Any],
-        monitors: Sequence[Monitor] = (),
-        stop: StopFlag | None = None,
-        progress: bool = False,
+        job: Job,
     ):
         self.players, self.loader, self.optim, self.settings = dict(players), loader, optim, settings
-        self.seed, self.world, self.run, self.record = seed, world, run, record
-        self.monitors, self.stop, self.progress = monitors, stop or StopFlag(), progress
+        self.seed, self.job = seed, job
+        self.run, self.world, self.stop = job.run, job.world, job.stop
         self.total = settings.total_steps(loader.steps_per_epoch)
-        self.slices = settings.slices_of(world.size)
+        self.slices = settings.slices_of(job.world.size)
         self.networks: dict[str, nn.Module] = {name: player.network for name, player in players.items()}
         self.weights = {
             f"{n}.{k}": p for n, m in self.networks.items() for k, p in m.named_parameters() if p.requires_grad
         }
         self.optimizers = {name: optim.build(m.parameters()) for name, m in self.networks.items()}
         self.ema = EMA(self.weights, settings.ema)
-        self.wrapped: dict[str, Any] = {name: world.wrapped(player) for name, player in players.items()}  # type: ignore[arg-type]
+        self.wrapped: dict[str, Any] = {name: job.world.wrapped(player) for name, player in players.items()}  # type: ignore[arg-type]
         self.meter, self.step, self.saved, self.stopping = Meter(), 0, -1, False
         if settings.compile:
             for module in (
@@ -273,7 +221,7 @@ class Trainer:
             return None
         self.run.set_status("running", self.step)
         size = self.settings.batch
-        return RunLog(self.run, self.total * size, self.step * size, self.step, self.progress)
+        return RunLog(self.run, self.total * size, self.step * size, self.step, self.job.progress)
 
     def _report(
         self, log: RunLog | None, losses: Mapping[str, Tensor], norms: Mapping[str, Tensor], rate: float
@@ -298,11 +246,11 @@ class Trainer:
 
     def _look(self, log: RunLog | None) -> None:
         """The monitors that are due, before the step is made, with the averaged weights."""
-        due = [m for m in self.monitors if (self.step % m.every == 0 if m.every else self.step == 0)]
+        due = [m for m in self.job.monitors if (self.step % m.every == 0 if m.every else self.step == 0)]
         if log is None or not (due or self.step == self.total):
             return
         began = time.perf_counter()
-        last = [m for m in self.monitors if m.every and m not in due and self.step == self.total]
+        last = [m for m in self.job.monitors if m.every and m not in due and self.step == self.total]
         with self.ema.applied(), torch.no_grad(), evaluating(self.networks.values()):
             for monitor in due + last:
                 scalars, pictures = monitor(self.step)
@@ -321,7 +269,7 @@ class Trainer:
             if log is not None:
                 log.flush()
             epoch, position = divmod(self.step, self.loader.steps_per_epoch)
-            manifest = {**self.record, "step": self.step, "epoch": epoch, "position": position}
+            manifest = {**self.job.record, "step": self.step, "epoch": epoch, "position": position}
             manifest |= {"total": self.total, "world": self.world.size, "slices": self.slices}
             publish(self.run.checkpoints, save_state(self), manifest, self.settings.keep)
             self.run.set_status("running", self.step)

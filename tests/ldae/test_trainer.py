@@ -22,8 +22,9 @@ from ldae.engine.ema import EMA
 from ldae.engine.logging import forget_after
 from ldae.engine.optim import AdamW
 from ldae.engine.run import RunFolder, check_same
+from ldae.engine.settings import TrainSettings
 from ldae.engine.signals import StopFlag
-from ldae.engine.trainer import Trainer, TrainSettings
+from ldae.engine.trainer import Job, Trainer
 from ldae.errors import ConfigError, Interrupted, NonFiniteError, OutputError, UsageError
 from ldae.system import System
 
@@ -49,11 +50,7 @@ def trainer(config, path, *, words=(), seed=0, monitors=(), stop=None, wrap=None
         AdamW(blr=4e-3),
         TrainSettings(**chosen),
         seed,
-        World(CPU),
-        run,
-        {"config": {}},
-        monitors,
-        stop,
+        Job(run, World(CPU), {"config": {}}, monitors, stop or StopFlag()),
     )
 
 
