@@ -27,7 +27,7 @@ from ldae.engine.settings import TrainSettings
 from ldae.engine.signals import StopFlag
 from ldae.engine.trainer import Job, Trainer
 from ldae.errors import CheckpointError, ConfigError, Fault
-from ldae.export import PLAYER, TOKENIZER_FILE
+from ldae.export import TOKENIZER_FILE
 from ldae.files import json_hash, read_json, write_json
 from ldae.objectives.panels import FilterPanel, filter_tiles
 from ldae.parts import Natural, construct
@@ -155,23 +155,31 @@ def train_settings(config: Mapping[str, Any]) -> TrainSettings:
     return _settings(config, "train", TrainSettings)
 
 
-def begin(run: RunFolder, config: Mapping[str, Any], data: str) -> None:
-    """Writes the run's config, or holds the one it was begun with against this one.
+def finished(run: RunFolder, config: Mapping[str, Any]) -> bool:
+    """Whether the run ended well before, with this very config.
 
     Raises:
-        UsageError: the run was begun with another config, seed, data set or model.
+        UsageError: the folder holds a run of another config.
     """
     path = run.path / "config.json"
-    current = {"config": dict(config), "data": data}
     if path.exists():
-        free = [*FREE, *config["allow"]]
-        check_same(*(flattened(c) for c in (read_json(path), current)), free)
-    write_json(path, current)
+        check_same(read_json(path), config, [*FREE, *config["allow"]])
+    return run.status().get("state") == "done"
 
 
-def flattened(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record of config.json with the config's keys at the root, beside the data's fingerprint."""
-    return {**record["config"], "data_fingerprint": record["data"]}
+def begin(run: RunFolder, config: Mapping[str, Any], splits: Splits) -> None:
+    """Leaves the run's config and its data set behind, or holds the data set against the one it was begun with.
+
+    Raises:
+        UsageError: the run was begun with other images or another division of them.
+    """
+    path = run.path / "data.json"
+    sizes = {name: len(getattr(splits, name)) for name in ("train", "holdout", "test")}
+    known = {"fingerprint": splits.fingerprint, "images": sizes, "classes": list(splits.classes)}
+    if path.exists():
+        check_same(read_json(path), known, ["unreadable", *config["allow"]])
+    write_json(path, {**known, "unreadable": [list(pair) for pair in splits.bad]})
+    write_json(run.path / "config.json", dict(config))
 
 
 def ensure_tokenizer(session: Session, splits: Splits, run: RunFolder) -> str:
@@ -275,6 +283,3 @@ def _sample(images: ImageSet, count: int | None, seed: int) -> ImageSet:
     if count is None or count >= len(images):
         return images
     return images.subset(permutation(seed, 0, len(images))[:count].sort().values.numpy())
-
-
-__all__ = ["PLAYER", "Runtime", "Session", "begin", "ensure_tokenizer", "fit_tokenizer", "train_settings"]

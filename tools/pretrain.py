@@ -18,7 +18,7 @@ from typing import Any
 
 from _cli import compose, resolved, run_tool
 from _monitors import OnlineKNN, preview_images
-from _session import Session, begin, ensure_tokenizer, train_settings
+from _session import Session, begin, ensure_tokenizer, finished, train_settings
 from omegaconf import OmegaConf
 
 from ldae.data.images import Splits
@@ -41,12 +41,12 @@ def main(words: Sequence[str]) -> None:
     _, optim = (session.system[group] for group in ("augment", "optim"))
     run = RunFolder(Path(config["out"] or default_out(config)))
     with session.running(run):
-        if finished(run):
+        if finished(run, config):
             print(f"{run.path} is finished; nothing to do")
             return
         splits = session.splits()
         if session.world.main:
-            begin(run, config, splits.fingerprint)
+            begin(run, config, splits)
         tokenizer = ensure_tokenizer(session, splits, run)
         objective.to(session.world.device)
         loader = session.loader(splits.train, "augment", settings.batch)
@@ -69,11 +69,6 @@ def main(words: Sequence[str]) -> None:
 def default_out(config: dict[str, Any]) -> str:
     """runs/EXPERIMENT/seedN, for those who give no out=."""
     return f"runs/{str(config['experiment']).replace('/', '-')}/seed{config['seed']}"
-
-
-def finished(run: RunFolder) -> bool:
-    """Whether the run ended well before."""
-    return run.status().get("state") == "done"
 
 
 def monitors(session: Session, objective: Denoise, splits: Splits, total: int) -> list[Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from _cli import compose, resolved, run_tool
-from _session import Session, begin, fit_tokenizer, train_settings
+from _session import Session, begin, finished, fit_tokenizer, train_settings
 
 from ldae.data.images import ImageSet
 from ldae.engine.run import RunFolder
@@ -33,11 +33,11 @@ def main(words: Sequence[str]) -> None:
     with session.running(run):
         if session.world.size > 1:
             raise UsageError("train_tokenizer.py works in one process; start it without torchrun")
-        if run.status().get("state") == "done":
+        if finished(run, config):
             print(f"{run.path} is finished; nothing to do")
             return
         splits = session.splits()
-        begin(run, config, splits.fingerprint)
+        begin(run, config, splits)
         sha = fit_tokenizer(session, splits, run)
         quality = reconstruction(session, splits.holdout if len(splits.holdout) else splits.train)
         run.set_status("done", 0)

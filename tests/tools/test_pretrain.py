@@ -30,7 +30,15 @@ def same(a, b):
 
 def test_a_run_leaves_what_it_promises(reference):
     names = {p.name for p in reference.iterdir()}
-    assert {"checkpoints", "config.json", "metrics.jsonl", "pictures", "status.json", "tensorboard"} <= names
+    assert {
+        "checkpoints",
+        "config.json",
+        "data.json",
+        "metrics.jsonl",
+        "pictures",
+        "status.json",
+        "tensorboard",
+    } <= names
     assert status(reference) == {"state": "done", "step": 12, "code": 0, "message": ""}
     found = rows(reference)
     assert set(losses(reference)) == set(range(1, 13))
@@ -54,6 +62,8 @@ def test_a_finished_run_is_left_alone(reference):
     out, _ = run("pretrain", f"out={reference}", *SHORT)
     assert "is finished; nothing to do" in out
     assert before == {p: p.stat().st_mtime_ns for p in reference.rglob("*") if p.is_file()}
+    _, err = run("pretrain", f"out={reference}", *SHORT, "optim.blr=0.5", code=2)
+    assert "optim.blr was 0.004, is 0.5" in err
 
 
 def halted(tmp_path, number):
