@@ -8,6 +8,8 @@ import os
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -167,10 +169,15 @@ def _decoded(listing: Listing, work: Callable[[Path], Any], context: Context) ->
             context.poll()
             yield work(path)
         return
-    with multiprocessing.get_context("fork").Pool(context.workers, ignore_signals) as pool:
-        for outcome in bar(pool.imap(work, paths, chunksize=64)):
+    pool = ProcessPoolExecutor(context.workers, multiprocessing.get_context("fork"), ignore_signals)
+    try:
+        for outcome in bar(pool.map(work, paths, chunksize=64)):
             context.poll()
             yield outcome
+    except BrokenProcessPool:
+        raise DataError(f"a process that decoded images below {listing.root} was killed; give it more memory") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def ignore_signals(*_: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import warnings
@@ -104,6 +105,47 @@ def test_a_changed_file_makes_another_cache(tree, context):
     before = folder(tree).open(context).fingerprint
     Image.new("RGB", (16, 16), "red").save(tree / "train" / "a" / "00.png")
     assert folder(tree).open(context).fingerprint != before
+
+
+@pytest.fixture
+def many(tmp_path):
+    """600 images of one colour each, in one class."""
+    root = tmp_path / "many" / "a"
+    root.mkdir(parents=True)
+    for i in range(600):
+        Image.new("RGB", (8, 8), (i % 256, i // 256, 0)).save(root / f"{i:03d}.png")
+    return root.parent
+
+
+@pytest.mark.parametrize("store", ["memory", "stream"])
+def test_worker_processes_read_what_one_process_reads(many, tmp_path, store):
+    one, two = (
+        folder(many, 8, store).open(Context(tmp_path / str(workers), workers)).train for workers in (0, 2)
+    )
+    assert torch.equal(*(torch.cat([b.images for b in in_order(images, 64, CPU)]) for images in (one, two)))
+    assert not multiprocessing.active_children()
+
+
+def test_a_stop_while_workers_read_ends_them_and_leaves_no_cache(many, tmp_path):
+    polls = iter(range(100))
+
+    def poll():
+        if next(polls) == 99:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        folder(many, 8).open(Context(tmp_path / "cache", 2, poll=poll))
+    assert not multiprocessing.active_children()
+    assert not list((tmp_path / "cache").rglob("*.npy"))
+
+
+def test_a_killed_worker_is_one_clear_error(many, tmp_path):
+    def poll():
+        for child in multiprocessing.active_children():
+            child.kill()
+
+    with pytest.raises(DataError, match="was killed"):
+        folder(many, 8).open(Context(tmp_path / "cache", 2, poll=poll))
 
 
 @pytest.mark.parametrize("store", ["memory", "stream"])
