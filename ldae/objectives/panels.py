@@ -22,7 +22,7 @@ class DenoisingPanel:
 
     Args:
         objective: a denoiser.
-        images: (B, 3, H, W) in [0, 1]; all are measured, the first `shown` are drawn.
+        images: (B, 3, H, W) in [0, 1]; all are measured, `shown` of them, evenly spread, are drawn.
         every: steps between looks.
         shown: rows of the picture.
     """
@@ -34,10 +34,11 @@ class DenoisingPanel:
         self.objective, self.images, self.every, self.shown = objective, images, every, shown
 
     def __call__(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
-        columns, scalars = [self.images[: self.shown]], {}
+        drawn = torch.linspace(0, len(self.images) - 1, min(self.shown, len(self.images))).round().long()
+        columns, scalars = [self.images[drawn]], {}
         for eighth in self.EIGHTHS:
             noised, denoised = self._restored(eighth)
-            columns += [noised[: self.shown], denoised[: self.shown]]
+            columns += [noised[drawn], denoised[drawn]]
             scalars[f"psnr_noised/{eighth}_8"] = psnr(noised, self.images)
             scalars[f"psnr_denoised/{eighth}_8"] = psnr(denoised, self.images)
         return scalars, {"clean_noised_denoised": tiled(torch.stack(columns, dim=1))}

@@ -119,9 +119,7 @@ def many(tmp_path):
 
 @pytest.mark.parametrize("store", ["memory", "stream"])
 def test_worker_processes_read_what_one_process_reads(many, tmp_path, store):
-    one, two = (
-        folder(many, 8, store).open(Context(tmp_path / str(workers), workers)).train for workers in (0, 2)
-    )
+    one, two = (folder(many, 8, store).open(Context(tmp_path / str(workers), workers)).train for workers in (0, 2))
     assert torch.equal(*(torch.cat([b.images for b in in_order(images, 64, CPU)]) for images in (one, two)))
     assert not multiprocessing.active_children()
 
