@@ -19,7 +19,7 @@ class Result:
         protocol: its name; `protocol_source` says what that is.
         accuracy: on `split`, percent.
         split, images: what it was measured on.
-        selected: what was chosen, e.g. {"k": 20}.
+        selected: what was chosen, e.g. {"k": 20}, and `among` which cells, with their accuracies.
         selected_on: which split the choice was made on; its accuracy there is `selected_accuracy`.
         layer, t, input, pooling: where the features were read.
         dimensions: D.

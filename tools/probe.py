@@ -2,9 +2,11 @@
 
     python tools/probe.py run=RUN
     python tools/probe.py run=RUN protocols=[lbfgs,knn,paper,mae,dinov2] layers=[2,4,6] t=[10,40]
+    python tools/probe.py run=RUN split=holdout floors=false      # while settings are still being chosen
 
 Layer, noise level and hyper-parameters are chosen on the hold-out; the test split is read once, for what was
-chosen. Prints a table and writes RUN/probe/results.jsonl, a line for every figure with all that was chosen.
+chosen. Prints a table and writes RUN/probe/results.jsonl, a line for every figure with all that was chosen and
+what each layer had on the hold-out.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ class ProbeSettings:
         layers: which are read; from the middle of the encoder to the middle of the decoder if None.
         t: steps of the noise level that the network is told.
         inputs: `clean`, `noised` or both.
+        split: `test`, or `holdout` to leave the test split unread.
         floors: whether raw pixels, PCA and the untrained network join the table.
         out: folder for results and features; RUN/probe if None.
         seed: of heads and noise.
@@ -63,6 +66,7 @@ class ProbeSettings:
     layers: list[Count] | None
     t: list[Natural]
     inputs: list[Literal["clean", "noised"]]
+    split: Literal["test", "holdout"]
     floors: bool
     out: str | None
     seed: Natural
@@ -177,7 +181,7 @@ class Probing:
         return in_order(images, self.settings.batch, session.world.device, workers, session.stop.poll)
 
     def score(self, subject: Subject, protocol: Protocol) -> Result:
-        """One figure: choices on the hold-out, one fit on train and hold-out, one look at the test split."""
+        """One figure: choices on the hold-out, then one fit on train and hold-out and one look at the test split."""
         seed = self.settings.seed
         found: list[tuple[Cell, Choice]] = []
         for cell in subject.cells:
@@ -185,30 +189,39 @@ class Probing:
             train, holdout = (subject.features(split, cell) for split in ("train", "holdout"))
             found.append((cell, protocol.select(train, holdout, self.classes, seed)))
         cell, choice = max(found, key=lambda pair: pair[1].accuracy)
-        development = joined(subject.features("train", cell), subject.features("holdout", cell))
-        test = subject.features("test", cell)
-        percent = protocol.score(choice.setting, development, test, self.classes, seed)
-        return self._result(subject, protocol, cell, choice, percent, test)
+        asked = subject.features(self.settings.split, cell)
+        percent = choice.accuracy
+        if self.settings.split == "test":
+            development = joined(subject.features("train", cell), subject.features("holdout", cell))
+            percent = protocol.score(choice.setting, development, asked, self.classes, seed)
+        among = {str(cell): round(choice.accuracy, 2) for cell, choice in found}
+        return self._result(subject, protocol, cell, choice, among, percent, asked)
 
     def _result(
-        self, subject: Subject, protocol: Protocol, cell: Cell, choice: Choice, percent: float, test: Features
+        self,
+        subject: Subject,
+        protocol: Protocol,
+        cell: Cell,
+        choice: Choice,
+        among: Mapping[str, float],
+        percent: float,
+        asked: Features,
     ) -> Result:
-        tried = {str(c): None for c in subject.cells}
         return Result(
             encoder=subject.name,
             protocol=protocol.name,
             protocol_source=protocol.source,
             accuracy=percent,
-            split="test",
-            images=len(test),
-            selected={**choice.setting, "cell": str(cell), "among": list(tried)},
+            split=self.settings.split,
+            images=len(asked),
+            selected={**choice.setting, "cell": str(cell), "among": among},
             selected_on="holdout",
             selected_accuracy=choice.accuracy,
             layer=cell.layer,
             t=cell.t,
             input=cell.input,
             pooling=cell.pooling,
-            dimensions=test.x.shape[1],
+            dimensions=asked.x.shape[1],
             checkpoint=subject.checkpoint,
             step=subject.step,
             seed=self.run.config["seed"],
@@ -271,12 +284,12 @@ def main(words: Sequence[str]) -> None:
                     continue
                 results.append(probing.score(subject, PROTOCOLS[name]))
                 print(told(results[-1]), flush=True)
-        write_results(out / "results.jsonl", results)
-    print(f"\nTop-1 accuracy on {results[0].images} test images, percent; every choice was made on the hold-out.\n")
+        path = out / ("results.jsonl" if settings.split == "test" else "results-holdout.jsonl")
+        write_results(path, results)
+    images = f"{results[0].images} {settings.split} images"
+    print(f"\nTop-1 accuracy on {images}, percent; every choice was made on the hold-out.\n")
     print(table(results))
-    print(
-        f"\n{out / 'results.jsonl'} has a line for each figure: checkpoint, seed, layer, t, what was chosen and where."
-    )
+    print(f"\n{path} has a line for each figure: checkpoint, seed, layer, t, what was chosen and where.")
 
 
 def told(result: Result) -> str:

@@ -54,6 +54,16 @@ def test_layers_levels_inputs_and_protocols_can_be_chosen(pretrained, tmp_path):
     assert all(r["layer"] == 4 for r in found)
 
 
+def test_the_test_split_stays_unread_while_settings_are_chosen(pretrained, tmp_path):
+    out, _ = run("probe", f"run={pretrained}", f"out={tmp_path}", "split=holdout", "floors=false", "protocols=[knn]")
+    assert "144 holdout images" in out
+    (found,) = [json.loads(line) for line in (tmp_path / "results-holdout.jsonl").read_text().splitlines()]
+    assert found["split"] == "holdout"
+    assert found["accuracy"] == found["selected_accuracy"] == max(found["selected"]["among"].values())
+    assert not list((tmp_path / "features").glob("*-test-*"))
+    assert not (tmp_path / "results.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("word", "sentence"),
     [
