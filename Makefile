@@ -8,7 +8,7 @@ demo: .venv/installed
 	$(BIN)/python tools/demo.py
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .
