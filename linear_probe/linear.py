@@ -140,48 +140,62 @@ def _move(
         parameter.sub_(rates.reshape(shape) * v)
 
 
-def logistic_regression(
-    x: Tensor, y: Tensor, classes: int, penalty: float, start: Tensor | None = None, iterations: int = 500
-) -> Tensor:
+class Logistic:
     """Multinomial logistic regression, mean cross-entropy + penalty / 2 ||W||^2, by L-BFGS (scipy's).
 
-    The same objective as scikit-learn's with C = 1 / (N penalty). Classes are padded to a multiple of 16
-    with ones that nothing belongs to: narrow matrix products are ten times slower.
+    The same objective as scikit-learn's with C = 1 / (N penalty). Its curvature along a direction of the features
+    is their second moment times about 1 / classes, plus the penalty; L-BFGS moves in the eigenbasis of the
+    moments with each direction in that unit, which takes tens of steps where the plain basis takes
+    hundreds. Classes are padded to a multiple of 16 with ones that nothing belongs to: narrow matrix products are ten
+    times slower.
 
     Args:
         x: (N, D) float32, best standardised.
         y: (N,) int64.
-        penalty: of the weights; biases go free.
-        start: (D + 1, classes) to begin at, or None for 0.
-
-    Returns:
-        (D + 1, classes) float32, the last row the biases.
+        classes: how many there are.
     """
-    N, D = x.shape
-    width = -(-classes // PAD) * PAD
-    theta0 = torch.zeros(D + 1, width)
-    if start is not None:
-        theta0[:, :classes] = start
-    target = torch.zeros(N, width).scatter_(1, y[:, None], 1.0)
-    absent = torch.zeros(width)
-    absent[classes:] = -torch.inf
 
-    def loss_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        theta = torch.from_numpy(flat).reshape(D + 1, width).float()
-        logits = torch.addmm(theta[-1] + absent, x, theta[:-1])  # (N, width)
-        log_p = torch.log_softmax(logits, 1)  # a tenth of the time of logsumexp on narrow rows
-        loss = -log_p.gather(1, y[:, None]).double().mean()
-        error = log_p.exp_().sub_(target).div_(N)
-        gradient = torch.empty(D + 1, width)
-        torch.addmm(penalty * theta[:-1], x.T, error, out=gradient[:-1])
-        gradient[-1] = error.sum(0)
-        return float(loss + penalty / 2 * theta[:-1].double().square().sum()), gradient.double().numpy().ravel()
+    def __init__(self, x: Tensor, y: Tensor, classes: int):
+        self.y, self.classes, self.width = y, classes, -(-classes // PAD) * PAD
+        self.moments, basis = torch.linalg.eigh((x.T @ x / len(x)).double())
+        self.basis = basis.float()
+        self.z = x @ self.basis
+        self.target = torch.zeros(len(x), self.width).scatter_(1, y[:, None], 1.0)
+        self.absent = torch.zeros(self.width)
+        self.absent[classes:] = -torch.inf
 
-    options = {"maxiter": iterations, "gtol": 1e-5, "ftol": 1e-9, "maxcor": 10}
-    found = minimize(loss_and_gradient, theta0.double().numpy().ravel(), jac=True, method="L-BFGS-B", options=options)
-    return torch.from_numpy(found.x).float().reshape(D + 1, width)[:, :classes].clone()
+    def fit(self, penalty: float, start: Tensor | None = None, iterations: int = 500) -> Tensor:
+        """The optimum for a penalty of the weights (biases go free).
+
+        Args:
+            start: (D + 1, classes) to begin at, or None for 0.
+
+        Returns:
+            (D + 1, classes) float32, the last row the biases.
+        """
+        unit = (self.moments.clamp(min=0) / self.classes + penalty).rsqrt().float()[:, None]
+        phi = torch.zeros(len(unit) + 1, self.width)
+        if start is not None:
+            phi[:-1, : self.classes] = self.basis.T @ start[:-1] / unit
+            phi[-1, : self.classes] = start[-1]
+
+        def loss_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
+            at = torch.from_numpy(flat).reshape(phi.shape).float()
+            weights = unit * at[:-1]
+            log_p = torch.log_softmax(torch.addmm(at[-1] + self.absent, self.z, weights), 1)
+            loss = -log_p.gather(1, self.y[:, None]).double().mean()
+            error = log_p.exp_().sub_(self.target).div_(len(self.z))
+            gradient = torch.empty(phi.shape)
+            gradient[:-1] = unit * torch.addmm(penalty * weights, self.z.T, error)
+            gradient[-1] = error.sum(0)
+            return float(loss + penalty / 2 * weights.double().square().sum()), gradient.double().numpy().ravel()
+
+        options = {"maxiter": iterations, "gtol": 1e-6, "ftol": 1e-9, "maxcor": 10}
+        found = minimize(loss_and_gradient, phi.double().numpy().ravel(), jac=True, method="L-BFGS-B", options=options)
+        theta = torch.from_numpy(found.x).float().reshape(phi.shape)[:, : self.classes]
+        return torch.cat([self.basis @ (unit * theta[:-1]), theta[-1:]])
 
 
 def predict(theta: Tensor, x: Tensor, block: int = 16384) -> Tensor:
-    """Classes (N,) of features (N, D) under weights from logistic_regression."""
+    """Classes (N,) of features (N, D) under weights from Logistic.fit."""
     return torch.cat([(part @ theta[:-1] + theta[-1]).argmax(1) for part in x.split(block)])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from linear_probe.features import Features
 from linear_probe.knn import accuracy, knn_predict
-from linear_probe.linear import HeadRecipe, logistic_regression, predict, train_heads
+from linear_probe.linear import HeadRecipe, Logistic, predict, train_heads
 from linear_probe.scaling import standardiser, whitener
 
 
@@ -61,22 +61,23 @@ class LBFGS(Protocol):
     """Multinomial logistic regression on standardised features, its L2 penalty chosen on the hold-out."""
 
     name = "lbfgs"
-    source = "standardised features, multinomial logistic regression, L2 penalty chosen among 5"
+    source = "standardised features, multinomial logistic regression, L2 penalty chosen among 6"
 
-    def __init__(self, penalties: Sequence[float] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)):
+    def __init__(self, penalties: Sequence[float] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)):
         self.penalties = penalties
 
     def select(self, train: Features, holdout: Features, classes: int, seed: int) -> Choice:
         scale, theta, found = standardiser(train.x), None, []
-        x, held = scale(train.x), scale(holdout.x)
+        model, held = Logistic(scale(train.x), train.y, classes), scale(holdout.x)
         for penalty in self.penalties:  # from the strongest, each the start of the next
-            theta = logistic_regression(x, train.y, classes, penalty, theta)
+            theta = model.fit(penalty, theta)
             found.append(Choice({"penalty": penalty}, accuracy(predict(theta, held), holdout.y)))
         return max(found, key=lambda c: c.accuracy)
 
     def predict(self, setting: Mapping[str, Any], fit: Features, x: Tensor, classes: int, seed: int) -> Tensor:
         scale = standardiser(fit.x)
-        return predict(logistic_regression(scale(fit.x), fit.y, classes, setting["penalty"]), scale(x))
+        model = Logistic(scale(fit.x), fit.y, classes)
+        return predict(model.fit(setting["penalty"]), scale(x))
 
 
 class KNN(Protocol):

@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from linear_probe.linear import HeadRecipe, logistic_regression, predict, train_heads
+from linear_probe.linear import HeadRecipe, Logistic, predict, train_heads
 from linear_probe.scaling import projector, standardiser, whitener
 
 
@@ -29,7 +29,7 @@ def loss_of(theta, x, y, penalty):
 def test_logistic_regression_is_scikit_learns(digits, penalty):
     x, y, held, truth = digits
     scale = standardiser(x)
-    theta = logistic_regression(scale(x), y, 10, penalty)
+    theta = Logistic(scale(x), y, 10).fit(penalty)
     reference = LogisticRegression(C=1 / (len(x) * penalty), tol=1e-8, max_iter=5000).fit(scale(x).double().numpy(), y)
     theirs = torch.from_numpy(np.vstack([reference.coef_.T, reference.intercept_]))
     ours, best = loss_of(theta, scale(x), y, penalty), loss_of(theirs, scale(x), y, penalty)
@@ -42,8 +42,8 @@ def test_logistic_regression_is_scikit_learns(digits, penalty):
 def test_a_warm_start_ends_at_the_same_optimum(digits):
     x, y, _, _ = digits
     scaled = standardiser(x)(x)
-    warm = logistic_regression(scaled, y, 10, 1e-2, start=logistic_regression(scaled, y, 10, 1.0))
-    cold = logistic_regression(scaled, y, 10, 1e-2)
+    model = Logistic(scaled, y, 10)
+    warm, cold = model.fit(1e-2, start=model.fit(1.0)), model.fit(1e-2)
     assert loss_of(warm, scaled, y, 1e-2).item() == pytest.approx(loss_of(cold, scaled, y, 1e-2).item(), rel=1e-4)
 
 
