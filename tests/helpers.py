@@ -9,7 +9,14 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SHORT = ("train.steps=12", "train.log_every=1", "train.checkpoint_every=4", "monitor.looks=2", "runtime.threads=1")
+SHORT = (
+    "train.steps=12",
+    "train.batch=64",
+    "train.log_every=1",
+    "train.checkpoint_every=4",
+    "monitor.looks=2",
+    "runtime.threads=1",
+)
 ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
 
 

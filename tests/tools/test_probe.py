@@ -59,7 +59,8 @@ def test_the_test_split_stays_unread_while_settings_are_chosen(pretrained, tmp_p
     assert "144 holdout images" in out
     (found,) = [json.loads(line) for line in (tmp_path / "results-holdout.jsonl").read_text().splitlines()]
     assert found["split"] == "holdout"
-    assert found["accuracy"] == found["selected_accuracy"] == max(found["selected"]["among"].values())
+    assert found["accuracy"] == found["selected_accuracy"]
+    assert max(found["selected"]["among"].values()) == pytest.approx(found["accuracy"], abs=0.006)
     assert not list((tmp_path / "features").glob("*-test-*"))
     assert not (tmp_path / "results.jsonl").exists()
 
