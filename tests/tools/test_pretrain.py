@@ -63,7 +63,7 @@ def test_a_finished_run_is_left_alone(reference):
     assert "is finished; nothing to do" in out
     assert before == {p: p.stat().st_mtime_ns for p in reference.rglob("*") if p.is_file()}
     _, err = run("pretrain", f"out={reference}", *SHORT, "optim.blr=0.5", code=2)
-    assert "optim.blr was 0.004, is 0.5" in err
+    assert "optim.blr was 0.016, is 0.5" in err
 
 
 def halted(tmp_path, number):
@@ -177,7 +177,7 @@ def test_without_a_whole_checkpoint_there_is_no_fresh_start(reference, tmp_path)
 def test_another_config_is_refused_unless_allowed_by_name(reference, tmp_path):
     folder = copied(reference, tmp_path)
     _, err = run("pretrain", f"out={folder}", *SHORT, "seed=1", "optim.blr=0.5", code=2)
-    assert "optim.blr was 0.004, is 0.5; seed was 0, is 1" in err
+    assert "optim.blr was 0.016, is 0.5; seed was 0, is 1" in err
     assert "allow=[optim.blr,seed]" in err
     run("pretrain", f"out={folder}", *SHORT, "train.steps=14", "allow=[train.steps]")
     assert max(losses(folder)) == 14
