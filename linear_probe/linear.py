@@ -145,8 +145,9 @@ class Logistic:
 
     The same objective as scikit-learn's with C = 1 / (N penalty). Its curvature along a direction of the features
     is their second moment times about 1 / classes, plus the penalty; L-BFGS moves in the eigenbasis of the
-    moments with each direction in that unit, where the problem is far better conditioned. Classes are padded to a multiple of 16 with ones that nothing belongs to: narrow matrix products are ten
-    times slower.
+    moments with each direction in that unit, where the problem is far better
+    conditioned. Classes are padded to a multiple of 16 with ones that nothing belongs to: narrow matrix products are
+    ten times slower.
 
     Args:
         x: (N, D) float32, best standardised.
