@@ -11,7 +11,7 @@ setup(
     packages=find_packages(include=["ldae", "ldae.*", "linear_probe", "linear_probe.*"]),
     install_requires=[
         "torch>=2.11",  # tensors, autograd, distributed training
-        "torchvision",  # downloads CIFAR when a user asks for it
+        "torchvision",  # downloads CIFAR when a user asks for it; VGG16's layers for LPIPS
         "timm>=1.0.20",  # the plain ViT that an exported encoder is loaded into
         "numpy>=1.26",  # memory-mapped images and features
         "scipy>=1.11",  # L-BFGS for logistic regression
@@ -23,6 +23,7 @@ setup(
         "hydra-core>=1.3.2",  # composes configs, one group for each axis
         "filelock>=3.13",  # one process for a run folder; freed when that process dies
         "tqdm>=4.66",  # progress bars
+        "torchmetrics>=1.4",  # SSIM; the weights of LPIPS' stages
         "tensorboard>=2.16",  # curves and pictures
     ],
     extras_require={

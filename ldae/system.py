@@ -16,6 +16,8 @@ from ldae.diffusion.targets import Target
 from ldae.diffusion.weights import Weight
 from ldae.engine.optim import Optim
 from ldae.errors import ConfigError
+from ldae.nn.patch_gan import Discriminator
+from ldae.nn.perceptual import Perceptual
 from ldae.objectives.base import Objective
 from ldae.objectives.residues import Metric
 from ldae.objectives.spaces import InputSpace, OutputSpace
@@ -38,6 +40,8 @@ GROUPS: Mapping[str, tuple[str, type]] = {
     "metric": ("ldae.objectives", Metric),
     "denoiser": ("ldae.denoisers", Denoiser),
     "objective": ("ldae.objectives", Objective),
+    "perceptual": ("ldae.nn", Perceptual),
+    "discriminator": ("ldae.nn", Discriminator),
     "optim": ("ldae.engine", Optim),
 }
 
@@ -89,6 +93,8 @@ class System:
         return spec
 
     def _make(self, group: str) -> Any:
+        if group in OPTIONAL and not (self.config.get(group) or {}).get("factor"):
+            return None  # never constructed: a perceptual network of factor 0 needs no file
         package, base = GROUPS[group]
         spec = dict(self._spec(group))
         part = self._named(group, lambda: resolve(spec.pop("part", None), package, base))
@@ -103,13 +109,20 @@ class System:
             return make()
         except ConfigError as error:
             known = error.key.split(".")[0] in GROUPS
-            raise (error if known and error.key != group else error.inside(group)) from None
+            raise (error if known and error.key != group else error.inside(PLACES.get(group, group))) from None
 
+
+# groups that a config may leave out: null, or of factor 0
+OPTIONAL = ("perceptual", "discriminator")
+
+# where a group lies in a config, if not under its own name
+PLACES = {group: f"tokenizer.fit.{group}" for group in OPTIONAL}
 
 # keys of a group that are read elsewhere: by other groups, by what divides and reads images, by what fits tokenizers
 NOT_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "data": ("patch", "d", "holdout", "test", "split_seed", "cache", "workers", "max_bad", "max_pixels"),
     "tokenizer": ("weights", "fit"),
+    "perceptual": ("fit",),
 }
 
 

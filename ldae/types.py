@@ -18,18 +18,21 @@ class Batch:
         images: (B, 3, H, W) float in [0, 1].
         labels: (B,) int64 class indices.
         index: (B,) int64 positions of the images in their set; names them in reports.
+        latents: (B, ...) what a tokenizer stores of the images, where that is kept; `images` then has no pixels.
     """
 
     images: Tensor
     labels: Tensor
     index: Tensor
+    latents: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def rows(self, start: int, stop: int) -> Batch:
         """Rows `start` to `stop` (exclusive)."""
-        return Batch(self.images[start:stop], self.labels[start:stop], self.index[start:stop])
+        latents = None if self.latents is None else self.latents[start:stop]
+        return Batch(self.images[start:stop], self.labels[start:stop], self.index[start:stop], latents)
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,9 @@ class Player(Protocol):
 
     def __call__(self, batch: Batch, draws: Draws) -> tuple[Tensor, Metrics]:
         """The loss to minimise (a float32 scalar, mean over the batch) and what was measured."""
+
+    def turn(self, step: int) -> bool:
+        """Told the step before the loss is asked for: whether it learns at this step."""
 
     def describe(self, batch: Batch, draws: Draws) -> Mapping[str, list[float]]:
         """What was drawn for each image (its noise level), for a report on a failed step."""

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from _cli import compose, resolved, user_cache
-from omegaconf import DictConfig
+from _cli import user_cache
 from torch import Tensor
 
-from ldae.counter import permutation, seed_of
+from ldae.counter import seed_of
 from ldae.data.cache import Context
 from ldae.data.datasets import Dataset
 from ldae.data.images import ImageSet, Splits
@@ -25,19 +22,15 @@ from ldae.engine.run import RunFolder, check_same
 from ldae.engine.runtime import keep_freed_memory, pick_device, use_threads
 from ldae.engine.settings import TrainSettings
 from ldae.engine.signals import StopFlag
-from ldae.engine.trainer import Job, Trainer
-from ldae.errors import CheckpointError, ConfigError, Fault
-from ldae.export import TOKENIZER_FILE
-from ldae.files import json_hash, read_json, write_json
-from ldae.objectives.panels import FilterPanel, filter_tiles
+from ldae.errors import ConfigError, Fault
+from ldae.files import read_json, write_json
 from ldae.parts import Natural, construct
 from ldae.system import System
-from ldae.tokenizers.base import Tokenizer, load_tokenizer, save_tokenizer
 
 # keys that may change between a run and its resumption: none of them changes what is computed
 FREE = ("out", "device", "runtime", "allow", "experiment", "data.root", "data.cache", "data.workers", "data.max_bad",
         "data.max_pixels", "data.download", "tokenizer.weights", "monitor", "train.checkpoint_every", "train.keep",
-        "train.log_every")  # fmt: skip
+        "train.log_every", "split")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -180,106 +173,3 @@ def begin(run: RunFolder, config: Mapping[str, Any], splits: Splits) -> None:
         check_same(read_json(path), known, ["unreadable", *config["allow"]])
     write_json(path, {**known, "unreadable": [list(pair) for pair in splits.bad]})
     write_json(run.path / "config.json", dict(config))
-
-
-def ensure_tokenizer(session: Session, splits: Splits, run: RunFolder) -> str:
-    """Fills the session's tokenizer and leaves a copy in the run folder: from there, from `tokenizer.weights`, from
-    the user's cache, or fitted now and cached.
-
-    Returns:
-        SHA-256 of the tokenizer's file.
-    """
-    tokenizer: Tokenizer = session.system["tokenizer"]
-    target = run.path / TOKENIZER_FILE
-    if session.world.main and not target.exists():
-        source = _given_weights(session) or _cached_tokenizer(session, splits)
-        load_tokenizer(source, tokenizer)
-        temporary = target.with_name(f".tmp-{target.name}")
-        shutil.copyfile(source, temporary)
-        temporary.rename(target)
-    session.world.wait()
-    found = load_tokenizer(target, tokenizer)
-    tokenizer.to(session.world.device)
-    return found
-
-
-def _given_weights(session: Session) -> Path | None:
-    weights = session.config["tokenizer"]["weights"]
-    if weights is None:
-        return None
-    path = Path(str(weights)).expanduser()
-    path = path / TOKENIZER_FILE if path.is_dir() else path
-    if not path.is_file():
-        raise CheckpointError(
-            f"tokenizer.weights={weights} is missing; give a file or folder that train_tokenizer wrote"
-        )
-    return path
-
-
-def tokenizer_key(session: Session, splits: Splits) -> str:
-    """Names a tokenizer in the cache: what it is, what it was fitted on, how."""
-    spec = {k: v for k, v in session.config["tokenizer"].items() if k != "weights"}
-    seed = session.seed if session.system["tokenizer"].needs_training else 0
-    return json_hash([spec, session.system["data"].size, splits.fingerprint, seed])[:20]
-
-
-def _cached_tokenizer(session: Session, splits: Splits) -> Path:
-    folder = session.cache / "tokenizers" / tokenizer_key(session, splits)
-    path = folder / TOKENIZER_FILE
-    if not path.exists():
-        config = tokenizer_config(session.config)
-        sub = Session(config)
-        sub.stop, sub.world = session.stop, World(session.world.device)
-        name = type(sub.system["tokenizer"]).__name__
-        print(f"fitting the tokenizer {name} (kept in {folder})", file=sys.stderr)
-        run = RunFolder(folder)
-        run.acquire()
-        try:
-            fit_tokenizer(sub, splits, run)
-        finally:
-            run.release()
-    return path
-
-
-def tokenizer_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of train_tokenizer.py for the tokenizer, data and machine of another tool's config."""
-    root: DictConfig = compose("train_tokenizer", [])
-    for group in ("data", "tokenizer", "seed", "device", "runtime"):
-        root[group] = config[group]
-    return resolved(root)
-
-
-def fit_tokenizer(session: Session, splits: Splits, run: RunFolder) -> str:
-    """Fits or trains the session's tokenizer on train, and writes it to the run folder with its filters.
-
-    Returns:
-        SHA-256 of the file.
-    """
-    tokenizer: Tokenizer = session.system["tokenizer"].to(session.world.device)
-    fit = session.config["tokenizer"]["fit"]
-    sample = _sample(splits.train, fit["images"], session.seed)
-    tokenizer.fit(session.images(sample))
-    if tokenizer.needs_training:
-        settings = train_settings(session.config)
-        loader = session.loader(splits.train, "augment", settings.batch)
-        record = {"config": session.config, "data": splits.fingerprint}
-        Trainer(
-            {"tokenizer": session.system["objective"].to(session.world.device)},
-            loader,
-            session.system["optim"],
-            settings,
-            session.seed,
-            Job(run, session.world, record, [FilterPanel(tokenizer)], session.stop, session.runtime.bars),
-        ).fit()
-        tokenizer.calibrate(session.images(sample))
-    from ldae.engine.logging import save_png
-
-    save_png(run.path / "filters.png", filter_tiles(tokenizer))
-    spec = {k: v for k, v in session.config["tokenizer"].items() if k != "weights"}
-    return save_tokenizer(run.path / TOKENIZER_FILE, tokenizer, spec, splits.fingerprint)
-
-
-def _sample(images: ImageSet, count: int | None, seed: int) -> ImageSet:
-    if count is None or count >= len(images):
-        return images
-    return images.subset(permutation(seed, 0, len(images))[:count].sort().values.numpy())

@@ -18,7 +18,8 @@ from typing import Any
 
 from _cli import compose, resolved, run_tool
 from _monitors import OnlineKNN, preview_images
-from _session import Session, begin, ensure_tokenizer, finished, train_settings
+from _session import Session, begin, finished, train_settings
+from _tokenizers import ensure_tokenizer
 from omegaconf import OmegaConf
 
 from ldae.data.images import Splits

@@ -1,57 +1,80 @@
 """Trains or fits a tokenizer.
 
-    python tools/train_tokenizer.py tokenizer=patch_vae data=cifar10 data.root=DIR/cifar10 out=RUN
+    python tools/train_tokenizer.py tokenizer=vqgan data=cifar10 data.root=DIR/cifar10 out=RUN
 
-Writes RUN/tokenizer.safetensors and RUN/filters.png and prints how well it gives images back. Pretraining
-takes it with tokenizer.weights=RUN; without that key it makes the tokenizer it needs by itself.
+tokenizer= conv_vae, kl_gan, vqgan, vq, patch_vae, patch_ae, patch_pca, pixel, or one of imagenet_*. Writes
+RUN/tokenizer.safetensors, RUN/filters.png, RUN/reconstruction.png (originals over reconstructions) and
+RUN/reconstruction.json (PSNR, SSIM, statistics of the latents, use of a codebook), measured on the hold-out or, with
+split=test, on the test split. tokenizer.weights=OTHER starts from a trained one. The same command again goes on where
+it stopped. Pretraining takes the tokenizer with tokenizer.weights=RUN; without that key it makes the one it needs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from _cli import compose, resolved, run_tool
-from _session import Session, begin, finished, fit_tokenizer, train_settings
+from _monitors import preview_images
+from _session import Session, begin, finished, train_settings
+from _tokenizers import PANEL_IMAGES, fit_tokenizer, given_weights
 
 from ldae.data.images import ImageSet
+from ldae.engine.logging import save_png
 from ldae.engine.run import RunFolder
 from ldae.errors import UsageError
-from ldae.metrics.psnr import psnr
+from ldae.export import TOKENIZER_FILE
+from ldae.files import write_json
+from ldae.objectives.panels import ReconstructionPanel, fidelity, reconstructed
+from ldae.parts import conform
+from ldae.tokenizers.base import Tokenizer, load_tokenizer
 
 
 def main(words: Sequence[str]) -> None:
-    """Composes, checks, then fits."""
+    """Composes, checks, fits, measures."""
     config = resolved(compose("train_tokenizer", words))
+    conform("split", config["split"], Literal["holdout", "test"])
     session = Session(config)
-    tokenizer = session.system["tokenizer"]
+    tokenizer: Tokenizer = session.system["tokenizer"]
     if tokenizer.needs_training:
         train_settings(config)
         session.system["objective"], session.system["optim"]
+    start = given_weights(session)
     run = RunFolder(Path(config["out"] or f"runs/tokenizer-{type(tokenizer).__name__}/seed{config['seed']}"))
     with session.running(run):
         if session.world.size > 1:
             raise UsageError("train_tokenizer.py works in one process; start it without torchrun")
-        if finished(run, config):
-            print(f"{run.path} is finished; nothing to do")
-            return
         splits = session.splits()
-        begin(run, config, splits)
-        sha = fit_tokenizer(session, splits, run)
-        quality = reconstruction(session, splits.holdout if len(splits.holdout) else splits.train)
-        run.set_status("done", 0)
-        d, h, w = tokenizer.shape
-        print(f"done: {run.path}\n  latents {d} x {h} x {w}, sha256 {sha[:12]}")
-        print(f"  hold-out PSNR {quality:.2f} dB; filters in {run.path / 'filters.png'}")
+        if finished(run, config):
+            load_tokenizer(run.path / TOKENIZER_FILE, tokenizer.to(session.world.device))
+        else:
+            begin(run, config, splits)
+            if start is not None:
+                load_tokenizer(start, tokenizer)
+            fit_tokenizer(session, splits, run)
+        images: ImageSet = getattr(splits, config["split"])
+        report(session, images if len(images) else splits.train, run)
+        run.set_status("done", run.status().get("step", 0))
 
 
 @torch.no_grad()
-def reconstruction(session: Session, images: ImageSet) -> float:
-    """PSNR of decode(encode(x)) over a set, dB, pixels clipped to the valid range."""
-    tokenizer = session.system["tokenizer"]
-    pairs = [(x, tokenizer.decode(tokenizer.encode(x)).clamp(-1, 1)) for x in session.images(images)]
-    return psnr(torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs]), peak=2.0)
+def report(session: Session, images: ImageSet, run: RunFolder) -> None:
+    """Measures the tokenizer on a set, leaves figures and picture in the run folder, prints them."""
+    tokenizer: Tokenizer = session.system["tokenizer"]
+    shown = preview_images(session, images, PANEL_IMAGES)
+    scalars, pictures = ReconstructionPanel(tokenizer, shown, every=0)(0)
+    batches = [(x + 1) / 2 for x in session.images(images)]
+    answers = torch.cat([reconstructed(tokenizer, x) for x in batches])
+    quality = {**scalars, **fidelity(answers, torch.cat(batches))}
+    split = session.config["split"]
+    write_json(run.path / "reconstruction.json", {"split": split, "images": len(images), **quality})
+    save_png(run.path / "reconstruction.png", pictures["original_reconstruction"])
+    d, h, w = tokenizer.shape
+    told = ", ".join(f"{name} {value:.4g}" for name, value in quality.items())
+    print(f"done: {run.path}\n  latents {d} x {h} x {w}\n  {split}, {len(images)} images: {told}")
+    print(f"  look at {run.path / 'reconstruction.png'}, {run.path / 'filters.png'}")
 
 
 if __name__ == "__main__":

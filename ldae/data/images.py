@@ -74,6 +74,27 @@ class MemoryImages(ImageSet):
         return found
 
 
+class LatentImages(ImageSet):
+    """Images of which only latents are kept, memory-mapped.
+
+    Attributes:
+        latents: (N, ...) float32, in the order of `ids`.
+    """
+
+    latents: Tensor
+
+    @classmethod
+    def of_set(cls, images: ImageSet, latents: Tensor) -> LatentImages:
+        """The latents (N, ...) of all images of a set, in its order."""
+        found = cls(images.root, images.names, images.labels, images.size, images.ids)
+        found.latents = latents
+        return found
+
+    def rows(self, index: Tensor) -> Tensor:
+        """The latents of images by their positions in the full set, (B,) -> (B, ...)."""
+        return self.latents[torch.searchsorted(torch.from_numpy(self.ids), index)]
+
+
 def encode_names(names: Sequence[str] | np.ndarray) -> np.ndarray:
     """File names as one array of bytes: workers share it, a list of strings they would copy."""
     return np.array([os.fsencode(str(name)) for name in names], dtype=np.bytes_)

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from ldae.counter import permutation, uniforms
 from ldae.data.cache import ignore_signals
 from ldae.data.decode import BadImage, cut_and_resized, read_rgb
-from ldae.data.images import FileImages, ImageSet, MemoryImages
+from ldae.data.images import FileImages, ImageSet, LatentImages, MemoryImages
 from ldae.data.transforms import Augment, Centre
 from ldae.errors import ConfigError, DataError
 from ldae.types import Batch
@@ -79,6 +79,8 @@ class Loader:
         """This process's rows of the global batches at steps start, start + 1, ..."""
         if isinstance(self.images, MemoryImages):
             yield from self._from_memory(self.images, start)
+        elif isinstance(self.images, LatentImages):
+            yield from self._from_latents(self.images, start)
         else:
             assert isinstance(self.images, FileImages)
             yield from self._from_files(self.images, start)
@@ -100,6 +102,12 @@ class Loader:
             floats = pixels[index].float() / 255  # (B, 3, H, W)
             u = uniforms(self.seed, epoch, index, self.augment.n)
             yield Batch(self.augment(floats, u), labels[index], index)
+
+    def _from_latents(self, images: LatentImages, start: int) -> Iterator[Batch]:
+        labels = torch.from_numpy(images.labels)
+        for _, index in self._indices(start):
+            latents, empty = images.rows(index).to(self.device), torch.empty(len(index), 3, 0, 0, device=self.device)
+            yield Batch(empty, labels[index].to(self.device), index.to(self.device), latents)
 
     def _from_files(self, images: FileImages, start: int) -> Iterator[Batch]:
         keys = ([(epoch, int(i)) for i in index] for epoch, index in self._indices(start))

@@ -150,20 +150,23 @@ class Trainer:
     def _learn(self, batch: Batch, rate: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One step of every player on this process's share of a batch: {name: loss}, {name: gradient norm}."""
         torch.manual_seed(seed_of(self.seed, 1, self.step, self.world.rank))  # for dropout and the like
+        playing = [name for name, player in self.players.items() if player.turn(self.step)]
         losses, norms = {}, {}
-        for name, optimizer in self.optimizers.items():
-            optimizer.zero_grad(set_to_none=True)
+        for name in playing:
+            self.optimizers[name].zero_grad(set_to_none=True)
             losses[name] = self._gradients(name, batch)
-            weights = [p for group in optimizer.param_groups for p in group["params"]]
-            grads = [p.grad for p in weights if p.grad is not None]
-            norms[name] = nn.utils.get_total_norm(grads)
+            norms[name] = nn.utils.get_total_norm([p.grad for p in self._trained(name) if p.grad is not None])
             self._check(name, batch, losses[name], norms[name])
+        for name in playing:  # nobody moves before all are checked
             if self.settings.clip:
-                nn.utils.clip_grads_with_norm_(weights, self.settings.clip, norms[name])
-            for group in optimizer.param_groups:
+                nn.utils.clip_grads_with_norm_(self._trained(name), self.settings.clip, norms[name])
+            for group in self.optimizers[name].param_groups:
                 group["lr"] = rate
-            optimizer.step()
+            self.optimizers[name].step()
         return losses, norms
+
+    def _trained(self, name: str) -> list[Tensor]:
+        return [p for group in self.optimizers[name].param_groups for p in group["params"]]
 
     def _gradients(self, name: str, batch: Batch) -> Tensor:
         """Leaves the gradient of a player's mean loss in its parameters; returns this process's mean loss."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -66,3 +68,59 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, 2H, 2W)."""
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+def conv_encoder(
+    channels: int, multipliers: Sequence[int], blocks: int, out: int, side: int, attention: Collection[int] = ()
+) -> nn.Sequential:
+    """Images to feature maps: (B, 3, side, side) -> (B, out, side / f, side / f), f = 2^(levels - 1).
+
+    Args:
+        channels: of the first level.
+        multipliers: of `channels`, one for each level.
+        blocks: residual blocks of a level.
+        side: of the images.
+        attention: sides of the feature maps whose residual blocks are each followed by attention.
+    """
+    layers: list[nn.Module] = [nn.Conv2d(3, channels, 3, padding=1)]
+    width = channels
+    for i, times in enumerate(multipliers):
+        layers += _level(width, channels * times, blocks, side >> i in attention)
+        width = channels * times
+        if i < len(multipliers) - 1:
+            layers.append(Downsample(width))
+    return nn.Sequential(*layers, *_middle(width), *_last(width, out))
+
+
+def conv_decoder(
+    channels: int, multipliers: Sequence[int], blocks: int, latent: int, side: int, attention: Collection[int] = ()
+) -> nn.Sequential:
+    """Feature maps to images, (B, latent, side / f, side / f) -> (B, 3, side, side); a block more in each level.
+
+    Args: as conv_encoder; `side` is that of the images.
+    """
+    width = channels * multipliers[-1]
+    layers: list[nn.Module] = [nn.Conv2d(latent, width, 3, padding=1), *_middle(width)]
+    for i, times in reversed(list(enumerate(multipliers))):
+        layers += _level(width, channels * times, blocks + 1, side >> i in attention)
+        width = channels * times
+        if i:
+            layers.append(Upsample(width))
+    return nn.Sequential(*layers, *_last(width, 3))
+
+
+def _level(width: int, out: int, blocks: int, attends: bool) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for k in range(blocks):
+        layers.append(ResBlock(out if k else width, out))
+        if attends:
+            layers.append(SpatialAttention(out))
+    return layers
+
+
+def _middle(width: int) -> list[nn.Module]:
+    return [ResBlock(width, width), SpatialAttention(width), ResBlock(width, width)]
+
+
+def _last(width: int, out: int) -> list[nn.Module]:
+    return [group_norm(width), nn.SiLU(), nn.Conv2d(width, out, 3, padding=1)]

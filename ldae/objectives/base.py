@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ldae.types import Batch, Draws, Metrics
+from ldae.types import Batch, Draws, Metrics, Player
 
 
 class Objective(nn.Module, ABC):
@@ -17,6 +17,15 @@ class Objective(nn.Module, ABC):
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
+
+    @property
+    def players(self) -> Mapping[str, Player]:
+        """All who learn here, by the name that their weights have in a checkpoint; their turns come in this order."""
+        return {"denoiser": self}
+
+    def turn(self, step: int) -> bool:
+        """Told the step before its loss is asked for: whether it learns at this step."""
+        return True
 
     @abstractmethod
     def forward(self, batch: Batch, draws: Draws) -> tuple[Tensor, Metrics]:

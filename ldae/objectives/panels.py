@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ldae.counter import seed_of
 from ldae.metrics.psnr import psnr
+from ldae.metrics.ssim import SMALLEST, ssim
 from ldae.objectives.denoise import Denoise
 from ldae.tokenizers.base import Tokenizer
 from ldae.types import Draws
@@ -49,6 +50,40 @@ class DenoisingPanel:
         draws = Draws([seed_of(eighth)], self.images.device)
         noised, denoised = self.objective.denoised(self.images, self.objective.schedule.at(t), draws)
         return ((noised + 1) / 2).clamp(0, 1), ((denoised + 1) / 2).clamp(0, 1)
+
+
+class ReconstructionPanel:
+    """original | reconstruction, and how near they are.
+
+    Args:
+        tokenizer: one in training.
+        images: (B, 3, H, W) in [0, 1]; all are measured, `shown` of them, evenly spread, are drawn.
+        every: steps between looks.
+        shown: columns of the picture.
+    """
+
+    name = "reconstruction"
+
+    def __init__(self, tokenizer: Tokenizer, images: Tensor, every: int, shown: int = 16):
+        self.tokenizer, self.images, self.every, self.shown = tokenizer, images, every, shown
+
+    def __call__(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+        answers = reconstructed(self.tokenizer, self.images)
+        drawn = torch.linspace(0, len(self.images) - 1, min(self.shown, len(self.images))).round().long()
+        picture = tiled(torch.stack([self.images[drawn], answers[drawn]]))
+        statistics = self.tokenizer.statistics(2 * self.images - 1)
+        return {**fidelity(answers, self.images), **statistics}, {"original_reconstruction": picture}
+
+
+def reconstructed(tokenizer: Tokenizer, images: Tensor) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1] encoded and decoded, clipped to [0, 1]."""
+    return ((tokenizer.decode(tokenizer.encode(2 * images - 1)).float() + 1) / 2).clamp(0, 1)
+
+
+def fidelity(answers: Tensor, images: Tensor) -> dict[str, float]:
+    """PSNR (dB) and, where images are large enough for its window, SSIM; both (B, 3, H, W) in [0, 1]."""
+    found = {"psnr": psnr(answers, images)}
+    return {**found, "ssim": ssim(answers, images)} if min(images.shape[2:]) >= SMALLEST else found
 
 
 class FilterPanel:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from ldae.objectives.base import Objective
 from ldae.tasks.base import Task
 from ldae.tokenizers.base import Tokenizer
-from ldae.types import Batch, Draws, Metrics
+from ldae.types import Batch, Draws, Metrics, Player
 
 
 class Reconstruct(Objective):
@@ -21,6 +23,10 @@ class Reconstruct(Objective):
     def __init__(self, task: Task, tokenizer: Tokenizer):
         super().__init__(network=tokenizer)
         self.task, self.tokenizer = task, tokenizer
+
+    @property
+    def players(self) -> Mapping[str, Player]:
+        return {"tokenizer": self}
 
     def forward(self, batch: Batch, draws: Draws) -> tuple[Tensor, Metrics]:
         x0, _ = self.task(batch)

@@ -17,7 +17,10 @@ class InputSpace(ABC):
 
     Attributes:
         shape: (C, H, W) of what it is shown.
+        latent: whether it is the latent itself.
     """
+
+    latent = False
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
@@ -33,6 +36,8 @@ class InputSpace(ABC):
 
 class LatentInput(InputSpace):
     """The latent itself (steps 0 to 9)."""
+
+    latent = True
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -59,6 +59,11 @@ class Tokenizer(nn.Module, ABC):
         return self.shape[1:]
 
     @property
+    def costly(self) -> bool:
+        """Whether encoding takes so long that latents are worth keeping."""
+        return False
+
+    @property
     def needs_training(self) -> bool:
         """Whether gradient descent fits it (`loss`), rather than one pass over the data (`fit`)."""
         return False
@@ -71,9 +76,23 @@ class Tokenizer(nn.Module, ABC):
     def from_raw(self, raw: Tensor) -> Tensor:
         """(B, d, h, w) -> (B, 3, H, W). Never clips."""
 
-    def encode(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, d, h, w)."""
-        return self.to_raw(x) / self.scale
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Mean and standard deviation of the raw latents, each (B, d, h, w); None where nothing is random."""
+        return self.to_raw(x), None
+
+    def encode(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, d, h, w): drawn from the posterior if there are draws, else its mean."""
+        return self.drawn(self.stored(x), draws) if draws else self.to_raw(x) / self.scale
+
+    def stored(self, x: Tensor) -> Tensor:
+        """All that is to be kept of an image when its latent is cached: the posterior, (B, d or 2 d, h, w)."""
+        mean, deviation = self.posterior(x)
+        return mean / self.scale if deviation is None else torch.cat([mean / self.scale, deviation / self.scale], 1)
+
+    def drawn(self, stored: Tensor, draws: Draws | None = None) -> Tensor:
+        """A latent (B, d, h, w) from what `stored` gave."""
+        mean, *deviation = stored.split(self.shape[0], dim=1)
+        return mean + deviation[0] * draws.normal(mean.shape) if deviation and draws else mean
 
     def decode(self, z: Tensor) -> Tensor:
         """(B, d, h, w) -> (B, 3, H, W); the inverse into image space, unclipped."""
@@ -89,12 +108,18 @@ class Tokenizer(nn.Module, ABC):
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Tensor]) -> None:
-        """Measures the latent scale, float64, in one pass over images in [-1, 1], and marks the tokenizer fitted."""
+        """Measures the latent scale, float64, in one pass over images in [-1, 1], and marks the tokenizer fitted.
+
+        The variance is that of latents drawn from the posterior: the means' and the posterior's own.
+        """
         total, square, count = (torch.zeros(self.shape[0], dtype=torch.float64) for _ in range(3))
         for x in batches:
-            raw = self.to_raw(x).double().cpu()
+            mean, deviation = self.posterior(x)
+            raw = mean.double().cpu()
             total += raw.sum((0, 2, 3))
             square += (raw**2).sum((0, 2, 3))
+            if deviation is not None:
+                square += (deviation.double().cpu() ** 2).sum((0, 2, 3))
             count += raw[:, 0].numel()
         self.set_scale(square / count - (total / count) ** 2)
 
@@ -108,6 +133,13 @@ class Tokenizer(nn.Module, ABC):
         floor = 1e-6 * variance.max().clamp(min=1e-12)
         self.scale.copy_(chosen.clamp(min=floor).sqrt().reshape(-1, 1, 1))
         self.fitted.fill_(True)
+
+    @torch.no_grad()
+    def statistics(self, x: Tensor) -> dict[str, float]:
+        """Moments of the latents of images (B, 3, H, W) in [-1, 1], before scaling."""
+        mean, deviation = self.posterior(x)
+        found = {"latent_mean": float(mean.mean()), "latent_std": float(mean.std())}
+        return found if deviation is None else {**found, "posterior_std": float(deviation.mean())}
 
     @torch.no_grad()
     def filters(self) -> Tensor:

@@ -26,7 +26,11 @@ from ldae.engine.settings import TrainSettings
 from ldae.engine.signals import StopFlag
 from ldae.engine.trainer import Job, Trainer
 from ldae.errors import ConfigError, Interrupted, NonFiniteError, OutputError, UsageError
+from ldae.nn.patch_gan import PatchGAN
+from ldae.objectives.autoencode import Autoencode
 from ldae.system import System
+from ldae.tasks.images import Images
+from ldae.tokenizers.conv_vae import ConvVAE
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "losses.json"
 CPU = torch.device("cpu")
@@ -152,13 +156,60 @@ def test_bf16_learns_as_fp32_does(config, tmp_path):
     assert a != b
 
 
+def duel(config, path, *, start=3, stop=None, monitors=(), **settings):
+    """A trainer of two players: a small convolutional VAE and a discriminator that joins at step `start`."""
+    torch.manual_seed(0)
+    images = Digits(8, Division()).open(Context(path)).train
+    vae = ConvVAE((3, 8, 8), z_channels=2, channels=8, multipliers=[1, 2])
+    players = Autoencode(Images(), vae, None, PatchGAN(8, 1, 0.5, start)).players
+    chosen = {"batch": 16, "steps": 10, "precision": "fp32", "log_every": 1, "checkpoint_every": 4} | settings
+    path.mkdir(exist_ok=True)
+    job = Job(RunFolder(path), World(CPU), {"config": {}}, monitors, stop or StopFlag())
+    return Trainer(players, Loader(images, PadCrop(1), 16, 0, CPU), AdamW(blr=2e-2), TrainSettings(**chosen), 0, job)
+
+
+def duelling_losses(path):
+    return [(row.get("tokenizer/loss_hex"), row.get("discriminator/loss_hex")) for row in rows(path)]
+
+
+@pytest.mark.parametrize("at", [2, 3, 6])
+def test_two_players_stopped_and_resumed_are_bit_for_bit_the_same(config, tmp_path, at):
+    duel(config, tmp_path / "straight").fit()
+    flag = StopFlag()
+    with pytest.raises(Interrupted):
+        duel(config, tmp_path / "stopped", stop=flag, monitors=[StopAt(flag, at)]).fit()
+    duel(config, tmp_path / "stopped").fit()
+    assert duelling_losses(tmp_path / "stopped") == duelling_losses(tmp_path / "straight")
+    assert same(weights(tmp_path / "stopped"), weights(tmp_path / "straight"))
+    assert any(name.startswith("discriminator.exp_avg.") for name in weights(tmp_path / "stopped")["optim"])
+
+
+def test_a_player_that_waits_neither_moves_nor_reports(config, tmp_path):
+    late, never = duel(config, tmp_path / "late", start=3), duel(config, tmp_path / "never", start=99)
+    begun = {k: v.clone() for k, v in late.networks["discriminator"].state_dict().items()}
+    for one in (late, never):
+        one.fit()
+    assert [bool(d) for _, d in duelling_losses(tmp_path / "late")] == [False] * 3 + [True] * 7
+    a, b = (duelling_losses(tmp_path / name) for name in ("late", "never"))
+    assert a[:3] == b[:3]  # until then nothing differs, and it is the tokenizer's own step that counts
+    assert a[3][0] != b[3][0]
+    assert all(torch.equal(begun[k], v) for k, v in never.networks["discriminator"].state_dict().items())
+    assert not all(torch.equal(begun[k], v) for k, v in late.networks["discriminator"].state_dict().items())
+
+
+def test_two_players_gather_gradients_in_parts(config, tmp_path):
+    """BatchNorm sees other moments in the parts of a batch, so losses are not compared: both learn from all parts."""
+    duel(config, tmp_path, start=0, accumulate=2, steps=2).fit()
+    assert all(t and d for t, d in duelling_losses(tmp_path))
+
+
 class Poisoned(nn.Module):
     """A player whose loss is NaN at its third call."""
 
     def __init__(self, inner):
         super().__init__()
         self.inner, self.network, self.calls = inner, inner.network, 0
-        self.describe = inner.describe
+        self.describe, self.turn = inner.describe, inner.turn
 
     def forward(self, batch, draws):
         self.calls += 1

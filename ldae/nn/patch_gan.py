@@ -1,0 +1,64 @@
+"""The discriminator of a patch GAN (arXiv 1611.07004), as VQGAN has it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ldae.parts import Count, Natural, NonNegative
+
+
+class Discriminator(nn.Module):
+    """What every discriminator promises: images to a map of logits, and when and how much it counts.
+
+    Args:
+        factor: of the generator's adversarial loss, times the adaptive weight.
+        start: first step of the training at which there is an adversarial loss.
+    """
+
+    def __init__(self, factor: float, start: int):
+        super().__init__()
+        self.factor, self.start = factor, start
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, 1, h, w) logits, high for real images."""
+        raise NotImplementedError
+
+
+class PatchGAN(Discriminator):
+    """Convolutions of stride 2, then two of stride 1: each logit sees a patch.
+
+    Published size: channels 64, strides 3, which sees 70 x 70 pixels and has 2,765,633 parameters.
+
+    Args: as Discriminator, and
+        channels: of the first convolution; they double with each, up to eightfold.
+        strides: convolutions of stride 2.
+    """
+
+    def __init__(self, channels: Count = 64, strides: Count = 3, factor: NonNegative = 0.5, start: Natural = 0):
+        super().__init__(factor, start)
+        layers: list[nn.Module] = [nn.Conv2d(3, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        width = channels
+        for i in range(1, strides + 1):
+            out = channels * min(2**i, 8)
+            stride = 2 if i < strides else 1
+            layers += [
+                nn.Conv2d(width, out, 4, stride, padding=1, bias=False),
+                nn.BatchNorm2d(out),
+                nn.LeakyReLU(0.2),
+            ]
+            width = out
+        self.layers = nn.Sequential(*layers, nn.Conv2d(width, 1, 4, padding=1))
+        self.apply(_initialise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+@torch.no_grad()
+def _initialise(module: nn.Module) -> None:
+    """Weights N(0, 0.02); BatchNorm's scale N(1, 0.02)."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, 0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1, 0.02)

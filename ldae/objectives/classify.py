@@ -1,0 +1,38 @@
+"""Training a classifier on labels: the perceptual network where no weights come from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from ldae.nn.perceptual import Classifier, Perceptual
+from ldae.objectives.autoencode import total
+from ldae.objectives.base import Objective
+from ldae.tasks.base import Task
+from ldae.types import Batch, Draws, Metrics, Player
+
+
+class Classify(Objective):
+    """Cross-entropy.
+
+    Args:
+        task: batch -> (x0, cond).
+        perceptual: a classifier.
+    """
+
+    def __init__(self, task: Task, perceptual: Perceptual):
+        assert isinstance(perceptual, Classifier)
+        super().__init__(network=perceptual.requires_grad_(True).train())  # frozen where it serves
+        self.task, self.classifier = task, perceptual
+
+    @property
+    def players(self) -> Mapping[str, Player]:
+        return {"perceptual": self}
+
+    def forward(self, batch: Batch, draws: Draws) -> tuple[Tensor, Metrics]:
+        x0, _ = self.task(batch)
+        logits = self.classifier.logits(x0).float()
+        right = (logits.argmax(1) == batch.labels).float()
+        return F.cross_entropy(logits, batch.labels), {"accuracy": total(right)}

@@ -1,0 +1,51 @@
+"""Latents kept on disk: a frozen tokenizer gives the same ones every epoch if nothing about the images is random."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from _session import Session
+
+from ldae.data.images import ImageSet, LatentImages, Splits
+from ldae.files import json_hash, published_folder
+from ldae.objectives.denoise import Denoise
+from ldae.tokenizers.base import Tokenizer
+
+FILE = "latents.npy"
+
+
+def train_images(session: Session, objective: Denoise, splits: Splits, tokenizer: str) -> ImageSet:
+    """What is trained on: the training images, or their latents if that saves work and changes nothing.
+
+    It does where the tokenizer is convolutional, the augmentation draws nothing, and network and loss stay in the
+    latent. Latents are those that encoding again would give, but for rounding; of a posterior the moments are kept.
+
+    Args:
+        tokenizer: SHA-256 of its file.
+    """
+    images, latent = splits.train, objective.input.latent and objective.output.latent
+    random = session.system["augment"].n > 0
+    if session.config["latents"] == "never" or random or not (latent and objective.tokenizer.costly):
+        return images
+    folder = session.cache / "latents" / json_hash([tokenizer, splits.fingerprint])[:20]
+    if session.world.main and not folder.exists():
+        print(f"encoding {len(images)} images once (kept in {folder})", file=sys.stderr)
+        with published_folder(folder) as temporary:
+            _write(temporary / FILE, session, objective.tokenizer, images)
+    session.world.wait()
+    return LatentImages.of_set(images, torch.from_numpy(np.load(folder / FILE, mmap_mode="c")))
+
+
+@torch.no_grad()
+def _write(path: Path, session: Session, tokenizer: Tokenizer, images: ImageSet) -> None:
+    """An .npy file, written row by row: a full disk is an error here, where a memory map would be a crash."""
+    with open(path, "wb") as file:
+        for i, x in enumerate(session.images(images)):
+            stored = tokenizer.stored(x).float().cpu().numpy()
+            if not i:
+                header = {"descr": "<f4", "fortran_order": False, "shape": (len(images), *stored.shape[1:])}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(np.ascontiguousarray(stored, dtype="<f4").data)

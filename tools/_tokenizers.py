@@ -1,0 +1,190 @@
+"""Fitting and training tokenizers, and keeping them in the user's cache."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from _cli import compose, resolved
+from _monitors import preview_images
+from _session import Session, train_settings
+from omegaconf import DictConfig
+
+from ldae.counter import permutation
+from ldae.data.images import ImageSet, Splits
+from ldae.engine.distributed import World
+from ldae.engine.logging import save_png
+from ldae.engine.optim import AdamW
+from ldae.engine.run import RunFolder
+from ldae.engine.settings import TrainSettings
+from ldae.engine.trainer import Job, Monitor, Trainer
+from ldae.errors import CheckpointError, ConfigError
+from ldae.export import TOKENIZER_FILE
+from ldae.files import json_hash, load_tensors, save_tensors
+from ldae.nn.perceptual import Perceptual
+from ldae.objectives.base import Objective
+from ldae.objectives.classify import Classify
+from ldae.objectives.panels import FilterPanel, ReconstructionPanel, filter_tiles
+from ldae.parts import construct
+from ldae.tokenizers.base import Tokenizer, load_tokenizer, save_tokenizer
+
+PERCEPTUAL_FILE = "perceptual.safetensors"
+LOOKS = 8  # at a tokenizer in the course of its training
+PANEL_IMAGES = 64
+
+
+def ensure_tokenizer(session: Session, splits: Splits, run: RunFolder) -> str:
+    """Fills the session's tokenizer and leaves a copy in the run folder: from there, from `tokenizer.weights`, from
+    the user's cache, or fitted now and cached.
+
+    Returns:
+        SHA-256 of the tokenizer's file.
+    """
+    tokenizer: Tokenizer = session.system["tokenizer"]
+    target = run.path / TOKENIZER_FILE
+    if session.world.main and not target.exists():
+        source = given_weights(session) or _cached_tokenizer(session, splits)
+        load_tokenizer(source, tokenizer)
+        temporary = target.with_name(f".tmp-{target.name}")
+        shutil.copyfile(source, temporary)
+        temporary.rename(target)
+    session.world.wait()
+    found = load_tokenizer(target, tokenizer)
+    tokenizer.to(session.world.device)
+    return found
+
+
+def given_weights(session: Session) -> Path | None:
+    """The file that `tokenizer.weights` leads to, or None.
+
+    Raises:
+        CheckpointError: it is missing.
+    """
+    weights = session.config["tokenizer"]["weights"]
+    if weights is None:
+        return None
+    path = Path(str(weights)).expanduser()
+    path = path / TOKENIZER_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise CheckpointError(
+            f"tokenizer.weights={weights} is missing; give a file or folder that train_tokenizer wrote"
+        )
+    return path
+
+
+def tokenizer_key(session: Session, splits: Splits) -> str:
+    """Names a tokenizer in the cache: what it is, what it was fitted on, how."""
+    spec = {k: v for k, v in session.config["tokenizer"].items() if k != "weights"}
+    seed = session.seed if session.system["tokenizer"].needs_training else 0
+    return json_hash([spec, session.system["data"].size, splits.fingerprint, seed])[:20]
+
+
+def _cached_tokenizer(session: Session, splits: Splits) -> Path:
+    folder = session.cache / "tokenizers" / tokenizer_key(session, splits)
+    path = folder / TOKENIZER_FILE
+    if not path.exists():
+        config = tokenizer_config(session.config)
+        sub = Session(config)
+        sub.stop, sub.world = session.stop, World(session.world.device)
+        name = type(sub.system["tokenizer"]).__name__
+        print(f"fitting the tokenizer {name} (kept in {folder})", file=sys.stderr)
+        run = RunFolder(folder)
+        run.acquire()
+        try:
+            fit_tokenizer(sub, splits, run)
+        finally:
+            run.release()
+    return path
+
+
+def tokenizer_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of train_tokenizer.py for the tokenizer, data and machine of another tool's config."""
+    root: DictConfig = compose("train_tokenizer", [])
+    for group in ("data", "tokenizer", "seed", "device", "runtime"):
+        root[group] = config[group]
+    return resolved(root)
+
+
+def fit_tokenizer(session: Session, splits: Splits, run: RunFolder) -> str:
+    """Fits or trains the session's tokenizer on train, and writes it to the run folder with its filters.
+
+    Returns:
+        SHA-256 of the file.
+    """
+    tokenizer: Tokenizer = session.system["tokenizer"].to(session.world.device)
+    fit = session.config["tokenizer"]["fit"]
+    sample = _sample(splits.train, fit["images"], session.seed)
+    tokenizer.fit(session.images(sample))
+    if tokenizer.needs_training:
+        settings = train_settings(session.config)
+        perceptual = ensure_perceptual(session, splits)
+        record = {"config": session.config, "data": splits.fingerprint, "perceptual": perceptual}
+        job = Job(run, session.world, record, _looks(session, splits, settings), session.stop, session.runtime.bars)
+        _train(session, splits, session.system["objective"], session.system["optim"], settings, job)
+        tokenizer.calibrate(session.images(sample))
+    save_png(run.path / "filters.png", filter_tiles(tokenizer))
+    spec = {k: v for k, v in session.config["tokenizer"].items() if k != "weights"}
+    return save_tokenizer(run.path / TOKENIZER_FILE, tokenizer, spec, splits.fingerprint)
+
+
+def _train(
+    session: Session, splits: Splits, objective: Objective, optim: AdamW, settings: TrainSettings, job: Job
+) -> None:
+    players = {name: player.to(session.world.device) for name, player in objective.players.items()}  # type: ignore[attr-defined]
+    loader = session.loader(splits.train, "augment", settings.batch)
+    Trainer(players, loader, optim, settings, session.seed, job).fit()
+
+
+def _looks(session: Session, splits: Splits, settings: TrainSettings) -> Sequence[Monitor]:
+    tokenizer: Tokenizer = session.system["tokenizer"]
+    images = preview_images(session, splits.holdout if len(splits.holdout) else splits.train, PANEL_IMAGES)
+    every = math.ceil((settings.steps or LOOKS) / LOOKS)
+    return [FilterPanel(tokenizer), ReconstructionPanel(tokenizer, images, every)]
+
+
+def ensure_perceptual(session: Session, splits: Splits) -> str | None:
+    """Fills the perceptual network of a tokenizer's training, if it has one that is trained on the data's labels: from
+    the user's cache, or trained now and cached.
+
+    Returns:
+        The name under which it is cached, or None.
+    """
+    perceptual: Perceptual | None = session.system["perceptual"]
+    if perceptual is None or not perceptual.needs_training:
+        return None
+    spec = {k: v for k, v in session.config["perceptual"].items() if k != "factor"}
+    key = json_hash([spec, session.system["data"].size, splits.fingerprint, session.seed])[:20]
+    folder = session.cache / "perceptual" / key
+    if not (folder / PERCEPTUAL_FILE).exists():
+        _train_perceptual(session, splits, perceptual, spec["fit"], RunFolder(folder))
+    perceptual.load_state_dict(load_tensors(folder / PERCEPTUAL_FILE))
+    perceptual.to(session.world.device).requires_grad_(False).eval()
+    return key
+
+
+def _train_perceptual(
+    session: Session, splits: Splits, perceptual: Perceptual, fit: Mapping[str, Any], run: RunFolder
+) -> None:
+    print(f"training a classifier for the perceptual loss (kept in {run.path})", file=sys.stderr)
+    try:
+        optim = construct(AdamW, {"blr": fit["blr"], "weight_decay": fit["weight_decay"]}, {})
+        settings = construct(TrainSettings, {"ema": 0.0, **{k: fit[k] for k in ("steps", "batch", "precision")}}, {})
+    except ConfigError as error:
+        raise error.inside("tokenizer.fit.perceptual.fit") from None
+    run.acquire()
+    try:
+        job = Job(run, session.world, {"data": splits.fingerprint}, (), session.stop, session.runtime.bars)
+        _train(session, splits, Classify(session.system["task"], perceptual), optim, settings, job)
+        save_tensors(run.path / PERCEPTUAL_FILE, perceptual.state_dict(), {"data": splits.fingerprint})
+    finally:
+        run.release()
+
+
+def _sample(images: ImageSet, count: int | None, seed: int) -> ImageSet:
+    if count is None or count >= len(images):
+        return images
+    return images.subset(permutation(seed, 0, len(images))[:count].sort().values.numpy())
