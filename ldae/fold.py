@@ -1,8 +1,9 @@
 """A conditioned encoder at a fixed noise level, folded into a plain ViT that timm loads.
 
-At a fixed t the shifts, scales and gates of adaLN are constants. LayerNorm's weight becomes 1 + scale, its bias
-the shift; the gate multiplies the rows of the projection behind it. A patch-wise linear tokenizer on the way in
-is a linear map of each patch and goes into the patch embedding. Nothing is approximated.
+At a fixed t, and with no class told, the shifts, scales and gates of adaLN are constants. LayerNorm's weight
+becomes 1 + scale, its bias the shift; the gate multiplies the rows of the projection behind it. A patch-wise
+linear tokenizer on the way in is a linear map of each patch and goes into the patch embedding. Nothing is
+approximated.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ def timm_arguments(encoder: Encoder) -> dict[str, Any]:
         "class_token": False,
         "global_pool": "avg",
         "num_classes": 0,
+        "act_layer": {"none": "gelu", "tanh": "gelu_tanh"}[block.mlp.approximate],
         "final_norm": False,
         "fc_norm": False,
     }
@@ -67,7 +69,7 @@ def folded_weights(encoder: Encoder) -> dict[str, Tensor]:
     network = encoder.objective.denoiser
     assert isinstance(network, ViTDenoiser)
     device = network.positions.device
-    c = network.level(encoder.objective.schedule.at(torch.tensor([encoder.t], device=device)))
+    c = network.condition(encoder.objective.schedule.at(torch.tensor([encoder.t], device=device)))
     weight, bias = patch_embedding(encoder)
     found = {"pos_embed": network.positions[None], "patch_embed.proj.weight": weight, "patch_embed.proj.bias": bias}
     for i, block in enumerate(list(network.blocks)[: encoder.layer]):

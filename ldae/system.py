@@ -13,6 +13,7 @@ from ldae.denoisers.base import Denoiser
 from ldae.diffusion.corruptions.base import Corruption
 from ldae.diffusion.schedules import NoiseSchedule
 from ldae.diffusion.targets import Target
+from ldae.diffusion.variance import Variance
 from ldae.diffusion.weights import Weight
 from ldae.engine.optim import Optim
 from ldae.errors import ConfigError
@@ -36,6 +37,7 @@ GROUPS: Mapping[str, tuple[str, type]] = {
     "input": ("ldae.objectives", InputSpace),
     "output": ("ldae.objectives", OutputSpace),
     "target": ("ldae.diffusion", Target),
+    "variance": ("ldae.diffusion", Variance),
     "weight": ("ldae.diffusion", Weight),
     "metric": ("ldae.objectives", Metric),
     "denoiser": ("ldae.denoisers", Denoiser),
@@ -60,12 +62,13 @@ class System:
     """
 
     def __init__(self, config: Mapping[str, Any]):
-        self.config = config
+        self.config = {**BEFORE, **config}
         self.made: dict[str, Any] = {}
         self.derived: Mapping[str, Callable[[], Any]] = {
             "image_shape": lambda: (3, self["data"].size, self["data"].size),
             "in_shape": lambda: self["input"].shape,
-            "out_shape": lambda: self["output"].shape,
+            "out_shape": lambda: self["variance"].widened(self["output"].shape),
+            "classes": lambda: self["task"].classes,
             "grid": lambda: self["tokenizer"].grid,
             "division": lambda: self.settings("data", Division),
         }
@@ -98,9 +101,11 @@ class System:
         package, base = GROUPS[group]
         spec = dict(self._spec(group))
         part = self._named(group, lambda: resolve(spec.pop("part", None), package, base))
-        asked = [name for name in _parameters(part) if name in GROUPS or name in self.derived]
+        known = GROUPS.keys() | self.derived.keys() - OWN.get(group, set())
+        asked = [name for name in _parameters(part) if name in known]
         given = {name: self[name] if name in GROUPS else self.derived[name]() for name in asked}
-        own = {key: value for key, value in spec.items() if key not in NOT_ARGUMENTS.get(group, ())}
+        elsewhere = set(NOT_ARGUMENTS.get(group, ())) - set(_parameters(part))
+        own = {key: value for key, value in spec.items() if key not in elsewhere}
         return self._named(group, lambda: construct(part, own, given))
 
     @staticmethod
@@ -120,10 +125,16 @@ PLACES = {group: f"tokenizer.fit.{group}" for group in OPTIONAL}
 
 # keys of a group that are read elsewhere: by other groups, by what divides and reads images, by what fits tokenizers
 NOT_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
-    "data": ("patch", "d", "holdout", "test", "split_seed", "cache", "workers", "max_bad", "max_pixels"),
+    "data": ("classes", "patch", "d", "holdout", "test", "split_seed", "cache", "workers", "max_bad", "max_pixels"),
     "tokenizer": ("weights", "fit"),
     "perceptual": ("fit",),
 }
+
+# arguments that a group's own config gives, though for others they are derived from it
+OWN: Mapping[str, set[str]] = {"data": {"classes"}, "task": {"classes"}}
+
+# groups that came later, as they are for configs from before
+BEFORE: Mapping[str, Any] = {"variance": {"part": "ldae.diffusion.variance.Fixed"}}
 
 
 def _parameters(part: type) -> list[str]:

@@ -55,7 +55,7 @@ class Cond:
     """What a denoiser is told beside the noisy input. l-DAE tells it nothing.
 
     Attributes:
-        label: (B,) int64 classes, or None.
+        label: (B,) int64 classes in {0, ..., K-1}, K for a label that is not told, or None for no labels.
         image: (B, C, H, W) conditioning image, or None.
     """
 
@@ -87,6 +87,10 @@ class Draws:
         """Standard normal float32 of `shape`; its first axis is the batch."""
         draw = lambda size, g: torch.randn(size, generator=g, device=self.device)  # noqa: E731
         return self._sliced(shape, draw)
+
+    def uniform(self, shape: Sequence[int]) -> Tensor:
+        """Uniform float32 in [0, 1) of `shape`; its first axis is the batch."""
+        return self._sliced(shape, lambda size, g: torch.rand(size, generator=g, device=self.device))
 
     def integers(self, high: int, count: int) -> Tensor:
         """(count,) int64, uniform on {0, ..., high-1}."""

@@ -75,6 +75,7 @@ def test_every_part_is_what_its_group_promises(config, name):
     arguments = set(inspect.signature(part).parameters)
     known = arguments | {
         "part",
+        "classes",
         "patch",
         "d",
         "holdout",
@@ -136,6 +137,22 @@ def test_paper_scale_configs_hold_the_papers_hyperparameters(config):
         assert (found["data"]["size"], found["tokenizer"]["patch"]) == (256, 16)
         text = (CONFIGS / "experiment" / "ldae" / f"{name}.yaml").read_text()
         assert "not measured" in text
+
+
+def test_dit_configs_hold_the_papers_hyperparameters(config):
+    for name, width, depth in (("imagenet_b2", 768, 12), ("imagenet_xl2", 1152, 28)):
+        found = config("pretrain", f"experiment=dit/{name}")
+        denoiser, optim, train = found["denoiser"], found["optim"], found["train"]
+        assert (denoiser["width"], denoiser["patch"]) == (width, 2)
+        assert denoiser["encoder_depth"] + denoiser["decoder_depth"] == depth
+        assert (train["batch"], train["steps"], train["epochs"], train["ema"]) == (256, 400_000, None, 0.9999)
+        system = System(found)
+        rates = {system["optim"].rate(step, 400_000, 256) for step in (0, 200_000, 399_999)}
+        assert rates == {1e-4}
+        assert (optim["weight_decay"], optim["betas"]) == (0, [0.9, 0.999])
+        with torch.device("meta"):
+            assert system["tokenizer"].shape == (4, 32, 32)
+        assert "not measured" in (CONFIGS / "experiment" / "dit" / f"{name}.yaml").read_text()
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from omegaconf import OmegaConf
 from ldae.data.images import Splits
 from ldae.engine.run import RunFolder
 from ldae.engine.trainer import Job, Trainer
+from ldae.errors import ConfigError
 from ldae.export import PLAYER
 from ldae.objectives.denoise import Denoise
 from ldae.objectives.panels import DenoisingPanel, FilterPanel
@@ -46,6 +47,7 @@ def main(words: Sequence[str]) -> None:
             print(f"{run.path} is finished; nothing to do")
             return
         splits = session.splits()
+        check_classes(session, splits)
         if session.world.main:
             begin(run, config, splits)
         tokenizer = ensure_tokenizer(session, splits, run)
@@ -70,6 +72,17 @@ def main(words: Sequence[str]) -> None:
 def default_out(config: dict[str, Any]) -> str:
     """runs/EXPERIMENT/seedN, for those who give no out=."""
     return f"runs/{str(config['experiment']).replace('/', '-')}/seed{config['seed']}"
+
+
+def check_classes(session: Session, splits: Splits) -> None:
+    """The network must be told of as many classes as the data has, if it is told of any.
+
+    Raises:
+        ConfigError: it is told of more or fewer.
+    """
+    told, found = session.system["task"].classes, len(splits.classes)
+    if told and told != found:
+        raise ConfigError("task.classes", told, f"is not how many classes the data has; use data.classes={found}")
 
 
 def monitors(session: Session, objective: Denoise, splits: Splits, total: int) -> list[Any]:

@@ -1,16 +1,17 @@
-"""The Vision Transformer of l-DAE: an encoder and a decoder of equal blocks, steered by the noise level."""
+"""The Vision Transformer of l-DAE and of DiT: equal blocks, steered by the noise level and, if told, the class."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ldae.denoisers.base import Denoiser
-from ldae.denoisers.conditioning import LevelEmbedding
+from ldae.denoisers.conditioning import LabelEmbedding, LevelEmbedding
 from ldae.errors import ConfigError
-from ldae.nn.blocks import AdaLN, ConditionedBlock, ConditionedHead
+from ldae.nn.blocks import AdaLN, ConditionedBlock, ConditionedHead, Gelu
 from ldae.nn.embeddings import sincos_positions
 from ldae.nn.patchify import patchify, to_grid, to_tokens, unpatchify
 from ldae.parts import Count, Positive
@@ -21,21 +22,26 @@ class ViTDenoiser(Denoiser):
     """A ViT on a grid of tokens, from a latent or an image to a latent or an image.
 
     Encoder half, then decoder half, no skips between them. Fixed 2-D sin-cos positions. The output is 0
-    and every block the identity at the start (adaLN-Zero). Sizes: Sec. 4, arXiv 2401.14404.
+    and every block the identity at the start (adaLN-Zero). Sizes: Sec. 4, arXiv 2401.14404. DiT
+    (arXiv 2212.09748) is the same with cond_ratio 1, cond_layers 2, gelu tanh and classes.
 
     Args:
         in_shape: (C, H, W) of x_t.
         out_shape: (C', H', W') of the output.
-        grid: (h, w) tokens; divides both shapes.
+        grid: (h, w) tokens, as the tokenizer has them; divides both shapes.
         width: D.
         encoder_depth: blocks up to the representation.
         decoder_depth: blocks after it.
         heads: attention heads; divides `width`.
         mlp_ratio: hidden width of the feed-forward networks over D.
         cond_ratio: hidden width of the conditioning network over D; l-DAE's is a quarter.
+        cond_layers: Linears between the sinusoid of t and the blocks.
+        gelu: the function itself or its tanh form.
+        patch: side of the square of x_t's numbers that makes a token, instead of what `grid` says.
+        classes: K that can be told; 0 for none.
 
     Raises:
-        ConfigError: heads does not divide width, width is not a multiple of 4, or the grid does not fit.
+        ConfigError: heads does not divide width, width is not a multiple of 4, or grid or patch do not fit.
     """
 
     def __init__(
@@ -49,26 +55,32 @@ class ViTDenoiser(Denoiser):
         heads: Count,
         mlp_ratio: Positive = 4.0,
         cond_ratio: Positive = 0.25,
+        cond_layers: Literal[1, 2] = 1,
+        gelu: Gelu = "exact",
+        patch: Count | None = None,
+        classes: int = 0,
     ):
         super().__init__()
         if width % heads or width % 4:
             raise ConfigError("width", width, f"must be a multiple of 4 and of denoiser.heads={heads}")
-        self.grid, self.width, self.encoder_layer = grid, width, encoder_depth
+        self.grid = grid if patch is None else _grid_of(in_shape, patch)
+        self.width, self.encoder_layer = width, encoder_depth
         self.layers = tuple(range(1, encoder_depth + decoder_depth + 1))
-        self.in_patch, self.out_patch = (_patch(shape, grid) for shape in (in_shape, out_shape))
+        self.in_patch, self.out_patch = (_patch(shape, self.grid) for shape in (in_shape, out_shape))
         cond_width = max(1, int(cond_ratio * width))
         self.embed = nn.Linear(in_shape[0] * self.in_patch**2, width)
-        self.register_buffer("positions", sincos_positions(width, *grid), persistent=False)
+        self.register_buffer("positions", sincos_positions(width, *self.grid), persistent=False)
         self.positions: Tensor
-        self.level = LevelEmbedding(cond_width)
-        self.blocks = nn.ModuleList(ConditionedBlock(width, heads, cond_width, mlp_ratio) for _ in self.layers)
+        self.level = LevelEmbedding(cond_width, layers=cond_layers)
+        self.labels = LabelEmbedding(classes, cond_width) if classes else None
+        self.blocks = nn.ModuleList(ConditionedBlock(width, heads, cond_width, mlp_ratio, gelu) for _ in self.layers)
         self.head = ConditionedHead(width, cond_width, out_shape[0] * self.out_patch**2)
         self.apply(_initialise)
         for layer in [self.head.linear, *(m.linear for m in self.modules() if isinstance(m, AdaLN))]:
             nn.init.zeros_(layer.weight)
 
     def forward(self, x_t: Tensor, level: NoiseLevel, cond: Cond | None = None) -> Tensor:
-        x, c = self.tokens_of(x_t) + self.positions, self.level(level)
+        x, c = self.tokens_of(x_t) + self.positions, self.condition(level, cond)
         for block in self.blocks:
             x = block(x, c)  # (B, N, D)
         return unpatchify(to_grid(self.head(x, c), self.grid[0]), self.out_patch)  # (B, C', H', W')
@@ -77,7 +89,7 @@ class ViTDenoiser(Denoiser):
         self, x_t: Tensor, level: NoiseLevel, cond: Cond | None = None, layers: Collection[int] | None = None
     ) -> dict[int, Tensor]:
         wanted = self.layers if layers is None else layers
-        x, c, found = self.tokens_of(x_t) + self.positions, self.level(level), {}
+        x, c, found = self.tokens_of(x_t) + self.positions, self.condition(level, cond), {}
         for layer, block in zip(self.layers[: max(wanted)], self.blocks, strict=False):
             x = block(x, c)  # (B, N, D)
             if layer in wanted:
@@ -94,9 +106,20 @@ class ViTDenoiser(Denoiser):
             gates[2].fill_(1)
             gates[5].fill_(1)
 
+    def condition(self, level: NoiseLevel, cond: Cond | None = None) -> Tensor:
+        """What steers the blocks: (B, cond_width). A network that can be told a class and is not hears `no class`."""
+        c = self.level(level)
+        return c if self.labels is None else c + self.labels(cond.label if cond else None, like=c)
+
     def tokens_of(self, x_t: Tensor) -> Tensor:
         """The patch embedding alone, before positions: (B, C, H, W) -> (B, N, D)."""
         return self.embed(to_tokens(patchify(x_t, self.in_patch)))
+
+
+def _grid_of(shape: tuple[int, int, int], patch: int) -> tuple[int, int]:
+    if shape[1] % patch or shape[2] % patch:
+        raise ConfigError("patch", patch, f"must divide the network's input, {shape[1]} x {shape[2]}")
+    return shape[1] // patch, shape[2] // patch
 
 
 def _patch(shape: tuple[int, int, int], grid: tuple[int, int]) -> int:
@@ -110,3 +133,5 @@ def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
+    elif isinstance(module, LevelEmbedding):  # after its Linears: children come first
+        module.initialise()

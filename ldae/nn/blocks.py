@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldae.nn.attention import Attention
 
 LN_EPS = 1e-6
+Gelu = Literal["exact", "tanh"]
+TORCHS_NAME = {"exact": "none", "tanh": "tanh"}  # of the approximation in a GELU
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, Linear; parameters named as timm's. The exact GELU: on a CPU it beats the tanh form."""
+    """Linear, GELU, Linear; parameters named as timm's. On a CPU the exact GELU beats the tanh form, which is DiT's."""
 
-    def __init__(self, width: int, hidden: int):
+    def __init__(self, width: int, hidden: int, gelu: Gelu = "exact"):
         super().__init__()
+        self.approximate = TORCHS_NAME[gelu]
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
 
 
 class AdaLN(nn.Module):
@@ -52,14 +57,15 @@ class ConditionedBlock(nn.Module):
         heads: attention heads.
         cond_width: width of the condition.
         mlp_ratio: hidden width of the feed-forward network over D.
+        gelu: the function itself or its tanh form.
     """
 
     compiles = True  # torch.compile works block by block: seconds instead of minutes
 
-    def __init__(self, width: int, heads: int, cond_width: int, mlp_ratio: float = 4.0):
+    def __init__(self, width: int, heads: int, cond_width: int, mlp_ratio: float = 4.0, gelu: Gelu = "exact"):
         super().__init__()
         self.attn = Attention(width, heads)
-        self.mlp = Mlp(width, int(mlp_ratio * width))
+        self.mlp = Mlp(width, int(mlp_ratio * width), gelu)
         self.ada = AdaLN(cond_width, width, 6)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Denoising: all of l-DAE's path, one function of five parts."""
+"""Denoising: DiT, l-DAE and all of the path between them, one function of several parts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ldae.denoisers.base import Denoiser
 from ldae.diffusion.corruptions.base import Corruption
 from ldae.diffusion.schedules import NoiseSchedule
 from ldae.diffusion.targets import Target
+from ldae.diffusion.variance import Variance
 from ldae.diffusion.weights import Weight
 from ldae.errors import ConfigError
 from ldae.objectives.base import Objective, full_precision
@@ -33,12 +34,13 @@ class Denoise(Objective):
         input: what of z_t the network sees.
         output: what counts as clean.
         target: what the network predicts of it.
+        variance: whether the network answers with the variance of a step back too.
         weight: lambda of the noise level.
         metric: the residue's size.
         denoiser: the network.
 
     Raises:
-        ConfigError: the target needs the noise where the answer is an image, or a weight is infinite.
+        ConfigError: target or variance need the noise where the answer is an image, or a weight is infinite.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Denoise(Objective):
         input: InputSpace,
         output: OutputSpace,
         target: Target,
+        variance: Variance,
         weight: Weight,
         metric: Metric,
         denoiser: Denoiser,
@@ -57,29 +60,39 @@ class Denoise(Objective):
         super().__init__(network=denoiser)
         self.denoiser = denoiser
         self.task, self.corruption, self.schedule = task, corruption, schedule
-        self.input, self.output, self.target, self.weight, self.metric = input, output, target, weight, metric
+        self.input, self.output, self.target = input, output, target
+        self.variance, self.weight, self.metric = variance, weight, metric
         self.tokenizer = tokenizer.requires_grad_(False)
-        if target.lives_with_noise and not output.latent:
-            name = type(target).__name__
-            raise ConfigError("target", name, "is built from the noise, which is in the latent; use output=latent")
+        for group, part in (("target", target), ("variance", variance)):
+            if part.lives_with_noise and not output.latent:
+                name = type(part).__name__
+                raise ConfigError(group, name, "is built from the noise, which is in the latent; use output=latent")
         if not torch.isfinite(weight(schedule.at(torch.arange(schedule.T)))).all():
             raise ConfigError(
                 "weight", type(weight).__name__, f"is infinite at a level of {type(schedule).__name__}; use another"
             )
 
     def forward(self, batch: Batch, draws: Draws) -> tuple[Tensor, Metrics]:
-        """lambda_t * metric(network(x_t, t), y), mean over the batch (Sec. 5, arXiv 2401.14404)."""
+        """lambda_t * metric(network(x_t, t), y), mean over the batch (Sec. 5, arXiv 2401.14404).
+
+        A learned variance adds its own terms (Eq. 16, arXiv 2102.09672).
+        """
         with full_precision(batch.images):
             x0, cond = self.task(batch)
             z0 = self.tokenizer.encode(x0)  # (B, d, h, w)
             level = self.schedule.draw(len(z0), draws)
             state = self.corruption.draw(z0, draws)
-            x_t = self.input.view(self.corruption.at(z0, level, state))  # (B, C, H, W)
+            z_t = self.corruption.at(z0, level, state)
+            x_t = self.input.view(z_t)  # (B, C, H, W)
             y = self.target.of(self.output.clean(x0, z0), state, level)  # (B, C', H', W')
-        out = self.denoiser(x_t, level, cond)
+            told = self.task.dropped(cond, draws) if self.denoiser.training else cond
+        out = self.denoiser(x_t, level, told)
         with full_precision(batch.images):
-            losses = self.weight(level) * self.metric(out.float(), y)  # (B,)
-        return losses.mean(), self._by_level(losses.detach(), level)
+            out = out.float()
+            terms = self.variance.bound(out, z0, z_t, level)
+            losses = self.weight(level) * self.metric(self.variance.prediction(out), y)  # (B,)
+            losses = sum(terms.values(), losses)
+        return losses.mean(), self._by_level(losses.detach(), level) | _means(terms)
 
     def describe(self, batch: Batch, draws: Draws) -> Mapping[str, list[float]]:
         level = self.schedule.draw(len(batch), draws)
@@ -104,10 +117,14 @@ class Denoise(Objective):
             x_t = self.input.view(z_t)
         out = self.denoiser(x_t, level, Cond()).float()
         with full_precision(images):
-            answer = self.target.to_x0(out, z_t if self.output.latent else x_t, level)
+            answer = self.target.to_x0(self.variance.prediction(out), z_t if self.output.latent else x_t, level)
             return self.tokenizer.decode(z_t), self.output.to_image(answer)
 
-    def _by_level(self, losses: Tensor, level: NoiseLevel) -> Metrics:
+    def _by_level(self, losses: Tensor, level: NoiseLevel) -> dict[str, tuple[Tensor, Tensor]]:
         bucket = level.t * BUCKETS // self.schedule.T  # (B,)
         zeros = torch.zeros(BUCKETS, device=losses.device)
         return {"loss_level": (zeros.index_add(0, bucket, losses), zeros.index_add(0, bucket, torch.ones_like(losses)))}
+
+
+def _means(terms: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    return {name: (term.detach().sum(), torch.ones_like(term).sum()) for name, term in terms.items()}

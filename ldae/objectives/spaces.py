@@ -62,7 +62,7 @@ class OutputSpace(ABC):
     """What counts as clean, and how an answer becomes an image.
 
     Attributes:
-        shape: (C, H, W) of the answer.
+        shape: (C, H, W) of the prediction.
         latent: whether it is the space that the noise was added in.
     """
 

@@ -6,12 +6,22 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from ldae.types import Batch, Cond
+from ldae.types import Batch, Cond, Draws
 
 
 class Task(ABC):
-    """batch -> (x0, cond)."""
+    """batch -> (x0, cond).
+
+    Attributes:
+        classes: how many classes the denoiser can be told; 0 if it is told none.
+    """
+
+    classes: int = 0
 
     @abstractmethod
     def __call__(self, batch: Batch) -> tuple[Tensor, Cond]:
         """x0 (B, 3, H, W) in [-1, 1] and what the denoiser is told."""
+
+    def dropped(self, cond: Cond, draws: Draws) -> Cond:
+        """What the denoiser is told in training, where a part of it may be withheld at random. All, by default."""
+        return cond

@@ -1,0 +1,108 @@
+"""The variance of a step back, p(x_{t-1} | x_t): left to the sampler, or learned with the prediction."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from ldae.diffusion.gaussians import discretised_nll, divergence
+from ldae.diffusion.posterior import Posterior
+from ldae.diffusion.schedules import NoiseSchedule
+from ldae.diffusion.targets import Target
+from ldae.errors import ConfigError
+from ldae.types import NoiseLevel
+
+
+class Variance(ABC):
+    """What of a network's answer is the prediction, what the variance, and what the latter adds to the loss.
+
+    Attributes:
+        lives_with_noise: whether it is about the noise, and so exists only in the space that the noise was added in.
+        answers: channels of the network's answer for each channel of the prediction.
+    """
+
+    lives_with_noise: bool
+    answers: int
+
+    def widened(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """(C, H, W) of a prediction -> that of the network's answer."""
+        return self.answers * shape[0], shape[1], shape[2]
+
+    def prediction(self, out: Tensor) -> Tensor:
+        """The first C channels of an answer (B, answers * C, H, W): what the target asks for."""
+        return out[:, : out.shape[1] // self.answers]
+
+    @abstractmethod
+    def log_variance(self, out: Tensor, level: NoiseLevel) -> Tensor | None:
+        """ln of the variance of the step back from `level`, (B, C, H, W), or None: the sampler's choice."""
+
+    @abstractmethod
+    def bound(self, out: Tensor, x0: Tensor, x_t: Tensor, level: NoiseLevel) -> dict[str, Tensor]:
+        """What it adds to the loss.
+
+        Args:
+            out: the network's answer, (B, answers * C, H, W) float32.
+            x0, x_t: the clean and the noised signal, (B, C, H, W).
+
+        Returns:
+            Terms by name, each (B,); none if nothing is learned.
+        """
+
+
+class Fixed(Variance):
+    """Nothing is learned: a sampler takes beta or beta_tilde (Sec. 3.2, arXiv 2006.11239)."""
+
+    lives_with_noise, answers = False, 1
+
+    def log_variance(self, out: Tensor, level: NoiseLevel) -> Tensor | None:
+        return None
+
+    def bound(self, out: Tensor, x0: Tensor, x_t: Tensor, level: NoiseLevel) -> dict[str, Tensor]:
+        return {}
+
+
+class LearnedRange(Variance):
+    """The answer is [prediction, v]: ln variance = f ln beta + (1 - f) ln beta_tilde, f = (v + 1) / 2, v unbounded.
+
+    Eq. 15 of arXiv 2102.09672. It learns by the variational bound's term of the level, which does not reach the
+    prediction (Sec. 3.1 there). The term counts as it is, beside a prediction's loss of weight 1: improved DDPM
+    has T / 1000 before it, which is 1 at the T of DiT.
+
+    Args:
+        schedule: preserves variance.
+        target: what the prediction is, for the way to x0.
+
+    Raises:
+        ConfigError: the schedule has no posterior, or the prediction does not tell x0 at one of its levels.
+    """
+
+    lives_with_noise, answers = True, 2
+
+    def __init__(self, schedule: NoiseSchedule, target: Target):
+        self.posterior, self.target = Posterior(schedule), target
+        nothing = torch.zeros(schedule.T, 1)
+        try:
+            target.to_x0(nothing, nothing, schedule.at(torch.arange(schedule.T)))
+        except ZeroDivisionError as error:
+            raise ConfigError("target", type(target).__name__, f"will not do: {error}; use x0 or v") from None
+
+    def log_variance(self, out: Tensor, level: NoiseLevel) -> Tensor:
+        v = out[:, out.shape[1] // 2 :]  # (B, C, H, W)
+        share = (v + 1) / 2
+        widest = self.posterior.at(self.posterior.log_beta, level, v)
+        narrowest = self.posterior.at(self.posterior.log_beta_tilde, level, v)
+        return share * widest + (1 - share) * narrowest
+
+    def bound(self, out: Tensor, x0: Tensor, x_t: Tensor, level: NoiseLevel) -> dict[str, Tensor]:
+        """vb: KL[q(x_{t-1} | x_t, x_0) | p], at t = 0 -ln p(x_0 | x_1) of 256 levels; bits per number."""
+        q = self.posterior
+        found = self.target.to_x0(self.prediction(out).detach(), x_t, level)
+        mean, log_variance = q.mean(found, x_t, level), self.log_variance(out, level)
+        true = q.mean(x0, x_t, level), q.at(q.log_beta_tilde, level, x0)
+        back = divergence(*true, mean, log_variance)
+        last = discretised_nll(x0, mean, log_variance)
+        nats = torch.where(level.t == 0, last.flatten(1).mean(1), back.flatten(1).mean(1))  # (B,)
+        return {"vb": nats / math.log(2)}
