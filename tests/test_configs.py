@@ -28,6 +28,10 @@ HUGE = {"vit_b", "vit_l12", "vit_l"}
 
 # what each step of the path changes; the config diff is the paper's argument
 PATH = {
+    "01_no_labels": {"task"},
+    "02_no_perceptual": {"tokenizer"},
+    "03_no_adversarial": {"tokenizer"},
+    "04_linear_gamma2": {"schedule"},
     "05_patch_vae": {"tokenizer"},
     "06_patch_ae": {"tokenizer"},
     "07_patch_pca": {"tokenizer"},
@@ -104,6 +108,17 @@ def test_neighbours_on_the_path_differ_in_the_named_keys_alone(config):
         differing = {key.split(".")[0] for key in a.keys() | b.keys() if a.get(key) != b.get(key)} - {"experiment"}
         assert differing == PATH[name]
         before = after
+
+
+def test_the_tokenizers_of_the_first_steps_differ_in_one_loss_alone(config):
+    """Same network, same length, same seed: only the perceptual, then only the adversarial term goes."""
+    kinds = [
+        dict(flat(config("pretrain", f"tokenizer={name}", "data=cifar10"))) for name in ("vqgan", "kl_gan", "conv_vae")
+    ]
+    for before, after, part in ((kinds[0], kinds[1], "perceptual"), (kinds[1], kinds[2], "discriminator")):
+        differing = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+        assert differing
+        assert all(key.startswith(f"tokenizer.fit.{part}") for key in differing)
 
 
 @pytest.mark.parametrize(

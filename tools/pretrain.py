@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from _cli import compose, resolved, run_tool
+from _latents import train_images
 from _monitors import OnlineKNN, preview_images
 from _session import Session, begin, finished, train_settings
 from _tokenizers import ensure_tokenizer
@@ -52,7 +53,7 @@ def main(words: Sequence[str]) -> None:
             begin(run, config, splits)
         tokenizer = ensure_tokenizer(session, splits, run)
         objective.to(session.world.device)
-        loader = session.loader(splits.train, "augment", settings.batch)
+        loader = session.loader(train_images(session, objective, splits, tokenizer), "augment", settings.batch)
         total = settings.total_steps(loader.steps_per_epoch)
         record = {
             "config": config,

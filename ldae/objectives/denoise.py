@@ -79,8 +79,9 @@ class Denoise(Objective):
         """
         with full_precision(batch.images):
             x0, cond = self.task(batch)
-            z0 = self.tokenizer.encode(x0)  # (B, d, h, w)
-            level = self.schedule.draw(len(z0), draws)
+            level = self.schedule.draw(len(x0), draws)
+            stored = self.tokenizer.stored(x0) if batch.latents is None else batch.latents
+            z0 = self.tokenizer.drawn(stored, draws)  # (B, d, h, w)
             state = self.corruption.draw(z0, draws)
             z_t = self.corruption.at(z0, level, state)
             x_t = self.input.view(z_t)  # (B, C, H, W)
