@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from _session import Session
 from ldae.data.images import ImageSet, LatentImages, Splits
 from ldae.files import json_hash, published_folder
 from ldae.objectives.denoise import Denoise
+from ldae.parts import conform
 from ldae.tokenizers.base import Tokenizer
 
 FILE = "latents.npy"
@@ -28,6 +30,7 @@ def train_images(session: Session, objective: Denoise, splits: Splits, tokenizer
     """
     images, latent = splits.train, objective.input.latent and objective.output.latent
     random = session.system["augment"].n > 0
+    conform("latents", session.config["latents"], Literal["auto", "never"])
     if session.config["latents"] == "never" or random or not (latent and objective.tokenizer.costly):
         return images
     folder = session.cache / "latents" / json_hash([tokenizer, splits.fingerprint])[:20]

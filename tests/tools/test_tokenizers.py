@@ -1,0 +1,122 @@
+"""train_tokenizer.py and pretraining on what it leaves behind, run as a user does."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import numpy as np
+import pytest
+import torch
+from helpers import SHORT, losses, rows, run, start, status
+
+from ldae.files import load_tensors
+
+TINY = (
+    "tokenizer.channels=8",
+    "tokenizer.multipliers=[1,2]",
+    "tokenizer.fit.steps=8",
+    "tokenizer.fit.images=200",
+    "train.log_every=1",
+    "train.checkpoint_every=3",
+    "runtime.threads=1",
+)
+GAN = (
+    "tokenizer.fit.discriminator.start=4",
+    "tokenizer.fit.discriminator.channels=8",
+    "tokenizer.fit.discriminator.strides=1",
+)
+CLASSIFIER = ("tokenizer.fit.perceptual.channels=[8,8]", "tokenizer.fit.perceptual.fit.steps=6")
+
+
+@pytest.mark.parametrize("kind", ["vqgan", "vq"])
+def test_two_players_and_a_classifier_from_one_command(tmp_path, kind):
+    out, _ = run("train_tokenizer", f"tokenizer={kind}", *TINY, *GAN, *CLASSIFIER, f"out={tmp_path / 'a'}")
+    found = [row for row in rows(tmp_path / "a") if "tokenizer/loss" in row]
+    assert ["discriminator/loss" in row for row in found] == [False] * 4 + [True] * 4
+    assert all("tokenizer/perceptual" in row for row in found)
+    quality = json.loads((tmp_path / "a" / "reconstruction.json").read_text())
+    assert quality["split"] == "holdout"
+    assert f"psnr {quality['psnr']:.4g}" in out
+    assert ("codes_used" in quality) == (kind == "vq")
+    assert {"tokenizer.safetensors", "reconstruction.png", "filters.png"} <= {
+        p.name for p in (tmp_path / "a").iterdir()
+    }
+    assert status(tmp_path / "a")["state"] == "done"
+
+
+def test_the_classifier_is_trained_once(tmp_path):
+    words = ("tokenizer=vqgan", *TINY, *GAN, *CLASSIFIER, "tokenizer.fit.perceptual.fit.steps=7")
+    _, first = run("train_tokenizer", *words, f"out={tmp_path / 'a'}")
+    _, second = run("train_tokenizer", *words, f"out={tmp_path / 'b'}")
+    assert "training a classifier" in first
+    assert "training a classifier" not in second
+    assert rows(tmp_path / "a")[-2]["tokenizer/loss_hex"] == rows(tmp_path / "b")[-2]["tokenizer/loss_hex"]
+
+
+def test_a_killed_tokenizer_goes_on_to_the_same_weights(tmp_path):
+    words = ("tokenizer=kl_gan", *TINY, *GAN, "tokenizer.fit.steps=60")
+    run("train_tokenizer", *words, f"out={tmp_path / 'straight'}")
+    killed = tmp_path / "killed"
+    process = start("train_tokenizer", *words, f"out={killed}")
+    while not list(killed.glob("checkpoints/step-*6")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert status(killed)["state"] == "running"
+    run("train_tokenizer", *words, f"out={killed}")
+    straight, resumed = (load_tensors(tmp_path / name / "tokenizer.safetensors") for name in ("straight", "killed"))
+    assert straight.keys() == resumed.keys()
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_a_trained_tokenizer_is_trained_further_and_the_test_split_is_asked_for(tmp_path):
+    run("train_tokenizer", "tokenizer=conv_vae", *TINY, f"out={tmp_path / 'a'}")
+    more = ("tokenizer=kl_gan", *TINY, "tokenizer.fit.discriminator.start=0", "tokenizer.fit.discriminator.strides=1")
+    run("train_tokenizer", *more, f"tokenizer.weights={tmp_path / 'a'}", "split=test", f"out={tmp_path / 'b'}")
+    a, b = (json.loads((tmp_path / name / "reconstruction.json").read_text()) for name in "ab")
+    assert b["split"] == "test"
+    begun = next(r["tokenizer/pixel"] for r in rows(tmp_path / "b") if "tokenizer/pixel" in r)
+    fresh = next(r["pixel"] for r in rows(tmp_path / "a") if "pixel" in r)
+    assert begun < fresh  # it went on, not from the start
+    assert a["images"] != b["images"]
+
+
+def test_the_first_rung_runs_and_its_latents_are_kept(tmp_path):
+    """Class-conditioned DiT on a VQGAN's latents: the tokenizer is made on the way, latents are encoded once."""
+    words = ("experiment=deconstruct/00_dit", "data=digits", *SHORT, *TINY[:4], *GAN, *CLASSIFIER)
+    _, told = run("pretrain", *words, f"out={tmp_path / 'a'}")
+    assert "fitting the tokenizer ConvVAE" in told
+    assert "encoding 1294 images once" in told
+    _, told = run("pretrain", *words, f"out={tmp_path / 'b'}")
+    assert told.strip() == ""
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
+def test_kept_latents_give_the_losses_of_latents_encoded_anew(tmp_path):
+    words = ("experiment=deconstruct/04_linear_gamma2", "data=digits", *SHORT, *TINY[:4], "train.precision=fp32")
+    for choice in ("auto", "never"):
+        run("pretrain", *words, f"latents={choice}", f"out={tmp_path / choice}")
+    kept, anew = ([r["loss"] for r in rows(tmp_path / c) if "loss" in r] for c in ("auto", "never"))
+    np.testing.assert_allclose(kept, anew, rtol=1e-4)
+
+
+def test_mistakes_are_named(tmp_path):
+    _, error = run(
+        "train_tokenizer",
+        "tokenizer=imagenet_kl_f8",
+        "data=imagefolder",
+        f"out={tmp_path}",
+        code=2,
+        TORCH_HOME=str(tmp_path),
+    )
+    assert "tokenizer.fit.perceptual.vgg" in error
+    _, error = run("train_tokenizer", "split=train", f"out={tmp_path}", code=2)
+    assert "split" in error
+    _, error = run(
+        "train_tokenizer", "tokenizer=conv_vae", "tokenizer.multipliers=[1,2,2,2,2]", f"out={tmp_path}", code=2
+    )
+    assert "must divide data.size" in error
+    _, error = run("pretrain", "latents=always", "experiment=deconstruct/04_linear_gamma2", "data=digits", code=2)
+    assert "latents" in error
