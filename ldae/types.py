@@ -85,6 +85,11 @@ class Draws:
         draw = lambda size, g: torch.randn(size, generator=g, device=self.device)  # noqa: E731
         return self._sliced(shape, draw)
 
+    def uniform(self, shape: Sequence[int]) -> Tensor:
+        """Uniform float32 in [0, 1) of `shape`; its first axis is the batch."""
+        draw = lambda size, g: torch.rand(size, generator=g, device=self.device)  # noqa: E731
+        return self._sliced(shape, draw)
+
     def integers(self, high: int, count: int) -> Tensor:
         """(count,) int64, uniform on {0, ..., high-1}."""
         draw = lambda size, g: torch.randint(high, size, generator=g, device=self.device)  # noqa: E731
