@@ -13,13 +13,17 @@ from torch import Tensor, nn
 from ldae.counter import seed_of
 from ldae.engine.checkpoint import Checkpoint, folder_of, newest, verify
 from ldae.errors import CheckpointError, ConfigError
-from ldae.objectives.denoise import Denoise
+from ldae.objectives.base import Representing
 from ldae.system import System
 from ldae.tokenizers.base import load_tokenizer
 from ldae.types import Draws
 
 TOKENIZER_FILE = "tokenizer.safetensors"
 PLAYER = "denoiser"
+USUAL_T = 10  # step of the noise level that an encoder is told, unless another is chosen
+
+# folder of an experiment's config -> what its encoder is called; elsewhere (deconstruct, ablate) each has its own name
+FAMILIES: Mapping[str, str] = {"ldae": "l-DAE", "mae": "MAE", "dae_pixel": "pixel DAE", "dit": "DiT"}
 
 
 @dataclass(frozen=True)
@@ -27,14 +31,21 @@ class Run:
     """What a checkpoint of a run holds, built.
 
     Attributes:
-        objective: the objective with its tokenizer and, unless it was asked untrained, trained network.
+        objective: the objective with its tokenizer, if it has one, and, unless it was asked untrained, trained
+            network.
         checkpoint: where the weights are from.
         config: the resolved config of the run.
     """
 
-    objective: Denoise
+    objective: Representing
     checkpoint: Checkpoint
     config: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What the encoder is called in a table, after the experiment that it is from."""
+        family, _, own = str(self.config.get("experiment") or type(self.objective).__name__).partition("/")
+        return FAMILIES.get(family, own or family)
 
 
 def find_checkpoint(run: Path, step: int | None = None) -> Checkpoint:
@@ -73,11 +84,12 @@ def load_run(
     config = checkpoint.manifest["config"]
     torch.manual_seed(seed_of(config["seed"]))  # the network's start, as in pretraining
     objective = System(config)["objective"]
-    if not isinstance(objective, Denoise):
-        raise CheckpointError(f"run={run} is not of a denoiser: {config['objective']['part']}")
-    load_tokenizer(run / TOKENIZER_FILE, objective.tokenizer, checkpoint.manifest["tokenizer"])
+    if not isinstance(objective, Representing):
+        raise CheckpointError(f"run={run} has no encoder to read: {config['objective']['part']}")
+    if objective.tokenizer is not None:
+        load_tokenizer(run / TOKENIZER_FILE, objective.tokenizer, checkpoint.manifest["tokenizer"])
     if weights == "untrained":
-        objective.denoiser.open_gates()  # at its start the network is the identity: too low a floor
+        objective.network.open_gates()  # at its start the network is the identity: too low a floor
     else:
         named = {k[len(PLAYER) + 1 :]: v for k, v in checkpoint.tensors(weights).items()}
         missing, unexpected = objective.network.load_state_dict(named, strict=False)
@@ -87,38 +99,43 @@ def load_run(
     return Run(objective, checkpoint, config)
 
 
+def usual_t(objective: Representing) -> int:
+    """The step that a network is told where none is chosen: 10 (little noise), or the last where there are fewer."""
+    return min(USUAL_T, objective.T - 1)
+
+
 class Encoder(nn.Module):
     """Images to features: owns normalisation, tokenizer, noise level and pooling.
 
     Args:
-        objective: a denoiser with its tokenizer.
+        objective: one whose network is read, with its tokenizer if it has one.
         layer: whose tokens are the representation; the end of the encoder half if None.
-        t: step of the noise level that the network is told.
+        t: step of the noise level that the network is told; `usual_t` if None.
         noised: whether the input is noised at that level too.
         precision: of the network's matrix products.
         seed: of that noise.
 
     Raises:
-        ConfigError: the network has no such layer, or the schedule no such step.
+        ConfigError: the network has no such layer, or the objective no such level or no noise.
     """
 
     def __init__(
         self,
-        objective: Denoise,
+        objective: Representing,
         layer: int | None = None,
-        t: int = 10,
+        t: int | None = None,
         noised: bool = False,
         precision: Literal["fp32", "bf16"] = "fp32",
         seed: int = 0,
     ):
         super().__init__()
-        self.objective, self.network = objective, objective.denoiser
+        self.objective, self.network = objective, objective.network
         self.layer = self.network.encoder_layer if layer is None else layer
-        self.t, self.noised, self.precision, self.seed = t, noised, precision, seed
+        self.t = usual_t(objective) if t is None else t
+        self.noised, self.precision, self.seed = noised, precision, seed
         if self.layer not in self.network.layers:
             raise ConfigError("layer", self.layer, f"is not one of the network's layers 1..{len(self.network.layers)}")
-        if not 0 <= t < objective.schedule.T:
-            raise ConfigError("t", t, f"must be in 0..{objective.schedule.T - 1}")
+        objective.check_readable(self.t, noised)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, D), tokens averaged."""
@@ -128,10 +145,8 @@ class Encoder(nn.Module):
     def tokens(self, images: Tensor, layers: Collection[int]) -> dict[int, Tensor]:
         """Tokens after each of `layers` in one pass: {layer: (B, N, D)} float32."""
         draws = Draws([seed_of(self.seed, self.t)], images.device) if self.noised else None
-        level = self.objective.schedule.at(torch.full((len(images),), self.t, device=images.device))
-        x = self.objective.clean_input(images, level, draws)
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            found = self.network.encode(x, level, layers=layers)
+            found = self.objective.tokens(images, layers, self.t, draws)
         return {layer: tokens.float() for layer, tokens in found.items()}
 
 

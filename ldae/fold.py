@@ -19,6 +19,7 @@ from ldae.errors import ConfigError
 from ldae.export import Encoder
 from ldae.nn.blocks import ConditionedBlock
 from ldae.nn.patchify import unpatchify
+from ldae.objectives.denoise import Denoise
 from ldae.tokenizers.patch_linear import PatchLinear
 from ldae.tokenizers.pixel import Pixel
 
@@ -27,11 +28,12 @@ def plain_vit(encoder: Encoder) -> nn.Module:
     """The encoder as a timm VisionTransformer: images (B, 3, H, W) in [-1, 1] -> (B, D), tokens averaged.
 
     Raises:
-        ConfigError: the network is no ViT, its input is noised, or its tokenizer is not linear on patches.
+        ConfigError: the run is of another objective than denoising, the network is no ViT, its input is noised, or
+            its tokenizer is not linear on patches.
     """
     import timm
 
-    network, tokenizer = encoder.objective.denoiser, encoder.objective.tokenizer
+    network, tokenizer = encoder.network, _denoise(encoder).tokenizer
     if not isinstance(network, ViTDenoiser) or encoder.noised:
         raise ConfigError("denoiser", type(network).__name__, "cannot be folded: it must be a ViT on clean input")
     if not isinstance(tokenizer, (PatchLinear, Pixel)):
@@ -43,7 +45,7 @@ def plain_vit(encoder: Encoder) -> nn.Module:
 
 def timm_arguments(encoder: Encoder) -> dict[str, Any]:
     """What timm.create_model needs beside a ViT's name to make the folded encoder."""
-    network, shape = encoder.objective.denoiser, encoder.objective.tokenizer.image_shape
+    network, shape = encoder.network, _denoise(encoder).tokenizer.image_shape
     assert isinstance(network, ViTDenoiser)
     block = network.blocks[0]
     assert isinstance(block, ConditionedBlock)
@@ -66,10 +68,10 @@ def timm_arguments(encoder: Encoder) -> dict[str, Any]:
 @torch.no_grad()
 def folded_weights(encoder: Encoder) -> dict[str, Tensor]:
     """The state dict of the plain ViT."""
-    network = encoder.objective.denoiser
+    network = encoder.network
     assert isinstance(network, ViTDenoiser)
     device = network.positions.device
-    c = network.condition(encoder.objective.schedule.at(torch.tensor([encoder.t], device=device)))
+    c = network.condition(_denoise(encoder).schedule.at(torch.tensor([encoder.t], device=device)))
     weight, bias = patch_embedding(encoder)
     found = {"pos_embed": network.positions[None], "patch_embed.proj.weight": weight, "patch_embed.proj.bias": bias}
     for i, block in enumerate(list(network.blocks)[: encoder.layer]):
@@ -101,7 +103,7 @@ def patch_embedding(encoder: Encoder) -> tuple[Tensor, Tensor]:
     Returns:
         weight (D, 3, p, p), bias (D,), for images in [-1, 1].
     """
-    network, objective = encoder.objective.denoiser, encoder.objective
+    network, objective = encoder.network, _denoise(encoder)
     assert isinstance(network, ViTDenoiser)
     H = objective.tokenizer.image_shape[1]
     h, w = network.grid
@@ -114,3 +116,12 @@ def patch_embedding(encoder: Encoder) -> tuple[Tensor, Tensor]:
     bias, columns = tokens[-1], tokens[:-1] - tokens[-1]
     weight = rearrange(columns, "(p q c) o -> o c p q", p=p, q=p)
     return weight.float(), bias.float()
+
+
+def _denoise(encoder: Encoder) -> Denoise:
+    objective = encoder.objective
+    if not isinstance(objective, Denoise):
+        raise ConfigError(
+            "objective", type(objective).__name__, "cannot be folded: only encoders trained by Denoise can"
+        )
+    return objective

@@ -9,7 +9,7 @@ from typing import Any
 
 from ldae.data.datasets import Dataset, Division
 from ldae.data.transforms import Augment
-from ldae.denoisers.base import Denoiser
+from ldae.denoisers.base import Network
 from ldae.diffusion.corruptions.base import Corruption
 from ldae.diffusion.schedules import NoiseSchedule
 from ldae.diffusion.targets import Target
@@ -40,7 +40,7 @@ GROUPS: Mapping[str, tuple[str, type]] = {
     "variance": ("ldae.diffusion", Variance),
     "weight": ("ldae.diffusion", Weight),
     "metric": ("ldae.objectives", Metric),
-    "denoiser": ("ldae.denoisers", Denoiser),
+    "denoiser": ("ldae.denoisers", Network),
     "objective": ("ldae.objectives", Objective),
     "perceptual": ("ldae.nn", Perceptual),
     "discriminator": ("ldae.nn", Discriminator),

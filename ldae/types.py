@@ -90,7 +90,8 @@ class Draws:
 
     def uniform(self, shape: Sequence[int]) -> Tensor:
         """Uniform float32 in [0, 1) of `shape`; its first axis is the batch."""
-        return self._sliced(shape, lambda size, g: torch.rand(size, generator=g, device=self.device))
+        draw = lambda size, g: torch.rand(size, generator=g, device=self.device)  # noqa: E731
+        return self._sliced(shape, draw)
 
     def integers(self, high: int, count: int) -> Tensor:
         """(count,) int64, uniform on {0, ..., high-1}."""

@@ -24,7 +24,7 @@ PARTS = sorted(
     for p in (CONFIGS / group).glob("*.yaml")
     if not p.name.startswith("_")
 )
-HUGE = {"vit_b", "vit_l12", "vit_l"}
+HUGE = {"vit_b", "vit_l12", "vit_l", "mae_b", "mae_l"}
 
 # what each step of the path changes; the config diff is the paper's argument
 PATH = {
@@ -45,11 +45,12 @@ PATH = {
 
 def build(config):
     """All parts of a pretraining config, large networks without their memory."""
-    with torch.device("meta" if config["denoiser"]["width"] > 512 else "cpu"):
-        system = System(config)
-        for group in ("augment", "optim"):
+    system, large = System(config), config["denoiser"]["width"] > 512
+    for group in ("augment", "optim", "variance"):
+        if config.get(group):
             system[group]
-        return system["objective"] if config["denoiser"]["width"] <= 512 else system["tokenizer"]
+    with torch.device("meta" if large else "cpu"):
+        return system["denoiser" if large else "objective"]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -168,6 +169,44 @@ def test_dit_configs_hold_the_papers_hyperparameters(config):
         with torch.device("meta"):
             assert system["tokenizer"].shape == (4, 32, 32)
         assert "not measured" in (CONFIGS / "experiment" / "dit" / f"{name}.yaml").read_text()
+
+
+UNUSED = {"tokenizer", "corruption", "schedule", "input", "output", "target", "variance", "weight", "metric"}
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "keys"),
+    [
+        ("mae/cifar10_cpu", "ldae/cifar10_cpu", UNUSED | {"denoiser", "objective", "optim.weight_decay"}),
+        ("mae/cifar10", "ldae/cifar10", UNUSED | {"denoiser", "objective", "optim"}),
+        ("dae_pixel/cifar10_cpu", "ldae/cifar10_cpu", {"tokenizer", "schedule.sigma_max", "metric"}),
+        ("dae_pixel/cifar10", "ldae/cifar10", {"tokenizer", "schedule.sigma_max", "metric"}),
+        ("dae_pixel/imagenet_vit_b", "ldae/imagenet_vit_b", {"tokenizer", "metric"}),
+    ],
+)
+def test_baselines_differ_from_ldae_in_the_named_keys_alone(config, name, base, keys):
+    """Same data, augmentation, batch, epochs; where MAE has a decoder of its own, the encoder is as wide and deep."""
+    composed = [config("pretrain", f"experiment={e}") for e in (name, base)]
+    a, b = (dict(flat(c)) for c in composed)
+    differing = {key for key in a.keys() | b.keys() if a.get(key) != b.get(key)} - {"experiment"}
+    assert {key for key in differing if not any(f"{key}.".startswith(f"{k}.") for k in keys)} == set()
+    for key in ("width", "encoder_depth", "heads"):
+        assert composed[0]["denoiser"][key] == composed[1]["denoiser"][key]
+
+
+@pytest.mark.parametrize(("name", "width", "depth"), [("imagenet_vit_b", 768, 12), ("imagenet_vit_l", 1024, 24)])
+def test_paper_scale_mae_holds_the_papers_hyperparameters(config, name, width, depth):
+    found = config("pretrain", f"experiment=mae/{name}")
+    sizes = {key: found["denoiser"][key] for key in ("width", "encoder_depth", "patch")}
+    assert sizes == {"width": width, "encoder_depth": depth, "patch": 16}
+    decoder = [found["denoiser"][f"decoder_{key}"] for key in ("width", "depth", "heads")]
+    assert decoder == [512, 8, 16]
+    assert (found["objective"]["ratio"], found["objective"]["norm_pix"], found["data"]["size"]) == (0.75, True, 224)
+    optim, train = found["optim"], found["train"]
+    assert (optim["blr"], optim["weight_decay"], optim["betas"]) == (1.5e-4, 0.05, [0.9, 0.95])
+    assert (train["batch"], train["epochs"], optim["warmup"] * train["epochs"]) == (4096, 800, 40)
+    assert (train["ema"], train["clip"]) == (0, 0)
+    assert (found["augment"]["low"], found["augment"]["high"], found["augment"]["flip"]) == (0.2, 1.0, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from _session import Session
 
 from ldae.data.images import ImageSet, LatentImages, Splits
 from ldae.files import json_hash, published_folder
+from ldae.objectives.base import Objective
 from ldae.objectives.denoise import Denoise
 from ldae.parts import conform
 from ldae.tokenizers.base import Tokenizer
@@ -19,19 +20,20 @@ from ldae.tokenizers.base import Tokenizer
 FILE = "latents.npy"
 
 
-def train_images(session: Session, objective: Denoise, splits: Splits, tokenizer: str) -> ImageSet:
+def train_images(session: Session, objective: Objective, splits: Splits, tokenizer: str | None) -> ImageSet:
     """What is trained on: the training images, or their latents if that saves work and changes nothing.
 
     It does where the tokenizer is convolutional, the augmentation draws nothing, and network and loss stay in the
     latent. Latents are those that encoding again would give, but for rounding; of a posterior the moments are kept.
 
     Args:
-        tokenizer: SHA-256 of its file.
+        tokenizer: SHA-256 of its file, if there is one.
     """
-    images, latent = splits.train, objective.input.latent and objective.output.latent
-    random = session.system["augment"].n > 0
+    images, random = splits.train, session.system["augment"].n > 0
     conform("latents", session.config["latents"], Literal["auto", "never"])
-    if session.config["latents"] == "never" or random or not (latent and objective.tokenizer.costly):
+    if session.config["latents"] == "never" or random or not isinstance(objective, Denoise):
+        return images
+    if not (objective.input.latent and objective.output.latent and objective.tokenizer.costly):
         return images
     folder = session.cache / "latents" / json_hash([tokenizer, splits.fingerprint])[:20]
     if session.world.main and not folder.exists():

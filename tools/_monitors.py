@@ -12,7 +12,7 @@ from ldae.counter import permutation
 from ldae.data.images import ImageSet, Splits
 from ldae.data.loader import in_order
 from ldae.export import Encoder
-from ldae.objectives.denoise import Denoise
+from ldae.objectives.base import Representing
 from linear_probe.knn import accuracy, knn_predict
 
 if TYPE_CHECKING:
@@ -35,12 +35,11 @@ class OnlineKNN:
 
     name = "knn"
     K = 20
-    T = 10  # step of the noise level that the network is told
 
-    def __init__(self, session: Session, objective: Denoise, splits: Splits, every: int, count: int):
+    def __init__(self, session: Session, objective: Representing, splits: Splits, every: int, count: int):
         self.session, self.every, self.classes = session, every, len(splits.classes)
         precision = session.config["train"]["precision"]
-        self.encoder = Encoder(objective, t=min(self.T, objective.schedule.T - 1), precision=precision)
+        self.encoder = Encoder(objective, precision=precision)
         self.bank, self.queries = _some(splits.train, count), _some(splits.holdout, max(1, count // 4))
 
     def __call__(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:

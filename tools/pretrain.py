@@ -1,4 +1,4 @@
-"""Pretrains a denoiser.
+"""Pretrains an encoder: l-DAE, its rungs, and what it is compared with.
 
     python tools/pretrain.py experiment=ldae/cifar10_cpu data.root=DIR/cifar10 out=RUN
 
@@ -28,8 +28,7 @@ from ldae.engine.run import RunFolder
 from ldae.engine.trainer import Job, Trainer
 from ldae.errors import ConfigError
 from ldae.export import PLAYER
-from ldae.objectives.denoise import Denoise
-from ldae.objectives.panels import DenoisingPanel, FilterPanel
+from ldae.objectives.base import Representing
 
 
 def main(words: Sequence[str]) -> None:
@@ -40,7 +39,7 @@ def main(words: Sequence[str]) -> None:
         return
     session = Session(config)
     settings = train_settings(config)  # all parts are made before any data is read: a bad key costs seconds
-    objective: Denoise = session.system["objective"]
+    objective = objective_of(session)
     _, optim = (session.system[group] for group in ("augment", "optim"))
     run = RunFolder(Path(config["out"] or default_out(config)))
     with session.running(run):
@@ -51,7 +50,7 @@ def main(words: Sequence[str]) -> None:
         check_classes(session, splits)
         if session.world.main:
             begin(run, config, splits)
-        tokenizer = ensure_tokenizer(session, splits, run)
+        tokenizer = None if objective.tokenizer is None else ensure_tokenizer(session, splits, run)
         objective.to(session.world.device)
         loader = session.loader(train_images(session, objective, splits, tokenizer), "augment", settings.batch)
         total = settings.total_steps(loader.steps_per_epoch)
@@ -70,6 +69,18 @@ def main(words: Sequence[str]) -> None:
             print(f"  look at it:  tensorboard --logdir {run.path}")
 
 
+def objective_of(session: Session) -> Representing:
+    """The session's objective.
+
+    Raises:
+        ConfigError: it trains no encoder.
+    """
+    objective = session.system["objective"]
+    if not isinstance(objective, Representing):
+        raise ConfigError("objective", type(objective).__name__, "trains no encoder; use denoise or masked")
+    return objective
+
+
 def default_out(config: dict[str, Any]) -> str:
     """runs/EXPERIMENT/seedN, for those who give no out=."""
     return f"runs/{str(config['experiment']).replace('/', '-')}/seed{config['seed']}"
@@ -86,14 +97,14 @@ def check_classes(session: Session, splits: Splits) -> None:
         raise ConfigError("task.classes", told, f"is not how many classes the data has; use data.classes={found}")
 
 
-def monitors(session: Session, objective: Denoise, splits: Splits, total: int) -> list[Any]:
+def monitors(session: Session, objective: Representing, splits: Splits, total: int) -> list[Any]:
     """What is looked at in the course of the run, `monitor.looks` times."""
     wanted = session.config["monitor"]
     if not wanted["looks"]:
         return []
     every = max(1, math.ceil(total / wanted["looks"]))
     images = preview_images(session, splits.holdout if len(splits.holdout) else splits.train, wanted["panel_images"])
-    found: list[Any] = [FilterPanel(objective.tokenizer), DenoisingPanel(objective, images, every)]
+    found: list[Any] = [*objective.panels(images, every)]
     if wanted["knn_images"] and len(splits.holdout):
         found.append(OnlineKNN(session, objective, splits, every, wanted["knn_images"]))
     return found

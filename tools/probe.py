@@ -49,7 +49,7 @@ class ProbeSettings:
         weights: the average of the weights or the last ones.
         protocols: names of linear_probe.protocols.
         layers: which are read; from the middle of the encoder to the middle of the decoder if None.
-        t: steps of the noise level that the network is told.
+        t: steps of the noise level that the network is told; the usual one if None.
         inputs: `clean`, `noised` or both.
         split: `test`, or `holdout` to leave the test split unread.
         floors: whether raw pixels, PCA and the untrained network join the table.
@@ -64,7 +64,7 @@ class ProbeSettings:
     weights: Literal["ema", "model"]
     protocols: list[str]
     layers: list[Count] | None
-    t: list[Natural]
+    t: list[Natural] | None
     inputs: list[Literal["clean", "noised"]]
     split: Literal["test", "holdout"]
     floors: bool
@@ -77,7 +77,7 @@ class ProbeSettings:
         for name in self.protocols:
             conform("protocols", name, Literal[tuple(PROTOCOLS)])
         for key in ("protocols", "t", "inputs"):
-            if not getattr(self, key):
+            if getattr(self, key) == []:
                 raise ConfigError(key, getattr(self, key), "must name at least one")
 
 
@@ -120,7 +120,7 @@ class Probing:
 
     def subjects(self) -> Iterator[Subject]:
         """The trained encoder first, then the floors."""
-        yield self._network("l-DAE", self.run)
+        yield self._network(self.run.name, self.run)
         if self.settings.floors:
             untrained = load_run(Path(self.settings.run), self.settings.step, "untrained", self.session.device)
             yield self._network("the same network, untrained", untrained)
@@ -144,9 +144,9 @@ class Probing:
         half = network.encoder_layer
         layers = self.settings.layers or range((half + 1) // 2, (half + len(network.layers)) // 2 + 1)
         for layer in layers:
-            for t in self.settings.t:
+            for t in self.settings.t or [encoder.t]:
                 for kind in self.settings.inputs:
-                    Encoder(encoder.objective, layer, t)  # raises if there is no such layer or step
+                    Encoder(encoder.objective, layer, t, kind == "noised")  # raises if it cannot be read so
                     yield Cell(layer, t, kind, "mean")
 
     def _pca(self, pixels: Subject) -> Subject:

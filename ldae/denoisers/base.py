@@ -1,4 +1,4 @@
-"""What every denoiser promises."""
+"""What every network promises, and what a denoiser does beyond it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,24 @@ from torch import Tensor, nn
 from ldae.types import Cond, NoiseLevel
 
 
-class Denoiser(nn.Module, ABC):
-    """A network from a corrupted input to what its target asks for, readable at every layer.
+class Network(nn.Module, ABC):
+    """A network with layers to read. What goes in and comes out is between it and its objective.
 
     Attributes:
-        layers: names of the layers that `encode` can return, from input to output.
+        layers: names of the layers that can be read, from input to output.
         encoder_layer: the layer whose tokens are the representation.
     """
 
     layers: tuple[int, ...]
     encoder_layer: int
+
+    @abstractmethod
+    def open_gates(self) -> None:
+        """Undoes an initialisation that makes blocks the identity: an untrained network to compare with."""
+
+
+class Denoiser(Network):
+    """A network from a corrupted input to what its target asks for, readable at every layer."""
 
     @abstractmethod
     def forward(self, x_t: Tensor, level: NoiseLevel, cond: Cond | None = None) -> Tensor:
@@ -30,7 +38,3 @@ class Denoiser(nn.Module, ABC):
         self, x_t: Tensor, level: NoiseLevel, cond: Cond | None = None, layers: Collection[int] | None = None
     ) -> dict[int, Tensor]:
         """Tokens after each of `layers` (all by default): {layer: (B, N, D)}. Stops at the last of them."""
-
-    @abstractmethod
-    def open_gates(self) -> None:
-        """Undoes an initialisation that makes blocks the identity: an untrained network to compare with."""

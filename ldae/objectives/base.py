@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ldae.denoisers.base import Network
+from ldae.errors import ConfigError
+from ldae.tokenizers.base import Tokenizer
 from ldae.types import Batch, Draws, Metrics, Player
 
 
@@ -34,6 +38,69 @@ class Objective(nn.Module, ABC):
     def describe(self, batch: Batch, draws: Draws) -> Mapping[str, list[float]]:
         """What was drawn for each image, for a report on a failed step."""
         return {}
+
+
+class Panel(Protocol):
+    """Something to look at in the course of a training.
+
+    Attributes:
+        name: of its rows in the log.
+        every: steps between looks; 0 for the start alone.
+    """
+
+    name: str
+    every: int
+
+    def __call__(self, step: int) -> tuple[Mapping[str, float], Mapping[str, Tensor]]:
+        """Scalars, and pictures (3, H, W) in [0, 1]."""
+
+
+class Representing(Objective):
+    """An objective whose network is read for features when it is trained: all that probes and exports know.
+
+    Attributes:
+        network: with `layers` and an `encoder_layer`.
+        tokenizer: what its images go through, or None; a run keeps it beside its checkpoints.
+        T: how many noise levels there are; 1 where there is no noise.
+        noisy: whether its input can be noised.
+    """
+
+    noisy = True
+
+    network: Network
+    tokenizer: Tokenizer | None
+    T: int
+
+    def check_readable(self, t: int, noised: bool) -> None:
+        """Whether tokens can be read at level t, from clean or noised input.
+
+        Raises:
+            ConfigError: there is no such level, or no noise to add.
+        """
+        if not 0 <= t < self.T:
+            raise ConfigError("t", t, f"must be in 0..{self.T - 1}")
+        if noised and not self.noisy:
+            raise ConfigError(
+                "inputs", "noised", f"needs noise, and {type(self).__name__} has none; use inputs=[clean]"
+            )
+
+    @abstractmethod
+    def tokens(self, images: Tensor, layers: Collection[int], t: int, draws: Draws | None) -> dict[int, Tensor]:
+        """Tokens of whole images after some layers of the network, in one pass.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+            layers: of `network.layers`.
+            t: step of the noise level that the network is told, below T.
+            draws: noise for the input at that level; clean input if None.
+
+        Returns:
+            {layer: (B, N, D)}.
+        """
+
+    @abstractmethod
+    def panels(self, images: Tensor, every: int) -> Sequence[Panel]:
+        """What there is to look at: of images (B, 3, H, W) in [0, 1], every so many steps."""
 
 
 def full_precision(like: Tensor) -> torch.autocast:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ldae.denoisers.base import Denoiser
+from ldae.denoisers.base import Denoiser, Network
 from ldae.diffusion.corruptions.base import Corruption
 from ldae.diffusion.schedules import NoiseSchedule
 from ldae.diffusion.targets import Target
 from ldae.diffusion.variance import Variance
 from ldae.diffusion.weights import Weight
 from ldae.errors import ConfigError
-from ldae.objectives.base import Objective, full_precision
+from ldae.objectives.base import Panel, Representing, full_precision
+from ldae.objectives.panels import DenoisingPanel, FilterPanel
 from ldae.objectives.residues import Metric
 from ldae.objectives.spaces import InputSpace, OutputSpace
 from ldae.tasks.base import Task
@@ -24,7 +25,7 @@ from ldae.types import Batch, Cond, Draws, Metrics, NoiseLevel
 BUCKETS = 8
 
 
-class Denoise(Objective):
+class Denoise(Representing):
     """Corrupts the latent of an image and asks for what was clean.
 
     Args:
@@ -40,8 +41,11 @@ class Denoise(Objective):
         denoiser: the network.
 
     Raises:
-        ConfigError: target or variance need the noise where the answer is an image, or a weight is infinite.
+        ConfigError: the network is no denoiser, target or variance need the noise where the answer is an image, or a
+            weight is infinite.
     """
+
+    tokenizer: Tokenizer
 
     def __init__(
         self,
@@ -55,11 +59,15 @@ class Denoise(Objective):
         variance: Variance,
         weight: Weight,
         metric: Metric,
-        denoiser: Denoiser,
+        denoiser: Network,
     ):
         super().__init__(network=denoiser)
+        if not isinstance(denoiser, Denoiser):
+            raise ConfigError(
+                "denoiser", type(denoiser).__name__, "takes no noise level; use a denoiser such as vit_128x8"
+            )
         self.denoiser = denoiser
-        self.task, self.corruption, self.schedule = task, corruption, schedule
+        self.task, self.corruption, self.schedule, self.T = task, corruption, schedule, schedule.T
         self.input, self.output, self.target = input, output, target
         self.variance, self.weight, self.metric = variance, weight, metric
         self.tokenizer = tokenizer.requires_grad_(False)
@@ -105,6 +113,13 @@ class Denoise(Objective):
             z = self.tokenizer.encode(2 * images - 1)
             z = self.corruption.at(z, level, self.corruption.draw(z, draws)) if draws else z
             return self.input.view(z)
+
+    def tokens(self, images: Tensor, layers: Collection[int], t: int, draws: Draws | None) -> dict[int, Tensor]:
+        level = self.schedule.at(torch.full((len(images),), t, device=images.device))
+        return self.denoiser.encode(self.clean_input(images, level, draws), level, layers=layers)
+
+    def panels(self, images: Tensor, every: int) -> Sequence[Panel]:
+        return [FilterPanel(self.tokenizer), DenoisingPanel(self, images, every)]
 
     @torch.no_grad()
     def denoised(self, images: Tensor, level: NoiseLevel, draws: Draws) -> tuple[Tensor, Tensor]:

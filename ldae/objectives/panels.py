@@ -1,6 +1,8 @@
-"""Pictures of what a denoiser does and of what a tokenizer sees."""
+"""Pictures of what a network restores and of what a tokenizer sees."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
@@ -9,9 +11,12 @@ from torch import Tensor
 from ldae.counter import seed_of
 from ldae.metrics.psnr import psnr
 from ldae.metrics.ssim import SMALLEST, ssim
-from ldae.objectives.denoise import Denoise
 from ldae.tokenizers.base import Tokenizer
 from ldae.types import Draws
+
+if TYPE_CHECKING:
+    from ldae.objectives.denoise import Denoise
+    from ldae.objectives.masked import Masked
 
 GAP = 2  # pixels between tiles
 
@@ -35,7 +40,7 @@ class DenoisingPanel:
         self.objective, self.images, self.every, self.shown = objective, images, every, shown
 
     def __call__(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
-        drawn = torch.linspace(0, len(self.images) - 1, min(self.shown, len(self.images))).round().long()
+        drawn = _spread(len(self.images), self.shown)
         columns, scalars = [self.images[drawn]], {}
         for eighth in self.EIGHTHS:
             noised, denoised = self._restored(eighth)
@@ -50,6 +55,33 @@ class DenoisingPanel:
         draws = Draws([seed_of(eighth)], self.images.device)
         noised, denoised = self.objective.denoised(self.images, self.objective.schedule.at(t), draws)
         return ((noised + 1) / 2).clamp(0, 1), ((denoised + 1) / 2).clamp(0, 1)
+
+
+class MaskingPanel:
+    """original | masked | hidden patches filled in, seen ones pasted; and the PSNR on hidden patches.
+
+    Images and masks are the same at every look. Where answers are standardised (norm_pix), each gets the mean and
+    deviation of the true patch: the picture and the PSNR know brightness and contrast, the network does not tell.
+
+    Args:
+        objective: a masked autoencoder.
+        images: (B, 3, H, W) in [0, 1]; all are measured, `shown` of them, evenly spread, are drawn.
+        every: steps between looks.
+        shown: rows of the picture.
+    """
+
+    name = "panel"
+
+    def __init__(self, objective: Masked, images: Tensor, every: int, shown: int = 8):
+        self.objective, self.images, self.every, self.shown = objective, images, every, shown
+
+    def __call__(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+        masked, filled, hidden = self.objective.filled(self.images, Draws([seed_of(0)], self.images.device))
+        masked, filled = (((x + 1) / 2).clamp(0, 1) for x in (masked, filled))
+        drawn = _spread(len(self.images), self.shown)
+        columns = [x[drawn] for x in (self.images, masked, filled)]
+        pictures = {"original_masked_filled": tiled(torch.stack(columns, dim=1))}
+        return {"psnr_hidden": psnr(filled[hidden], self.images[hidden])}, pictures
 
 
 class ReconstructionPanel:
@@ -97,6 +129,11 @@ class FilterPanel:
 
     def __call__(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
         return {}, {"tokenizer_filters": filter_tiles(self.tokenizer)}
+
+
+def _spread(count: int, shown: int) -> Tensor:
+    """`shown` of `count` rows, evenly spread."""
+    return torch.linspace(0, count - 1, min(shown, count)).round().long()
 
 
 def filter_tiles(tokenizer: Tokenizer) -> Tensor:

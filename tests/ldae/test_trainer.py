@@ -41,8 +41,8 @@ def trainer(config, path, *, words=(), seed=0, monitors=(), stop=None, wrap=None
     system = System(config("pretrain", *words))
     torch.manual_seed(seed)
     images = Digits(8, Division()).open(Context(path)).train
-    tokenizer = system["tokenizer"]
-    tokenizer.fit([2 * images.pixels[images.ids].float() / 255 - 1])
+    if (tokenizer := system["objective"].tokenizer) is not None:
+        tokenizer.fit([2 * images.pixels[images.ids].float() / 255 - 1])
     loader = Loader(images, PadCrop(1), 64, seed, CPU)
     chosen = {"batch": 64, "steps": 10, "precision": "fp32", "log_every": 1, "checkpoint_every": 4} | settings
     player = system["objective"] if wrap is None else wrap(system["objective"])
@@ -75,7 +75,10 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[f][k], b[f][k]) for f in a for k in a[f])
 
 
-@pytest.mark.parametrize("words", [(), ("experiment=deconstruct/07_patch_pca", "data=digits")])
+RUNS = [(), ("experiment=deconstruct/07_patch_pca", "data=digits"), ("experiment=mae/cifar10_cpu", "data=digits")]
+
+
+@pytest.mark.parametrize("words", RUNS)
 def test_losses_are_the_golden_ones(config, tmp_path, words):
     """Written by the commit that last meant to change them; set LDAE_WRITE_GOLDEN=1 to write them again."""
     trainer(config, tmp_path, words=words).fit()

@@ -23,6 +23,11 @@ MISTAKES = [
     (("tokenizer.d=800",), "tokenizer.d=800 exceeds 3\\*p\\*p=12; lower tokenizer.d or raise tokenizer.patch"),
     (("denoiser.heads=3",), "denoiser.width=64 must be a multiple of 4 and of denoiser.heads=3"),
     (("target=eps",), "target='Eps' is built from the noise"),
+    (("objective=reconstruct",), "objective='Reconstruct' trains no encoder; use denoise or masked"),
+    (
+        ("objective=masked",),
+        "denoiser='ViTDenoiser' cannot leave patches out; use a masked autoencoder such as mae_128x4",
+    ),
     (("data=cifar10",), "data.root=None is not set; give data.root=FOLDER"),
     (("device=tpu",), "device='tpu' is no device"),
     (("seed=-1",), "seed=-1 must be at least 0"),

@@ -1,0 +1,158 @@
+"""The masked autoencoder (arXiv 2111.06377): a ViT that sees some patches, and a small one that fills in the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldae.denoisers.base import Network
+from ldae.errors import ConfigError
+from ldae.nn.blocks import LN_EPS, Block
+from ldae.nn.embeddings import sincos_positions
+from ldae.nn.masking import Masking
+from ldae.nn.patchify import patchify, to_tokens
+from ldae.parts import Count, Positive
+
+
+class MaskedAutoencoder(Network):
+    """An encoder of visible patches and a decoder of all (Fig. 1 and Sec. 3, arXiv 2111.06377).
+
+    The class token takes part in every block and is never asked for anything here. Fixed 2-D sin-cos
+    positions, zero for the class token. Linear layers start Xavier-uniform with biases 0, the class and the
+    mask token normal with standard deviation 0.02 (App. A.1).
+
+    Args:
+        image_shape: (3, H, W).
+        patch: p; divides H and W.
+        width: D of the encoder.
+        encoder_depth: its blocks.
+        heads: its attention heads.
+        decoder_width: D of the decoder.
+        decoder_depth: its blocks.
+        decoder_heads: its attention heads.
+        mlp_ratio: hidden width of the feed-forward networks over D, in both.
+
+    Raises:
+        ConfigError: a width is not a multiple of 4 and of its heads, or the patch does not divide the image.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        patch: Count,
+        width: Count,
+        encoder_depth: Count,
+        heads: Count,
+        decoder_width: Count,
+        decoder_depth: Count,
+        decoder_heads: Count,
+        mlp_ratio: Positive = 4.0,
+    ):
+        super().__init__()
+        _check_width("", width, heads)
+        _check_width("decoder_", decoder_width, decoder_heads)
+        self.patch, self.grid = patch, _grid(image_shape, patch)
+        self.layers, self.encoder_layer = tuple(range(1, encoder_depth + 1)), encoder_depth
+        numbers = image_shape[0] * patch**2
+        self.embed = nn.Linear(numbers, width)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in self.layers)
+        self.norm = nn.LayerNorm(width, eps=LN_EPS)
+        self.to_decoder = nn.Linear(width, decoder_width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
+        self.decoder_blocks = nn.ModuleList(
+            Block(decoder_width, decoder_heads, mlp_ratio) for _ in range(decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(decoder_width, eps=LN_EPS)
+        self.head = nn.Linear(decoder_width, numbers)
+        self.register_buffer("positions", _positions(width, self.grid), persistent=False)
+        self.register_buffer("decoder_positions", _positions(decoder_width, self.grid), persistent=False)
+        self.positions: Tensor
+        self.decoder_positions: Tensor
+        self.apply(_initialise)
+        for token in (self.class_token, self.mask_token):
+            nn.init.normal_(token, std=0.02)
+
+    def forward(self, x: Tensor, masking: Masking) -> Tensor:
+        """An answer for every patch, seen or not.
+
+        Args:
+            x: (B, 3, H, W) in [-1, 1].
+            masking: of (B, N) patches.
+
+        Returns:
+            (B, N, 3 p^2), a patch flattened as (row, column, channel).
+        """
+        latent = self._through(masking.seen(self.tokens_of(x)), self.layers[-1:])[self.encoder_layer]
+        return self.decode(latent, masking)
+
+    def decode(self, latent: Tensor, masking: Masking) -> Tensor:
+        """Class token and seen patches (B, 1 + kept, D) -> (B, N, 3 p^2)."""
+        x = self.to_decoder(latent)  # (B, 1 + kept, D')
+        B, N = masking.order.shape
+        missing = self.mask_token.to(x.dtype).expand(B, N - masking.kept, -1)
+        patches = masking.restored(torch.cat([x[:, 1:], missing], dim=1))  # (B, N, D')
+        x = torch.cat([x[:, :1], patches], dim=1) + self.decoder_positions  # (B, 1 + N, D')
+        for block in self.decoder_blocks:
+            x = block(x)
+        return self.head(self.decoder_norm(x))[:, 1:]  # (B, N, 3 p^2)
+
+    def encode(self, x: Tensor, layers: Collection[int] | None = None) -> dict[int, Tensor]:
+        """Tokens of the patches of whole images after each of `layers` (all by default).
+
+        Nothing is masked and the class token is left out. The last layer is the encoder's output, its final
+        LayerNorm included, which is what MAE probes; the layers before are as the blocks leave them. Stops at the
+        last that is asked for.
+
+        Args:
+            x: (B, 3, H, W) in [-1, 1].
+            layers: of 1..encoder_depth.
+
+        Returns:
+            {layer: (B, N, D)}.
+        """
+        found = self._through(self.tokens_of(x), self.layers if layers is None else layers)
+        return {layer: tokens[:, 1:] for layer, tokens in found.items()}
+
+    def open_gates(self) -> None:
+        """Nothing to undo: the blocks have no gates, and none of them starts as the identity."""
+
+    def tokens_of(self, x: Tensor) -> Tensor:
+        """Patch embedding and position: (B, 3, H, W) -> (B, N, D)."""
+        return self.embed(to_tokens(patchify(x, self.patch))) + self.positions[1:]
+
+    def _through(self, tokens: Tensor, layers: Collection[int]) -> dict[int, Tensor]:
+        """(B, M, D) behind a class token, after each of `layers`: {layer: (B, 1 + M, D)}."""
+        first = (self.class_token + self.positions[:1]).expand(len(tokens), -1, -1)
+        x, found = torch.cat([first, tokens], dim=1), {}
+        for layer, block in zip(self.layers[: max(layers)], self.blocks, strict=False):
+            x = block(x)
+            if layer in layers:
+                found[layer] = self.norm(x) if layer == self.encoder_layer else x
+        return found
+
+
+def _check_width(prefix: str, width: int, heads: int) -> None:
+    if width % heads or width % 4:
+        raise ConfigError(f"{prefix}width", width, f"must be a multiple of 4 and of denoiser.{prefix}heads={heads}")
+
+
+def _grid(image_shape: tuple[int, int, int], p: int) -> tuple[int, int]:
+    _, H, W = image_shape
+    if H % p or W % p:
+        raise ConfigError("patch", p, f"does not divide the image, {H} x {W}")
+    return H // p, W // p
+
+
+def _positions(width: int, grid: tuple[int, int]) -> Tensor:
+    """(1 + N, D): zeros for the class token, then the patches row by row."""
+    return F.pad(sincos_positions(width, *grid), (0, 0, 1, 0))
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
