@@ -94,7 +94,7 @@ def check_classes(session: Session, splits: Splits) -> None:
     """
     told, found = session.system["task"].classes, len(splits.classes)
     if told and told != found:
-        raise ConfigError("task.classes", told, f"is not how many classes the data has; use data.classes={found}")
+        raise ConfigError("task.classes", told, f"is not how many classes the data has; give task.classes={found}")
 
 
 def monitors(session: Session, objective: Representing, splits: Splits, total: int) -> list[Any]:

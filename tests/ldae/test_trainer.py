@@ -126,6 +126,25 @@ def test_stopped_and_resumed_is_straight(config, tmp_path, at):
     assert same(weights(tmp_path / "halted"), weights(tmp_path / "straight"))
 
 
+DIT = ("task=labelled", "denoiser=dit_128x8", "input=latent", "output=latent", "target=eps", "variance=learned_range",
+       "schedule=ddpm_linear", "weight=one", "metric=mse")  # fmt: skip
+
+
+def test_a_dit_learns_and_resumes_with_the_same_labels_withheld(config, tmp_path):
+    trainer(config, tmp_path / "straight", words=DIT).fit()
+    flag = StopFlag()
+    with pytest.raises(Interrupted):
+        trainer(config, tmp_path / "halted", words=DIT, monitors=[StopAt(flag, 3)], stop=flag).fit()
+    trainer(config, tmp_path / "halted", words=DIT).fit()
+    assert losses(tmp_path / "halted") == losses(tmp_path / "straight")
+    assert same(weights(tmp_path / "halted"), weights(tmp_path / "straight"))
+    found = rows(tmp_path / "straight")
+    assert found[-1]["loss"] < found[0]["loss"]
+    assert all(0 < row["vb"] < row["loss"] for row in found)
+    trainer(config, tmp_path / "parts", words=DIT, accumulate=2).fit()
+    assert [r["loss"] for r in rows(tmp_path / "parts")] == pytest.approx([r["loss"] for r in found], rel=1e-4)
+
+
 def test_a_lost_checkpoint_costs_its_interval_and_nothing_else(config, tmp_path):
     trainer(config, tmp_path / "straight").fit()
     flag = StopFlag()

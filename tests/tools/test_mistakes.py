@@ -23,11 +23,22 @@ MISTAKES = [
     (("tokenizer.d=800",), "tokenizer.d=800 exceeds 3\\*p\\*p=12; lower tokenizer.d or raise tokenizer.patch"),
     (("denoiser.heads=3",), "denoiser.width=64 must be a multiple of 4 and of denoiser.heads=3"),
     (("target=eps",), "target='Eps' is built from the noise"),
-    (("objective=reconstruct",), "objective='Reconstruct' trains no encoder; use denoise or masked"),
+    (
+        ("objective.part=ldae.objectives.reconstruct.Reconstruct",),
+        "objective='Reconstruct' trains no encoder; use denoise or masked",
+    ),
     (
         ("objective=masked",),
         "denoiser='ViTDenoiser' cannot leave patches out; use a masked autoencoder such as mae_128x4",
     ),
+    (("variance=learned_range",), "schedule='LinearSigma' does not preserve variance .* use ddpm_linear"),
+    (
+        ("variance=learned_range", "schedule=ddpm_linear", "weight=one"),
+        "variance='LearnedRange' is built from the noise",
+    ),
+    (("denoiser=dit_s_8", "input=latent"), "denoiser.patch=8 must divide the network's input, 4 x 4"),
+    (("task=labelled", "task.dropout=2"), "task.dropout=2.0 must be at least 0 and at most 1"),
+    (("task=labelled", "data.classes=7"), "task.classes=7 is not how many classes the data has; give task.classes=10"),
     (("data=cifar10",), "data.root=None is not set; give data.root=FOLDER"),
     (("device=tpu",), "device='tpu' is no device"),
     (("seed=-1",), "seed=-1 must be at least 0"),
