@@ -119,12 +119,13 @@ def fit_tokenizer(session: Session, splits: Splits, run: RunFolder) -> str:
     fit = session.config["tokenizer"]["fit"]
     sample = _sample(splits.train, fit["images"], session.seed)
     tokenizer.fit(session.images(sample))
-    if tokenizer.needs_training:
+    if tokenizer.needs_training and (fit["steps"] or not session.config["tokenizer"]["weights"]):
         settings = train_settings(session.config)
         perceptual = ensure_perceptual(session, splits)
         record = {"config": session.config, "data": splits.fingerprint, "perceptual": perceptual}
         job = Job(run, session.world, record, _looks(session, splits, settings), session.stop, session.runtime.bars)
         _train(session, splits, session.system["objective"], session.system["optim"], settings, job)
+    if tokenizer.needs_training:
         tokenizer.calibrate(session.images(sample))
     save_png(run.path / "filters.png", filter_tiles(tokenizer))
     spec = {k: v for k, v in session.config["tokenizer"].items() if k != "weights"}

@@ -5,8 +5,10 @@
 tokenizer= conv_vae, kl_gan, vqgan, vq, patch_vae, patch_ae, patch_pca, pixel, or one of imagenet_*. Writes
 RUN/tokenizer.safetensors, RUN/filters.png, RUN/reconstruction.png (originals over reconstructions) and
 RUN/reconstruction.json (PSNR, SSIM, statistics of the latents, use of a codebook), measured on the hold-out or, with
-split=test, on the test split. tokenizer.weights=OTHER starts from a trained one. The same command again goes on where
-it stopped. Pretraining takes the tokenizer with tokenizer.weights=RUN; without that key it makes the one it needs.
+split=test, on the test split. tokenizer.weights=OTHER starts from a trained one: ours, or a safetensors file of a public
+KL autoencoder (diffusers' layout or latent diffusion's); with tokenizer.fit.steps=0 it is trained no further and only its
+latent scale is measured. The same command again goes on where it stopped. Pretraining takes the tokenizer with
+tokenizer.weights=RUN; without that key it makes the one it needs.
 """
 
 from __future__ import annotations
@@ -24,12 +26,14 @@ from _tokenizers import PANEL_IMAGES, fit_tokenizer, given_weights
 from ldae.data.images import ImageSet
 from ldae.engine.logging import save_png
 from ldae.engine.run import RunFolder
-from ldae.errors import UsageError
+from ldae.errors import CheckpointError, UsageError
 from ldae.export import TOKENIZER_FILE
 from ldae.files import write_json
 from ldae.objectives.panels import ReconstructionPanel, fidelity, reconstructed
 from ldae.parts import conform
 from ldae.tokenizers.base import Tokenizer, load_tokenizer
+from ldae.tokenizers.conv_vae import ConvVAE
+from ldae.tokenizers.public import load_public
 
 
 def main(words: Sequence[str]) -> None:
@@ -38,10 +42,10 @@ def main(words: Sequence[str]) -> None:
     conform("split", config["split"], Literal["holdout", "test"])
     session = Session(config)
     tokenizer: Tokenizer = session.system["tokenizer"]
-    if tokenizer.needs_training:
+    start = given_weights(session)
+    if tokenizer.needs_training and (config["tokenizer"]["fit"]["steps"] or start is None):
         train_settings(config)
         session.system["objective"], session.system["optim"]
-    start = given_weights(session)
     run = RunFolder(Path(config["out"] or f"runs/tokenizer-{type(tokenizer).__name__}/seed{config['seed']}"))
     with session.running(run):
         if session.world.size > 1:
@@ -52,11 +56,21 @@ def main(words: Sequence[str]) -> None:
         else:
             begin(run, config, splits)
             if start is not None:
-                load_tokenizer(start, tokenizer)
+                load_start(start, tokenizer)
             fit_tokenizer(session, splits, run)
         images: ImageSet = getattr(splits, config["split"])
         report(session, images if len(images) else splits.train, run)
         run.set_status("done", run.status().get("step", 0))
+
+
+def load_start(path: Path, tokenizer: Tokenizer) -> None:
+    """Fills a tokenizer with weights to go on from: of ours, or of a public KL autoencoder."""
+    try:
+        load_tokenizer(path, tokenizer)
+    except CheckpointError:
+        if not isinstance(tokenizer, ConvVAE):
+            raise
+        load_public(path, tokenizer)
 
 
 @torch.no_grad()

@@ -7,9 +7,11 @@ import math
 import pytest
 import torch
 
-from ldae.errors import ConfigError
+from ldae.errors import CheckpointError, ConfigError
+from ldae.files import save_tensors
 from ldae.nn.conv import Downsample
 from ldae.tokenizers.conv_vae import ConvVAE
+from ldae.tokenizers.public import DIFFUSERS, LATENT_DIFFUSION, load_public, to_layout
 from ldae.types import Draws
 
 
@@ -109,3 +111,40 @@ def test_the_scale_is_that_of_drawn_latents():
 def test_sizes_that_do_not_divide_are_refused():
     with pytest.raises(ConfigError, match=r"must divide data\.size"):
         ConvVAE((3, 18, 18), 4, 8, [1, 2, 2])
+
+
+@pytest.mark.parametrize("layout", [DIFFUSERS, LATENT_DIFFUSION])
+def test_public_weights_there_and_back(tmp_path, layout):
+    """Ours -> another code's names -> ours: every weight arrives, in a network of the published shape."""
+    torch.manual_seed(0)
+    settings = {"z_channels": 4, "channels": 8, "multipliers": [1, 2, 4, 4], "blocks": 2, "attention": [4]}
+    ours, other = ConvVAE((3, 32, 32), **settings), ConvVAE((3, 32, 32), **settings)
+    theirs = to_layout(ours, layout)
+    assert sum(v.numel() for v in theirs.values()) == sum(p.numel() for p in ours.parameters())
+    save_tensors(tmp_path / "vae.safetensors", theirs)
+    load_public(tmp_path / "vae.safetensors", other)
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), other.parameters(), strict=True))
+
+
+def test_names_of_public_weights():
+    """A few that are known, in both layouts; the two count the decoder's levels in opposite ways."""
+    vae = ConvVAE((3, 32, 32), 4, 8, [1, 2, 4, 4], blocks=2)
+    diffusers, original = to_layout(vae, DIFFUSERS), to_layout(vae, LATENT_DIFFUSION)
+    known = ["encoder.down_blocks.1.resnets.0.conv_shortcut.weight", "decoder.up_blocks.2.resnets.0.conv_shortcut.bias"]
+    known += ["encoder.down_blocks.2.downsamplers.0.conv.weight", "decoder.mid_block.attentions.0.to_out.0.weight"]
+    known += ["encoder.conv_norm_out.weight", "quant_conv.bias", "post_quant_conv.weight"]
+    assert set(known) <= diffusers.keys()
+    known = ["encoder.down.1.block.0.nin_shortcut.weight", "decoder.up.1.block.0.nin_shortcut.bias"]
+    known += ["decoder.up.3.upsample.conv.weight", "decoder.mid.attn_1.proj_out.weight"]
+    assert set(known) <= original.keys()
+    assert not {"decoder.up.0.upsample.conv.weight", "encoder.down.3.downsample.conv.weight"} & original.keys()
+
+
+def test_weights_of_something_else_are_refused(tmp_path):
+    vae = ConvVAE((3, 32, 32), 4, 8, [1, 2])
+    save_tensors(tmp_path / "other.safetensors", {"x": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match="neither"):
+        load_public(tmp_path / "other.safetensors", vae)
+    save_tensors(tmp_path / "large.safetensors", to_layout(ConvVAE((3, 32, 32), 4, 16, [1, 2]), DIFFUSERS))
+    with pytest.raises(CheckpointError, match="another network"):
+        load_public(tmp_path / "large.safetensors", vae)

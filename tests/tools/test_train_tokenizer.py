@@ -10,7 +10,9 @@ import pytest
 import torch
 from helpers import SHORT, losses, rows, run, start, status
 
-from ldae.files import load_tensors
+from ldae.files import load_tensors, save_tensors
+from ldae.tokenizers.conv_vae import ConvVAE
+from ldae.tokenizers.public import DIFFUSERS, to_layout
 
 TINY = (
     "tokenizer.channels=8",
@@ -81,6 +83,20 @@ def test_a_trained_tokenizer_is_trained_further_and_the_test_split_is_asked_for(
     fresh = next(r["pixel"] for r in rows(tmp_path / "a") if "pixel" in r)
     assert begun < fresh  # it went on, not from the start
     assert a["images"] != b["images"]
+
+
+def test_public_weights_are_taken_as_they_are(tmp_path):
+    """As DiT takes Stable Diffusion's autoencoder: no training, the latent scale measured on this data."""
+    torch.manual_seed(0)
+    theirs = ConvVAE((3, 8, 8), 4, 8, [1, 2])
+    save_tensors(tmp_path / "vae.safetensors", to_layout(theirs, DIFFUSERS))
+    words = ("tokenizer=conv_vae", "tokenizer.z_channels=4", *TINY[:2], "tokenizer.fit.steps=0")
+    run("train_tokenizer", *words, f"tokenizer.weights={tmp_path / 'vae.safetensors'}", f"out={tmp_path / 'a'}")
+    found = load_tensors(tmp_path / "a" / "tokenizer.safetensors")
+    assert all(torch.equal(value, found[name]) for name, value in theirs.named_parameters())
+    assert bool(found["fitted"])
+    assert found["scale"].unique().numel() == 1
+    assert found["scale"][0].item() != 1
 
 
 def test_the_first_rung_runs_and_its_latents_are_kept(tmp_path):
