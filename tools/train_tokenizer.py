@@ -5,10 +5,12 @@
 tokenizer= conv_vae, kl_gan, vqgan, vq, patch_vae, patch_ae, patch_pca, pixel, or one of imagenet_*. Writes
 RUN/tokenizer.safetensors, RUN/filters.png, RUN/reconstruction.png (originals over reconstructions) and
 RUN/reconstruction.json (PSNR, SSIM, statistics of the latents, use of a codebook), measured on the hold-out or, with
-split=test, on the test split. tokenizer.weights=OTHER starts from a trained one: ours, or a safetensors file of a public
-KL autoencoder (diffusers' layout or latent diffusion's); with tokenizer.fit.steps=0 it is trained no further and only its
-latent scale is measured. The same command again goes on where it stopped. Pretraining takes the tokenizer with
-tokenizer.weights=RUN; without that key it makes the one it needs.
+split=test, on the test split.
+
+tokenizer.weights=OTHER starts from a trained one: ours, or a safetensors file of a public KL autoencoder (diffusers'
+layout or latent diffusion's); with tokenizer.fit.steps=0 it is trained no further and only its latent scale is
+measured. The same command again goes on where it stopped. Pretraining takes the tokenizer with tokenizer.weights=RUN;
+without that key it makes the one it needs.
 """
 
 from __future__ import annotations
