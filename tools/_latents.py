@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from _session import Session
 
 from ldae.data.images import ImageSet, LatentImages, Splits
-from ldae.files import json_hash, published_folder
+from ldae.errors import CheckpointError
+from ldae.files import json_hash, published_folder, read_json, sha256, write_json
 from ldae.objectives.base import Objective
 from ldae.objectives.denoise import Denoise
-from ldae.parts import conform
 from ldae.tokenizers.base import Tokenizer
 
-FILE = "latents.npy"
+FILE, MANIFEST = "latents.npy", "manifest.json"
 
 
 def train_images(session: Session, objective: Objective, splits: Splits, tokenizer: str | None) -> ImageSet:
@@ -30,18 +29,31 @@ def train_images(session: Session, objective: Objective, splits: Splits, tokeniz
         tokenizer: SHA-256 of its file, if there is one.
     """
     images, random = splits.train, session.system["augment"].n > 0
-    conform("latents", session.config["latents"], Literal["auto", "never"])
     if session.config["latents"] == "never" or random or not isinstance(objective, Denoise):
         return images
     if not (objective.input.latent and objective.output.latent and objective.tokenizer.costly):
         return images
     folder = session.cache / "latents" / json_hash([tokenizer, splits.fingerprint])[:20]
-    if session.world.main and not folder.exists():
+    if session.world.main and not _whole(folder):
         print(f"encoding {len(images)} images once (kept in {folder})", file=sys.stderr)
         with published_folder(folder) as temporary:
             _write(temporary / FILE, session, objective.tokenizer, images)
+            write_json(temporary / MANIFEST, {"sha256": sha256(temporary / FILE)})
     session.world.wait()
     return LatentImages.of_set(images, torch.from_numpy(np.load(folder / FILE, mmap_mode="c")))
+
+
+def _whole(folder: Path) -> bool:
+    """Whether the latents kept in a folder are there, undamaged."""
+    if not folder.exists():
+        return False
+    try:
+        if read_json(folder / MANIFEST)["sha256"] == sha256(folder / FILE):
+            return True
+    except (CheckpointError, OSError, KeyError):
+        pass
+    print(f"the latents kept in {folder} are damaged; they are made anew", file=sys.stderr)
+    return False
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from _cli import compose, resolved, run_tool
 from _latents import train_images
@@ -29,6 +29,7 @@ from ldae.engine.trainer import Job, Trainer
 from ldae.errors import ConfigError
 from ldae.export import PLAYER
 from ldae.objectives.base import Representing
+from ldae.parts import conform
 
 
 def main(words: Sequence[str]) -> None:
@@ -38,6 +39,7 @@ def main(words: Sequence[str]) -> None:
         print(OmegaConf.to_yaml(OmegaConf.create(config)))
         return
     session = Session(config)
+    conform("latents", config["latents"], Literal["auto", "never"])
     settings = train_settings(config)  # all parts are made before any data is read: a bad key costs seconds
     objective = objective_of(session)
     _, optim = (session.system[group] for group in ("augment", "optim"))

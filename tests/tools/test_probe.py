@@ -113,13 +113,15 @@ def test_a_tokenizer_of_another_run_is_seen(pretrained, tmp_path):
 def test_a_tokenizer_is_trained_and_taken_by_pretraining(tmp_path):
     words = ("tokenizer=patch_ae", "train.steps=40", "runtime.threads=1")
     out, _ = run("train_tokenizer", f"out={tmp_path / 't'}", *words)
-    assert "hold-out PSNR" in out
+    assert "holdout, 144 images: psnr" in out
     assert (tmp_path / "t" / "filters.png").exists()
     path = ("experiment=deconstruct/06_patch_ae", "data=digits", "train.steps=2", "monitor.looks=0")
     run("pretrain", f"out={tmp_path / 'r'}", *path, f"tokenizer.weights={tmp_path / 't'}")
     taken = (tmp_path / "r" / "tokenizer.safetensors").read_bytes()
     assert taken == (tmp_path / "t" / "tokenizer.safetensors").read_bytes()
-    assert "nothing to do" in run("train_tokenizer", f"out={tmp_path / 't'}", *words)[0]
+    run("train_tokenizer", f"out={tmp_path / 't'}", *words, "split=test")  # measured again, not trained again
+    assert json.loads((tmp_path / "t" / "reconstruction.json").read_text())["split"] == "test"
+    assert taken == (tmp_path / "t" / "tokenizer.safetensors").read_bytes()
     from ldae.tokenizers.base import load_tokenizer
 
     loaded = PatchAE((3, 8, 8), 2, 4)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,8 +49,9 @@ def test_two_players_and_a_classifier_from_one_command(tmp_path, kind):
     assert status(tmp_path / "a")["state"] == "done"
 
 
-def test_the_classifier_is_trained_once(tmp_path):
-    words = ("tokenizer=vqgan", *TINY, *GAN, *CLASSIFIER, "tokenizer.fit.perceptual.fit.steps=7")
+def test_the_classifier_is_trained_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("LDAE_CACHE", str(tmp_path / "cache"))
+    words = ("tokenizer=vqgan", *TINY, *GAN, *CLASSIFIER)
     _, first = run("train_tokenizer", *words, f"out={tmp_path / 'a'}")
     _, second = run("train_tokenizer", *words, f"out={tmp_path / 'b'}")
     assert "training a classifier" in first
@@ -99,8 +102,9 @@ def test_public_weights_are_taken_as_they_are(tmp_path):
     assert found["scale"][0].item() != 1
 
 
-def test_the_first_rung_runs_and_its_latents_are_kept(tmp_path):
+def test_the_first_rung_runs_and_its_latents_are_kept(tmp_path, monkeypatch):
     """Class-conditioned DiT on a VQGAN's latents: the tokenizer is made on the way, latents are encoded once."""
+    monkeypatch.setenv("LDAE_CACHE", str(tmp_path / "cache"))
     words = ("experiment=deconstruct/00_dit", "data=digits", *SHORT, *TINY[:4], *GAN, *CLASSIFIER)
     _, told = run("pretrain", *words, f"out={tmp_path / 'a'}")
     assert "fitting the tokenizer ConvVAE" in told
@@ -108,6 +112,11 @@ def test_the_first_rung_runs_and_its_latents_are_kept(tmp_path):
     _, told = run("pretrain", *words, f"out={tmp_path / 'b'}")
     assert told.strip() == ""
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    (kept,) = (Path(os.environ["LDAE_CACHE"]) / "latents").glob("*/latents.npy")
+    kept.write_bytes(kept.read_bytes()[:-1])
+    _, told = run("pretrain", *words, f"out={tmp_path / 'c'}")
+    assert "are damaged; they are made anew" in told
+    assert losses(tmp_path / "a") == losses(tmp_path / "c")
 
 
 def test_kept_latents_give_the_losses_of_latents_encoded_anew(tmp_path):
