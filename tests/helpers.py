@@ -34,6 +34,15 @@ def run(tool, *words, code=0, **environment):
     return done.stdout, done.stderr
 
 
+def torchrun(tool, *words, **environment):
+    """Runs a tool in two processes to its good end."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    env = {**os.environ, **ENVIRONMENT, **environment}
+    done = subprocess.run([*launcher, *command(tool, *words)[1:]], capture_output=True, text=True, env=env, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
 def start(tool, *words):
     """Starts a tool and does not wait."""
     env = {**os.environ, **ENVIRONMENT}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,8 @@ from omegaconf import DictConfig
 
 from ldae.counter import permutation
 from ldae.data.images import ImageSet, Splits
-from ldae.engine.distributed import World
 from ldae.engine.logging import save_png
-from ldae.engine.optim import AdamW
+from ldae.engine.optim import AdamW, Optim
 from ldae.engine.run import RunFolder
 from ldae.engine.settings import TrainSettings
 from ldae.engine.trainer import Job, Monitor, Trainer
@@ -46,13 +46,14 @@ def ensure_tokenizer(session: Session, splits: Splits, run: RunFolder) -> str:
     """
     tokenizer: Tokenizer = session.system["tokenizer"]
     target = run.path / TOKENIZER_FILE
-    if session.world.main and not target.exists():
+    if not session.world.shared(target.exists()):
         source = given_weights(session) or _cached_tokenizer(session, splits)
         load_tokenizer(source, tokenizer)
-        temporary = target.with_name(f".tmp-{target.name}")
-        shutil.copyfile(source, temporary)
-        temporary.rename(target)
-    session.world.wait()
+        if session.world.main:
+            temporary = target.with_name(f".tmp-{target.name}")
+            shutil.copyfile(source, temporary)
+            temporary.rename(target)
+        session.world.wait()
     found = load_tokenizer(target, tokenizer)
     tokenizer.to(session.world.device)
     return found
@@ -86,19 +87,29 @@ def tokenizer_key(session: Session, splits: Splits) -> str:
 def _cached_tokenizer(session: Session, splits: Splits) -> Path:
     folder = session.cache / "tokenizers" / tokenizer_key(session, splits)
     path = folder / TOKENIZER_FILE
-    if not path.exists():
-        config = tokenizer_config(session.config)
-        sub = Session(config)
-        sub.stop, sub.world = session.stop, World(session.world.device)
-        name = type(sub.system["tokenizer"]).__name__
-        print(f"fitting the tokenizer {name} (kept in {folder})", file=sys.stderr)
-        run = RunFolder(folder)
-        run.acquire()
-        try:
+    if not session.world.shared(path.exists()):
+        sub = Session(tokenizer_config(session.config))
+        sub.stop, sub.world = session.stop, session.world
+        _say(session, f"fitting the tokenizer {type(sub.system['tokenizer']).__name__} (kept in {folder})")
+        with _held(session, RunFolder(folder)) as run:
             fit_tokenizer(sub, splits, run)
-        finally:
-            run.release()
     return path
+
+
+@contextlib.contextmanager
+def _held(session: Session, run: RunFolder) -> Iterator[RunFolder]:
+    """The folder, held by the main process for all."""
+    if session.world.main:
+        run.acquire()
+    try:
+        yield run
+    finally:
+        run.release()
+
+
+def _say(session: Session, text: str) -> None:
+    if session.world.main:
+        print(text, file=sys.stderr)
 
 
 def tokenizer_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,12 +120,8 @@ def tokenizer_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return resolved(root)
 
 
-def fit_tokenizer(session: Session, splits: Splits, run: RunFolder) -> str:
-    """Fits or trains the session's tokenizer on train, and writes it to the run folder with its filters.
-
-    Returns:
-        SHA-256 of the file.
-    """
+def fit_tokenizer(session: Session, splits: Splits, run: RunFolder) -> None:
+    """Fits or trains the session's tokenizer on train, and writes it to the run folder with its filters."""
     tokenizer: Tokenizer = session.system["tokenizer"].to(session.world.device)
     fit = session.config["tokenizer"]["fit"]
     sample = _sample(splits.train, fit["images"], session.seed)
@@ -123,18 +130,29 @@ def fit_tokenizer(session: Session, splits: Splits, run: RunFolder) -> str:
         settings = train_settings(session.config)
         perceptual = ensure_perceptual(session, splits)
         record = {"config": session.config, "data": splits.fingerprint, "perceptual": perceptual}
-        job = Job(run, session.world, record, _looks(session, splits, settings), session.stop, session.runtime.bars)
-        _train(session, splits, session.system["objective"], session.system["optim"], settings, job)
+        looks = _looks(session, splits, settings) if session.world.main else ()
+        _train(session, splits, session.system["objective"], session.system["optim"], settings, run, record, looks)
     if tokenizer.needs_training:
         tokenizer.calibrate(session.images(sample))
-    save_png(run.path / "filters.png", filter_tiles(tokenizer))
-    spec = {k: v for k, v in session.config["tokenizer"].items() if k != "weights"}
-    return save_tokenizer(run.path / TOKENIZER_FILE, tokenizer, spec, splits.fingerprint)
+    if session.world.main:
+        save_png(run.path / "filters.png", filter_tiles(tokenizer))
+        spec = {k: v for k, v in session.config["tokenizer"].items() if k != "weights"}
+        save_tokenizer(run.path / TOKENIZER_FILE, tokenizer, spec, splits.fingerprint)
+    session.world.wait()
 
 
 def _train(
-    session: Session, splits: Splits, objective: Objective, optim: AdamW, settings: TrainSettings, job: Job
+    session: Session,
+    splits: Splits,
+    objective: Objective,
+    optim: Optim,
+    settings: TrainSettings,
+    run: RunFolder,
+    record: Mapping[str, Any],
+    looks: Sequence[Monitor] = (),
 ) -> None:
+    bars = session.runtime.bars and session.world.main
+    job = Job(run, session.world, record, looks, session.stop, bars)
     players = {name: player.to(session.world.device) for name, player in objective.players.items()}  # type: ignore[attr-defined]
     loader = session.loader(splits.train, "augment", settings.batch)
     Trainer(players, loader, optim, settings, session.seed, job).fit()
@@ -160,7 +178,7 @@ def ensure_perceptual(session: Session, splits: Splits) -> str | None:
     spec = {k: v for k, v in session.config["perceptual"].items() if k != "factor"}
     key = json_hash([spec, session.system["data"].size, splits.fingerprint, session.seed])[:20]
     folder = session.cache / "perceptual" / key
-    if not (folder / PERCEPTUAL_FILE).exists():
+    if not session.world.shared((folder / PERCEPTUAL_FILE).exists()):
         _train_perceptual(session, splits, perceptual, spec["fit"], RunFolder(folder))
     perceptual.load_state_dict(load_tensors(folder / PERCEPTUAL_FILE))
     perceptual.to(session.world.device).requires_grad_(False).eval()
@@ -170,19 +188,18 @@ def ensure_perceptual(session: Session, splits: Splits) -> str | None:
 def _train_perceptual(
     session: Session, splits: Splits, perceptual: Perceptual, fit: Mapping[str, Any], run: RunFolder
 ) -> None:
-    print(f"training a classifier for the perceptual loss (kept in {run.path})", file=sys.stderr)
+    _say(session, f"training a classifier for the perceptual loss (kept in {run.path})")
     try:
         optim = construct(AdamW, {"blr": fit["blr"], "weight_decay": fit["weight_decay"]}, {})
         settings = construct(TrainSettings, {"ema": 0.0, **{k: fit[k] for k in ("steps", "batch", "precision")}}, {})
     except ConfigError as error:
         raise error.inside("tokenizer.fit.perceptual.fit") from None
-    run.acquire()
-    try:
-        job = Job(run, session.world, {"data": splits.fingerprint}, (), session.stop, session.runtime.bars)
-        _train(session, splits, Classify(session.system["task"], perceptual), optim, settings, job)
-        save_tensors(run.path / PERCEPTUAL_FILE, perceptual.state_dict(), {"data": splits.fingerprint})
-    finally:
-        run.release()
+    data = {"data": splits.fingerprint}
+    with _held(session, run):
+        _train(session, splits, Classify(session.system["task"], perceptual), optim, settings, run, data)
+        if session.world.main:
+            save_tensors(run.path / PERCEPTUAL_FILE, perceptual.state_dict(), data)
+        session.world.wait()
 
 
 def _sample(images: ImageSet, count: int | None, seed: int) -> ImageSet:

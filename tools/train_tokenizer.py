@@ -9,7 +9,8 @@ split=test, on the test split.
 
 tokenizer.weights=OTHER starts from a trained one: ours, or a safetensors file of a public KL autoencoder (diffusers'
 layout or latent diffusion's); with tokenizer.fit.steps=0 it is trained no further and only its latent scale is
-measured. The same command again goes on where it stopped. Pretraining takes the tokenizer with tokenizer.weights=RUN;
+measured. The same command again goes on where it stopped; under
+torchrun each batch is shared. Pretraining takes the tokenizer with tokenizer.weights=RUN;
 without that key it makes the one it needs.
 """
 
@@ -28,7 +29,7 @@ from _tokenizers import PANEL_IMAGES, fit_tokenizer, given_weights
 from ldae.data.images import ImageSet
 from ldae.engine.logging import save_png
 from ldae.engine.run import RunFolder
-from ldae.errors import CheckpointError, UsageError
+from ldae.errors import CheckpointError
 from ldae.export import TOKENIZER_FILE
 from ldae.files import write_json
 from ldae.objectives.panels import ReconstructionPanel, fidelity, reconstructed
@@ -50,19 +51,19 @@ def main(words: Sequence[str]) -> None:
         session.system["objective"], session.system["optim"]
     run = RunFolder(Path(config["out"] or f"runs/tokenizer-{type(tokenizer).__name__}/seed{config['seed']}"))
     with session.running(run):
-        if session.world.size > 1:
-            raise UsageError("train_tokenizer.py works in one process; start it without torchrun")
         splits = session.splits()
         if finished(run, config):
             load_tokenizer(run.path / TOKENIZER_FILE, tokenizer.to(session.world.device))
         else:
-            begin(run, config, splits)
+            if session.world.main:
+                begin(run, config, splits)
             if start is not None:
                 load_start(start, tokenizer)
             fit_tokenizer(session, splits, run)
-        images: ImageSet = getattr(splits, config["split"])
-        report(session, images if len(images) else splits.train, run)
-        run.set_status("done", run.status().get("step", 0))
+        if session.world.main:
+            images: ImageSet = getattr(splits, config["split"])
+            report(session, images if len(images) else splits.train, run)
+            run.set_status("done", run.status().get("step", 0))
 
 
 def load_start(path: Path, tokenizer: Tokenizer) -> None:

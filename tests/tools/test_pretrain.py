@@ -12,7 +12,7 @@ import sys
 import time
 
 import pytest
-from helpers import ENVIRONMENT, ROOT, SHORT, losses, rows, run, start, status, weights
+from helpers import ENVIRONMENT, ROOT, SHORT, losses, rows, run, start, status, torchrun, weights
 
 
 @pytest.fixture(scope="module")
@@ -211,10 +211,7 @@ def test_two_processes_train_as_one_does(tmp_path):
     """The same global batch, the same noise: losses within 1e-4 over 20 steps."""
     words = ["train.steps=20", "train.log_every=1", "train.precision=fp32", "monitor.looks=2", "runtime.threads=1"]
     run("pretrain", f"out={tmp_path / 'one'}", *words)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    together = [*launcher, str(ROOT / "tools" / "pretrain.py"), f"out={tmp_path / 'two'}", *words]
-    done = subprocess.run(together, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT}, timeout=300)
-    assert done.returncode == 0, done.stderr
+    torchrun("pretrain", f"out={tmp_path / 'two'}", *words)
     a, b = ({s: float.fromhex(x) for s, x in losses(tmp_path / n).items()} for n in ("one", "two"))
     assert set(a) == set(b) == set(range(1, 21))
     assert max(abs(a[s] - b[s]) for s in a) < 1e-4

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import SHORT, losses, rows, run, start, status
+from helpers import SHORT, losses, rows, run, start, status, torchrun
 
 from ldae.files import load_tensors, save_tensors
 from ldae.tokenizers.conv_vae import ConvVAE
@@ -125,6 +125,26 @@ def test_kept_latents_give_the_losses_of_latents_encoded_anew(tmp_path):
         run("pretrain", *words, f"latents={choice}", f"out={tmp_path / choice}")
     kept, anew = ([r["loss"] for r in rows(tmp_path / c) if "loss" in r] for c in ("auto", "never"))
     np.testing.assert_allclose(kept, anew, rtol=1e-4)
+
+
+@pytest.mark.dist
+def test_two_processes_train_a_tokenizer_as_one_does(tmp_path):
+    words = ("tokenizer=conv_vae", *TINY, "tokenizer.fit.precision=fp32")
+    run("train_tokenizer", *words, f"out={tmp_path / 'one'}")
+    torchrun("train_tokenizer", *words, f"out={tmp_path / 'two'}")
+    one, two = ([r["loss"] for r in rows(tmp_path / name) if "loss" in r] for name in ("one", "two"))
+    assert len(one) == len(two) == 8
+    np.testing.assert_allclose(one, two, rtol=0, atol=1e-4)
+    assert one[0] != one[-1]
+
+
+@pytest.mark.dist
+def test_two_processes_train_two_players_and_a_classifier(tmp_path, monkeypatch):
+    monkeypatch.setenv("LDAE_CACHE", str(tmp_path / "cache"))
+    torchrun("train_tokenizer", "tokenizer=vqgan", *TINY, *GAN, *CLASSIFIER, f"out={tmp_path / 'a'}")
+    assert status(tmp_path / "a")["state"] == "done"
+    found = [row for row in rows(tmp_path / "a") if "discriminator/loss" in row]
+    assert len(found) == 4
 
 
 def test_mistakes_are_named(tmp_path):
