@@ -13,12 +13,14 @@ class Discriminator(nn.Module):
 
     Args:
         factor: of the generator's adversarial loss, times the adaptive weight.
-        start: first step of the training at which there is an adversarial loss.
+        start: first step of the training at which the discriminator learns.
+        head_start: steps that it learns alone before the generator feels it. One that knows nothing has small
+            gradients, which the adaptive weight blows up: reconstructions are spoilt before it has learnt anything.
     """
 
-    def __init__(self, factor: float, start: int):
+    def __init__(self, factor: float, start: int, head_start: int):
         super().__init__()
-        self.factor, self.start = factor, start
+        self.factor, self.start, self.head_start = factor, start, head_start
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, 1, h, w) logits, high for real images."""
@@ -35,8 +37,15 @@ class PatchGAN(Discriminator):
         strides: convolutions of stride 2.
     """
 
-    def __init__(self, channels: Count = 64, strides: Count = 3, factor: NonNegative = 0.5, start: Natural = 0):
-        super().__init__(factor, start)
+    def __init__(
+        self,
+        channels: Count = 64,
+        strides: Count = 3,
+        factor: NonNegative = 0.5,
+        start: Natural = 0,
+        head_start: Natural = 0,
+    ):
+        super().__init__(factor, start, head_start)
         layers: list[nn.Module] = [nn.Conv2d(3, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         width = channels
         for i in range(1, strides + 1):

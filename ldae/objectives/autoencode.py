@@ -94,6 +94,8 @@ class Autoencode(Objective):
     ) -> tuple[Tensor, Metrics]:
         """lambda * mean(-D(answer)), and what it was; leaves the pair for the discriminator's own turn."""
         opponent.pairs.append((x0, answer.detach()))
+        if opponent.alone:
+            return torch.zeros((), device=x0.device), {}
         with frozen(opponent.network):
             fooled = -opponent.network(answer).float().mean()
         weight = adaptive_weight(reconstruction, fooled, self.tokenizer.last_weight) * opponent.factor
@@ -110,10 +112,12 @@ class Discriminate(Objective):
 
     def __init__(self, discriminator: Discriminator):
         super().__init__(network=discriminator)
-        self.factor, self.start = discriminator.factor, discriminator.start
+        self.factor, self.start, self.head_start = discriminator.factor, discriminator.start, discriminator.head_start
+        self.alone = False
         self.pairs: list[tuple[Tensor, Tensor]] = []  # what the tokenizer has just shown, part by part
 
     def turn(self, step: int) -> bool:
+        self.alone = step < self.start + self.head_start
         return step >= self.start
 
     def forward(self, batch: Batch, draws: Draws) -> tuple[Tensor, Metrics]:

@@ -21,10 +21,10 @@ def batch(seed=0, count=4):
     return Batch(images, torch.arange(count) % 3, torch.arange(count))
 
 
-def objective(start=0, factor=0.5, perceptual=None, **settings):
+def objective(start=0, factor=0.5, perceptual=None, head_start=0, **settings):
     torch.manual_seed(0)
     vae = ConvVAE((3, 16, 16), z_channels=4, channels=8, multipliers=[1, 2], kl=0.0)
-    return Autoencode(Images(), vae, perceptual, PatchGAN(8, 1, factor, start), **settings)
+    return Autoencode(Images(), vae, perceptual, PatchGAN(8, 1, factor, start, head_start), **settings)
 
 
 def test_patch_gan_has_the_published_parameters_and_field():
@@ -74,6 +74,20 @@ def test_before_its_start_there_is_no_adversarial_loss_and_no_turn():
     discriminator = waiting.players["discriminator"].network
     assert all(p.grad is None for p in discriminator.parameters())
     assert waiting.players["discriminator"].turn(10) is True
+
+
+def test_with_a_head_start_the_discriminator_learns_before_the_tokenizer_feels_it():
+    early, absent = objective(start=2, head_start=3), objective()
+    absent.opponents = {}
+    for step, learns, felt in ((1, False, False), (2, True, False), (4, True, False), (5, True, True)):
+        early.turn(step), absent.turn(step)
+        assert early.players["discriminator"].turn(step) is learns
+        loss, measured = early(batch(), Draws([0]))
+        assert ("fooled" in measured) is felt
+        assert (loss.item() != absent(batch(), Draws([0]))[0].item()) is felt
+        if learns:
+            early.players["discriminator"](batch(), Draws([0]))[0].backward()
+    assert not early.players["discriminator"].pairs
 
 
 def test_each_players_gradients_stay_its_own():
