@@ -101,7 +101,7 @@ class ReconstructionPanel:
 
     def __call__(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
         answers = reconstructed(self.tokenizer, self.images)
-        drawn = torch.linspace(0, len(self.images) - 1, min(self.shown, len(self.images))).round().long()
+        drawn = _spread(len(self.images), self.shown)
         picture = tiled(torch.stack([self.images[drawn], answers[drawn]]))
         statistics = self.tokenizer.statistics(2 * self.images - 1)
         return {**fidelity(answers, self.images), **statistics}, {"original_reconstruction": picture}
