@@ -19,20 +19,22 @@ class Batch:
         labels: (B,) int64 class indices.
         index: (B,) int64 positions of the images in their set; names them in reports.
         latents: (B, ...) what a tokenizer stores of the images, where that is kept; `images` then has no pixels.
+        masks: (B, 1, H, W) 0 or 1, figure or ground of every pixel, where the set has them.
     """
 
     images: Tensor
     labels: Tensor
     index: Tensor
     latents: Tensor | None = None
+    masks: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def rows(self, start: int, stop: int) -> Batch:
         """Rows `start` to `stop` (exclusive)."""
-        latents = None if self.latents is None else self.latents[start:stop]
-        return Batch(self.images[start:stop], self.labels[start:stop], self.index[start:stop], latents)
+        latents, masks = (None if x is None else x[start:stop] for x in (self.latents, self.masks))
+        return Batch(self.images[start:stop], self.labels[start:stop], self.index[start:stop], latents, masks)
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,13 @@ class Cond:
 
     Attributes:
         label: (B,) int64 classes in {0, ..., K-1}, K for a label that is not told, or None for no labels.
-        image: (B, C, H, W) conditioning image, or None.
+        image: (B, C, h, w) conditioning image in [-1, 1], at its own size, or None.
+        features: (B, D, H, W) what an image encoder made of `image`, where that was worked out once for many steps.
     """
 
     label: Tensor | None = None
     image: Tensor | None = None
+    features: Tensor | None = None
 
 
 def expand(values: Tensor, like: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from ldae.diffusion.corruptions.base import State
+from ldae.diffusion.corruptions.base import Mixed, State
 from ldae.types import NoiseLevel, expand
 
 
@@ -53,7 +53,7 @@ class Eps(Target):
     """The noise (Eq. 14, arXiv 2006.11239)."""
 
     def of(self, clean: Tensor, state: State, level: NoiseLevel) -> Tensor:
-        return state.eps
+        return _noise(state)
 
     def to_x0(self, out: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
         if (level.gamma == 0).any():
@@ -65,8 +65,13 @@ class V(Target):
     """v = gamma eps - sigma x0; x0 = (gamma x_t - sigma v) / (gamma^2 + sigma^2)."""
 
     def of(self, clean: Tensor, state: State, level: NoiseLevel) -> Tensor:
-        return expand(level.gamma, clean) * state.eps - expand(level.sigma, clean) * clean
+        return expand(level.gamma, clean) * _noise(state) - expand(level.sigma, clean) * clean
 
     def to_x0(self, out: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
         gamma, sigma = expand(level.gamma, x_t), expand(level.sigma, x_t)
         return (gamma * x_t - sigma * out) / (gamma**2 + sigma**2)
+
+
+def _noise(state: State) -> Tensor:
+    assert isinstance(state, Mixed)  # who pairs a target with a corruption has checked `mixes`
+    return state.eps

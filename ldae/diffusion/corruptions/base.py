@@ -12,17 +12,28 @@ from ldae.types import Draws, NoiseLevel
 
 @dataclass(frozen=True)
 class State:
-    """What was drawn once for an image and holds along its whole trajectory.
+    """What was drawn once for an image and holds along its whole trajectory; each corruption has its own fields."""
+
+
+@dataclass(frozen=True)
+class Mixed(State):
+    """What an image is mixed with.
 
     Attributes:
-        eps: (B, ...) the noise, shaped like what it corrupts.
+        eps: (B, ...) noise, or another image, shaped like what it corrupts.
     """
 
     eps: Tensor
 
 
 class Corruption(ABC):
-    """x0 -> x_t at a noise level."""
+    """x0 -> x_t at a noise level.
+
+    Attributes:
+        mixes: whether x_t = gamma x0 + sigma eps, its state a `Mixed`: what targets other than x0 are built from.
+    """
+
+    mixes = False
 
     @abstractmethod
     def draw(self, x0: Tensor, draws: Draws) -> State:
