@@ -11,7 +11,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -60,11 +60,18 @@ def fsync(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replaces `path` by `text` in one step: a reader sees the old file or the new one, never a part."""
+    with replaced(path) as f:
+        f.write(text.encode())
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write; when the block ends well it replaces `path` in one step, on the disk."""
     with storage_errors(path):
         temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{path.name}")
         try:
-            with open(temporary, "w") as f:
-                f.write(text)
+            with open(temporary, "wb") as f:
+                yield f
                 f.flush()
                 os.fsync(f.fileno())
             os.replace(temporary, path)

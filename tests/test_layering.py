@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "objectives": {"tasks", "tokenizers", "denoisers", "diffusion", "nn", "metrics"},
     "top": {"objectives", "tasks", "tokenizers", "denoisers", "diffusion", "nn", "data", "engine", "metrics"},
 }
-TOP = {"system", "export", "fold"}
+TOP = {"system", "export", "fold", "generate", "restore"}
 ONLY_IN_TOOLS = {"hydra", "omegaconf"}
 FILES = sorted((ROOT / "ldae").rglob("*.py")) + sorted((ROOT / "linear_probe").rglob("*.py"))
 

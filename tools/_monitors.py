@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,16 +14,23 @@ from ldae.data.images import ImageSet, Splits
 from ldae.data.loader import in_order
 from ldae.export import Encoder
 from ldae.objectives.base import Representing
+from ldae.types import Batch
 from linear_probe.knn import accuracy, knn_predict
 
 if TYPE_CHECKING:
     from _session import Session
 
 
-def preview_images(session: Session, images: ImageSet, count: int) -> Tensor:
-    """`count` images of a set, spread over it: (count, 3, H, W) in [0, 1], on the device."""
+def preview(session: Session, images: ImageSet, count: int) -> Batch:
+    """`count` images of a set, spread over it, on the device."""
     chosen = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int))
-    return torch.cat([b.images for b in in_order(images.subset(chosen), 64, session.world.device)])
+    return joined(list(in_order(images.subset(chosen), 64, session.world.device)))
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Batches one after another, as one."""
+    fields = ([getattr(b, name) for b in batches] for name in ("images", "labels", "index", "latents", "masks"))
+    return Batch(*(None if found[0] is None else torch.cat(found) for found in fields))  # type: ignore[arg-type]
 
 
 class OnlineKNN:

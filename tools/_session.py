@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -23,6 +25,7 @@ from ldae.engine.runtime import keep_freed_memory, pick_device, use_threads
 from ldae.engine.settings import TrainSettings
 from ldae.engine.signals import StopFlag
 from ldae.errors import ConfigError, Fault
+from ldae.export import Run
 from ldae.files import read_json, write_json
 from ldae.parts import Natural, construct
 from ldae.system import System
@@ -30,7 +33,7 @@ from ldae.system import System
 # keys that may change between a run and its resumption: none of them changes what is computed
 FREE = ("out", "device", "runtime", "allow", "experiment", "data.root", "data.cache", "data.workers", "data.max_bad",
         "data.max_pixels", "data.download", "tokenizer.weights", "monitor", "train.checkpoint_every", "train.keep",
-        "train.log_every", "split")  # fmt: skip
+        "train.log_every", "split", "run")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,31 @@ def _settings(config: Mapping[str, Any], group: str, kind: type) -> Any:
         return construct(kind, config[group], {})
     except ConfigError as error:
         raise error.inside(group) from None
+
+
+def session_of(run: Run, config: Mapping[str, Any]) -> Session:
+    """A session with a run's parts and data, on the machine that a later tool's config names.
+
+    Keys of `config.data` that are not null replace the run's.
+    """
+    own = {key: value for key, value in config["data"].items() if value is not None}
+    shared = {key: config[key] for key in ("device", "runtime")}
+    return Session({**run.config, **shared, "data": {**run.config["data"], **own}})
+
+
+def own_settings(kind: type, config: Mapping[str, Any]) -> Any:
+    """The dataclass `kind`, filled from those keys at the root of a config that it has."""
+    return construct(kind, {key: value for key, value in config.items() if key in kind.__dataclass_fields__}, {})
+
+
+def commit() -> str:
+    """The commit of this checkout, with `+` if files differ from it; `unknown` outside one."""
+    words = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+    try:
+        here = Path(__file__).parent
+        return subprocess.run(words, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def train_settings(config: Mapping[str, Any]) -> TrainSettings:

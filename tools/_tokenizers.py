@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from _cli import compose, resolved
-from _monitors import preview_images
+from _monitors import preview
 from _session import Session, train_settings
 from omegaconf import DictConfig
 
@@ -160,7 +160,7 @@ def _train(
 
 def _looks(session: Session, splits: Splits, settings: TrainSettings) -> Sequence[Monitor]:
     tokenizer: Tokenizer = session.system["tokenizer"]
-    images = preview_images(session, splits.holdout if len(splits.holdout) else splits.train, PANEL_IMAGES)
+    images = preview(session, splits.holdout if len(splits.holdout) else splits.train, PANEL_IMAGES).images
     every = math.ceil((settings.steps or LOOKS) / LOOKS)
     return [FilterPanel(tokenizer), ReconstructionPanel(tokenizer, images, every)]
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from _cli import compose, resolved, run_tool
 from _latents import train_images
-from _monitors import OnlineKNN, preview_images
+from _monitors import OnlineKNN, preview
 from _session import Session, begin, finished, train_settings
 from _tokenizers import ensure_tokenizer
 from omegaconf import OmegaConf
@@ -105,9 +105,9 @@ def monitors(session: Session, objective: Representing, splits: Splits, total: i
     if not wanted["looks"]:
         return []
     every = max(1, math.ceil(total / wanted["looks"]))
-    images = preview_images(session, splits.holdout if len(splits.holdout) else splits.train, wanted["panel_images"])
-    found: list[Any] = [*objective.panels(images, every)]
-    if wanted["knn_images"] and len(splits.holdout):
+    shown = preview(session, splits.holdout if len(splits.holdout) else splits.train, wanted["panel_images"])
+    found: list[Any] = [*objective.panels(shown, every)]
+    if wanted["knn_images"] and len(splits.holdout) and len(splits.classes) > 1:
         found.append(OnlineKNN(session, objective, splits, every, wanted["knn_images"]))
     return found
 

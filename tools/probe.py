@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import datetime
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from _cli import compose, resolved, run_tool
-from _session import Runtime, Session
+from _session import Runtime, Session, commit, own_settings, session_of
 from torch import Tensor
 
 from ldae.data.images import ImageSet, Splits
@@ -30,7 +29,7 @@ from ldae.engine.runtime import describe_hardware, pick_device
 from ldae.errors import ConfigError
 from ldae.export import Encoder, Run, load_run
 from ldae.files import json_hash
-from ldae.parts import Count, Natural, conform, construct
+from ldae.parts import Count, Natural, conform
 from linear_probe.features import Bank, Cell, Encode, Features, extract
 from linear_probe.floors import PIXELS, raw_pixels, whole_image_pca
 from linear_probe.protocols import PROTOCOLS, Choice, Protocol, joined
@@ -250,29 +249,16 @@ def many_cells(encoder: Encoder, cells: Sequence[Cell]) -> Encode:
     return encode
 
 
-def commit() -> str:
-    """The commit of this checkout, with `+` if files differ from it; `unknown` outside one."""
-    here = Path(__file__).parent
-    try:
-        words = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
-        return subprocess.run(words, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
 def main(words: Sequence[str]) -> None:
     """Composes, checks, extracts, scores."""
     config = resolved(compose("probe", words))
     if not config["run"]:
         raise ConfigError("run", config["run"], "is not set; give run=RUN, the folder that pretraining wrote (out=)")
-    names = ProbeSettings.__dataclass_fields__
-    settings: ProbeSettings = construct(ProbeSettings, {k: v for k, v in config.items() if k in names}, {})
+    settings: ProbeSettings = own_settings(ProbeSettings, config)
     device = pick_device(str(config["device"]))
     Runtime(**config["runtime"]).prepare()
     run = load_run(Path(settings.run), settings.step, settings.weights, device)
-    own = {key: value for key, value in config["data"].items() if value is not None}
-    shared = {"device": device, "runtime": config["runtime"], "data": {**run.config["data"], **own}}
-    session = Session({**run.config, **shared})
+    session = session_of(run, {**config, "device": device})
     out = Path(settings.out or Path(settings.run) / "probe")
     out.mkdir(parents=True, exist_ok=True)
     with session.stop.listening():

@@ -22,7 +22,7 @@ from typing import Literal
 
 import torch
 from _cli import compose, resolved, run_tool
-from _monitors import preview_images
+from _monitors import preview
 from _session import Session, begin, finished, train_settings
 from _tokenizers import PANEL_IMAGES, fit_tokenizer, given_weights
 
@@ -80,7 +80,7 @@ def load_start(path: Path, tokenizer: Tokenizer) -> None:
 def report(session: Session, images: ImageSet, run: RunFolder) -> None:
     """Measures the tokenizer on a set, leaves figures and picture in the run folder, prints them."""
     tokenizer: Tokenizer = session.system["tokenizer"]
-    shown = preview_images(session, images, PANEL_IMAGES)
+    shown = preview(session, images, PANEL_IMAGES).images
     scalars, pictures = ReconstructionPanel(tokenizer, shown, every=0)(0)
     batches = [(x + 1) / 2 for x in session.images(images)]
     answers = torch.cat([reconstructed(tokenizer, x) for x in batches])

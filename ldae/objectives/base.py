@@ -99,8 +99,8 @@ class Representing(Objective):
         """
 
     @abstractmethod
-    def panels(self, images: Tensor, every: int) -> Sequence[Panel]:
-        """What there is to look at: of images (B, 3, H, W) in [0, 1], every so many steps."""
+    def panels(self, batch: Batch, every: int) -> Sequence[Panel]:
+        """What there is to look at: of the images of a batch, every so many steps."""
 
 
 def full_precision(like: Tensor) -> torch.autocast:

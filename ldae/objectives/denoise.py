@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from ldae.objectives.spaces import InputSpace, OutputSpace
 from ldae.tasks.base import Task
 from ldae.tokenizers.base import Tokenizer
 from ldae.types import Batch, Cond, Draws, Metrics, NoiseLevel
+from ldae.diffusion.trajectory import Prediction
 
 BUCKETS = 8
 
@@ -72,9 +74,12 @@ class Denoise(Representing):
         self.variance, self.weight, self.metric = variance, weight, metric
         self.tokenizer = tokenizer.requires_grad_(False)
         for group, part in (("target", target), ("variance", variance)):
+            name = type(part).__name__
             if part.lives_with_noise and not output.latent:
-                name = type(part).__name__
                 raise ConfigError(group, name, "is built from the noise, which is in the latent; use output=latent")
+            if part.lives_with_noise and not corruption.mixes:
+                kind = type(corruption).__name__
+                raise ConfigError(group, name, f"is built from noise, and {kind} adds none; use target=x0 variance=fixed")
         if not torch.isfinite(weight(schedule.at(torch.arange(schedule.T)))).all():
             raise ConfigError(
                 "weight", type(weight).__name__, f"is infinite at a level of {type(schedule).__name__}; use another"
@@ -107,33 +112,55 @@ class Denoise(Representing):
         level = self.schedule.draw(len(batch), draws)
         return {"t": level.t.tolist(), "gamma": level.gamma.tolist(), "sigma": level.sigma.tolist()}
 
+    def predict(
+        self, z_t: Tensor, level: NoiseLevel, cond: Cond | None = None, network: Denoiser | None = None
+    ) -> Prediction:
+        """What the network takes the clean latent to be, (B, d, h, w): all that a sampler sees of it.
+
+        `network` stands in for the own one, e.g. to guide it.
+        """
+        answer, out = self._answer(z_t, level, cond, network or self.denoiser)
+        with full_precision(z_t):
+            return Prediction(self.output.to_latent(answer), self.variance.share(out))
+
+    def _answer(
+        self, z_t: Tensor, level: NoiseLevel, cond: Cond | None, network: Denoiser
+    ) -> tuple[Tensor, Tensor]:
+        """The clean signal that the network answers with, in the space of its answers, and all that it said."""
+        with full_precision(z_t):
+            x_t = self.input.view(z_t)
+        out = network(x_t, level, cond).float()
+        with full_precision(z_t):
+            told, noised = self.variance.prediction(out), z_t if self.output.latent else x_t
+            return self.target.to_x0(told, noised, level), out
+
     def clean_input(self, images: Tensor, level: NoiseLevel, draws: Draws | None) -> Tensor:
         """What the network is shown of images (B, 3, H, W) in [0, 1]; noised at `level` if there are draws."""
         with full_precision(images):
-            z = self.tokenizer.encode(2 * images - 1)
+            z = self.tokenizer.encode(self.task.reading(images)[0])
             z = self.corruption.at(z, level, self.corruption.draw(z, draws)) if draws else z
             return self.input.view(z)
 
     def tokens(self, images: Tensor, layers: Collection[int], t: int, draws: Draws | None) -> dict[int, Tensor]:
         level = self.schedule.at(torch.full((len(images),), t, device=images.device))
-        return self.denoiser.encode(self.clean_input(images, level, draws), level, layers=layers)
+        _, cond = self.task.reading(images)
+        return self.denoiser.encode(self.clean_input(images, level, draws), level, cond, layers=layers)
 
-    def panels(self, images: Tensor, every: int) -> Sequence[Panel]:
-        return [FilterPanel(self.tokenizer), DenoisingPanel(self, images, every)]
+    def panels(self, batch: Batch, every: int) -> Sequence[Panel]:
+        return [FilterPanel(self.tokenizer), DenoisingPanel(self, batch, every)]
 
     @torch.no_grad()
-    def denoised(self, images: Tensor, level: NoiseLevel, draws: Draws) -> tuple[Tensor, Tensor]:
-        """The noised images and the network's answer, both (B, 3, H, W) in [-1, 1] and beyond, unclipped.
+    def denoised(self, batch: Batch, level: NoiseLevel, draws: Draws) -> tuple[Tensor, Tensor]:
+        """The noised images and the network's answer, both (B, C, H, W) in [-1, 1] and beyond, unclipped.
 
-        The noised ones are latents inverted into image space, noise in the latent included.
+        The noised ones are latents inverted into image space, noise in the latent included. No class is told.
         """
-        with full_precision(images):
-            z0 = self.tokenizer.encode(2 * images - 1)
+        with full_precision(batch.images):
+            x0, cond = self.task(batch)
+            z0 = self.tokenizer.encode(x0)
             z_t = self.corruption.at(z0, level, self.corruption.draw(z0, draws))
-            x_t = self.input.view(z_t)
-        out = self.denoiser(x_t, level, Cond()).float()
-        with full_precision(images):
-            answer = self.target.to_x0(self.variance.prediction(out), z_t if self.output.latent else x_t, level)
+        answer, _ = self._answer(z_t, level, replace(cond, label=None), self.denoiser)
+        with full_precision(batch.images):
             return self.tokenizer.decode(z_t), self.output.to_image(answer)
 
     def _by_level(self, losses: Tensor, level: NoiseLevel) -> dict[str, tuple[Tensor, Tensor]]:

@@ -101,8 +101,8 @@ class Masked(Representing):
         self.check_readable(t, noised=draws is not None)
         return self.network.encode(2 * images - 1, layers)
 
-    def panels(self, images: Tensor, every: int) -> Sequence[Panel]:
-        return [MaskingPanel(self, images, every)]
+    def panels(self, batch: Batch, every: int) -> Sequence[Panel]:
+        return [MaskingPanel(self, batch, every)]
 
     @torch.no_grad()
     def filled(self, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:

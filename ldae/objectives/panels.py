@@ -12,7 +12,7 @@ from ldae.counter import seed_of
 from ldae.metrics.psnr import psnr
 from ldae.metrics.ssim import SMALLEST, ssim
 from ldae.tokenizers.base import Tokenizer
-from ldae.types import Draws
+from ldae.types import Batch, Draws
 
 if TYPE_CHECKING:
     from ldae.objectives.denoise import Denoise
@@ -28,7 +28,7 @@ class DenoisingPanel:
 
     Args:
         objective: a denoiser.
-        images: (B, 3, H, W) in [0, 1]; all are measured, `shown` of them, evenly spread, are drawn.
+        batch: what it is shown; all are measured, `shown` of them, evenly spread, are drawn.
         every: steps between looks.
         shown: rows of the picture.
     """
@@ -36,24 +36,26 @@ class DenoisingPanel:
     name = "panel"
     EIGHTHS = (1, 3, 5, 7)
 
-    def __init__(self, objective: Denoise, images: Tensor, every: int, shown: int = 8):
-        self.objective, self.images, self.every, self.shown = objective, images, every, shown
+    def __init__(self, objective: Denoise, batch: Batch, every: int, shown: int = 8):
+        self.objective, self.batch, self.every, self.shown = objective, batch, every, shown
+        self.clean = (objective.task(batch)[0] + 1) / 2  # (B, C, H, W)
 
     def __call__(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
-        drawn = _spread(len(self.images), self.shown)
-        columns, scalars = [self.images[drawn]], {}
+        drawn = _spread(len(self.clean), self.shown)
+        told = [self.batch.images[drawn]] if self.clean.shape[1] == 1 else []  # beside a mask, what it is of
+        columns, scalars = [*told, self.clean[drawn]], {}
         for eighth in self.EIGHTHS:
             noised, denoised = self._restored(eighth)
             columns += [noised[drawn], denoised[drawn]]
-            scalars[f"psnr_noised/{eighth}_8"] = psnr(noised, self.images)
-            scalars[f"psnr_denoised/{eighth}_8"] = psnr(denoised, self.images)
-        return scalars, {"clean_noised_denoised": tiled(torch.stack(columns, dim=1))}
+            scalars[f"psnr_noised/{eighth}_8"] = psnr(noised, self.clean)
+            scalars[f"psnr_denoised/{eighth}_8"] = psnr(denoised, self.clean)
+        return scalars, {"clean_noised_denoised": tiled(torch.stack([in_colour(x) for x in columns], dim=1))}
 
     def _restored(self, eighth: int) -> tuple[Tensor, Tensor]:
         """Noised and denoised images in [0, 1]."""
-        t = torch.full((len(self.images),), eighth * self.objective.schedule.T // 8, device=self.images.device)
-        draws = Draws([seed_of(eighth)], self.images.device)
-        noised, denoised = self.objective.denoised(self.images, self.objective.schedule.at(t), draws)
+        t = torch.full((len(self.clean),), eighth * self.objective.schedule.T // 8, device=self.clean.device)
+        draws = Draws([seed_of(eighth)], self.clean.device)
+        noised, denoised = self.objective.denoised(self.batch, self.objective.schedule.at(t), draws)
         return ((noised + 1) / 2).clamp(0, 1), ((denoised + 1) / 2).clamp(0, 1)
 
 
@@ -65,15 +67,15 @@ class MaskingPanel:
 
     Args:
         objective: a masked autoencoder.
-        images: (B, 3, H, W) in [0, 1]; all are measured, `shown` of them, evenly spread, are drawn.
+        batch: what it is shown; all are measured, `shown` of them, evenly spread, are drawn.
         every: steps between looks.
         shown: rows of the picture.
     """
 
     name = "panel"
 
-    def __init__(self, objective: Masked, images: Tensor, every: int, shown: int = 8):
-        self.objective, self.images, self.every, self.shown = objective, images, every, shown
+    def __init__(self, objective: Masked, batch: Batch, every: int, shown: int = 8):
+        self.objective, self.images, self.every, self.shown = objective, batch.images, every, shown
 
     def __call__(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
         masked, filled, hidden = self.objective.filled(self.images, Draws([seed_of(0)], self.images.device))
@@ -144,6 +146,11 @@ def filter_tiles(tokenizer: Tokenizer) -> Tensor:
     columns = min(8, len(tiles))
     padding = torch.full((-len(tiles) % columns, *tiles.shape[1:]), 0.5, device=tiles.device)
     return tiled(rearrange(torch.cat([tiles, padding]), "(r c) k p q -> r c k p q", c=columns))
+
+
+def in_colour(x: Tensor) -> Tensor:
+    """Pictures (..., 1 or 3, H, W) as (..., 3, H, W)."""
+    return x.expand(*x.shape[:-3], 3, *x.shape[-2:])
 
 
 def tiled(grid: Tensor, least: int = 64) -> Tensor:

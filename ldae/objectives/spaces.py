@@ -83,6 +83,10 @@ class OutputSpace(ABC):
         """A clean signal of this space as an image, (B, 3, H, W), unclipped."""
         return clean
 
+    def to_latent(self, clean: Tensor) -> Tensor:
+        """A clean signal of this space as a latent, (B, d, h, w)."""
+        return self.tokenizer.encode(clean)
+
 
 class LatentOutput(OutputSpace):
     """The clean latent (steps 0 to 10)."""
@@ -98,6 +102,9 @@ class LatentOutput(OutputSpace):
 
     def to_image(self, clean: Tensor) -> Tensor:
         return self.tokenizer.decode(clean)
+
+    def to_latent(self, clean: Tensor) -> Tensor:
+        return clean
 
 
 class ProjectedOutput(OutputSpace):

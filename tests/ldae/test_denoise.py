@@ -160,7 +160,7 @@ def test_an_untouched_answer_denoises_to_the_truth_for_every_target(config, imag
         state = objective.corruption.draw(z0, Draws([5]))
         answer = objective.target.of(z0, state, level)
         objective.denoiser.forward = lambda *_, answer=answer: answer
-        noised, denoised = objective.denoised(images, level, Draws([5]))
+        noised, denoised = objective.denoised(batch_of(images), level, Draws([5]))
         assert torch.allclose(denoised, tokenizer.decode(z0), atol=1e-3)
         assert (noised - denoised).abs().mean() > 0.05
 
@@ -207,7 +207,7 @@ def test_noised_features_differ_and_are_repeatable(config, images):
 
 def test_the_panel_measures_noise_and_shows_it(config, images):
     system = system_of(config, images)
-    scalars, pictures = DenoisingPanel(system["objective"], images, every=1, shown=3)(0)
+    scalars, pictures = DenoisingPanel(system["objective"], batch_of(images), every=1, shown=3)(0)
     noised = [scalars[f"psnr_noised/{k}_8"] for k in (1, 3, 5, 7)]
     assert noised == sorted(noised, reverse=True)  # more noise, less PSNR
     picture = pictures["clean_noised_denoised"]

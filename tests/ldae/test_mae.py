@@ -359,7 +359,7 @@ def test_an_encoder_is_called_after_its_experiment():
 def test_the_panel_shows_what_is_hidden_and_measures_it_alone():
     net, pixels = network(), images()
     objective = Masked(Images(), net)
-    panel = MaskingPanel(objective, pixels, every=1, shown=2)
+    panel = MaskingPanel(objective, batch_of(pixels), every=1, shown=2)
     shown, filled, hidden = objective.filled(pixels, Draws([4]))
     assert (shown[hidden] == 0).all()
     for x in (shown, filled):

@@ -243,14 +243,14 @@ def test_denoised_images_come_from_the_prediction_alone(config):
     system, batch = learner(config)
     objective, d = system["objective"], system["tokenizer"].shape[0]
     level = system["schedule"].at(torch.full((16,), 300))
-    _, before = objective.denoised(batch.images, level, Draws([5]))
+    _, before = objective.denoised(batch, level, Draws([5]))
     layer = system["denoiser"].head.linear
     with torch.no_grad():
         layer.bias.view(-1, 2 * d)[:, d:] += 1  # numbers of a token: (row, column, channel)
-    assert torch.equal(objective.denoised(batch.images, level, Draws([5]))[1], before)
+    assert torch.equal(objective.denoised(batch, level, Draws([5]))[1], before)
     with torch.no_grad():
         layer.bias.view(-1, 2 * d)[:, :d] += 1
-    assert not torch.allclose(objective.denoised(batch.images, level, Draws([5]))[1], before, atol=1e-3)
+    assert not torch.allclose(objective.denoised(batch, level, Draws([5]))[1], before, atol=1e-3)
 
 
 def test_an_image_as_answer_has_no_variance_to_learn(config):

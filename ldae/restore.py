@@ -1,0 +1,183 @@
+"""What a trained denoiser does to pictures: restores, enlarges, segments, edits. Each is columns of a strip."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ldae.diffusion.editing import edited
+from ldae.diffusion.samplers import Degrade, Direct
+from ldae.diffusion.trajectory import nearest_stage
+from ldae.generate import Generator, Watch
+from ldae.metrics.rmse import consistency, rmse
+from ldae.metrics.segmentation import boundary_f, dice, iou, vote
+from ldae.objectives.base import full_precision
+from ldae.objectives.panels import fidelity
+from ldae.tasks.super_resolution import SuperResolution, lower, upper
+from ldae.types import Batch, Cond, Draws
+
+Columns = Mapping[str, Tensor]  # name -> (B, 1 or 3, H, W) in [0, 1]
+
+
+class Restoration(ABC):
+    """Pictures -> columns to look at and to measure.
+
+    Args:
+        generator: a trained denoiser with its trajectory.
+
+    Attributes:
+        truth: the column that the others are measured against.
+        measured: columns that are measured.
+    """
+
+    truth: str
+    measured: Sequence[str]
+
+    def __init__(self, generator: Generator):
+        self.generator = generator
+
+    @abstractmethod
+    def __call__(self, batch: Batch, watch: Watch | None = None) -> Columns:
+        """The columns of a batch, left to right."""
+
+    def figures(self, columns: Columns) -> dict[str, dict[str, float]]:
+        """What is measured of each of `measured` against `truth`: {column: {figure: value}}."""
+        truth = columns[self.truth]
+        return {name: self._against(columns[name], truth, columns) for name in self.measured}
+
+    def _against(self, answers: Tensor, truth: Tensor, columns: Columns) -> dict[str, float]:
+        return {**fidelity(answers, truth), "rmse": rmse(answers, truth)}
+
+    def _noise(self, batch: Batch) -> Draws:
+        return self.generator.draws(batch.index.tolist())
+
+
+class Undo(Restoration):
+    """Cold Diffusion's restoration: input | degraded | direct | sampled (Sec. 4, arXiv 2208.09392)."""
+
+    truth, measured = "input", ("degraded", "direct", "sampled")
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, watch: Watch | None = None) -> Columns:
+        g, draws = self.generator, self._noise(batch)
+        with full_precision(batch.images):
+            x0, _ = g.objective.task(batch)
+            z0 = g.objective.tokenizer.encode(x0)
+            degrade = Degrade(g.objective.corruption, g.objective.corruption.draw(z0, draws))
+            z = degrade(z0, g.walk.stages[0])
+        direct = g.walked(z, draws, rule=Direct())
+        sampled = g.walked(z, draws, rule=g.walk.rule.bound(degrade), watch=watch)
+        return {"input": batch.images, "degraded": g.image(z), "direct": g.image(direct), "sampled": g.image(sampled)}
+
+
+class Enlarge(Restoration):
+    """Super-resolution: low | bicubic | sampled | original (Sec. 2, arXiv 2104.07636)."""
+
+    truth, measured = "original", ("bicubic", "sampled")
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, watch: Watch | None = None) -> Columns:
+        g, draws = self.generator, self._noise(batch)
+        _, cond = g.objective.task(batch)
+        assert cond.image is not None
+        size = batch.images.shape[-1]
+        low = (cond.image + 1) / 2
+        sampled = g.image(g.walked(g.noise(draws, len(batch)), draws, cond, watch=watch))
+        return {
+            "low": F.interpolate(low, size=(size, size), mode="nearest-exact").clamp(0, 1),
+            "bicubic": upper(low, size).clamp(0, 1),
+            "sampled": sampled,
+            "original": batch.images,
+        }
+
+    def _against(self, answers: Tensor, truth: Tensor, columns: Columns) -> dict[str, float]:
+        task = self.generator.objective.task
+        assert isinstance(task, SuperResolution)
+        low = lower(truth, task.factor)
+        return {**super()._against(answers, truth, columns), "consistency": consistency(low, lower(answers, task.factor))}
+
+
+class Segment(Restoration):
+    """Figure and ground: image | truth | mean of the runs | their vote (Sec. 3, arXiv 2112.00390).
+
+    Args:
+        generator: a trained denoiser of masks.
+        runs: K, masks drawn for each image and averaged before rounding.
+    """
+
+    truth, measured = "truth", ("vote",)
+
+    def __init__(self, generator: Generator, runs: int = 9):
+        super().__init__(generator)
+        self.runs = runs
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, watch: Watch | None = None) -> Columns:
+        g, draws = self.generator, self._noise(batch)
+        cond = g.prepared(Cond(image=2 * batch.images - 1))  # the image is encoded once for all runs
+        masks = [
+            g.image(g.walked(g.noise(draws, len(batch)), draws, cond, watch=watch if not k else None))
+            for k in range(self.runs)
+        ]
+        mean = torch.stack(masks).mean(0)  # (B, 1, H, W)
+        truth = {} if batch.masks is None else {"truth": batch.masks}
+        return {"image": batch.images, **truth, "mean of runs": mean, "vote": vote(torch.stack(masks))}
+
+    def _against(self, answers: Tensor, truth: Tensor, columns: Columns) -> dict[str, float]:
+        scores = {"IoU": iou, "Dice": dice, "boundary F": boundary_f}
+        return {name: float(score(answers, truth).mean()) for name, score in scores.items()}
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What an edit starts from.
+
+    Attributes:
+        images: (B, 3, H, W) in [0, 1]: strokes, or a picture with something pasted in.
+        keep: (B, 1, H, W), 1 where the original's pixels stay, or None: all may change.
+    """
+
+    images: Tensor
+    keep: Tensor | None = None
+
+
+class Edit(Restoration):
+    """SDEdit: original | guide | an edit for each t0 (Alg. 1 and 2, arXiv 2108.01073).
+
+    Args:
+        generator: any trained denoiser of images.
+        guided: a batch -> its guides.
+        t0: shares of the schedule in [0, 1] that the guide is noised to; 0 gives the guide back.
+        repeats: K, each from the last one's result.
+    """
+
+    truth = "guide"
+
+    def __init__(self, generator: Generator, guided: Callable[[Batch], Guide], t0: Sequence[float], repeats: int = 1):
+        super().__init__(generator)
+        self.guided, self.t0, self.repeats = guided, t0, repeats
+        self.measured = [f"t0={value:g}" for value in t0]
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, watch: Watch | None = None) -> Columns:
+        guide, last = self.guided(batch), len(self.t0) - 1
+        edits = {
+            name: self._edited(batch, guide, t0, watch if i == last else None)
+            for i, (name, t0) in enumerate(zip(self.measured, self.t0, strict=True))
+        }
+        return {"original": batch.images, "guide": guide.images, **edits}
+
+    def _edited(self, batch: Batch, guide: Guide, t0: float, watch: Watch | None) -> Tensor:
+        g, draws = self.generator, self._noise(batch)
+        first = nearest_stage(g.walk.stages, t0, g.objective.schedule.T)
+        with full_precision(batch.images):
+            z = g.objective.tokenizer.encode(2 * guide.images - 1)
+        keep = None if guide.keep is None else F.adaptive_avg_pool2d(guide.keep, z.shape[2:]).floor()
+        way = {"clip": g.walk.clip, "keep": keep, "repeats": self.repeats, "watch": watch}
+        z = edited(lambda x, stage: g.predict(x, stage, None), g.walk.rule, z, g.walk.stages[first:], draws, **way)
+        return g.image(z)

@@ -1,0 +1,101 @@
+"""What sets of images are compared in: Inception's features, or where its weights are absent the suite's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from _session import Session
+from _tokenizers import ensure_perceptual, tokenizer_config
+from torch import Tensor
+from tqdm import tqdm
+
+from ldae.data.images import ImageSet, Splits
+from ldae.export import load_encoder
+from ldae.files import json_hash
+from ldae.metrics.frechet import Moments, frechet_distance
+from ldae.metrics.inception import Inception
+from ldae.metrics.inception_score import inception_score
+from ldae.metrics.kernel import kernel_distance
+from ldae.metrics.manifold import precision_recall
+from ldae.metrics.names import title
+from ldae.nn.perceptual import Classifier
+
+BATCH = 250
+BANK = 10_000  # images of the reference that kernel distance, precision and recall are worked out with
+
+# images (B, 3, H, W) in [0, 1] -> features (B, D), class probabilities (B, K) or None
+Read = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+
+
+class Reader:
+    """Reads features of images.
+
+    Args:
+        name: whose they are: what scores in them are called after.
+        read: the network.
+        session: whose device and cache serve.
+    """
+
+    def __init__(self, name: str, read: Read, session: Session):
+        self.name, self.read, self.session = name, read, session
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(N, 3, H, W) in [0, 1] -> features (N, D) and probabilities, on the CPU."""
+        found = []
+        for part in images.split(BATCH):
+            self.session.stop.poll()
+            found.append(self.read(part.to(self.session.world.device)))
+        features = torch.cat([f.float().cpu() for f, _ in found])
+        return features, None if found[0][1] is None else torch.cat([p.float().cpu() for _, p in found if p is not None])
+
+    def reference(self, images: ImageSet, fingerprint: str, split: str) -> tuple[Moments, Tensor]:
+        """Moments of a whole set, worked out once and kept in the user's cache, and features of up to 10,000 of it."""
+        key = json_hash([self.name, fingerprint, split, images.size])[:20]
+        path = self.session.cache / "moments" / f"{key}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            bar = tqdm(self.session.images(images, BATCH), f"features of {split}", disable=not self.session.runtime.bars)
+            Moments.of((self((x + 1) / 2)[0] for x in bar), self.name).save(path)
+        step = max(1, len(images) // BANK)
+        some = images.subset(torch.arange(0, len(images), step).numpy())
+        bank = torch.cat([self((x + 1) / 2)[0] for x in self.session.images(some, BATCH)])
+        return Moments.load(path, self.name), bank
+
+
+def reader_of(kind: str, session: Session, splits: Splits) -> Reader:
+    """The reader that `features=` names: classifier, inception, or the folder of a run of pretrain.py."""
+    device = session.world.device
+    if kind == "inception":
+        inception = Inception(device=device)
+        return Reader(inception.features, inception, session)
+    if kind == "classifier":
+        network, key = classifier(session, splits)
+        return Reader(f"classifier {key[:8]}", lambda x: network.described(2 * x - 1), session)
+    encoder = load_encoder(Path(kind), device=device)
+    return Reader(f"encoder {Path(kind).name}", lambda x: (encoder(x), None), session)
+
+
+def classifier(session: Session, splits: Splits) -> tuple[Classifier, str]:
+    """The classifier of the perceptual loss, trained on the data's labels if the cache has none yet; and its key."""
+    sub = Session(tokenizer_config({**session.config, "tokenizer": None}, "tokenizer=vqgan"))
+    sub.stop, sub.world = session.stop, session.world
+    key = ensure_perceptual(sub, splits)
+    network = sub.system["perceptual"]
+    assert isinstance(network, Classifier) and key is not None
+    return network, key
+
+
+def compared(reader: Reader, images: Tensor, reference: tuple[Moments, Tensor], seed: int = 0) -> dict[str, float]:
+    """Scores of a set of images (N, 3, H, W) in [0, 1] against a reference, by names that tell whose features."""
+    features, probabilities = reader(images)
+    moments, bank = reference
+    found = {"frechet_distance": frechet_distance(Moments.of([features], reader.name), moments)}
+    found["kernel_distance"], _ = kernel_distance(features, bank, torch.Generator().manual_seed(seed))
+    found["precision"], found["recall"] = precision_recall(bank, features)
+    if probabilities is not None:
+        found["inception_score"], _ = inception_score(probabilities)
+    return {title(name, reader.name): value for name, value in found.items()}

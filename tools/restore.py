@@ -1,0 +1,267 @@
+"""Lets a trained model work on pictures: undo a degradation, enlarge, segment, edit.
+
+    python tools/restore.py run=RUN                                  # on 64 hold-out images of the run's data
+    python tools/restore.py run=RUN input=PICTURE out=OUT            # or a folder of pictures
+    python tools/restore.py run=RUN how=edit t0=[0.3,0.5] guide=STROKES keep=MASK input=PICTURE
+
+Cold Diffusion runs undo their degradation, SR3 runs enlarge, SegDiff runs segment; any run of an image diffusion edits
+(SDEdit), from strokes simulated if no guide is given. Writes OUT/strip.png (a row for each picture), OUT/NAME.png for
+pictures of your own, OUT/way.gif and OUT/restored.json with the figures that it prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from _cli import compose, resolved, run_tool
+from _features import compared, reader_of
+from _films import Film
+from _generators import described, generator_of
+from _session import Session, own_settings, session_of
+from torch import Tensor
+from tqdm import tqdm
+
+from ldae.data.decode import SUFFIXES, BadImage, centre_square, read_rgb
+from ldae.data.images import ImageSet, Splits
+from ldae.data.loader import in_order
+from ldae.data.strokes import strokes
+from ldae.engine.logging import save_png
+from ldae.engine.run import RunFolder
+from ldae.errors import ConfigError, DataError
+from ldae.files import write_json
+from ldae.generate import Generator
+from ldae.objectives.panels import in_colour, tiled
+from ldae.parts import Count, Fraction, Range
+from ldae.restore import Columns, Edit, Enlarge, Guide, Restoration, Segment, Undo
+from ldae.tasks.segmentation import Segmentation
+from ldae.tasks.super_resolution import SuperResolution
+from ldae.types import Batch
+
+
+@dataclass(frozen=True)
+class RestoreSettings:
+    """What is restored, and how.
+
+    Attributes:
+        input: a picture or a folder of pictures; the run's own data if None.
+        split: whose images, without an input.
+        count: how many of them.
+        batch: images at once.
+        shown: rows of the strip.
+        how: what is done; `auto`: what the run was trained for.
+        runs: of segmentation, averaged.
+        t0, guide, keep, repeats, strokes, colours: of editing.
+        gif: whether the way of the first images is drawn.
+        features: what sets are compared in, or None.
+    """
+
+    input: str | None
+    split: Literal["holdout", "test"]
+    count: Count
+    batch: Count
+    shown: Count
+    how: Literal["auto", "undo", "enlarge", "segment", "edit"]
+    runs: Count
+    t0: list[Fraction]
+    guide: str | None
+    keep: str | None
+    repeats: Count
+    strokes: Count
+    colours: Annotated[int, Range(2, 256)]
+    gif: bool
+    features: str | None
+
+    def __post_init__(self) -> None:
+        if self.strokes % 2 == 0:
+            raise ConfigError("strokes", self.strokes, "must be odd: the width of a median filter")
+        if not self.t0:
+            raise ConfigError("t0", self.t0, "must name at least one time in 0..1")
+
+
+def main(words: Sequence[str]) -> None:
+    """Composes, loads, restores, measures."""
+    config = resolved(compose("restore", words))
+    settings: RestoreSettings = own_settings(RestoreSettings, config)
+    generator, run = generator_of(config)
+    session = session_of(run, config)
+    folder = RunFolder(Path(config["out"] or Path(config["run"]) / "restored"))
+    with session.running(folder):
+        pictures = Pictures(settings, session)
+        restoration = restoration_of(generator, settings, pictures)
+        columns = restored(restoration, pictures, settings, folder, session)
+        show(columns, pictures, settings, folder)
+        figures = restoration.figures(columns) if restoration.truth in columns else {}
+        if settings.features and not settings.input:
+            for name, scores in set_scores(settings.features, columns, restoration, session, pictures).items():
+                figures[name] = {**figures.get(name, {}), **scores}
+        count = len(next(iter(columns.values())))
+        known = {**described(config, run), "images": count, "split": None if settings.input else settings.split}
+        write_json(folder.path / "restored.json", {**known, "how": type(restoration).__name__, "figures": figures})
+        print(table(figures))
+        folder.set_status("done", count)
+        print(f"done: {folder.path}\n  look at {folder.path / 'strip.png'}")
+
+
+def kind_of(generator: Generator, how: str) -> type[Restoration]:
+    """What is done to pictures.
+
+    Raises:
+        ConfigError: the run was not trained for that.
+    """
+    objective = generator.objective
+    trained: type[Restoration] = Edit
+    if isinstance(objective.task, Segmentation):
+        trained = Segment
+    elif isinstance(objective.task, SuperResolution):
+        trained = Enlarge
+    elif not objective.corruption.mixes:
+        trained = Undo
+    asked = {"auto": trained, "undo": Undo, "enlarge": Enlarge, "segment": Segment, "edit": Edit}[how]
+    both = {asked, trained} == {Undo, Edit} and objective.corruption.mixes  # noise that is drawn once can be undone
+    if asked is not trained and not both:
+        raise ConfigError("how", how, f"is not what this run was trained for; use how={trained.__name__.lower()}")
+    return asked
+
+
+class Pictures:
+    """What is worked on, in batches.
+
+    Args:
+        settings: a file, a folder, or so many images of a split.
+        session: of the run, whose size the pictures are brought to (centre, bicubic).
+
+    Raises:
+        DataError: there is nothing to read.
+    """
+
+    def __init__(self, settings: RestoreSettings, session: Session):
+        self.settings, self.session = settings, session
+        self.names: list[str] | None = None
+        self.splits: Splits | None = None
+        if settings.input is None:
+            self.splits = session.splits()
+        else:
+            self.files = files_of("input", settings.input)
+            self.names = [path.stem for path in self.files]
+
+    @property
+    def images(self) -> ImageSet:
+        """The chosen images of the split, evenly spread over it."""
+        assert self.splits is not None
+        whole: ImageSet = getattr(self.splits, self.settings.split)
+        count = min(self.settings.count, len(whole))
+        return whole.subset(np.unique(np.linspace(0, len(whole) - 1, count).round().astype(int)))
+
+    def __iter__(self) -> Iterator[Batch]:
+        device, size = self.session.world.device, self.session.system["data"].size
+        if self.names is None:
+            yield from in_order(self.images, self.settings.batch, device, 0, self.session.stop.poll)
+            return
+        for start in range(0, len(self.files), self.settings.batch):
+            paths = self.files[start : start + self.settings.batch]
+            pixels = torch.stack([picture(path, size) for path in paths]).to(device)
+            index = torch.arange(start, start + len(paths), device=device)
+            yield Batch(pixels, torch.zeros_like(index), index)
+
+    def beside(self, key: str, given: str, batch: Batch) -> Tensor:
+        """The pictures of a guide or mask for the pictures of a batch: one for all, or those of the same names."""
+        size, others = self.session.system["data"].size, files_of(key, given)
+        if len(others) == 1:
+            return picture(others[0], size).to(batch.images.device).expand(len(batch), -1, -1, -1)
+        named = {path.stem: path for path in others}
+        wanted = [self.names[i] for i in batch.index.tolist()] if self.names else []
+        if missing := [name for name in wanted if name not in named] or ([] if wanted else ["input="]):
+            raise DataError(f"{key}={given} has no picture for {missing[0]}; give files of the same names")
+        return torch.stack([picture(named[name], size) for name in wanted]).to(batch.images.device)
+
+
+def files_of(key: str, given: str) -> list[Path]:
+    """A picture, or the pictures of a folder, sorted."""
+    path = Path(given).expanduser()
+    found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+    if not found or not found[0].is_file():
+        raise DataError(f"{key}={given} is no picture and no folder of pictures")
+    return found
+
+
+def picture(path: Path, size: int) -> Tensor:
+    """The centre of a picture, (3, size, size) in [0, 1]."""
+    try:
+        pixels = np.asarray(centre_square(read_rgb(path, 100_000_000), size))
+    except BadImage as error:
+        raise DataError(f"{path} cannot be read ({error})") from None
+    return torch.from_numpy(pixels.copy()).movedim(-1, 0).float() / 255
+
+
+def restoration_of(generator: Generator, settings: RestoreSettings, pictures: Pictures) -> Restoration:
+    """What is done, with its own settings."""
+    kind = kind_of(generator, settings.how)
+    if kind is Segment:
+        return Segment(generator, settings.runs)
+    if kind is not Edit:
+        return kind(generator)
+
+    def guided(batch: Batch) -> Guide:
+        painted = strokes(batch.images, settings.strokes, settings.colours)
+        images = pictures.beside("guide", settings.guide, batch) if settings.guide else painted
+        keep = pictures.beside("keep", settings.keep, batch).mean(1, keepdim=True).round() if settings.keep else None
+        return Guide(images, keep)
+
+    return Edit(generator, guided, settings.t0, settings.repeats)
+
+
+def restored(
+    restoration: Restoration, pictures: Pictures, settings: RestoreSettings, folder: RunFolder, session: Session
+) -> Columns:
+    """The columns of all pictures, on the CPU."""
+    found: list[Columns] = []
+    for k, batch in enumerate(tqdm(pictures, "restoring", unit="batch", disable=not session.runtime.bars)):
+        film = Film(restoration.generator) if settings.gif and not k else None
+
+        def watch(i: int, stage: Any, x: Tensor, x0: Tensor, film: Film | None = film) -> None:
+            session.stop.poll()
+            if film:
+                film(i, stage, x, x0)
+
+        found.append({name: x.cpu() for name, x in restoration(batch, watch).items()})
+        if film:
+            film.save(folder.path / "way.gif")
+    return {name: torch.cat([columns[name] for columns in found]) for name in found[0]}
+
+
+def show(columns: Columns, pictures: Pictures, settings: RestoreSettings, folder: RunFolder) -> None:
+    """The strip; and for pictures of the user's own, a strip for each and its last column alone."""
+    coloured = torch.stack([in_colour(x) for x in columns.values()], dim=1)  # (N, columns, 3, H, W)
+    rows = torch.linspace(0, len(coloured) - 1, min(settings.shown, len(coloured))).round().long()
+    save_png(folder.path / "strip.png", tiled(coloured[rows]))
+    for i, name in enumerate(pictures.names or []):
+        save_png(folder.path / f"{name}.png", tiled(coloured[i : i + 1]))
+
+
+def set_scores(
+    features: str, columns: Columns, restoration: Restoration, session: Session, pictures: Pictures
+) -> dict[str, dict[str, float]]:
+    """Distances between sets: each measured column against all images of the split that they are from."""
+    assert pictures.splits is not None
+    reader = reader_of(features, session, pictures.splits)
+    split = pictures.settings.split
+    reference = reader.reference(getattr(pictures.splits, split), pictures.splits.fingerprint, split)
+    return {name: compared(reader, columns[name], reference) for name in restoration.measured}
+
+
+def table(figures: Mapping[str, Mapping[str, float]]) -> str:
+    """One row for each column, one figure in each cell."""
+    names = list(dict.fromkeys(name for row in figures.values() for name in row))
+    lines = ["| | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    for column, row in figures.items():
+        lines.append(f"| {column} | " + " | ".join(f"{row[n]:.4g}" if n in row else "" for n in names) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_tool(main)
