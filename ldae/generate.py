@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ldae.counter import seed_of
 from ldae.denoisers.guidance import Guided
-from ldae.diffusion.samplers import Direct, Improved, Large, Learned, StepRule, Watch, sample, start
+from ldae.diffusion.samplers import Degrade, Direct, Improved, Large, Learned, StepRule, Watch, sample, start
+from ldae.diffusion.starts import Start
 from ldae.diffusion.trajectory import Prediction, Stage
 from ldae.errors import ConfigError
 from ldae.objectives.base import full_precision
@@ -45,13 +46,14 @@ class Generator:
         objective: trained, its network in eval mode.
         walk: how.
         seed: of all noise.
+        begin: where a cold generation begins; noise if None.
 
     Raises:
         ConfigError: guidance of a network that knows no classes, or clipped latents.
     """
 
-    def __init__(self, objective: Denoise, walk: Walk, seed: int = 0):
-        self.objective, self.walk, self.seed = objective, walk, seed
+    def __init__(self, objective: Denoise, walk: Walk, seed: int = 0, begin: Start | None = None):
+        self.objective, self.walk, self.seed, self.begin = objective, walk, seed, begin
         network = objective.denoiser
         if walk.guidance != 1:
             if not objective.task.classes:
@@ -114,8 +116,12 @@ class Generator:
             return ((self.objective.tokenizer.decode(z) + 1) / 2).clamp(0, 1)
 
     def from_noise(self, index: Sequence[int], cond: Cond | None = None, watch: Watch | None = None) -> Tensor:
-        """The images of numbers `index`: (B, C, H, W) in [0, 1]."""
+        """The images of numbers `index`, (B, C, H, W) in [0, 1]: from noise, or from where a cold generation begins."""
         draws = self.draws(index)
+        if self.begin is not None:
+            z, state = self.begin.draw(len(index), draws)
+            rule = self.walk.rule.bound(Degrade(self.objective.corruption, state))
+            return self.image(self.walked(z, draws, cond, rule=rule, watch=watch))
         return self.image(self.walked(self.noise(draws, len(index)), draws, cond, watch=watch))
 
 

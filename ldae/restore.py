@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldae.diffusion.editing import edited
-from ldae.diffusion.samplers import Degrade, Direct
+from ldae.diffusion.editing import edited, invert
+from ldae.diffusion.samplers import DDIM, Degrade, Direct
 from ldae.diffusion.trajectory import nearest_stage
 from ldae.generate import Generator, Watch
 from ldae.metrics.rmse import consistency, rmse
@@ -68,8 +68,9 @@ class Undo(Restoration):
         with full_precision(batch.images):
             x0, _ = g.objective.task(batch)
             z0 = g.objective.tokenizer.encode(x0)
-            degrade = Degrade(g.objective.corruption, g.objective.corruption.draw(z0, draws))
-            z = degrade(z0, g.walk.stages[0])
+            corruption = g.objective.corruption
+            state = corruption.draw(z0, draws)
+            degrade, z = Degrade(corruption, state), corruption.observed(z0, g.walk.stages[0].level(z0), state)
         direct = g.walked(z, draws, rule=Direct())
         sampled = g.walked(z, draws, rule=g.walk.rule.bound(degrade), watch=watch)
         return {"input": batch.images, "degraded": g.image(z), "direct": g.image(direct), "sampled": g.image(sampled)}
@@ -100,6 +101,26 @@ class Enlarge(Restoration):
         assert isinstance(task, SuperResolution)
         low = lower(truth, task.factor)
         return {**super()._against(answers, truth, columns), "consistency": consistency(low, lower(answers, task.factor))}
+
+
+class Invert(Restoration):
+    """Noise that DDIM makes the picture of, and the picture again: original | noise | again (Sec. 5.4, arXiv 2010.02502)."""
+
+    truth, measured = "original", ("again",)
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, watch: Watch | None = None) -> Columns:
+        g, draws = self.generator, self._noise(batch)
+        x0, cond = g.objective.task(batch)
+        told = g.prepared(cond)
+        with full_precision(batch.images):
+            z0 = g.objective.tokenizer.encode(x0)
+        z = invert(lambda x, stage: g.predict(x, stage, told), z0, g.walk.stages)
+        again = g.walked(z, draws, told, rule=DDIM(), watch=watch)
+        return {"original": batch.images, "noise": g.image(z), "again": g.image(again)}
+
+    def _against(self, answers: Tensor, truth: Tensor, columns: Columns) -> dict[str, float]:
+        return {**super()._against(answers, truth, columns), "mse": float(((answers - truth) ** 2).mean())}
 
 
 class Segment(Restoration):

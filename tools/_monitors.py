@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 
 def preview(session: Session, images: ImageSet, count: int) -> Batch:
     """`count` images of a set, spread over it, on the device."""
-    chosen = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int))
-    return joined(list(in_order(images.subset(chosen), 64, session.world.device)))
+    return joined(list(in_order(spread(images, count), 64, session.world.device)))
+
+
+def spread(images: ImageSet, count: int) -> ImageSet:
+    """`count` images of a set, or all, evenly spread over it."""
+    return images.subset(np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)))
 
 
 def joined(batches: Sequence[Batch]) -> Batch:

@@ -5,7 +5,7 @@
     python tools/restore.py run=RUN how=edit t0=[0.3,0.5] guide=STROKES keep=MASK input=PICTURE
 
 Cold Diffusion runs undo their degradation, SR3 runs enlarge, SegDiff runs segment; any run of an image diffusion edits
-(SDEdit), from strokes simulated if no guide is given. Writes OUT/strip.png (a row for each picture), OUT/NAME.png for
+(SDEdit; from simulated strokes if no guide is given) or, with how=invert, goes to the noise of a picture and back. Writes OUT/strip.png (a row for each picture), OUT/NAME.png for
 pictures of your own, OUT/way.gif and OUT/restored.json with the figures that it prints.
 """
 
@@ -22,6 +22,7 @@ from _cli import compose, resolved, run_tool
 from _features import compared, reader_of
 from _films import Film
 from _generators import described, generator_of
+from _monitors import spread
 from _session import Session, own_settings, session_of
 from torch import Tensor
 from tqdm import tqdm
@@ -37,7 +38,7 @@ from ldae.files import write_json
 from ldae.generate import Generator
 from ldae.objectives.panels import in_colour, tiled
 from ldae.parts import Count, Fraction, Range
-from ldae.restore import Columns, Edit, Enlarge, Guide, Restoration, Segment, Undo
+from ldae.restore import Columns, Edit, Enlarge, Guide, Invert, Restoration, Segment, Undo
 from ldae.tasks.segmentation import Segmentation
 from ldae.tasks.super_resolution import SuperResolution
 from ldae.types import Batch
@@ -65,7 +66,7 @@ class RestoreSettings:
     count: Count
     batch: Count
     shown: Count
-    how: Literal["auto", "undo", "enlarge", "segment", "edit"]
+    how: Literal["auto", "undo", "enlarge", "segment", "edit", "invert"]
     runs: Count
     t0: list[Fraction]
     guide: str | None
@@ -121,9 +122,9 @@ def kind_of(generator: Generator, how: str) -> type[Restoration]:
         trained = Enlarge
     elif not objective.corruption.mixes:
         trained = Undo
-    asked = {"auto": trained, "undo": Undo, "enlarge": Enlarge, "segment": Segment, "edit": Edit}[how]
-    both = {asked, trained} == {Undo, Edit} and objective.corruption.mixes  # noise that is drawn once can be undone
-    if asked is not trained and not both:
+    asked = {"auto": trained, "undo": Undo, "enlarge": Enlarge, "segment": Segment, "edit": Edit, "invert": Invert}[how]
+    # of an image diffusion's noise all of these make sense: an edit, an inversion, noise drawn once that is undone
+    if asked is not trained and not (trained is Edit and asked in (Undo, Invert)):
         raise ConfigError("how", how, f"is not what this run was trained for; use how={trained.__name__.lower()}")
     return asked
 
@@ -153,9 +154,7 @@ class Pictures:
     def images(self) -> ImageSet:
         """The chosen images of the split, evenly spread over it."""
         assert self.splits is not None
-        whole: ImageSet = getattr(self.splits, self.settings.split)
-        count = min(self.settings.count, len(whole))
-        return whole.subset(np.unique(np.linspace(0, len(whole) - 1, count).round().astype(int)))
+        return spread(getattr(self.splits, self.settings.split), self.settings.count)
 
     def __iter__(self) -> Iterator[Batch]:
         device, size = self.session.world.device, self.session.system["data"].size

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldae.errors import CheckpointError
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def save_state(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
-    """File name -> named tensors: the networks, their averages, the optimisers' moments, the generators.
+    """File name -> named tensors: the networks, their averages, the optimisers' moments, the generators; and what
+    players remember beside their weights, where they do.
 
     Moments are named `PLAYER.STATE.PARAMETER`, so that they find their parameter whatever its position.
     """
@@ -29,7 +30,14 @@ def save_state(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
     rng = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         rng["cuda"] = torch.cuda.get_rng_state()
-    return {"model": model, "ema": dict(trainer.ema.average), "optim": optim, "rng": rng}
+    found = {"model": model, "ema": dict(trainer.ema.average), "optim": optim, "rng": rng}
+    memory = {f"{n}.{k}": v for n, module in _memories(trainer).items() for k, v in module.state_dict().items()}
+    return {**found, "memory": memory} if memory else found
+
+
+def _memories(trainer: Trainer) -> dict[str, nn.Module]:
+    found = {name: getattr(player, "memory", None) for name, player in trainer.players.items()}
+    return {name: module for name, module in found.items() if module is not None}
 
 
 def load_state(trainer: Trainer, checkpoint: Checkpoint) -> None:
@@ -51,6 +59,9 @@ def load_state(trainer: Trainer, checkpoint: Checkpoint) -> None:
                     # AdamW's `step` is a float on the CPU unless fused, then it lives with the parameter
                     state[key] = value.to(parameters[parameter].device)
         trainer.ema.load(checkpoint.tensors("ema"))
+        for player, module in _memories(trainer).items():
+            own = {k[len(player) + 1 :]: v for k, v in checkpoint.tensors("memory").items() if k.startswith(f"{player}.")}
+            module.load_state_dict(own)
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"{checkpoint.path} is of another network: {error}") from None
     torch.set_rng_state(checkpoint.tensors("rng")["cpu"])

@@ -96,10 +96,10 @@ class Denoise(Representing):
             stored = self.tokenizer.stored(x0) if batch.latents is None else batch.latents
             z0 = self.tokenizer.drawn(stored, draws)  # (B, d, h, w)
             state = self.corruption.draw(z0, draws)
-            z_t = self.corruption.at(z0, level, state)
+            z_t = self.corruption.observed(z0, level, state)
             x_t = self.input.view(z_t)  # (B, C, H, W)
             y = self.target.of(self.output.clean(x0, z0), state, level)  # (B, C', H', W')
-            told = self.task.dropped(cond, draws) if self.denoiser.training else cond
+            told = self.task.in_training(cond, draws) if self.denoiser.training else cond
         out = self.denoiser(x_t, level, told)
         with full_precision(batch.images):
             out = out.float()
@@ -138,7 +138,7 @@ class Denoise(Representing):
         """What the network is shown of images (B, 3, H, W) in [0, 1]; noised at `level` if there are draws."""
         with full_precision(images):
             z = self.tokenizer.encode(self.task.reading(images)[0])
-            z = self.corruption.at(z, level, self.corruption.draw(z, draws)) if draws else z
+            z = self.corruption.observed(z, level, self.corruption.draw(z, draws)) if draws else z
             return self.input.view(z)
 
     def tokens(self, images: Tensor, layers: Collection[int], t: int, draws: Draws | None) -> dict[int, Tensor]:
@@ -158,7 +158,7 @@ class Denoise(Representing):
         with full_precision(batch.images):
             x0, cond = self.task(batch)
             z0 = self.tokenizer.encode(x0)
-            z_t = self.corruption.at(z0, level, self.corruption.draw(z0, draws))
+            z_t = self.corruption.observed(z0, level, self.corruption.draw(z0, draws))
         answer, _ = self._answer(z_t, level, replace(cond, label=None), self.denoiser)
         with full_precision(batch.images):
             return self.tokenizer.decode(z_t), self.output.to_image(answer)
