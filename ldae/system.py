@@ -11,7 +11,9 @@ from ldae.data.datasets import Dataset, Division
 from ldae.data.transforms import Augment
 from ldae.denoisers.base import Network
 from ldae.diffusion.corruptions.base import Corruption
+from ldae.diffusion.samplers import StepRule
 from ldae.diffusion.schedules import NoiseSchedule
+from ldae.diffusion.spacing import Spacing
 from ldae.diffusion.targets import Target
 from ldae.diffusion.variance import Variance
 from ldae.diffusion.weights import Weight
@@ -39,6 +41,8 @@ GROUPS: Mapping[str, tuple[str, type]] = {
     "target": ("ldae.diffusion", Target),
     "variance": ("ldae.diffusion", Variance),
     "weight": ("ldae.diffusion", Weight),
+    "sampler": ("ldae.diffusion", StepRule),
+    "spacing": ("ldae.diffusion", Spacing),
     "metric": ("ldae.objectives", Metric),
     "denoiser": ("ldae.denoisers", Network),
     "objective": ("ldae.objectives", Objective),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from _cli import CONFIGS
 
 from ldae.engine.run import flat
@@ -24,6 +25,7 @@ PARTS = sorted(
     for p in (CONFIGS / group).glob("*.yaml")
     if not p.name.startswith("_")
 )
+ALONE = {"sampler", "spacing"}  # what a trained network is used with; no training composes them
 HUGE = {"vit_b", "vit_l12", "vit_l", "mae_b", "mae_l"}
 
 # what each step of the path changes; the config diff is the paper's argument
@@ -74,7 +76,8 @@ def test_every_experiment_opens_with_source_command_and_measurement(name):
 def test_every_part_is_what_its_group_promises(config, name):
     group, choice = name.split("/")
     root = "train_tokenizer" if choice == "reconstruct" else "pretrain"
-    spec = config(root, f"{group}={choice}")[group]
+    file = CONFIGS / f"{name}.yaml"
+    spec = yaml.safe_load(file.read_text()) if group in ALONE else config(root, f"{group}={choice}")[group]
     package, base = GROUPS[group]
     part = resolve(spec["part"], package, base)
     arguments = set(inspect.signature(part).parameters)
@@ -92,6 +95,13 @@ def test_every_part_is_what_its_group_promises(config, name):
         "max_pixels",
     }
     assert set(spec) - known <= {"weights", "fit"}
+
+
+@pytest.mark.parametrize("name", [p for p in PARTS if p.split("/")[0] in ALONE | {"schedule"}])
+def test_every_sampler_spacing_and_schedule_can_be_built(name):
+    group = name.split("/")[0]
+    part = System({group: yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())})[group]
+    assert isinstance(part, GROUPS[group][1])
 
 
 @pytest.mark.parametrize("name", [p for p in PARTS if p.split("/")[1] not in HUGE])

@@ -1,13 +1,71 @@
-"""q(x_{t-1} | x_t, x_0): one step back, when the clean signal is known (Sec. 2, arXiv 2006.11239)."""
+"""q(x_{t-1} | x_t, x_0): one step back, when the clean signal is known (Sec. 2, arXiv 2006.11239).
+
+`Posterior` has it for every step of a schedule, as tables that a batch of levels is looked up in; `StepBack` between
+any two stages of a trajectory.
+"""
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ldae.diffusion.schedules import NoiseSchedule
+from ldae.diffusion.trajectory import Stage
 from ldae.errors import ConfigError
 from ldae.types import NoiseLevel, expand
+
+
+@dataclass(frozen=True)
+class StepBack:
+    """q(x_then | x_now, x_0) = N(clean x_0 + noisy x_now, variance); numbers are float64.
+
+    For any (gamma, sigma), variance preserving or not. With alpha = gamma_now / gamma_then, a step of the corruption
+    is x_now = alpha x_then + N(0, beta), beta = sigma_now^2 - alpha^2 sigma_then^2. Bayes' rule gives the mean
+    (alpha sigma_then^2 x_now + gamma_then beta x_0) / sigma_now^2 and the variance
+    beta_tilde = beta sigma_then^2 / sigma_now^2: Eq. 6 and 7 of arXiv 2006.11239 where gamma^2 + sigma^2 = 1.
+
+    Attributes:
+        clean, noisy: coefficients of the mean.
+        beta: variance of x_now given x_then, the widest that the step back can sensibly be.
+        beta_tilde: the narrowest.
+        final: it ends at the clean stage, where beta_tilde is 0; a likelihood has that of the step before in its place.
+    """
+
+    clean: float
+    noisy: float
+    beta: float
+    beta_tilde: float
+    final: bool = False
+
+    @classmethod
+    def between(cls, now: Stage, then: Stage, eta: float = 1.0) -> StepBack:
+        """The step from `now` to the cleaner stage `then`; an equal one is left as it is.
+
+        Args:
+            eta: how much of beta_tilde is left to be drawn, (eta^2 beta_tilde); the mean takes the rest along the noise
+                that x_now has already: gamma_then x_0 + sqrt(sigma_then^2 - eta^2 beta_tilde) eps,
+                eps = (x_now - gamma_now x_0) / sigma_now (Eq. 12 and 16, arXiv 2010.02502). 1 is the posterior.
+
+        Raises:
+            ValueError: `then` has the more noise of the two.
+        """
+        if now.sigma * then.gamma < then.sigma * now.gamma:
+            raise ValueError(f"t={then.t} is noisier than t={now.t}: stages must grow cleaner")
+        if now.sigma == 0:  # nothing is left to take away; and where nothing is there at all, the prediction is all
+            noisy = then.gamma / now.gamma if now.gamma else 0.0
+            return cls(0.0 if now.gamma else then.gamma, noisy, 0.0, 0.0)
+        alpha = now.gamma / then.gamma if now.gamma else 0.0
+        beta = max(now.sigma**2 - (alpha * then.sigma) ** 2, 0.0)
+        beta_tilde = beta * (then.sigma / now.sigma) ** 2
+        noisy = math.sqrt(max(then.sigma**2 - eta**2 * beta_tilde, 0.0)) / now.sigma
+        return cls(then.gamma - now.gamma * noisy, noisy, beta, beta_tilde)
+
+    def mean(self, x0: Tensor, x: Tensor) -> Tensor:
+        """clean x0 + noisy x, shaped like both."""
+        return self.clean * x0 + self.noisy * x
 
 
 class Posterior:

@@ -40,29 +40,30 @@ class NoiseSchedule(ABC):
         """A level for each of `count` images, t uniform on {0, ..., T-1}."""
         return self.at(draws.integers(self.T, count))
 
-    def levels(self, n: int) -> Tensor:
-        """`n` steps from T-1 down to 0, evenly spaced, both ends kept: (n,) int64."""
-        return torch.linspace(self.T - 1, 0, n, dtype=torch.float64).round().long()
-
 
 class DDPMLinear(NoiseSchedule):
     """beta linear from 1e-4 to 0.02, gamma_t^2 = prod(1 - beta) (Sec. 4, arXiv 2006.11239).
 
     For T other than 1000 the betas are scaled by 1000 / T, as improved DDPM and DiT do.
 
+    Args:
+        beta_first, beta_last: the ends, before scaling.
+        rescale: false takes them as they are: a ramp of few steps to sample with (Sec. 2.4, arXiv 2104.07636).
+
     Raises:
-        ConfigError: T is so small that a beta reaches 1.
+        ConfigError: a beta reaches 1.
     """
 
-    def __init__(self, T: Count = 1000, beta_first: Positive = 1e-4, beta_last: Positive = 0.02):
-        scale = 1000 / T
-        if scale * beta_last >= 1:
+    def __init__(self, T: Count = 1000, beta_first: Positive = 1e-4, beta_last: Positive = 0.02, rescale: bool = True):
+        scale = 1000 / T if rescale else 1.0
+        if rescale and scale * beta_last >= 1:
             raise ConfigError("T", T, f"makes the last beta {scale * beta_last:g} >= 1; use T > {1000 * beta_last:g}")
+        below_one(beta_first=scale * beta_first, beta_last=scale * beta_last)
         self.beta = torch.linspace(scale * beta_first, scale * beta_last, T, dtype=torch.float64)
         super().__init__(T)
 
     def table(self) -> tuple[Tensor, Tensor]:
-        return _variance_preserving((1 - self.beta).cumprod(0))
+        return variance_preserving((1 - self.beta).cumprod(0))
 
 
 class Cosine(NoiseSchedule):
@@ -76,7 +77,7 @@ class Cosine(NoiseSchedule):
         u = torch.arange(self.T + 1, dtype=torch.float64) / self.T
         f = torch.cos((u + self.offset) / (1 + self.offset) * math.pi / 2) ** 2
         beta = (1 - f[1:] / f[:-1]).clamp(max=0.999)
-        return _variance_preserving((1 - beta).cumprod(0))
+        return variance_preserving((1 - beta).cumprod(0))
 
 
 class LinearGamma2(NoiseSchedule):
@@ -89,7 +90,7 @@ class LinearGamma2(NoiseSchedule):
         super().__init__(T)
 
     def table(self) -> tuple[Tensor, Tensor]:
-        return _variance_preserving(1 - torch.arange(1, self.T + 1, dtype=torch.float64) / self.T)
+        return variance_preserving(1 - torch.arange(1, self.T + 1, dtype=torch.float64) / self.T)
 
 
 class LinearSigma(NoiseSchedule):
@@ -116,5 +117,13 @@ class ConstantSigma(NoiseSchedule):
         return ones, self.constant * ones
 
 
-def _variance_preserving(gamma2: Tensor) -> tuple[Tensor, Tensor]:
+def below_one(**betas: float) -> None:
+    """Raises ConfigError for one that is 1 or more: its step would leave nothing of the signal."""
+    for key, beta in betas.items():
+        if beta >= 1:
+            raise ConfigError(key, beta, "must be below 1")
+
+
+def variance_preserving(gamma2: Tensor) -> tuple[Tensor, Tensor]:
+    """gamma^2, (T,) float64 -> gamma and sigma, gamma^2 + sigma^2 = 1."""
     return gamma2.sqrt(), (1 - gamma2).clamp(min=0).sqrt()

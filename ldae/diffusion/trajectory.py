@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +32,10 @@ class Stage:
         filled = lambda value: torch.full((len(like),), value, device=like.device)  # noqa: E731
         return NoiseLevel(filled(self.t), filled(self.gamma), filled(self.sigma))
 
+    def mixed(self, x0: Tensor, eps: Tensor) -> Tensor:
+        """gamma x0 + sigma eps, shaped like both."""
+        return self.gamma * x0 + self.sigma * eps
+
 
 CLEAN = Stage(-1, 1.0, 0.0)
 
@@ -49,7 +53,30 @@ class Prediction:
     share: Tensor | None = None
 
 
+# (x at a stage, that stage) -> what the network says
+Predict = Callable[[Tensor, Stage], Prediction]
+
+
 def stages(schedule: NoiseSchedule, steps: Tensor) -> Sequence[Stage]:
     """The stages of `steps`, (S,) int64 decreasing, and after them the clean one."""
     found = [Stage(int(t), float(schedule.gamma[t]), float(schedule.sigma[t])) for t in steps]
     return [*found, CLEAN]
+
+
+def nearest_stage(stages: Sequence[Stage], t0: float, T: int) -> int:
+    """Where in `stages` the noise is that of time t0 of the schedule: n = t0 T steps of noise, step n - 1 from zero.
+
+    Goes by steps of the schedule, not of the sequence, so that the level does not change with the number of stages
+    (Sec. 3, arXiv 2108.01073). t0 = 0 is the clean stage.
+
+    Args:
+        t0: in [0, 1].
+        T: steps of the schedule.
+    """
+    return min(range(len(stages)), key=lambda k: abs(stages[k].t + 1 - t0 * T))
+
+
+def nearest_signal(stages: Sequence[Stage], alpha_bar: float) -> int:
+    """Where in `stages` the signal's share gamma^2 / (gamma^2 + sigma^2) is nearest to `alpha_bar` in [0, 1]."""
+    share = lambda stage: stage.gamma**2 / max(stage.gamma**2 + stage.sigma**2, 1e-300)  # noqa: E731
+    return min(range(len(stages)), key=lambda k: abs(share(stages[k]) - alpha_bar))

@@ -70,7 +70,3 @@ def test_draws_are_uniform_over_all_steps_and_levels_are_those_of_the_table():
     assert (share - 0.1).abs().max() < 0.005
     assert torch.equal(level.sigma, schedule.sigma[level.t].float())
     assert level.sigma.dtype == torch.float32
-
-
-def test_levels_go_from_the_noisiest_to_the_cleanest():
-    assert LinearSigma(T=1000).levels(4).tolist() == [999, 666, 333, 0]

@@ -1,0 +1,132 @@
+"""Which of a schedule's steps a sampler visits. Always the schedule's own steps, never positions among those kept."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from ldae.errors import ConfigError
+from ldae.parts import Count
+
+
+class Spacing(ABC):
+    """T steps of a schedule -> those that are visited."""
+
+    @abstractmethod
+    def steps(self, T: int) -> Tensor:
+        """(S,) int64 in {0, ..., T-1}, falling, each once.
+
+        Raises:
+            ConfigError: there are not so many steps.
+        """
+
+
+class All(Spacing):
+    """T-1, T-2, ..., 0."""
+
+    def steps(self, T: int) -> Tensor:
+        return torch.arange(T).flip(0)
+
+
+class Linear(Spacing):
+    """0, k, 2k, ... with k = T // S, falling (App. D.2, arXiv 2010.02502: CelebA, LSUN); elsewhere called "leading".
+
+    Args:
+        count: S.
+    """
+
+    def __init__(self, count: Count = 50):
+        self.count = count
+
+    def steps(self, T: int) -> Tensor:
+        _check(self.count, T)
+        return (torch.arange(self.count) * (T // self.count)).flip(0)
+
+
+class Trailing(Spacing):
+    """T-1, T-1-k, ... with k = T // S: as `Linear`, but from the noisiest step (Sec. 3.3, arXiv 2305.08891).
+
+    Args:
+        count: S.
+    """
+
+    def __init__(self, count: Count = 50):
+        self.count = count
+
+    def steps(self, T: int) -> Tensor:
+        _check(self.count, T)
+        return T - 1 - torch.arange(self.count) * (T // self.count)
+
+
+class Quadratic(Spacing):
+    """floor(u^2), u evenly spaced from 0 to sqrt(0.8 T), falling (App. D.2, arXiv 2010.02502: CIFAR-10).
+
+    Steps that fall together are visited once: 96 of 100 are left, 688 of 1000, for T = 1000.
+
+    Args:
+        count: S, before that.
+    """
+
+    REACH = 0.8
+
+    def __init__(self, count: Count = 50):
+        self.count = count
+
+    def steps(self, T: int) -> Tensor:
+        _check(self.count, T)
+        u = torch.linspace(0, math.sqrt(self.REACH * T), self.count, dtype=torch.float64)
+        return (u**2).long().unique().flip(0)
+
+
+class Stride(Spacing):
+    """The steps cut into equal sections, and in each so many, evenly spaced, both ends kept (arXiv 2102.09672, DiT).
+
+    Step j of n in a section of size m is round(j (m - 1) / (n - 1)). Where T is no multiple of the sections, the first
+    are one step longer.
+
+    Args:
+        counts: steps of each section, the cleanest first: [50], or [10, 15, 20].
+    """
+
+    def __init__(self, counts: list[Count]):
+        if not counts or counts == [1]:
+            raise ConfigError("counts", counts, "cannot keep both ends; use [2] or more")
+        self.counts = counts
+
+    def steps(self, T: int) -> Tensor:
+        size, longer = divmod(T, len(self.counts))
+        found, start = [], 0
+        for i, count in enumerate(self.counts):
+            m = size + (i < longer)
+            if count > m:
+                raise ConfigError("spacing.counts", self.counts, f"asks for {count} of the {m} steps of section {i}")
+            found += [start + round(j * (m - 1) / max(count - 1, 1)) for j in range(count)]
+            start += m
+        return torch.tensor(found[::-1])
+
+
+class Exact(Spacing):
+    """0, k, 2k, ... up to T-1 with the k that gives exactly S, falling (arXiv 2102.09672, "ddimN").
+
+    Args:
+        count: S.
+    """
+
+    def __init__(self, count: Count = 50):
+        self.count = count
+
+    def steps(self, T: int) -> Tensor:
+        _check(self.count, T)
+        possible = {len(range(0, T, k)): k for k in range(T, 0, -1)}
+        if self.count not in possible:
+            near = min(possible, key=lambda count: abs(count - self.count))
+            raise ConfigError("spacing.count", self.count, f"is what no whole stride over {T} steps gives; use {near}")
+        return torch.arange(0, T, possible[self.count]).flip(0)
+
+
+def _check(count: int, T: int) -> None:
+    if not 1 <= count <= T:
+        raise ConfigError("spacing.count", count, f"must be 1 to {T}, the steps of the schedule")

@@ -1,0 +1,208 @@
+"""Edits, inversion, interpolation (spec: segdiff_sdedit.md part B, tests 4, 7 to 11; ddpm_ddim.md, test 16)."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from oracles import Exact, Normal, TwoModes
+
+from ldae.diffusion.editing import edited, invert, slerp
+from ldae.diffusion.posterior import StepBack
+from ldae.diffusion.samplers import DDIM, Large, Small, noised, sample, start
+from ldae.diffusion.schedules import Cosine, DDPMLinear, LinearSigma
+from ldae.diffusion.spacing import All, Linear
+from ldae.diffusion.trajectory import CLEAN, Prediction, nearest_stage, stages
+from ldae.types import Draws
+
+# n -> gain and deviation of an edit, given the guide: DDPMLinear, T = 1000, s = 0.5
+EDITS = {200: (0.32579, 0.47272), 300: (0.14104, 0.49500), 500: (0.02088, 0.49989), 700: (0.00175, 0.50000)}
+DATA = Normal(0.5)
+FULL = stages(DDPMLinear(), All().steps(1000))
+
+
+def normal(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def tail(n, way=FULL, T=1000):
+    return way[nearest_stage(way, n / T, T) :]
+
+
+def propagated(way):
+    """Gain from the guide and deviation given it, by the coefficients alone."""
+    gain, variance = way[0].gamma, way[0].sigma ** 2
+    for now, then in pairwise(way):
+        back = StepBack.between(now, then)
+        k = back.clean * DATA.gain(now) + back.noisy
+        gain, variance = k * gain, k**2 * variance + Exact(DATA).variance(now, then)
+    return gain, math.sqrt(variance)
+
+
+@pytest.mark.parametrize("n", EDITS)
+def test_an_edit_of_normal_data_is_the_closed_form(n):
+    """Spec, B4. The last step returns a mean: the deviation misses its 1e-4 or so of variance."""
+    way = tail(n)
+    assert way[0].t == n - 1
+    gain, deviation = EDITS[n]
+    assert propagated(way)[0] == pytest.approx(gain, abs=1e-5)
+    assert propagated(way)[1] == pytest.approx(deviation, abs=2e-4)
+    guide = 2 * normal(n, 50_000)
+    found = edited(DATA, Exact(DATA), guide, way, Draws([n + 1]))
+    measured = ((found * guide).mean() / (guide**2).mean()).item()
+    assert measured == pytest.approx(gain, abs=0.005)
+    assert (found - measured * guide).std().item() == pytest.approx(deviation, rel=0.01)
+
+
+@pytest.mark.parametrize("count", [100, 20])
+def test_fewer_steps_from_the_same_level_are_the_same_edit(count):
+    """Test 11: what is kept of the guide is a matter of the level, not of the number of steps."""
+    few = stages(DDPMLinear(), Linear(count).steps(1000))
+    n = 1 + few[len(few) // 2].t
+    assert propagated(tail(n, few))[0] == pytest.approx(propagated(tail(n))[0], rel=1e-9)
+    assert propagated(tail(n, few))[1] == pytest.approx(propagated(tail(n))[1], rel=1e-4)
+    seen = {}
+    sample(DATA, DDIM(), normal(1, 8), few, Draws([0]), watch=lambda i, s, x, _: seen.update({s: x}))
+    end = sample(DATA, DDIM(), seen[tail(n, few)[0]], tail(n, few), Draws([0]))
+    assert torch.equal(end, seen[CLEAN])
+
+
+def test_no_noise_gives_the_guide_back_and_all_of_it_forgets_the_guide():
+    """Test 8; T = 100 rescaled, where alpha_bar ends at 2e-5."""
+    way, guide = stages(DDPMLinear(T=100), All().steps(100)), normal(1, 200_000)
+    assert torch.equal(edited(DATA, Small(), guide, tail(0, way, 100), Draws([0]), repeats=3), guide)
+    found = edited(DATA, Exact(DATA), guide, tail(100, way, 100), Draws([0]))
+    assert abs(torch.corrcoef(torch.stack([found, guide]))[0, 1]) < 0.01
+
+
+def test_an_edit_moves_further_from_the_guide_the_more_noise_there_is():
+    """Test 10; at the end by twice the data's variance, as two that know nothing of each other."""
+    way, guide = stages(DDPMLinear(T=100), All().steps(100)), 0.5 * normal(1, 20_000)
+    away = [
+        (edited(DATA, Exact(DATA), guide, tail(n, way, 100), Draws([3])) - guide).square().mean().item()
+        for n in (0, 10, 20, 30, 40, 50, 60, 80)
+    ]
+    assert away[0] == 0
+    assert all(a <= b * 1.02 for a, b in pairwise(away))
+    assert away[-1] == pytest.approx(2 * 0.25, rel=0.03)
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+@pytest.mark.parametrize("schedule", [DDPMLinear(T=50), LinearSigma(T=50)], ids=lambda s: type(s).__name__)
+def test_what_is_kept_stays_and_the_rest_changes(schedule, repeats):
+    """Test 9; the clean stage has no noise, so that what is kept is the guide itself."""
+    way, guide = stages(schedule, All().steps(50))[20:], normal(1, 2, 3, 8, 8)
+    keep = torch.zeros(2, 1, 8, 8)
+    keep[:, :, :, :4] = 1
+
+    def run(keep):
+        return edited(DATA, Small(), guide, way, Draws([5]), keep=keep, repeats=repeats)
+
+    found = run(keep)
+    assert torch.equal(found[..., :4], guide[..., :4])
+    assert (found[..., 4:] - guide[..., 4:]).abs().mean() > 0.1
+    assert torch.equal(run(torch.ones(2, 1, 8, 8)), guide)
+    assert torch.equal(run(torch.zeros(2, 1, 8, 8)), run(None))
+
+
+def test_what_is_kept_has_the_level_after_the_step_and_one_noise():
+    way, guide, seen = stages(DDPMLinear(T=50), All().steps(50))[20:], normal(1, 4, 3), []
+    edited(
+        DATA,
+        Small(),
+        guide,
+        way,
+        Draws([5]),
+        keep=torch.ones(4, 3),
+        watch=lambda i, stage, x, _: seen.append((stage, x)),
+    )
+    eps = Draws([5]).normal((4, 3))
+    assert [stage for stage, _ in seen] == list(way[1:])
+    for stage, x in seen:
+        torch.testing.assert_close(x, stage.gamma * guide + stage.sigma * eps)
+
+
+def test_every_repeat_starts_from_the_last_ones_result():
+    """Two repeats are two edits, the second of the first's result."""
+    way, guide = tail(300)[::30], normal(1, 8)
+    draws = Draws([5])
+    first = edited(DATA, DDIM(), guide, [*way, CLEAN], draws)
+    second = edited(DATA, DDIM(), first, [*way, CLEAN], draws)
+    assert torch.equal(edited(DATA, DDIM(), guide, [*way, CLEAN], Draws([5]), repeats=2), second)
+
+
+def test_noising_to_a_level_is_the_corruption():
+    stage, guide = FULL[400], normal(1, 50)
+    assert torch.equal(noised(guide, stage, Draws([2])), stage.gamma * guide + stage.sigma * Draws([2]).normal((50,)))
+    assert torch.equal(noised(guide, CLEAN, Draws([2])), guide)
+
+
+def test_the_true_mask_comes_out_of_a_hundred_steps():
+    """Test 4: eps of the true mask; before rounding within 1e-3, the rounded mean of several runs exactly."""
+    mask = (normal(1, 2, 1, 8, 8) > 0).float()
+    way = stages(DDPMLinear(T=100), All().steps(100))
+
+    def predict(x, stage):
+        eps = (x - stage.gamma * (2 * mask - 1)) / stage.sigma
+        return Prediction((x - stage.sigma * eps) / stage.gamma)
+
+    runs = torch.stack([sample(predict, Large(), start(mask.shape, way[0], d), way, d) for d in map(Draws, ([1], [2]))])
+    assert (runs - (2 * mask - 1)).abs().max() < 1e-3
+    assert torch.equal(((runs + 1) / 2).mean(0).round(), mask)
+
+
+# --- inversion and interpolation
+
+
+def test_what_is_encoded_and_decoded_comes_back_the_better_the_more_steps():
+    """Spec of DDIM, test 16, on two modes; with 200 steps to a thousandth."""
+    data, errors = TwoModes(), []
+    x0 = data.drawn((4000,), 1)
+    for count in (10, 20, 50, 100, 200):
+        way = stages(DDPMLinear(), Linear(count).steps(1000))
+        back = sample(data, DDIM(), invert(data, x0, way), way, Draws([0]))
+        errors.append((back - x0).square().mean().item())
+    assert all(a > b for a, b in pairwise(errors)), errors
+    assert errors[-1] < 1e-3
+
+
+def test_what_is_encoded_is_normal():
+    way, x0 = stages(DDPMLinear(), Linear(500).steps(1000)), TwoModes().drawn((20_000,), 1)
+    z = invert(TwoModes(), x0, way)
+    assert z.mean().abs() < 0.03
+    assert z.std().item() == pytest.approx(1, abs=0.02)
+    below = torch.stack([(z < q).float().mean() for q in (-1.0, 0.0, 1.0)])
+    assert below.tolist() == pytest.approx([0.1587, 0.5, 0.8413], abs=0.02)
+
+
+@pytest.mark.parametrize("schedule", [DDPMLinear(), Cosine(), LinearSigma()], ids=lambda s: type(s).__name__)
+def test_inversion_undoes_a_chain_whose_noise_the_network_knows(schedule):
+    """Where eps is seen rightly at every level, up and down are one line."""
+    way = stages(schedule, Linear(20).steps(1000))
+    x0, eps = normal(1, 64).double(), normal(2, 64).double()
+
+    def predict(x, stage):
+        return Prediction((x - stage.sigma * eps) / stage.gamma)
+
+    top = invert(predict, x0, way)
+    torch.testing.assert_close(top, way[0].mixed(x0, eps), rtol=0, atol=1e-9)
+    torch.testing.assert_close(sample(predict, DDIM(), top, way, Draws([0])), x0, rtol=0, atol=1e-9)
+
+
+def test_slerp_turns_by_equal_angles():
+    a, b = normal(1, 5, 3, 4), normal(2, 5, 3, 4)
+    torch.testing.assert_close(slerp(a, b, 0.0), a)
+    torch.testing.assert_close(slerp(a, b, 1.0), b)
+
+    def angle(x, y):
+        return torch.nn.functional.cosine_similarity(x.flatten(1), y.flatten(1)).acos()
+
+    unit = lambda x: x / x.flatten(1).norm(dim=1).reshape(-1, 1, 1)  # noqa: E731
+    a, b = unit(a), unit(b)
+    for lam in (0.25, 0.5, 0.8):
+        mixed = slerp(a, b, lam)
+        torch.testing.assert_close(angle(a, mixed), lam * angle(a, b), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(mixed.flatten(1).norm(dim=1), torch.ones(5), rtol=1e-4, atol=0)
+    torch.testing.assert_close(slerp(a, 2 * a, 0.5), 1.5 * a)  # on one line

@@ -1,0 +1,174 @@
+"""Samplers on normal data, whose best prediction is known (spec: ddpm_ddim.md section 11, sr3.md section 8)."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+import yaml
+from _cli import CONFIGS
+from oracles import Exact, Normal, Told
+
+from ldae.diffusion.corruptions.gaussian import Gaussian
+from ldae.diffusion.posterior import StepBack
+from ldae.diffusion.ramps import ContinuousGamma
+from ldae.diffusion.samplers import DDIM, Large, Learned, Small, sample, start
+from ldae.diffusion.schedules import Cosine, DDPMLinear, LinearSigma
+from ldae.diffusion.spacing import All, Linear, Quadratic, Stride
+from ldae.diffusion.targets import Eps
+from ldae.diffusion.trajectory import Prediction, stages
+from ldae.system import System
+from ldae.types import Draws
+
+COUNTS = (1000, 100, 20, 10)
+# s -> deviation of the samples for each of COUNTS: DDPMLinear, T = 1000, linear stride, from N(0, 1)
+SMALL = {
+    1.0: (0.99552, 0.96000, 0.84305, 0.74041),
+    0.5: (0.49611, 0.46826, 0.39146, 0.33326),
+    0.1: (0.09631, 0.07936, 0.04710, 0.02909),
+}
+LARGE = {
+    1.0: (0.99995, 0.99995, 0.99995, 0.99995),
+    0.5: (0.50075, 0.50849, 0.54406, 0.58903),
+    0.1: (0.10077, 0.11289, 0.18826, 0.32381),
+}
+EXACT = {1.0: (0.99995,) * 4, 0.5: (0.49990,) * 4, 0.1: (0.09950,) * 4}
+DETERMINISTIC = {
+    1.0: (0.99812, 0.98185, 0.91253, 0.83170),
+    0.5: (0.49850, 0.48598, 0.43373, 0.37413),
+    0.1: (0.09832, 0.08832, 0.05558, 0.03678),
+}
+TABLE = [("small", SMALL), ("large", LARGE), ("exact", EXACT), ("eta0", DETERMINISTIC)]
+
+
+def propagated(data, way, kind):
+    """The samples' deviation by the coefficients alone."""
+    eta, variance = 1.0 - (kind == "eta0"), math.hypot(way[0].gamma, way[0].sigma) ** 2
+    for now, then in pairwise(way):
+        back = StepBack.between(now, then, eta)
+        added = {
+            "small": back.beta_tilde,
+            "large": back.beta if then.sigma else 0.0,
+            "exact": Exact(data).variance(now, then),
+            "eta0": 0.0,
+        }[kind]
+        variance = (back.clean * data.gain(now) + back.noisy) ** 2 * variance + added
+    return math.sqrt(variance)
+
+
+@pytest.mark.parametrize(("kind", "table"), TABLE, ids=[kind for kind, _ in TABLE])
+def test_the_samples_deviation_is_the_closed_form(kind, table):
+    for s, row in table.items():
+        for count, expected in zip(COUNTS, row, strict=True):
+            way = stages(DDPMLinear(), Linear(count).steps(1000))
+            assert propagated(Normal(s), way, kind) == pytest.approx(expected, abs=1e-5), (s, count)
+
+
+class Three:
+    """Normal data of s = 1, 0.5 and 0.1 at once, (3, N)."""
+
+    def __init__(self, way):
+        self.rows = [Told(Normal(s), way) for s in (1.0, 0.5, 0.1)]
+
+    def __call__(self, x, stage):
+        found = [told(row, stage) for told, row in zip(self.rows, x, strict=True)]
+        return Prediction(torch.stack([f.x0 for f in found]), torch.stack([f.share for f in found]))
+
+
+RULES = {"small": Small(), "large": Large(), "exact": Learned(), "eta0": DDIM()}
+
+
+@pytest.mark.parametrize("count", [pytest.param(1000, marks=pytest.mark.slow), 100, 20, 10])
+@pytest.mark.parametrize(("kind", "table"), TABLE, ids=[kind for kind, _ in TABLE])
+def test_two_hundred_thousand_samples_have_it(kind, table, count):
+    """Within 0.5 %; standard errors are a third of that."""
+    way = stages(DDPMLinear(), Linear(count).steps(1000))
+    x = sample(Three(way), RULES[kind], start((3, 200_000), way[0], Draws([8])), way, Draws([9]))
+    expected = [row[COUNTS.index(count)] for row in table.values()]
+    assert x.std(dim=1).tolist() == pytest.approx(expected, rel=0.005)
+    assert x.mean(dim=1).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("spacing", [All(), Linear(7), Quadratic(20), Stride([3, 9])], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("schedule", [DDPMLinear(), Cosine(), LinearSigma()], ids=lambda s: type(s).__name__)
+def test_with_the_true_variance_every_step_keeps_the_marginal(schedule, spacing):
+    """For any stride, and for gamma = 1 as well."""
+    data, way = Normal(0.5), stages(schedule, spacing.steps(1000))
+    for now, then in pairwise(way):
+        if now.sigma and then.sigma:
+            back = StepBack.between(now, then)
+            k = back.clean * data.gain(now) + back.noisy
+            found = k**2 * data.spread(now) + Exact(data).variance(now, then)
+            assert found == pytest.approx(data.spread(then), rel=1e-9)
+
+
+# --- super-resolution's steps: the same, over a ramp of its own length
+
+
+RAMPS = [DDPMLinear(10, 1e-3, 0.9, False), DDPMLinear(100, 1e-4, 0.2, False), DDPMLinear(2000, 1e-6, 1e-2, False)]
+
+
+def _reference_sr3(eps_of, y, gamma2, draws):
+    """Alg. 2 of arXiv 2104.07636; gamma2 is its gamma."""
+    for t in range(len(gamma2) - 1, -1, -1):
+        alpha = gamma2[t] / (gamma2[t - 1] if t else 1.0)
+        y = (y - (1 - alpha) / (1 - gamma2[t]).sqrt() * eps_of(y, gamma2[t])) / alpha.sqrt()
+        if t:
+            y = y + (1 - alpha).sqrt() * draws.normal(y.shape)
+    return y
+
+
+@pytest.mark.parametrize("schedule", RAMPS, ids=lambda s: str(s.T))
+def test_sr3_is_ancestral_sampling_with_the_large_variance(schedule):
+    """Its formula in eps is the posterior's mean with an unclipped x0 (sr3.md, tests 1, 4 and 8)."""
+
+    def eps_of(y, gamma2):
+        return (1 - gamma2).sqrt() * y + 0.05 * torch.sin(2 * y)
+
+    def predict(y, stage):
+        gamma2 = torch.tensor(stage.gamma**2, dtype=torch.float64)
+        return Prediction((y - stage.sigma * eps_of(y, gamma2)) / stage.gamma)
+
+    way = stages(schedule, All().steps(schedule.T))
+    y = torch.randn(4, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = sample(predict, Large(), y, way, Draws([2]))
+    torch.testing.assert_close(found, _reference_sr3(eps_of, y, schedule.gamma**2, Draws([2])), rtol=0, atol=1e-5)
+    assert sample(predict, Large(), 5 * y, way, Draws([2]), clip=True).abs().max() <= 1
+
+
+CONDITION = torch.tensor([[-0.8], [0.0], [0.3], [0.9]])  # m(x) of four images, as many numbers of each
+
+
+@pytest.mark.parametrize("schedule", RAMPS, ids=lambda s: str(s.T))
+def test_sr3_of_unit_data_is_right_whatever_the_number_of_steps(schedule):
+    """sr3.md, test 5: mean within 0.01 of m(x), deviation within 1 %."""
+    way, data = stages(schedule, All().steps(schedule.T)), Normal(1.0, CONDITION)
+    assert way[0].gamma ** 2 < 1e-2
+    found = sample(data, Large(), start((4, 25_000), way[0], Draws([1])), way, Draws([2]))
+    off = found - CONDITION
+    assert off.mean().abs() < 0.01
+    assert off.mean(1).abs().max() < 0.02  # a quarter of the numbers each
+    assert off.std().item() == pytest.approx(1, rel=0.01)
+
+
+@pytest.mark.parametrize("schedule", RAMPS, ids=lambda s: str(s.T))
+def test_sr3_of_certain_data_is_right_with_the_small_variance(schedule):
+    way, data = stages(schedule, All().steps(schedule.T)), Normal(1e-4, CONDITION)
+    found = sample(data, Small(), start((4, 64), way[0], Draws([1])), way, Draws([2]))
+    assert (found - CONDITION).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(("name", "expected"), [("mse", 1.0), ("mae", 0.7979)])
+def test_sr3s_loss_starts_at_the_moments_of_noise_and_has_their_gradient(name, expected):
+    """sr3.md, test 9: a network that answers 0; and finite differences of either power."""
+    file = CONFIGS / "metric" / f"{name}.yaml"
+    if not file.exists():
+        pytest.skip(f"there is no metric={name}")
+    metric = System({"metric": yaml.safe_load(file.read_text())})["metric"]
+    level, y0 = ContinuousGamma().draw(2000, Draws([1])), torch.zeros(2000, 3, 4, 4)
+    eps = Eps().of(y0, Gaussian().draw(y0, Draws([2])), level)
+    assert metric(torch.zeros_like(eps), eps).mean().item() == pytest.approx(expected, abs=0.01)
+    out, y = (torch.randn(2, 1, 3, 3, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in (3, 4))
+    assert torch.autograd.gradcheck(lambda out: metric(out, y), out.requires_grad_())

@@ -1,0 +1,336 @@
+"""Ancestral and DDIM steps, and the loop (spec: ddpm_ddim.md sections 3, 6, 7; its tests 2 to 9, 14, 17)."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from oracles import TwoModes
+
+from ldae.diffusion.noiseless import Blank
+from ldae.diffusion.posterior import Posterior, StepBack
+from ldae.diffusion.samplers import DDIM, Improved, Large, Learned, Restart, Small, noised, sample, start
+from ldae.diffusion.schedules import ConstantSigma, Cosine, DDPMLinear, LinearGamma2, LinearSigma
+from ldae.diffusion.spacing import All, Linear, Quadratic, Stride, Trailing
+from ldae.diffusion.targets import V
+from ldae.diffusion.trajectory import CLEAN, Prediction, Stage, stages
+from ldae.errors import ConfigError
+from ldae.types import Draws
+
+PRESERVING = [DDPMLinear(), Cosine(), LinearGamma2(), DDPMLinear(T=50)]
+KINDS = [*PRESERVING, LinearSigma(), LinearSigma(T=100, sigma_max=3.0)]
+SPACINGS = [All(), Linear(20), Quadratic(20), Stride([5, 10]), Trailing(7)]
+
+
+def normal(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def pairs(schedule, spacing):
+    found = stages(schedule, spacing.steps(schedule.T))
+    return list(pairwise(found))
+
+
+def network(x, stage):
+    """Some smooth eps of x and t, as what it says of x0."""
+    eps = stage.sigma * x + 0.05 * torch.sin(2 * x + stage.t / 50)
+    return Prediction((x - stage.sigma * eps) / stage.gamma)
+
+
+# --- one step
+
+
+@pytest.mark.parametrize("spacing", SPACINGS, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("schedule", KINDS, ids=lambda s: f"{type(s).__name__}{s.T}")
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_a_step_back_leads_to_the_lower_marginal(schedule, spacing, eta):
+    """For every schedule, variance preserving or not, every stride and every eta."""
+    for now, then in pairs(schedule, spacing):
+        back = StepBack.between(now, then, eta)
+        assert back.clean + back.noisy * now.gamma == pytest.approx(then.gamma, abs=1e-12)
+        drawn = (eta**2) * back.beta_tilde
+        assert (back.noisy * now.sigma) ** 2 + drawn == pytest.approx(then.sigma**2, abs=1e-12)
+
+
+@pytest.mark.parametrize("schedule", PRESERVING, ids=lambda s: f"{type(s).__name__}{s.T}")
+def test_steps_of_the_schedule_are_its_posterior(schedule):
+    q = Posterior(schedule)
+    backs = [StepBack.between(now, then) for now, then in pairs(schedule, All())][::-1]
+    for name in ("clean", "noisy", "beta", "beta_tilde"):
+        found = torch.tensor([getattr(back, name) for back in backs], dtype=torch.float64)
+        torch.testing.assert_close(found, getattr(q, name), rtol=1e-8, atol=1e-12)
+    assert (backs[0].clean, backs[0].noisy, backs[0].beta_tilde) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("schedule", PRESERVING, ids=lambda s: f"{type(s).__name__}{s.T}")
+def test_noise_composed_step_by_step_is_the_closed_form(schedule):
+    """1 - alpha_bar from single steps (spec, test 2), and alpha_bar of the kept steps from the betas between (9)."""
+    for spacing in (All(), Linear(10), Quadratic(10)):
+        kept = stages(schedule, spacing.steps(schedule.T))[::-1]
+        product, variance = 1.0, 0.0
+        for then, now in pairwise(kept):
+            beta = StepBack.between(now, then).beta
+            product *= 1 - beta
+            variance = (1 - beta) * variance + beta
+            assert variance == pytest.approx(now.sigma**2, rel=1e-12)
+            assert product == pytest.approx(now.gamma**2, rel=1e-12, abs=1e-14)
+
+
+def test_keeping_all_steps_gives_the_betas_back():
+    schedule = DDPMLinear()
+    found = [StepBack.between(now, then).beta for now, then in pairs(schedule, All())][::-1]
+    assert found == pytest.approx(schedule.beta.tolist(), rel=1e-9)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS, ids=lambda s: type(s).__name__)
+def test_three_forms_of_the_mean_agree(spacing):
+    """From x0; from eps, (x - beta / sqrt(1 - a) eps) / sqrt(alpha); along DDIM's direction (spec, test 4)."""
+    x0, eps = normal(1, 64), normal(2, 64)
+    for now, then in pairs(DDPMLinear(), spacing):
+        x, back = now.mixed(x0, eps), StepBack.between(now, then)
+        mean = back.mean(x0, x)
+        alpha = (now.gamma / then.gamma) ** 2
+        from_eps = (x - (1 - alpha) / now.sigma * eps) / math.sqrt(alpha)
+        direction = then.gamma * x0 + math.sqrt(max(then.sigma**2 - back.beta_tilde, 0)) * eps
+        torch.testing.assert_close(from_eps, mean, rtol=0, atol=1e-6)
+        torch.testing.assert_close(direction, mean, rtol=0, atol=1e-6)
+
+
+def test_the_mean_tells_x0():
+    """A network that predicted the mean itself would say x0 = (mean - noisy x) / clean (spec, test 5)."""
+    x0, eps = normal(1, 64), normal(2, 64)
+    for now, then in pairs(DDPMLinear(), Linear(50)):
+        back, x = StepBack.between(now, then), now.mixed(x0, eps)
+        torch.testing.assert_close((back.mean(x0, x) - back.noisy * x) / back.clean, x0, rtol=0, atol=1e-5)
+
+
+def test_equal_stages_are_one():
+    """A pair of equal steps, or a schedule of one level, changes nothing, whatever the rule."""
+    x, found = normal(1, 8), Prediction(normal(2, 8), torch.zeros(8))
+    for stage in (stages(DDPMLinear(), torch.tensor([300]))[0], stages(ConstantSigma(), torch.tensor([3]))[0]):
+        for rule in (Small(), Large(), Learned(), DDIM(), DDIM(0.5), DDIM(1.0)):
+            torch.testing.assert_close(rule(x, found, stage, stage, Draws([0])), x)
+
+
+def test_stages_that_grow_noisier_are_refused():
+    up = stages(DDPMLinear(), torch.tensor([300, 400]))
+    for rule in (Small(), DDIM()):
+        with pytest.raises(ValueError, match="t=400 is noisier than t=300"):
+            sample(network, rule, normal(1, 4), up, Draws([0]))
+
+
+@pytest.mark.parametrize("rule", [Small(), Large(), DDIM(), DDIM(0.5), DDIM(1.0)], ids=lambda r: type(r).__name__)
+def test_levels_without_noise_or_without_signal_are_defined(rule):
+    """Nothing left to remove: x stays. Nothing there at all: the prediction is all. gamma = 0: v tells x0."""
+    x, found = normal(1, 8), Prediction(normal(2, 8))
+    assert torch.equal(rule(x, found, Stage(0, 1.0, 0.0), CLEAN, Draws([0])), x)
+    assert torch.equal(rule(torch.zeros(8), found, stages(Blank(), torch.tensor([0]))[0], CLEAN, Draws([0])), found.x0)
+    way = stages(LinearGamma2(T=10), All().steps(10))
+    assert way[0].gamma == 0
+
+    def predict(x, stage):
+        return Prediction(V().to_x0(torch.tanh(x), x, stage.level(x)))
+
+    assert torch.isfinite(sample(predict, rule, start((2, 3), way[0], Draws([1])), way, Draws([2]))).all()
+
+
+def test_a_step_to_where_there_is_no_noise_adds_none():
+    """l-DAE's cleanest level has sigma = 0 before the clean stage: one draw fewer than steps, and x stays there."""
+    way = stages(LinearSigma(T=4), All().steps(4))
+    draws, other, seen = Draws([0]), Draws([0]), []
+    predict = lambda x, stage: Prediction(0.5 * x)  # noqa: E731
+    sample(predict, Large(), normal(1, 5), way, draws, watch=lambda i, stage, x, x0: seen.append((x, x0)))
+    for _ in range(2):  # 3 -> 2 -> 1; then 1 -> 0 and 0 -> clean draw nothing
+        other.normal((5,))
+    assert torch.equal(draws.normal((5,)), other.normal((5,)))
+    assert torch.equal(seen[2][0], seen[2][1])  # at sigma = 0 x is the prediction
+    assert torch.equal(seen[3][0], seen[2][0])
+
+
+# --- whole chains
+
+
+def _reference_ddpm(eps_of, x, steps, alpha_bar, draws, variance, clip):
+    """DDPM's Alg. 2 by its tables, recomputed for the kept steps as improved DDPM does."""
+    kept = steps.tolist()[::-1]
+    a = alpha_bar[kept]
+    before = torch.cat([torch.ones(1, dtype=torch.float64), a[:-1]])
+    beta = 1 - a / before
+    for i in range(len(kept) - 1, -1, -1):
+        x0 = (x - (1 - a[i]).sqrt() * eps_of(x, kept[i], (1 - a[i]).sqrt())) / a[i].sqrt()
+        x0 = x0.clamp(-1, 1) if clip else x0
+        x = (before[i].sqrt() * beta[i] * x0 + (1 - beta[i]).sqrt() * (1 - before[i]) * x) / (1 - a[i])
+        if i:
+            v = {"small": beta[i] * (1 - before[i]) / (1 - a[i]), "large": beta[i]}[variance]
+            x = x + v.sqrt() * draws.normal(x.shape)
+    return x
+
+
+def _reference_ddim(eps_of, x, steps, alpha_bar, draws, eta, clip):
+    """DDIM's Eq. 12 and 16; a clipped x0 changes eps."""
+    kept = [*steps.tolist(), None]
+    for t, s in pairwise(kept):
+        a, p = alpha_bar[t], alpha_bar[s] if s is not None else torch.tensor(1.0, dtype=torch.float64)
+        eps = eps_of(x, t, (1 - a).sqrt())
+        x0 = (x - (1 - a).sqrt() * eps) / a.sqrt()
+        if clip:
+            x0 = x0.clamp(-1, 1)
+            eps = (x - a.sqrt() * x0) / (1 - a).sqrt()
+        sigma = eta * ((1 - p) / (1 - a)).sqrt() * (1 - a / p).sqrt()
+        x = p.sqrt() * x0 + (1 - p - sigma**2).clamp(min=0).sqrt() * eps
+        if sigma > 0:
+            x = x + sigma * draws.normal(x.shape)
+    return x
+
+
+def eps_of(x, t, sigma):
+    return sigma * x + 0.05 * torch.sin(2 * x + t / 50)
+
+
+CHAINS = [All(), Linear(50), Quadratic(50), Stride([10, 20]), Trailing(30)]
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("spacing", CHAINS, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(("rule", "variance"), [(Small(), "small"), (Large(), "large")])
+def test_ancestral_sampling_is_ddpms_on_the_kept_steps(rule, variance, spacing, clip):
+    """With `Large`, the sigma-hat rows of DDIM's table (spec, test 7)."""
+    schedule, x = DDPMLinear(), normal(3, 4, 16)
+    steps = spacing.steps(1000)
+    found = sample(network, rule, x, stages(schedule, steps), Draws([5]), clip=clip)
+    expected = _reference_ddpm(eps_of, x, steps, schedule.gamma**2, Draws([5]), variance, clip)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert found.std() > 0.01
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("eta", [0.0, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("spacing", CHAINS, ids=lambda s: type(s).__name__)
+def test_ddim_is_its_paper(eta, spacing, clip):
+    schedule, x = DDPMLinear(), normal(3, 4, 16)
+    steps = spacing.steps(1000)
+    found = sample(network, DDIM(eta), x, stages(schedule, steps), Draws([5]), clip=clip)
+    expected = _reference_ddim(eps_of, x, steps, schedule.gamma**2, Draws([5]), eta, clip)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("spacing", CHAINS, ids=lambda s: type(s).__name__)
+def test_ddim_with_eta_one_is_ancestral_sampling(spacing, clip):
+    """Spec, test 6; with clipping it takes an eps that changes along with x0."""
+    way, x = stages(DDPMLinear(), spacing.steps(1000)), normal(3, 4, 16)
+    found, expected = (sample(network, rule, x, way, Draws([5]), clip=clip) for rule in (DDIM(1.0), Small()))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    if clip:
+        assert found.abs().max() <= 1
+
+
+@pytest.mark.parametrize("spacing", [All(), Linear(100), Linear(10), Quadratic(10), Stride([2])])
+def test_ddim_with_the_true_noise_passes_through_the_true_levels(spacing):
+    """Spec, test 8. In float32 roundings grow by 1 / gamma, to 2e-4 over 1000 steps."""
+    x0, eps, way = normal(1, 4, 16), normal(2, 4, 16), stages(DDPMLinear(), spacing.steps(1000))
+    seen = []
+
+    def predict(x, stage):
+        return Prediction((x - stage.sigma * eps) / stage.gamma)
+
+    end = sample(predict, DDIM(), way[0].mixed(x0, eps), way, Draws([0]), watch=lambda i, s, x, _: seen.append((s, x)))
+    torch.testing.assert_close(end, x0, rtol=0, atol=1e-9)
+    assert [s for s, _ in seen] == list(way[1:])
+    for stage, x in seen:
+        torch.testing.assert_close(x, stage.mixed(x0, eps), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("share", "rule"), [(0.0, Small()), (1.0, Large())])
+def test_the_ends_of_a_learned_variance_are_the_fixed_ones(share, rule):
+    """On the kept steps, with the betas between those (spec, test 14)."""
+    way, x = stages(DDPMLinear(), Linear(40).steps(1000)), normal(3, 4, 16)
+
+    def predict(x, stage):
+        return Prediction(network(x, stage).x0, torch.full_like(x, share))
+
+    torch.testing.assert_close(
+        sample(predict, Learned(), x, way, Draws([5])), sample(network, rule, x, way, Draws([5])), rtol=0, atol=1e-6
+    )
+
+
+def test_a_learned_variance_must_have_been_learned():
+    with pytest.raises(ConfigError, match="sampler='Learned' needs a variance that was learned"):
+        sample(network, Learned(), normal(1, 4), stages(DDPMLinear(), Linear(4).steps(1000)), Draws([0]))
+
+
+def test_two_modes_keep_their_weights_and_widths():
+    """Spec, test 17: within 1 % and 3 % at S = 1000."""
+    data, way = TwoModes(), stages(DDPMLinear(), All().steps(1000))
+    x = sample(data, DDIM(1.0), start((20_000,), way[0], Draws([1])), way, Draws([2]))
+    left = x < 0
+    assert left.float().mean().item() == pytest.approx(0.3, abs=0.01)
+    assert x[left].std().item() == pytest.approx(0.25, rel=0.03)
+    assert x[~left].std().item() == pytest.approx(0.25, rel=0.03)
+    assert x[left].mean().item() == pytest.approx(-1, abs=0.02)
+
+
+# --- the loop
+
+
+def test_the_network_is_told_the_schedules_own_steps():
+    told = []
+
+    def predict(x, stage):
+        level = stage.level(x)
+        told.append((level.t.tolist(), level.gamma[0].item()))
+        return Prediction(x)
+
+    schedule = DDPMLinear()
+    sample(predict, Small(), normal(1, 2, 3), stages(schedule, Linear(4).steps(1000)), Draws([0]))
+    assert told == [([t, t], schedule.gamma[t].float().item()) for t in (750, 500, 250, 0)]
+
+
+def test_a_chain_goes_on_from_where_it_was_left():
+    """Bit by bit, from the x and the draws that it had; and an image does not depend on its neighbours."""
+    way, x, kept = stages(DDPMLinear(), Linear(20).steps(1000)), normal(3, 4, 16).float(), {}
+    draws = Draws([1, 2, 3, 4])
+    whole = sample(network, Small(), x, way, Draws([1, 2, 3, 4]), watch=lambda i, s, x, _: kept.update({i: (s, x)}))
+    half = sample(network, Small(), x, way[:8], draws)
+    assert torch.equal(half, kept[6][1])
+    assert torch.equal(sample(network, Small(), half, way[7:], draws), whole)
+    alone = torch.cat([sample(network, Small(), x[i : i + 1], way, Draws([i + 1])) for i in range(4)])
+    assert torch.equal(alone, whole)
+
+
+def test_one_stage_is_no_step():
+    x = normal(1, 4)
+    for rule in (Small(), DDIM(), Restart(), Improved()):
+        assert torch.equal(sample(network, rule, x, [CLEAN], Draws([0])), x)
+
+
+def test_clipping_holds_the_prediction_not_x():
+    way, seen = stages(DDPMLinear(), Linear(10).steps(1000)), []
+    x = 3 * normal(1, 64)
+    end = sample(network, Large(), x, way, Draws([0]), clip=True, watch=lambda i, s, x, x0: seen.append((x, x0)))
+    assert max(x0.abs().max() for _, x0 in seen) == 1
+    assert max(x.abs().max() for x, _ in seen) > 1
+    assert torch.equal(end, seen[-1][1])  # the last step is the prediction itself, without noise
+
+
+def test_amended_values_are_what_the_next_step_starts_from():
+    way, seen = stages(DDPMLinear(), Linear(5).steps(1000)), []
+
+    def predict(x, stage):
+        seen.append(x.clone())
+        return Prediction(x)
+
+    end = sample(predict, Small(), normal(1, 3), way, Draws([0]), amend=lambda x, stage: torch.full_like(x, stage.t))
+    assert [x[0].item() for x in seen[1:]] == [600, 400, 200, 0]
+    assert end.tolist() == [-1, -1, -1]
+
+
+@pytest.mark.parametrize("schedule", [DDPMLinear(), LinearSigma()], ids=lambda s: type(s).__name__)
+def test_sampling_starts_from_what_unit_data_would_be_there(schedule):
+    stage = stages(schedule, torch.tensor([999]))[0]
+    x = start((100_000,), stage, Draws([3]))
+    data = noised(normal(4, 100_000).float(), stage, Draws([5]))
+    assert x.std().item() == pytest.approx(math.hypot(stage.gamma, stage.sigma), rel=0.01)
+    assert data.std().item() == pytest.approx(x.std().item(), rel=0.02)

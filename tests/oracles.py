@@ -1,0 +1,83 @@
+"""Data whose best prediction is known in closed form (spec: ddpm_ddim.md section 11)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ldae.diffusion.bound import steps_back
+from ldae.diffusion.posterior import StepBack
+from ldae.diffusion.samplers import StepRule
+from ldae.diffusion.trajectory import Prediction
+
+
+class Normal:
+    """Numbers from N(mean, s^2), and the exact E[x0 | x] and Var[x0 | x] at a stage."""
+
+    def __init__(self, s, mean=0.0):
+        self.s, self.mean = s, mean
+
+    def gain(self, stage):
+        return stage.gamma * self.s**2 / self.spread(stage)
+
+    def left(self, stage):
+        return self.s**2 * stage.sigma**2 / self.spread(stage)
+
+    def spread(self, stage):
+        """Variance of x at the stage."""
+        return stage.gamma**2 * self.s**2 + stage.sigma**2
+
+    def __call__(self, x, stage):
+        return Prediction(self.mean + self.gain(stage) * (x - stage.gamma * self.mean))
+
+
+class Exact(StepRule):
+    """Ancestral steps of `Normal` data with the true variance: beta_tilde + clean^2 Var[x0 | x]."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def variance(self, now, then):
+        back = StepBack.between(now, then)
+        return back.beta_tilde + back.clean**2 * self.data.left(now) if then.sigma else 0.0
+
+    def __call__(self, x, found, now, then, draws):
+        mean = StepBack.between(now, then).mean(found.x0, x)
+        return mean + math.sqrt(self.variance(now, then)) * draws.normal(x.shape) if then.sigma else mean
+
+
+class Told:
+    """`Normal` data, told with the share that makes a learned variance the true one, for the bound too."""
+
+    def __init__(self, data, way):
+        self.data = data
+        self.backs = dict(zip(way[:-1], steps_back(way), strict=True))
+
+    def __call__(self, x, stage):
+        back = self.backs[stage]
+        low, high = math.log(back.beta_tilde), math.log(back.beta)
+        true = (0.0 if back.final else back.beta_tilde) + back.clean**2 * self.data.left(stage)
+        share = (math.log(true) - low) / (high - low)
+        return Prediction(self.data(x, stage).x0, torch.full_like(x, share))
+
+
+class TwoModes:
+    """Numbers that are one of two normal ones: means m, weights w, both of deviation s."""
+
+    def __init__(self, means=(-1.0, 1.0), weights=(0.3, 0.7), s=0.25):
+        self.means, self.weights = (torch.tensor(x).reshape(2, 1) for x in (means, weights))
+        self.s = s
+
+    def __call__(self, x, stage):
+        flat = x.reshape(1, -1)
+        spread = stage.gamma**2 * self.s**2 + stage.sigma**2
+        away = flat - stage.gamma * self.means  # (2, N)
+        belongs = (self.weights.log() - away**2 / (2 * spread)).softmax(0)
+        x0 = self.means + stage.gamma * self.s**2 / spread * away
+        return Prediction((belongs * x0).sum(0).reshape(x.shape))
+
+    def drawn(self, shape, seed):
+        g = torch.Generator().manual_seed(seed)
+        first = torch.rand(shape, generator=g) < self.weights[0]
+        return torch.where(first, *self.means.flatten()) + self.s * torch.randn(shape, generator=g)
