@@ -94,7 +94,7 @@ class Denoise(Representing):
             z_t = self.corruption.at(z0, level, state)
             x_t = self.input.view(z_t)  # (B, C, H, W)
             y = self.target.of(self.output.clean(x0, z0), state, level)  # (B, C', H', W')
-            told = self.task.dropped(cond, draws) if self.denoiser.training else cond
+            told = self.task.in_training(cond, draws) if self.denoiser.training else cond
         out = self.denoiser(x_t, level, told)
         with full_precision(batch.images):
             out = out.float()
