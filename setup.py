@@ -27,6 +27,7 @@ setup(
         "tensorboard>=2.16",  # curves and pictures
     ],
     extras_require={
+        "fid": ["torch-fidelity>=0.3"],  # Inception-v3 as FID has it; its weights are the user's to fetch
         "dev": [
             "pytest>=8",  # the tests
             "pytest-xdist>=3.5",  # on both cores

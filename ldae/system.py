@@ -69,7 +69,7 @@ class System:
         self.config = {**BEFORE, **config}
         self.made: dict[str, Any] = {}
         self.derived: Mapping[str, Callable[[], Any]] = {
-            "image_shape": lambda: (3, self["data"].size, self["data"].size),
+            "image_shape": lambda: (self["task"].channels, self["data"].size, self["data"].size),
             "in_shape": lambda: self["input"].shape,
             "out_shape": lambda: self["variance"].widened(self["output"].shape),
             "classes": lambda: self["task"].classes,

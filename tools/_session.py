@@ -130,9 +130,9 @@ class Session:
         )
 
     def images(self, images: ImageSet, batch: int = 500) -> Iterator[Tensor]:
-        """All images of a set in order, (B, 3, H, W) in [-1, 1], on this process's device."""
+        """What tokenizers see of a set, in order: the task's x0, (B, C, H, W) in [-1, 1], on this process's device."""
         for found in in_order(images, batch, self.world.device, self.config["data"].get("workers", 0), self.stop.poll):
-            yield 2 * found.images - 1
+            yield self.system["task"](found)[0]
 
 
 def _seeded(seed: Natural) -> int:

@@ -81,14 +81,20 @@ def tokenizer_key(session: Session, splits: Splits) -> str:
     """Names a tokenizer in the cache: what it is, what it was fitted on, how."""
     spec = {k: v for k, v in session.config["tokenizer"].items() if k != "weights"}
     seed = session.seed if session.system["tokenizer"].needs_training else 0
-    return json_hash([spec, session.system["data"].size, splits.fingerprint, seed])[:20]
+    task = [session.config["task"]] if "task" in _fitted_on(session) else []
+    return json_hash([spec, session.system["data"].size, splits.fingerprint, seed, *task])[:20]
+
+
+def _fitted_on(session: Session) -> Sequence[str]:
+    """The groups that say what a tokenizer is fitted on: the task among them only where x0 is not the image."""
+    return ("data", "task") if session.system["task"].channels != 3 else ("data",)
 
 
 def _cached_tokenizer(session: Session, splits: Splits) -> Path:
     folder = session.cache / "tokenizers" / tokenizer_key(session, splits)
     path = folder / TOKENIZER_FILE
     if not session.world.shared(path.exists()):
-        sub = Session(tokenizer_config(session.config))
+        sub = Session(tokenizer_config(session))
         sub.stop, sub.world = session.stop, session.world
         _say(session, f"fitting the tokenizer {type(sub.system['tokenizer']).__name__} (kept in {folder})")
         with _held(session, RunFolder(folder)) as run:
@@ -112,11 +118,11 @@ def _say(session: Session, text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def tokenizer_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of train_tokenizer.py for the tokenizer, data and machine of another tool's config."""
+def tokenizer_config(session: Session) -> dict[str, Any]:
+    """The config of train_tokenizer.py for the tokenizer, data and machine of another tool's session."""
     root: DictConfig = compose("train_tokenizer", [])
-    for group in ("data", "tokenizer", "seed", "device", "runtime"):
-        root[group] = config[group]
+    for group in (*_fitted_on(session), "tokenizer", "seed", "device", "runtime"):
+        root[group] = session.config[group]
     return resolved(root)
 
 

@@ -54,8 +54,37 @@ class Context:
 Bad = list[tuple[str, str]]
 
 
-def in_memory(listing: Listing, size: int, context: Context) -> tuple[MemoryImages, Bad, str]:
+class Squares:
+    """Image files as centred squares of pixels.
+
+    Attributes:
+        kind: names them in the cache.
+        channels: of a square.
+    """
+
+    kind, channels = "pixels", 3
+
+    def sources(self, listing: Listing) -> Iterable[Any]:
+        """What `square` is to read for each file of a listing."""
+        return (listing.root / name for name in listing.files)
+
+    @staticmethod
+    def square(source: Any, size: int, max_pixels: int) -> np.ndarray:
+        """(channels, size, size) uint8.
+
+        Raises:
+            BadImage: it cannot be read.
+        """
+        return np.asarray(centre_square(read_rgb(source, max_pixels), size)).transpose(2, 0, 1)
+
+
+def in_memory(
+    listing: Listing, size: int, context: Context, squares: Squares | None = None
+) -> tuple[MemoryImages, Bad, str]:
     """The listing's images as centred size x size squares, decoded once and then memory-mapped.
+
+    Args:
+        squares: how a file becomes a square; in colour if None.
 
     Returns:
         The set, the files that were left out, and the fingerprint of pixels, labels and names.
@@ -63,13 +92,14 @@ def in_memory(listing: Listing, size: int, context: Context) -> tuple[MemoryImag
     Raises:
         DataError: more than max_bad of the files are unreadable.
     """
-    folder = context.cache / "images" / json_hash([FORMAT, "pixels", listing.stamp, listing.classes, size])[:20]
+    squares = squares or Squares()
+    folder = context.cache / "images" / json_hash([FORMAT, squares.kind, listing.stamp, listing.classes, size])[:20]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         manifest = _intact(folder)
         if manifest is None:
             with published_folder(folder) as temporary:
-                _decode_all(listing, size, context, temporary)
+                _decode_all(listing, size, context, temporary, squares)
             manifest = read_json(folder / "manifest.json")
     bad = [(name, reason) for name, reason in manifest["bad"]]
     _check_share(bad, listing, context)
@@ -91,7 +121,8 @@ def as_files(listing: Listing, size: int, context: Context) -> tuple[FileImages,
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if not path.exists():
-            outcomes = _decoded(listing, partial(_unreadable, max_pixels=context.max_pixels), context)
+            work = partial(_unreadable, max_pixels=context.max_pixels)
+            outcomes = _decoded(listing, Squares().sources(listing), work, context)
             found = [(name, why) for name, why in zip(listing.files, outcomes, strict=True) if why]
             write_json(path, {"bad": found})
     bad = [(name, reason) for name, reason in read_json(path)["bad"]]
@@ -138,10 +169,11 @@ def _pixel_hash(pixels: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _decode_all(listing: Listing, size: int, context: Context, folder: Path) -> None:
+def _decode_all(listing: Listing, size: int, context: Context, folder: Path, squares: Squares) -> None:
     total, kept, bad = len(listing.files), 0, []
-    scratch = np.lib.format.open_memmap(folder / "pixels.npy", "w+", np.uint8, (total, 3, size, size))
-    outcomes = _decoded(listing, partial(_square, size=size, max_pixels=context.max_pixels), context)
+    scratch = np.lib.format.open_memmap(folder / "pixels.npy", "w+", np.uint8, (total, squares.channels, size, size))
+    work = partial(_attempted, squares.square, size=size, max_pixels=context.max_pixels)
+    outcomes = _decoded(listing, squares.sources(listing), work, context)
     for name, outcome in zip(listing.files, outcomes, strict=True):
         if isinstance(outcome, str):
             bad.append((name, outcome))
@@ -160,18 +192,17 @@ def _decode_all(listing: Listing, size: int, context: Context, folder: Path) -> 
     write_json(folder / "manifest.json", {"bad": bad, "pixels": pixels, "fingerprint": fingerprint})
 
 
-def _decoded(listing: Listing, work: Callable[[Path], Any], context: Context) -> Iterator[Any]:
-    """`work` done on every file, in order, by worker processes that leave signals to the main one."""
-    paths: Iterable[Path] = (listing.root / name for name in listing.files)
+def _decoded(listing: Listing, sources: Iterable[Any], work: Callable[[Any], Any], context: Context) -> Iterator[Any]:
+    """`work` done on the source of every file, in order, by worker processes that leave signals to the main one."""
     bar = partial(tqdm, total=len(listing.files), desc="reading images", unit="img", disable=not context.progress)
     if context.workers < 2 or len(listing.files) < 500:
-        for path in bar(paths):
+        for source in bar(sources):
             context.poll()
-            yield work(path)
+            yield work(source)
         return
     pool = ProcessPoolExecutor(context.workers, multiprocessing.get_context("fork"), ignore_signals)
     try:
-        for outcome in bar(pool.map(work, paths, chunksize=64)):
+        for outcome in bar(pool.map(work, sources, chunksize=64)):
             context.poll()
             yield outcome
     except BrokenProcessPool:
@@ -186,9 +217,9 @@ def ignore_signals(*_: Any) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _square(path: Path, size: int, max_pixels: int) -> np.ndarray | str:
+def _attempted(square: Callable[..., np.ndarray], source: Any, size: int, max_pixels: int) -> np.ndarray | str:
     try:
-        return np.asarray(centre_square(read_rgb(path, max_pixels), size)).transpose(2, 0, 1)
+        return square(source, size, max_pixels)
     except BadImage as error:
         return str(error)
 

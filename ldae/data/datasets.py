@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,7 @@ from ldae.counter import seed_of, uniforms
 from ldae.data.cache import Bad, Context, as_files, in_memory
 from ldae.data.folder import Listing, list_classes, list_images
 from ldae.data.images import ImageSet, MemoryImages, Splits
-from ldae.errors import ConfigError, DataError
+from ldae.errors import ConfigError, DataError, nearest
 from ldae.files import json_hash
 from ldae.parts import Count, Fraction, Natural
 
@@ -102,6 +103,24 @@ class Digits(Dataset):
         return self._splits(whole, None, [str(c) for c in range(10)], [json_hash(pixels.flatten().tolist())], [])
 
 
+def existing_root(root: str | None, layout: str) -> Path:
+    """data.root as a path.
+
+    Args:
+        layout: what it should hold, for the error.
+
+    Raises:
+        ConfigError: it is not set.
+        DataError: it is no folder.
+    """
+    if not root:
+        raise ConfigError("root", root, f"is not set; give data.root=FOLDER with {layout}")
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise DataError(f"data.root={root} is {'a file' if folder.exists() else 'missing'}; a folder is needed")
+    return folder
+
+
 class ImageFolder(Dataset):
     """Images in class folders: root/train/CLASS/NAME and root/{test,val}/CLASS/NAME, or root/CLASS/NAME alone.
 
@@ -109,6 +128,7 @@ class ImageFolder(Dataset):
         root: the folder.
         store: `memory` decodes all images once to size x size squares, `stream` reads files as they come;
             `auto` takes memory up to 2 GiB of images of at most 96 pixels.
+        only: names of the classes that are kept; all if null.
     """
 
     def __init__(
@@ -117,39 +137,35 @@ class ImageFolder(Dataset):
         division: Division,
         root: str | None = None,
         store: Literal["auto", "memory", "stream"] = "auto",
+        only: list[str] | None = None,
     ):
         super().__init__(size, division)
-        self.root, self.store = root, store
-
-    def folder(self) -> Path:
-        """data.root as a path.
-
-        Raises:
-            ConfigError: it is not set.
-            DataError: it is no folder.
-        """
-        if not self.root:
-            raise ConfigError("root", self.root, "is not set; give data.root=FOLDER with train/CLASS/NAME images")
-        root = Path(self.root).expanduser()
-        if not root.is_dir():
-            raise DataError(f"data.root={self.root} is {'a file' if root.exists() else 'missing'}; a folder is needed")
-        return root
+        self.root, self.store, self.only = root, store, only
 
     def open(self, context: Context) -> Splits:
-        root = self.folder()
+        root = existing_root(self.root, "train/CLASS/NAME images")
         if not (root / "train").is_dir():
-            listing = list_images(root)
+            listing = list_images(root, self._chosen(list_classes(root), root))
             train, bad, mark = self._read(listing, context)
             return self._splits(train, None, list(listing.classes), [mark], bad)
-        classes = list_classes(root / "train")
+        classes = self._chosen(list_classes(root / "train"), root / "train")
         train, bad, mark = self._read(list_images(root / "train", classes), context)
         held = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
         if held is None:
             return self._splits(train, None, classes, [mark], bad)
-        if extra := sorted(set(list_classes(held)) - set(classes)):
+        if extra := sorted(set(list_classes(held)) - set(list_classes(root / "train"))):
             raise DataError(f"{held} has classes that {root / 'train'} lacks: {', '.join(extra[:5])}")
         test, test_bad, test_mark = self._read(list_images(held, classes), context)
         return self._splits(train, test, classes, [mark, test_mark], bad + test_bad)
+
+    def _chosen(self, classes: Sequence[str], place: Path) -> list[str]:
+        """Those of the classes found in a place that are kept, in their order."""
+        if self.only is None:
+            return list(classes)
+        for name in self.only or [""]:
+            if name not in classes:
+                raise ConfigError("only", name, f"is no class of {place}{nearest(name, classes)}")
+        return [name for name in classes if name in self.only]
 
     def _read(self, listing: Listing, context: Context) -> tuple[ImageSet, Bad, str]:
         small = self.size <= 96 and len(listing.files) * 3 * self.size**2 <= SMALL
@@ -174,14 +190,15 @@ class CIFAR(ImageFolder):
         root: str | None = None,
         download: bool = False,
         store: Literal["auto", "memory", "stream"] = "auto",
+        only: list[str] | None = None,
     ):
-        super().__init__(size, division, root, store)
+        super().__init__(size, division, root, store, only)
         self.classes, self.download = classes, download
 
     def open(self, context: Context) -> Splits:
         if self.download:
             return self._downloaded(context)
-        root = self.folder()
+        root = existing_root(self.root, "train/CLASS/NAME images")
         if not (root / "train").is_dir():
             raise DataError(
                 f"data.root={self.root} has no folder train/; give a CIFAR-{self.classes} tree "
@@ -202,10 +219,13 @@ class CIFAR(ImageFolder):
                 found = kind(root, train=train, download=True)
             except (OSError, RuntimeError) as error:
                 raise DataError(f"data.download=true: CIFAR-{self.classes} cannot be fetched ({error})") from None
-            pixels = torch.from_numpy(found.data.transpose(0, 3, 1, 2).copy())
-            names = [f"{name}-{i:05d}" for i in range(len(pixels))]
-            halves.append(MemoryImages.of(Path(root), pixels, names, np.array(found.targets, dtype=np.int64)))
-            marks.append(json_hash([pixels.sum((1, 2, 3)).tolist(), list(found.targets)]))
+            kept = [found.classes.index(c) for c in self._chosen(found.classes, Path(root))]
+            rows = np.flatnonzero(np.isin(found.targets, kept))
+            labels = np.searchsorted(kept, np.array(found.targets, dtype=np.int64)[rows])
+            pixels = torch.from_numpy(found.data[rows].transpose(0, 3, 1, 2).copy())
+            names = [f"{name}-{i:05d}" for i in rows]
+            halves.append(MemoryImages.of(Path(root), pixels, names, labels))
+            marks.append(json_hash([pixels.sum((1, 2, 3)).tolist(), labels.tolist()]))
         if self.size != 32:
             raise ConfigError("size", self.size, "must be 32 with data.download=true; use an image folder to resize")
-        return self._splits(halves[0], halves[1], list(found.classes), marks, [])
+        return self._splits(halves[0], halves[1], self._chosen(found.classes, Path(root)), marks, [])

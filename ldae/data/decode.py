@@ -59,18 +59,32 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
     return np.round((values - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
 
 
-def centre_square(image: Image.Image, size: int) -> Image.Image:
-    """The largest centred square, resized to size x size (bicubic, antialiased)."""
+def read_mask(path: Path, max_pixels: int) -> Image.Image:
+    """A figure-ground mask, 255 where any channel is 128 or more and else 0 (mode L).
+
+    Args, Raises: as read_rgb.
+    """
+    figure = np.asarray(read_rgb(path, max_pixels)).max(-1) >= 128
+    return Image.fromarray(figure.astype(np.uint8) * 255)
+
+
+def centre_square(
+    image: Image.Image, size: int, resampling: Image.Resampling = Image.Resampling.BICUBIC
+) -> Image.Image:
+    """The largest centred square, resized to size x size (bicubic, antialiased, unless given another)."""
     side = min(image.size)
-    return cut_and_resized(image, ((image.height - side) // 2, (image.width - side) // 2, side, side), size)
+    box = (image.height - side) // 2, (image.width - side) // 2, side, side
+    return cut_and_resized(image, box, size, resampling)
 
 
-def cut_and_resized(image: Image.Image, box: Sequence[int], size: int) -> Image.Image:
-    """The box (top, left, height, width) of an image, resized to size x size (bicubic, antialiased).
+def cut_and_resized(
+    image: Image.Image, box: Sequence[int], size: int, resampling: Image.Resampling = Image.Resampling.BICUBIC
+) -> Image.Image:
+    """The box (top, left, height, width) of an image, resized to size x size (bicubic is antialiased).
 
     Cut first: Pillow's own `box` lets the filter reach beyond the box.
     """
     top, left, height, width = box
     if (top, left, height, width) != (0, 0, image.height, image.width):
         image = image.crop((left, top, left + width, top + height))
-    return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
+    return image if image.size == (size, size) else image.resize((size, size), resampling)

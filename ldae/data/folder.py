@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,12 +51,51 @@ def list_images(root: Path, classes: list[str] | None = None) -> Listing:
     found = [(name, label, info) for label, c in enumerate(classes) for name, info in _walk(root, c, seen)]
     if not found:
         raise DataError(f"data.root={root} has no images in class folders (CLASS/NAME.png and the like)")
-    stamp = hashlib.sha256()
-    for name, _, info in found:
-        stamp.update(f"{name}\0{info.st_size}\0{info.st_mtime_ns}\n".encode("utf8", "surrogateescape"))
     files, labels = tuple(name for name, _, _ in found), tuple(label for _, label, _ in found)
     sizes = tuple(info.st_size for _, _, info in found)
-    return Listing(root, files, sizes, labels, tuple(classes), stamp.hexdigest())
+    stamp = _stamp((name, info) for name, _, info in found)
+    return Listing(root, files, sizes, labels, tuple(classes), stamp)
+
+
+def list_pairs(root: Path) -> tuple[Listing, tuple[Path, ...]]:
+    """Every image file below root/images/, and for each the file below root/masks/ that has its name, suffix aside.
+
+    Returns:
+        The images as one class, "figure", their stamp changing with the masks too; and the masks.
+
+    Raises:
+        DataError: a folder is missing or empty, an image has no mask, or a name has two.
+    """
+    for name in ("images", "masks"):
+        if not (root / name).is_dir():
+            raise DataError(f"{root} has no folder {name}/; images/NAME.jpg and masks/NAME.png are needed there")
+    images, seen = _walk(root, "images", set()), _walk(root, "masks", set())
+    masks = {_stem(name): (name, info) for name, info in seen}
+    if not images:
+        raise DataError(f"{root / 'images'} holds no images")
+    if missing := [name for name, _ in images if _stem(name) not in masks]:
+        raise DataError(
+            f"{root / missing[0]} has no mask; {root / 'masks' / _stem(missing[0])}.png is needed "
+            f"({len(missing)} of {len(images)} images have none)"
+        )
+    if twice := [name for name, _ in seen if masks[_stem(name)][0] != name]:
+        raise DataError(f"{root / twice[0]} and {root / masks[_stem(twice[0])][0]} are masks of one name; keep one")
+    pairs = [masks[_stem(name)] for name, _ in images]
+    files, sizes = tuple(name for name, _ in images), tuple(info.st_size for _, info in images)
+    listing = Listing(root, files, sizes, (0,) * len(files), ("figure",), _stamp([*images, *pairs]))
+    return listing, tuple(root / name for name, _ in pairs)
+
+
+def _stem(name: str) -> str:
+    """The name below the first folder, suffix aside."""
+    return os.path.splitext(name.partition(os.sep)[2])[0]
+
+
+def _stamp(found: Iterable[tuple[str, os.stat_result]]) -> str:
+    stamp = hashlib.sha256()
+    for name, info in found:
+        stamp.update(f"{name}\0{info.st_size}\0{info.st_mtime_ns}\n".encode("utf8", "surrogateescape"))
+    return stamp.hexdigest()
 
 
 def _walk(root: Path, top: str, seen: set[str]) -> list[tuple[str, os.stat_result]]:

@@ -55,7 +55,7 @@ class MemoryImages(ImageSet):
     """Images that are held as uint8 pixels, memory-mapped.
 
     Attributes:
-        pixels: (M, 3, H, W) uint8 of the full set.
+        pixels: (M, 3, H, W) uint8 of the full set; (M, 4, H, W) with masks, 255 where the figure is.
     """
 
     pixels: Tensor
@@ -68,7 +68,7 @@ class MemoryImages(ImageSet):
 
     @classmethod
     def of(cls, root: Path, pixels: Tensor, names: Sequence[str] | np.ndarray, labels: np.ndarray) -> MemoryImages:
-        """A set of all images in `pixels`, (N, 3, H, W) uint8."""
+        """A set of all images in `pixels`, (N, 3 or 4, H, W) uint8."""
         found = cls(root, encode_names(names), labels, pixels.shape[-1])
         found.pixels = pixels
         return found
@@ -97,7 +97,7 @@ class LatentImages(ImageSet):
 
 def encode_names(names: Sequence[str] | np.ndarray) -> np.ndarray:
     """File names as one array of bytes: workers share it, a list of strings they would copy."""
-    return np.array([os.fsencode(str(name)) for name in names], dtype=np.bytes_)
+    return np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
 
 
 @dataclass(frozen=True)

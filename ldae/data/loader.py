@@ -99,9 +99,9 @@ class Loader:
         pixels, labels = images.pixels.to(self.device), torch.from_numpy(images.labels).to(self.device)
         for epoch, index in self._indices(start):
             index = index.to(self.device)
-            floats = pixels[index].float() / 255  # (B, 3, H, W)
+            floats = pixels[index].float() / 255  # (B, 3 or 4, H, W)
             u = uniforms(self.seed, epoch, index, self.augment.n)
-            yield Batch(self.augment(floats, u), labels[index], index)
+            yield _batch(self.augment(floats, u), labels[index], index)
 
     def _from_latents(self, images: LatentImages, start: int) -> Iterator[Batch]:
         labels = torch.from_numpy(images.labels)
@@ -144,7 +144,13 @@ def in_order(
 def _delivered(pixels: Tensor, index: Tensor, images: ImageSet, device: torch.device) -> Batch:
     labels = torch.from_numpy(images.labels)[index]
     move = lambda x: x.to(device, non_blocking=True)  # noqa: E731
-    return Batch(move(pixels).float() / 255, move(labels), move(index))
+    return _batch(move(pixels).float() / 255, move(labels), move(index))
+
+
+def _batch(floats: Tensor, labels: Tensor, index: Tensor) -> Batch:
+    """Of pixels (B, 3 or 4, H, W) in [0, 1]; a fourth channel is the mask, which a resize has blurred."""
+    images, figure = floats[:, :3], floats[:, 3:]
+    return Batch(images, labels, index, masks=(figure > 0.5).float() if figure.shape[1] else None)
 
 
 def _data_loader(files: _Files, keys: Any, workers: int, device: torch.device) -> DataLoader:

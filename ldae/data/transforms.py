@@ -44,7 +44,7 @@ class Augment(ABC):
 
     @abstractmethod
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
-        """Applies it to images of one size, (B, 3, H, W) float -> (B, 3, H, W)."""
+        """Applies it to images of one size, (B, C, H, W) float -> (B, C, H, W); a mask is one more channel."""
 
 
 class Centre(Augment):
@@ -129,7 +129,7 @@ class RandomResizedCrop(Flip):
 
 
 def mirrored(images: Tensor, which: Tensor) -> Tensor:
-    """Those images of (B, 3, H, W) for which `which`, (B,), holds are mirrored left to right."""
+    """Those images of (B, C, H, W) for which `which`, (B,), holds are mirrored left to right."""
     return torch.where(which[:, None, None, None], images.flip(3), images)
 
 
@@ -139,7 +139,7 @@ def resized_crops(images: Tensor, boxes: Tensor) -> Tensor:
     Two matrix products for the whole batch; equals torchvision's resized_crop with antialias.
 
     Args:
-        images: (B, 3, H, W) in [0, 1].
+        images: (B, C, H, W) in [0, 1].
         boxes: (B, 4) top, left, height, width in pixels.
     """
     rows = _bicubic(boxes[:, 0], boxes[:, 2], images.shape[2]).to(images.dtype)  # (B, H, H)

@@ -97,10 +97,10 @@ class RunLog:
 
 
 def save_png(path: Path, picture: Tensor) -> None:
-    """Writes a (3, H, W) picture in [0, 1]."""
+    """Writes a (3, H, W) or grey (1, H, W) picture in [0, 1]."""
     from PIL import Image
 
-    pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).movedim(0, -1).cpu().numpy()
+    pixels = (picture.expand(3, -1, -1).clamp(0, 1) * 255).round().to(torch.uint8).movedim(0, -1).cpu().numpy()
     Image.fromarray(pixels).save(path)
 
 

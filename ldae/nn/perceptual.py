@@ -138,9 +138,18 @@ class Classifier(Perceptual):
         one = self.head.weight.new_ones(1)
         return [one / len(self.blocks)] * len(self.blocks)
 
+    def features(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, D), what the last layer reads: the last stage's average over places."""
+        return self.stages(x)[-1].mean((2, 3))
+
     def logits(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, num_classes)."""
-        return self.head(self.stages(x)[-1].mean((2, 3)))
+        return self.head(self.features(x))
+
+    def described(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) in [-1, 1] -> features (B, D) and class probabilities (B, num_classes), in one pass."""
+        features = self.features(x)
+        return features, self.head(features).softmax(1)
 
 
 def _vgg_stage(channels: int, out: int) -> nn.Sequential:

@@ -27,7 +27,7 @@ class Labelled(Task):
     def __call__(self, batch: Batch) -> tuple[Tensor, Cond]:
         return 2 * batch.images - 1, Cond(label=batch.labels)
 
-    def dropped(self, cond: Cond, draws: Draws) -> Cond:
+    def in_training(self, cond: Cond, draws: Draws) -> Cond:
         """Each label becomes K, the label of no class, with probability `dropout`."""
         assert cond.label is not None
         withheld = draws.uniform(cond.label.shape) < self.dropout  # (B,)

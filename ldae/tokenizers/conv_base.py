@@ -29,7 +29,7 @@ class ConvTokenizer(Tokenizer):
         scaling: `one` latent scale for all channels or one for `each`.
 
     Raises:
-        ConfigError: f or f x token does not divide the image.
+        ConfigError: the images have other than 3 channels, or f or f x token does not divide them.
     """
 
     def __init__(
@@ -44,6 +44,10 @@ class ConvTokenizer(Tokenizer):
         attention: Sequence[int],
         scaling: Literal["one", "each"],
     ):
+        if image_shape[0] != 3:
+            raise ConfigError(
+                "part", type(self).__name__, f"is for 3 channels, the task has {image_shape[0]}; use tokenizer=identity"
+            )
         side, f = image_shape[1], 2 ** (len(multipliers) - 1)
         if side % (f * token):
             raise ConfigError("multipliers", multipliers, f"make f={f}; f x token={f * token} must divide data.size")

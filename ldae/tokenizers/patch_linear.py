@@ -31,7 +31,7 @@ def check_patch(image_shape: tuple[int, int, int], patch: int, d: int | None = N
     if height % patch or width % patch:
         raise ConfigError("patch", patch, f"does not divide the image, {height} x {width} (data.size)")
     if d is not None and d > full:
-        raise ConfigError("d", d, f"exceeds 3*p*p={full}; lower tokenizer.d or raise tokenizer.patch={patch}")
+        raise ConfigError("d", d, f"exceeds {channels}*p*p={full}; lower tokenizer.d or raise tokenizer.patch={patch}")
     return (full if d is None else d), height // patch, width // patch
 
 
@@ -40,7 +40,7 @@ class PatchLinear(Tokenizer):
 
     def __init__(self, image_shape: tuple[int, int, int], patch: int, d: int, scaling: Literal["one", "each"]):
         super().__init__(image_shape, check_patch(image_shape, patch, d), scaling)
-        self.patch, self.d, self.D = patch, d, 3 * patch**2
+        self.patch, self.d, self.D = patch, d, image_shape[0] * patch**2
         self.register_buffer("mean", torch.zeros(self.D))
         self.mean: Tensor
 

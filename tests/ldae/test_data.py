@@ -186,6 +186,40 @@ def test_cifar_says_both_ways_to_get_it(tree, context):
         CIFAR(32, Division(), 10, str(tree)).open(context)
 
 
+@pytest.mark.parametrize("store", ["memory", "stream"])
+def test_some_classes_alone_can_be_kept(tree, context, store):
+    kept = ImageFolder(16, Division(holdout=0.2), str(tree), store, only=["c", "a"]).open(context)
+    assert list(kept.classes) == ["a", "c"]
+    assert [len(s) for s in (kept.train, kept.holdout, kept.test)] == [32, 8, 8]
+    for images in (kept.train, kept.holdout, kept.test):
+        for i in images.ids:
+            assert images.name(int(i)).startswith("ac"[images.labels[i]] + "/")
+    alone = ImageFolder(16, Division(holdout=0.2), str(tree / "train"), store, only=["b"]).open(context)
+    assert [len(s) for s in (alone.train, alone.holdout, alone.test)] == [13, 3, 4]
+    every = ImageFolder(16, Division(holdout=0.2), str(tree), store, only=["a", "b", "c"]).open(context)
+    assert every.fingerprint == folder(tree, store=store, holdout=0.2).open(context).fingerprint != kept.fingerprint
+    assert CIFAR(16, Division(), 10, str(tree), only=["a"]).only == ["a"]
+
+
+@pytest.mark.parametrize(("only", "words"), [(["a", "dd"], "only='dd' is no class of .*train"), ([], "only='' is no")])
+def test_classes_that_are_not_there_cannot_be_kept(tree, context, only, words):
+    with pytest.raises(ConfigError, match=words):
+        ImageFolder(16, Division(), str(tree), only=only).open(context)
+
+
+def test_fingerprints_of_known_sets_stay(tmp_path, context):
+    """Runs know their data by them; a new option must not change those of sets without it."""
+    for split in ("train", "test"):
+        for label, c in enumerate("ab"):
+            for i in range(3):
+                path = tmp_path / "known" / split / c / f"{i}.bmp"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 8), (40 * i, 100 * label, len(split))).save(path)
+    assert Digits(8, Division()).open(context).fingerprint[:16] == "3e6f890af4e01c03"
+    assert folder(tmp_path / "known", 8, "memory").open(context).fingerprint[:16] == "2a98e00afeceef95"
+    assert folder(tmp_path / "known", 8, "stream").open(context).fingerprint[:16] == "10f0c43c210f1fb2"
+
+
 def test_digits_are_scikit_learns(context):
     from sklearn.datasets import load_digits
 
@@ -264,9 +298,10 @@ def test_impossible_loaders_are_refused(tree, context):
 
 def test_names_survive_any_spelling(tree, context):
     (tree / "train" / "a" / "00.png").rename(tree / "train" / "a" / "zwölf ☂.png")
-    images = folder(tree, store="stream", holdout=0.0).open(context).train
-    names = [images.name(int(i)) for i in images.ids]
-    assert "a/zwölf ☂.png" in names
+    for store in ("memory", "stream"):
+        images = folder(tree, store=store, holdout=0.0).open(context).train
+        names = [images.name(int(i)) for i in images.ids]
+        assert "a/zwölf ☂.png" in names
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(list(in_order(images, 60, CPU))) == 1

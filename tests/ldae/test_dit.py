@@ -166,20 +166,21 @@ def test_a_patch_of_the_latent_is_the_grid_of_its_tokens():
 
 def test_labels_are_withheld_at_their_rate_and_replaced_by_the_null_row():
     task, label = Labelled(classes=10, dropout=0.1), torch.arange(100_000) % 10
-    told = task.dropped(Cond(label=label), Draws([3])).label
+    told = task.in_training(Cond(label=label), Draws([3])).label
     withheld = told == 10
     assert withheld.float().mean().item() == pytest.approx(0.1, abs=0.005)
     assert torch.equal(told[~withheld], label[~withheld])
     assert torch.bincount(label[withheld]).float().std() < 60  # no class in particular
-    assert torch.equal(Labelled(10, dropout=0.0).dropped(Cond(label=label), Draws([3])).label, label)
-    assert (Labelled(10, dropout=1.0).dropped(Cond(label=label), Draws([3])).label == 10).all()
+    assert torch.equal(Labelled(10, dropout=0.0).in_training(Cond(label=label), Draws([3])).label, label)
+    assert (Labelled(10, dropout=1.0).in_training(Cond(label=label), Draws([3])).label == 10).all()
 
 
 def test_which_labels_are_withheld_does_not_depend_on_who_works_on_them():
     task, label = Labelled(classes=10, dropout=0.5), torch.arange(64) % 10
-    whole = task.dropped(Cond(label=label), Draws([5, 6, 7, 8])).label
+    whole = task.in_training(Cond(label=label), Draws([5, 6, 7, 8])).label
     halves = [
-        task.dropped(Cond(label=half), Draws(s)).label for half, s in zip(label.chunk(2), ([5, 6], [7, 8]), strict=True)
+        task.in_training(Cond(label=half), Draws(s)).label
+        for half, s in zip(label.chunk(2), ([5, 6], [7, 8]), strict=True)
     ]
     assert torch.equal(whole, torch.cat(halves))
 

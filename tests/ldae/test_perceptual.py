@@ -73,3 +73,14 @@ def test_with_factor_zero_no_network_is_made(config, monkeypatch, tmp_path):
     objective = System(config("train_tokenizer", *words, "tokenizer.fit.perceptual.factor=0"))["objective"]
     assert objective.perceptual is None
     assert not any("feature" in name or "stage" in name for name in objective.state_dict())
+
+
+def test_a_classifier_tells_features_and_probabilities_and_is_what_it_was():
+    torch.manual_seed(0)
+    network, x = Classifier(10, [8, 16]).eval(), torch.rand(4, 3, 16, 16) * 2 - 1
+    features, probabilities = network.described(x)
+    assert features.shape == (4, 16)
+    assert torch.equal(features, network.features(x))
+    assert torch.equal(network.head(features), network.logits(x))
+    torch.testing.assert_close(probabilities, network.logits(x).softmax(1))
+    assert set(dict(network.named_children())) == {"blocks", "head"}

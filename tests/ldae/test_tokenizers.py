@@ -11,6 +11,7 @@ from sklearn.decomposition import PCA
 from ldae.errors import CheckpointError, ConfigError
 from ldae.nn.patchify import patchify, unpatchify
 from ldae.tokenizers.base import load_tokenizer, save_tokenizer
+from ldae.tokenizers.identity import Identity
 from ldae.tokenizers.patch_linear import PatchAE, PatchPCA, PatchVAE
 from ldae.tokenizers.pixel import Pixel
 from ldae.types import Draws
@@ -95,6 +96,20 @@ def test_pixel_latents_are_the_patches_and_lose_nothing(images):
     assert tokenizer.shape == (48, 8, 8)
     assert (tokenizer.decode(tokenizer.encode(images)) - images).abs().max() < 1e-5
     assert torch.equal(tokenizer.rotate(images), patchify(images, 4))
+
+
+def test_identity_is_the_pixels_bit_for_bit_and_fitted_from_the_start(images, tmp_path):
+    for channels in (3, 1):
+        tokenizer, x = Identity((channels, 32, 32)), images[:, :channels]
+        tokenizer.fit(iter(()))
+        assert torch.equal(tokenizer.encode(x), x)
+        assert torch.equal(tokenizer.encode(x, Draws([0])), x)
+        assert torch.equal(tokenizer.decode(3 * x), 3 * x)
+        assert tokenizer.shape == (channels, 32, 32)
+        assert (tokenizer.costly, tokenizer.needs_training, len(list(tokenizer.parameters()))) == (False, False, 0)
+        assert torch.equal(tokenizer.filters()[..., 0, 0], torch.eye(channels))
+        sha = save_tokenizer(tmp_path / "t", tokenizer, {}, "data")
+        assert load_tokenizer(tmp_path / "t", Identity((channels, 32, 32)), sha) == sha
 
 
 def test_decode_never_clips(images):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import SHORT, losses, rows, run, start, status, torchrun
+from PIL import Image
 
 from ldae.files import load_tensors, save_tensors
 from ldae.tokenizers.conv_vae import ConvVAE
@@ -165,3 +166,37 @@ def test_mistakes_are_named(tmp_path):
     assert "must divide data.size" in error
     _, error = run("pretrain", "latents=always", "experiment=deconstruct/04_linear_gamma2", "data=digits", code=2)
     assert "latents" in error
+
+
+def test_a_tokenizer_that_needs_no_fit_gets_along(tmp_path):
+    out, _ = run("train_tokenizer", "tokenizer=identity", f"out={tmp_path / 'a'}")
+    assert "latents 3 x 8 x 8" in out
+    assert json.loads((tmp_path / "a" / "reconstruction.json").read_text())["psnr"] == 120
+    words = ("tokenizer=identity", "metric=mse", "train.steps=2", "train.batch=16", "monitor.looks=0")
+    run("pretrain", *words, f"out={tmp_path / 'b'}")
+    run("pretrain", *words, f"tokenizer.weights={tmp_path / 'a'}", f"out={tmp_path / 'c'}")
+    assert losses(tmp_path / "b") == losses(tmp_path / "c")
+
+
+def test_a_tokenizer_is_fitted_on_what_the_task_noises(tmp_path, monkeypatch):
+    """A segmentation's is fitted on masks of one channel, and kept apart from one that was fitted on the images."""
+    monkeypatch.setenv("LDAE_CACHE", str(tmp_path / "cache"))
+    for i in range(24):
+        for kind, mode, shade in (("images", "RGB", (i, 255 - i, 7)), ("masks", "L", 255 * (i % 3 == 0))):
+            path = tmp_path / "figures" / "train" / kind / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new(mode, (8, 8), shade).save(path)
+    words = ("data=horses", f"data.root={tmp_path / 'figures'}", "data.size=8", "data.test=0", "data.holdout=0")
+    steps = ("tokenizer=pixel", "metric=mse", "train.steps=2", "train.batch=8", "monitor.looks=0")
+    for task, mean in (("segmentation", -1 / 3), ("images", None)):
+        run("pretrain", *words, *steps, f"task={task}", f"out={tmp_path / task}")
+        found = load_tensors(tmp_path / task / "tokenizer.safetensors")["mean"].flatten()
+        assert found.numel() == (48 if mean is None else 16)
+        assert mean is None or found.tolist() == pytest.approx([mean] * 16, abs=1e-6)
+
+
+def test_a_task_that_needs_pixels_keeps_no_latents(tmp_path):
+    words = ("experiment=deconstruct/04_linear_gamma2", "data=digits", *TINY[:4], "train.steps=2", "monitor.looks=0")
+    _, told = run("pretrain", *words, "task=super_resolution", f"out={tmp_path}")
+    assert "encoding" not in told
+    assert status(tmp_path)["state"] == "done"

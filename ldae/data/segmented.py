@@ -1,0 +1,91 @@
+"""Images with figure-ground masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ldae.data.cache import Bad, Context, Squares, in_memory
+from ldae.data.datasets import Dataset, Division, existing_root
+from ldae.data.decode import BadImage, centre_square, read_mask, read_rgb
+from ldae.data.folder import Listing, list_pairs
+from ldae.data.images import MemoryImages, Splits
+from ldae.errors import DataError
+from ldae.parts import Count
+
+LAYOUT = "train/images/NAME.jpg and train/masks/NAME.png"
+
+
+class FigureSquares(Squares):
+    """Images and their masks as centred squares: red, green, blue, and 255 where the figure is.
+
+    The mask is cut as its image is; the image is resized bicubically, the mask by nearest neighbours.
+
+    Args:
+        masks: file of each image of the listing.
+    """
+
+    kind, channels = "figures", 4
+
+    def __init__(self, masks: Sequence[Path]):
+        self.masks = masks
+
+    def sources(self, listing: Listing) -> Iterable[Any]:
+        return zip(super().sources(listing), self.masks, strict=True)
+
+    @staticmethod
+    def square(source: Any, size: int, max_pixels: int) -> np.ndarray:
+        """(4, size, size) uint8 from the paths of an image and its mask.
+
+        Raises:
+            BadImage: one of them cannot be read.
+            DataError: they are of different sizes.
+        """
+        path, mask_path = source
+        image, mask = read_rgb(path, max_pixels), _read_mask(mask_path, max_pixels)
+        if image.size != mask.size:
+            (w, h), (v, u) = image.size, mask.size
+            raise DataError(f"{mask_path} is {v} x {u}, its image {path.name} is {w} x {h}; a mask is as large")
+        colours = np.asarray(centre_square(image, size)).transpose(2, 0, 1)  # (3, H, W)
+        figure = np.asarray(centre_square(mask, size, Image.Resampling.NEAREST))[None]  # (1, H, W)
+        return np.concatenate([colours, figure])
+
+
+def _read_mask(path: Path, max_pixels: int) -> Image.Image:
+    try:
+        return read_mask(path, max_pixels)
+    except BadImage as error:
+        raise BadImage(f"its mask {path.name}: {error}") from None
+
+
+class Segmented(Dataset):
+    """Images and figure-ground masks: root/{train,test}/images/NAME.jpg and root/{train,test}/masks/NAME.png.
+
+    Of a mask 128 and more is figure. Without test/ a share of train/ is set aside. Held in memory; one class.
+
+    Args: as Dataset, and
+        root: the folder.
+    """
+
+    def __init__(self, size: Count, division: Division, root: str | None = None):
+        super().__init__(size, division)
+        self.root = root
+
+    def open(self, context: Context) -> Splits:
+        root = existing_root(self.root, LAYOUT)
+        train, bad, mark = self._read(root / "train", context)
+        if not (root / "test").is_dir():
+            return self._splits(train, None, ["figure"], [mark], bad)
+        test, test_bad, test_mark = self._read(root / "test", context)
+        return self._splits(train, test, ["figure"], [mark, test_mark], bad + test_bad)
+
+    def _read(self, folder: Path, context: Context) -> tuple[MemoryImages, Bad, str]:
+        listing, masks = list_pairs(folder)
+        images, bad, mark = in_memory(listing, self.size, context, FigureSquares(masks))
+        if not images.pixels[:, 3].any():
+            raise DataError(f"no mask below {folder / 'masks'} has a figure: 128 and more is figure, less is ground")
+        return images, bad, mark

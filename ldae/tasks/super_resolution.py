@@ -1,0 +1,88 @@
+"""Small images made large (SR3, arXiv 2104.07636)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ldae.errors import ConfigError
+from ldae.parts import Count, NonNegative
+from ldae.tasks.base import Task
+from ldae.types import Batch, Cond, Draws, expand
+
+
+class SuperResolution(Task):
+    """x0 = 2 image - 1; the denoiser is given the image at 1/factor of its size.
+
+    In training the small image may be blurred, by a Gaussian of 3 x 3 pixels whose sigma is drawn for each image, and a
+    cascade's later stages then forgive the flaws of what the earlier ones made (Sec. 4.4 there). That paper does not
+    say how strongly; sigma in 0.4..0.6 is what later cascades took (arXiv 2106.15282).
+
+    Args:
+        factor: large over small.
+        size: side of the large images, in pixels; a multiple of factor.
+        blur_low, blur_high: bounds of sigma in pixels of the small image; 0 and 0 for no blur.
+
+    Raises:
+        ConfigError: the factor does not divide the size, or the bounds are the wrong way round.
+    """
+
+    image_channels = 3
+
+    def __init__(self, factor: Count, size: Count, blur_low: NonNegative = 0.0, blur_high: NonNegative = 0.0):
+        if size % factor:
+            raise ConfigError("factor", factor, f"does not divide the image, {size} pixels (data.size)")
+        if blur_low > blur_high:
+            raise ConfigError("blur_low", blur_low, f"exceeds blur_high={blur_high:g}")
+        self.factor, self.size, self.blur = factor, size, (blur_low, blur_high)
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, Cond]:
+        return self.reading(batch.images)
+
+    def reading(self, images: Tensor) -> tuple[Tensor, Cond]:
+        """The images, and of them what is told in super-resolution too."""
+        return 2 * images - 1, Cond(image=2 * lower(images, self.factor) - 1)
+
+    def in_training(self, cond: Cond, draws: Draws) -> Cond:
+        """The small image blurred, if that is asked for."""
+        low, high = self.blur
+        if not high:
+            return cond
+        assert cond.image is not None
+        sigma = low + (high - low) * draws.uniform((len(cond.image),))  # (B,)
+        return replace(cond, image=blurred(cond.image, sigma))
+
+
+def lower(images: Tensor, factor: int) -> Tensor:
+    """Images at 1/factor of their size: antialiased bicubic (a = -1/2), clipped as a file of them would be.
+
+    Args:
+        images: (B, C, H, W) in [0, 1]; factor divides H and W.
+
+    Returns:
+        (B, C, H / factor, W / factor) in [0, 1].
+    """
+    H, W = images.shape[2:]
+    small = F.interpolate(images, (H // factor, W // factor), mode="bicubic", antialias=True)
+    return small.clamp(0, 1)
+
+
+def upper(low: Tensor, size: int) -> Tensor:
+    """Square images (B, C, h, h) enlarged to (B, C, size, size), bicubic (a = -1/2). Overshoots the range at edges."""
+    return F.interpolate(low, (size, size), mode="bicubic", antialias=True)
+
+
+def blurred(images: Tensor, sigma: Tensor) -> Tensor:
+    """Each image convolved with a Gaussian of its own sigma, cut to 3 x 3 weights that sum to 1; borders repeated.
+
+    Args:
+        images: (B, C, H, W), of any range.
+        sigma: (B,) >= 0, in pixels.
+    """
+    side = expand(torch.exp(-0.5 / sigma**2), images)  # beside a centre of 1; 0 for sigma = 0
+    x = F.pad(images, (1, 1, 1, 1), mode="replicate")
+    x = (side * (x[:, :, :-2] + x[:, :, 2:]) + x[:, :, 1:-1]) / (1 + 2 * side)
+    return (side * (x[..., :-2] + x[..., 2:]) + x[..., 1:-1]) / (1 + 2 * side)
