@@ -1,0 +1,169 @@
+"""Generators and restorations: laws that hold for any network, and what a perfect one would give."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ldae.diffusion.samplers import DDIM, Direct, Improved, Large
+from ldae.diffusion.spacing import Trailing
+from ldae.diffusion.trajectory import stages
+from ldae.errors import ConfigError
+from ldae.generate import Generator, Walk, usual_rule
+from ldae.restore import Edit, Enlarge, Guide, Invert, Segment, Undo
+from ldae.system import System
+from ldae.types import Batch, Cond
+
+SMALL = ("data=digits", "denoiser.channels=8", "denoiser.multipliers=[1,2]", "denoiser.attention=[]", "augment=centre")
+
+
+def objective_of(config, *words):
+    """A small system with a network that is not zero."""
+    torch.manual_seed(0)
+    objective = System(config("pretrain", *words))["objective"]
+    generator = torch.Generator().manual_seed(1)
+    for parameter in objective.network.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return objective.requires_grad_(False).eval()
+
+
+def batch_of(size=8, count=6, masks=False):
+    generator = torch.Generator().manual_seed(2)
+    images = torch.rand(count, 3, size, size, generator=generator)
+    figures = (torch.rand(count, 1, size, size, generator=generator) > 0.5).float() if masks else None
+    return Batch(images, torch.arange(count) % 10, torch.arange(count), None, figures)
+
+
+def generator_of(objective, rule=None, steps=10, **walk):
+    visited = stages(objective.schedule, Trailing(min(steps, objective.T)).steps(objective.T))
+    return Generator(objective, Walk(rule or usual_rule(objective), visited, **walk), seed=3)
+
+
+def perfect(objective, truth):
+    """The network replaced by one that knows the clean latent, and so all noise."""
+
+    def answer(x_t, level, cond=None):
+        noise = (x_t - level.gamma.reshape(-1, 1, 1, 1) * truth) / level.sigma.clamp(min=1e-9).reshape(-1, 1, 1, 1)
+        return truth if type(objective.target).__name__ == "X0" else noise
+
+    objective.denoiser.forward = answer
+
+
+def test_an_image_depends_on_seed_and_number_alone(config):
+    generator = generator_of(objective_of(config, "experiment=ddpm/cifar10_cpu", *SMALL), Large(), clip=True)
+    whole = generator.from_noise([0, 1, 2, 3])
+    parts = torch.cat([generator.from_noise([0]), generator.from_noise([1, 2]), generator.from_noise([3])])
+    assert torch.allclose(whole, parts, atol=1e-5)
+    assert (whole[0] - whole[1]).abs().mean() > 0.01
+    other = Generator(generator.objective, generator.walk, seed=4).from_noise([0])
+    assert (other - whole[:1]).abs().mean() > 0.01
+
+
+def test_latents_of_l_dae_are_sampled_by_the_same_loop(config):
+    """Its answer is an image: what the sampler is told is that image's latent."""
+    objective = objective_of(config, "experiment=ldae/digits", "denoiser=vit_64x4")
+    batch = batch_of()
+    objective.tokenizer.fit([2 * batch.images - 1])
+    z0 = objective.tokenizer.encode(2 * batch.images - 1)
+    objective.denoiser.forward = lambda *_: objective.tokenizer.decode(z0)
+    generator = generator_of(objective, DDIM())
+    level = objective.schedule.at(torch.full((6,), 500))
+    assert torch.allclose(objective.predict(torch.randn(z0.shape), level).x0, z0, atol=1e-4)
+    made = generator.from_noise(range(6))
+    assert torch.allclose(made, generator.image(z0), atol=1e-4)
+
+
+def test_guidance_of_one_changes_nothing_and_needs_classes(config):
+    words = ("experiment=ddpm/cifar10_cpu", *SMALL)
+    told = objective_of(config, *words, "task=labelled")
+    plain, guided = (generator_of(told, DDIM(), guidance=s) for s in (1.0, 3.0))
+    cond = Cond(label=torch.tensor([1, 2]))
+    assert (plain.from_noise([0, 1], cond) - guided.from_noise([0, 1], cond)).abs().max() > 1e-4
+    with pytest.raises(ConfigError, match="guidance=3.0 needs a network that is told classes"):
+        generator_of(objective_of(config, *words), guidance=3.0)
+
+
+def test_latents_are_not_clipped(config):
+    with pytest.raises(ConfigError, match="clip=True would cut the latents of PatchPCA"):
+        generator_of(objective_of(config, "experiment=ldae/digits", "denoiser=vit_64x4"), clip=True)
+
+
+@pytest.mark.parametrize("corruption", ["blur", "mask", "pixelate", "snow", "colour"])
+def test_a_perfect_network_undoes_every_degradation(config, corruption):
+    experiment = {"pixelate": "cold_sr", "colour": "cold_color"}.get(corruption, f"cold_{corruption}")
+    words = [w for w in SMALL if not w.startswith("data")]
+    objective = objective_of(config, f"experiment={experiment}/cifar10_cpu", *words)
+    batch = batch_of(32)
+    perfect(objective, 2 * batch.images - 1)
+    assert isinstance(usual_rule(objective), Improved)
+    columns = Undo(generator_of(objective, steps=objective.T))(batch)
+    assert list(columns) == ["input", "degraded", "direct", "sampled"]
+    assert (columns["degraded"] - batch.images).abs().mean() > 0.05
+    assert torch.allclose(columns["direct"], batch.images, atol=1e-5)
+    assert torch.allclose(columns["sampled"], batch.images, atol=2 / 255)  # what was cut to 8 bits stays (algorithm 2)
+
+
+def test_enlarging_is_told_the_small_image_and_measured_by_it(config):
+    words = [w for w in SMALL if not w.startswith("data")]
+    objective = objective_of(config, "experiment=sr3/cifar10_cpu", *words)
+    batch = batch_of(32, 3)
+    perfect(objective, 2 * batch.images - 1)
+    enlarge = Enlarge(generator_of(objective))
+    columns = enlarge(batch)
+    figures = enlarge.figures(columns)
+    assert torch.allclose(columns["sampled"], batch.images, atol=1e-3)
+    assert figures["sampled"]["consistency"] < 0.1 < figures["bicubic"]["consistency"]
+    assert figures["sampled"]["psnr"] > 50 > figures["bicubic"]["psnr"]
+
+
+def test_the_regression_is_one_call_that_sees_no_noise(config):
+    words = [w for w in SMALL if not w.startswith("data")]
+    objective = objective_of(config, "experiment=sr3/cifar10_regression_cpu", *words)
+    assert isinstance(usual_rule(objective), Direct)
+    seen, forward = [], objective.denoiser.forward
+    objective.denoiser.forward = lambda x, *rest: seen.append(x) or forward(x, *rest)
+    Enlarge(generator_of(objective))(batch_of(32, 2))
+    assert len(seen) == 1
+    assert not seen[0].any()
+
+
+def test_the_vote_of_perfect_runs_is_the_mask(config):
+    words = ("data.size=16", "denoiser.channels=8", "denoiser.multipliers=[1,2]", "denoiser.attention=[]")
+    objective = objective_of(config, "experiment=segdiff/horses_cpu", *words)
+    batch = batch_of(16, 3, masks=True)
+    perfect(objective, 2 * batch.masks - 1)
+    segment = Segment(generator_of(objective, steps=100), runs=3)
+    columns = segment(batch)
+    assert torch.allclose(columns["mean of runs"], batch.masks, atol=1e-3)
+    assert torch.equal(columns["vote"], batch.masks)
+    assert segment.figures(columns)["vote"] == {"IoU": 1, "Dice": 1, "boundary F": 1}
+
+
+def test_an_image_is_encoded_once_for_all_runs_and_steps(config):
+    words = ("data.size=16", "denoiser.channels=8", "denoiser.multipliers=[1,2]", "denoiser.attention=[]")
+    objective = objective_of(config, "experiment=segdiff/horses_cpu", *words)
+    calls = []
+    objective.denoiser.encoder.register_forward_hook(lambda *_: calls.append(1))
+    Segment(generator_of(objective), runs=3)(batch_of(16, 2, masks=True))
+    assert len(calls) == 1
+
+
+def test_an_edit_from_t0_of_0_is_the_guide_and_what_is_kept_stays(config):
+    objective = objective_of(config, "experiment=ddpm/cifar10_cpu", *SMALL)
+    batch = batch_of()
+    keep = torch.zeros(6, 1, 8, 8)
+    keep[..., :4] = 1
+    for kept in (None, keep):
+        edit = Edit(generator_of(objective, clip=True), lambda b, k=kept: Guide(1 - b.images, k), [0.0, 0.5])
+        columns = edit(batch)
+        assert torch.allclose(columns["t0=0"], 1 - batch.images, atol=1e-6)
+        assert (columns["t0=0.5"] - columns["guide"])[..., 4:].abs().mean() > 0.02
+    assert torch.allclose(columns["t0=0.5"][..., :4], columns["guide"][..., :4], atol=1e-6)
+
+
+def test_a_perfect_network_finds_the_noise_of_an_image_and_the_image_again(config):
+    objective = objective_of(config, "experiment=ddpm/cifar10_cpu", *SMALL)
+    batch = batch_of()
+    perfect(objective, 2 * batch.images - 1)
+    columns = Invert(generator_of(objective, DDIM(), steps=50))(batch)
+    assert torch.allclose(columns["again"], batch.images, atol=1e-3)
