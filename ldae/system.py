@@ -14,6 +14,7 @@ from ldae.diffusion.corruptions.base import Corruption
 from ldae.diffusion.samplers import StepRule
 from ldae.diffusion.schedules import NoiseSchedule
 from ldae.diffusion.spacing import Spacing
+from ldae.diffusion.starts import Start
 from ldae.diffusion.targets import Target
 from ldae.diffusion.variance import Variance
 from ldae.diffusion.weights import Weight
@@ -43,6 +44,8 @@ GROUPS: Mapping[str, tuple[str, type]] = {
     "weight": ("ldae.diffusion", Weight),
     "sampler": ("ldae.diffusion", StepRule),
     "spacing": ("ldae.diffusion", Spacing),
+    "levels": ("ldae.diffusion", NoiseSchedule),
+    "start": ("ldae.diffusion", Start),
     "metric": ("ldae.objectives", Metric),
     "denoiser": ("ldae.denoisers", Network),
     "objective": ("ldae.objectives", Objective),

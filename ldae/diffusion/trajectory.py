@@ -57,10 +57,23 @@ class Prediction:
 Predict = Callable[[Tensor, Stage], Prediction]
 
 
-def stages(schedule: NoiseSchedule, steps: Tensor) -> Sequence[Stage]:
-    """The stages of `steps`, (S,) int64 decreasing, and after them the clean one."""
-    found = [Stage(int(t), float(schedule.gamma[t]), float(schedule.sigma[t])) for t in steps]
-    return [*found, CLEAN]
+def stages(schedule: NoiseSchedule, steps: Tensor, trained: NoiseSchedule | None = None) -> Sequence[Stage]:
+    """The stages of `steps`, (S,) int64 decreasing, and after them the clean one.
+
+    Args:
+        trained: the schedule that the network was trained with, where `schedule` is another: t is then its step of the
+            nearest level (of ln gamma^2 / sigma^2). What a network that is told gamma alone does not notice (SR3).
+    """
+    told = steps if trained is None or trained is schedule else _nearest_steps(schedule, steps, trained)
+    pairs = zip(steps.tolist(), told.tolist(), strict=True)
+    return [*(Stage(t, float(schedule.gamma[s]), float(schedule.sigma[s])) for s, t in pairs), CLEAN]
+
+
+def _nearest_steps(schedule: NoiseSchedule, steps: Tensor, trained: NoiseSchedule) -> Tensor:
+    here, there = (
+        torch.log(s.gamma.clamp(min=1e-150) ** 2) - torch.log(s.sigma.clamp(min=1e-150) ** 2) for s in (schedule, trained)
+    )
+    return (here[steps][:, None] - there).abs().argmin(1)
 
 
 def nearest_stage(stages: Sequence[Stage], t0: float, T: int) -> int:

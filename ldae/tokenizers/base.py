@@ -64,6 +64,11 @@ class Tokenizer(nn.Module, ABC):
         return False
 
     @property
+    def bounded(self) -> bool:
+        """Whether a latent is the image itself, in [-1, 1]: what a sampler may hold a prediction to."""
+        return False
+
+    @property
     def needs_training(self) -> bool:
         """Whether gradient descent fits it (`loss`), rather than one pass over the data (`fit`)."""
         return False

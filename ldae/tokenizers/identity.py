@@ -20,6 +20,10 @@ class Identity(Tokenizer):
         super().__init__(image_shape, image_shape, "one")
         self.fitted.fill_(True)
 
+    @property
+    def bounded(self) -> bool:
+        return True
+
     def to_raw(self, x: Tensor) -> Tensor:
         return x
 
