@@ -48,7 +48,7 @@ class Exact(StepRule):
 
 
 class Told:
-    """`Normal` data, told with the share that makes a learned variance the true one (a likelihood's, at the last step)."""
+    """`Normal` data, told with the share that makes a learned variance the true one, for the bound too."""
 
     def __init__(self, data, way):
         self.data = data

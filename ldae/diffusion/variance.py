@@ -40,6 +40,10 @@ class Variance(ABC):
         """ln of the variance of the step back from `level`, (B, C, H, W), or None: the sampler's choice."""
 
     @abstractmethod
+    def share(self, out: Tensor) -> Tensor | None:
+        """f of ln variance = f ln beta + (1 - f) ln beta_tilde, (B, C, H, W), for any step back; None: not learned."""
+
+    @abstractmethod
     def bound(self, out: Tensor, x0: Tensor, x_t: Tensor, level: NoiseLevel) -> dict[str, Tensor]:
         """What it adds to the loss.
 
@@ -60,6 +64,9 @@ class Fixed(Variance):
     def log_variance(self, out: Tensor, level: NoiseLevel) -> Tensor | None:
         return None
 
+    def share(self, out: Tensor) -> Tensor | None:
+        return None
+
     def bound(self, out: Tensor, x0: Tensor, x_t: Tensor, level: NoiseLevel) -> dict[str, Tensor]:
         return {}
 
@@ -68,8 +75,8 @@ class LearnedRange(Variance):
     """The answer is [prediction, v]: ln variance = f ln beta + (1 - f) ln beta_tilde, f = (v + 1) / 2, v unbounded.
 
     Eq. 15 of arXiv 2102.09672. It learns by the variational bound's term of the level, which does not reach the
-    prediction (Sec. 3.1 there). The term counts as it is, beside a prediction's loss of weight 1: improved DDPM
-    has T / 1000 before it, which is 1 at the T of DiT.
+    prediction (Sec. 3.1 there). The bound is a sum over t, and 0.001 of it counts beside a prediction's loss of weight
+    1 (Eq. 16); of one t that is T / 1000 of its term, which is 1 at the T of DiT.
 
     Args:
         schedule: preserves variance.
@@ -82,7 +89,7 @@ class LearnedRange(Variance):
     lives_with_noise, answers = True, 2
 
     def __init__(self, schedule: NoiseSchedule, target: Target):
-        self.posterior, self.target = Posterior(schedule), target
+        self.posterior, self.target, self.scale = Posterior(schedule), target, schedule.T / 1000
         nothing = torch.zeros(schedule.T, 1)
         try:
             target.to_x0(nothing, nothing, schedule.at(torch.arange(schedule.T)))
@@ -90,14 +97,17 @@ class LearnedRange(Variance):
             raise ConfigError("target", type(target).__name__, f"will not do: {error}; use x0 or v") from None
 
     def log_variance(self, out: Tensor, level: NoiseLevel) -> Tensor:
-        v = out[:, out.shape[1] // 2 :]  # (B, C, H, W)
-        share = (v + 1) / 2
-        widest = self.posterior.at(self.posterior.log_beta, level, v)
-        narrowest = self.posterior.at(self.posterior.log_beta_tilde, level, v)
+        share = self.share(out)
+        widest = self.posterior.at(self.posterior.log_beta, level, share)
+        narrowest = self.posterior.at(self.posterior.log_beta_tilde, level, share)
         return share * widest + (1 - share) * narrowest
 
+    def share(self, out: Tensor) -> Tensor:
+        v = out[:, out.shape[1] // 2 :]  # (B, C, H, W)
+        return (v + 1) / 2
+
     def bound(self, out: Tensor, x0: Tensor, x_t: Tensor, level: NoiseLevel) -> dict[str, Tensor]:
-        """vb: KL[q(x_{t-1} | x_t, x_0) | p], at t = 0 -ln p(x_0 | x_1) of 256 levels; bits per number."""
+        """vb: T / 1000 of KL[q(x_{t-1} | x_t, x_0) | p], at t = 0 of -ln p(x_0 | x_1), 256 levels; bits per number."""
         q = self.posterior
         found = self.target.to_x0(self.prediction(out).detach(), x_t, level)
         mean, log_variance = q.mean(found, x_t, level), self.log_variance(out, level)
@@ -105,4 +115,4 @@ class LearnedRange(Variance):
         back = divergence(*true, mean, log_variance)
         last = discretised_nll(x0, mean, log_variance)
         nats = torch.where(level.t == 0, last.flatten(1).mean(1), back.flatten(1).mean(1))  # (B,)
-        return {"vb": nats / math.log(2)}
+        return {"vb": nats / math.log(2) * self.scale}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from ldae.diffusion.corruptions.base import State
+from ldae.diffusion.corruptions.base import Mixed
 from ldae.diffusion.gaussians import discretised_nll, divergence
 from ldae.diffusion.posterior import Posterior
 from ldae.diffusion.schedules import Cosine, DDPMLinear, LinearGamma2, LinearSigma
@@ -101,7 +101,7 @@ def test_v_goes_from_the_narrowest_to_the_widest_and_beyond():
 def test_the_truth_with_the_true_variance_costs_nothing(target):
     schedule = DDPMLinear()
     x0, eps, x_t, level = noised(schedule, 1, 10, 100, 500, 900, 999)
-    answer = torch.cat([target.of(x0, State(eps), level), -torch.ones(SHAPE)], 1)
+    answer = torch.cat([target.of(x0, Mixed(eps), level), -torch.ones(SHAPE)], 1)
     vb = LearnedRange(schedule, target).bound(answer, x0, x_t, level)["vb"]
     assert vb.abs().max() < 1e-5
 
