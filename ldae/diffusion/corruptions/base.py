@@ -27,13 +27,15 @@ class Mixed(State):
 
 
 class Corruption(ABC):
-    """x0 -> x_t at a noise level.
+    """x0 -> x_t at a noise level; D(x0, t + 1) of Cold Diffusion (arXiv 2208.09392), whose D(x0, 0) is x0.
 
     Attributes:
         mixes: whether x_t = gamma x0 + sigma eps, its state a `Mixed`: what targets other than x0 are built from.
+        of_images: whether it means something for images in [-1, 1] alone, at the size that it was made for.
     """
 
     mixes = False
+    of_images = False
 
     @abstractmethod
     def draw(self, x0: Tensor, draws: Draws) -> State:
@@ -41,4 +43,11 @@ class Corruption(ABC):
 
     @abstractmethod
     def at(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:
-        """x_t, shaped like `x0`."""
+        """x_t, shaped like `x0`; each image at its own level, t of 0 and above."""
+
+    def observed(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:
+        """x_t as a network is trained on it and as a restoration starts from it.
+
+        Differs from `at` where the published one is rounded to 8 bits there, but not in a sampler's D.
+        """
+        return self.at(x0, level, state)

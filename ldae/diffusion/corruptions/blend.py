@@ -1,0 +1,40 @@
+"""One image turns into another."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ldae.diffusion.corruptions.base import Mixed
+from ldae.diffusion.corruptions.gaussian import Gaussian
+from ldae.errors import ConfigError
+from ldae.types import Draws
+
+
+class Blend(Gaussian):
+    """x_t = gamma_t x0 + sigma_t y with another image y in place of noise: animorphosis (Sec. 5, arXiv 2208.09392).
+
+    The published schedule is the cosine one with T = 200.
+    """
+
+    of_images = True
+
+    def __init__(self) -> None:
+        self.pool: Tensor | None = None
+
+    def show(self, images: Tensor) -> None:
+        """Gives the images that are blended in: (M, 3, H, W) uint8, of the size of what they are blended with."""
+        self.pool = images
+
+    def draw(self, x0: Tensor, draws: Draws) -> Mixed:
+        """An image of the pool for each of `x0`, every one as likely.
+
+        Raises:
+            ConfigError: there are none, or they have another size.
+        """
+        if self.pool is None:
+            raise ConfigError("part", "Blend", "has no images to blend in; give it some by show(images)")
+        if self.pool.shape[1:] != x0.shape[1:]:
+            sizes = f"{tuple(self.pool.shape[1:])} to blend into {tuple(x0.shape[1:])}"
+            raise ConfigError("part", "Blend", f"was given images of {sizes}; resize them")
+        chosen = self.pool[draws.integers(len(self.pool), len(x0)).to(self.pool.device)]
+        return Mixed(eps=2 * (chosen.to(x0.device) / 255) - 1)

@@ -1,0 +1,98 @@
+"""Gaussian blur, step after step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ldae.diffusion.corruptions.base import Corruption, State
+from ldae.diffusion.corruptions.tables import Separable, in_8_bits
+from ldae.diffusion.schedules import NoiseSchedule
+from ldae.errors import ConfigError
+from ldae.parts import Count, NonNegative, Positive
+from ldae.types import Draws, NoiseLevel
+
+
+class Blur(Corruption):
+    """x_t = G_t * ... * G_0 * x0, G_i a Gaussian of sigma_i = (first + step i) e^(growth i) (arXiv 2208.09392).
+
+    Args:
+        schedule: its T alone counts.
+        image_shape: (C, n, n).
+        kernel: taps of a Gaussian, odd; it is cut off there, which shortens a wide one a lot.
+        first, step, growth: sigma_i in pixels. step = growth = 0: constant; growth = 0: linear; step = 0: exponential.
+        padding: `reflect` does not repeat the border; `circular` preserves the mean of a channel.
+        mean_at_end: at the last step every pixel is the mean of its channel, as generation wants it.
+        discrete: what the network is shown is cut to 8 bits.
+
+    Raises:
+        ConfigError: the kernel is even, or too wide to reflect an image in.
+    """
+
+    of_images = True
+
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        image_shape: tuple[int, int, int],
+        kernel: Count,
+        first: Positive,
+        step: NonNegative = 0.0,
+        growth: float = 0.0,
+        padding: Literal["reflect", "circular"] = "reflect",
+        mean_at_end: bool = False,
+        discrete: bool = False,
+    ):
+        n, fold = image_shape[-1], FOLDS[padding]
+        if kernel % 2 == 0:
+            raise ConfigError("kernel", kernel, "must be odd")
+        if padding == "reflect" and kernel // 2 >= n:
+            raise ConfigError("kernel", kernel, f"must be below {2 * n} to reflect images of {n} pixels")
+        self.discrete = discrete
+        i = torch.arange(schedule.T, dtype=torch.float64)
+        self.sigma = (first + step * i) * torch.exp(growth * i)  # (T,)
+        steps = [convolution(taps(float(s), kernel), n, fold) for s in self.sigma]
+        if mean_at_end:
+            steps[-1] = torch.full((n, n), 1 / n, dtype=torch.float64) @ steps[-1]
+        self.blurred = Separable(steps)
+
+    def draw(self, x0: Tensor, draws: Draws) -> State:
+        return State()
+
+    def at(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:
+        return self.blurred(x0, level.t)
+
+    def observed(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:
+        x_t = self.at(x0, level, state)
+        return in_8_bits(x_t) if self.discrete else x_t
+
+
+def taps(sigma: float, count: int) -> Tensor:
+    """A Gaussian at `count` whole numbers around 0, scaled to sum 1: (count,) float64."""
+    offset = torch.arange(count, dtype=torch.float64) - count // 2
+    weights = torch.exp(-(offset**2) / (2 * sigma**2))
+    return weights / weights.sum()
+
+
+def convolution(weights: Tensor, n: int, fold: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """The (n, n) matrix that convolves a line of n pixels with symmetric `weights`; `fold` says what lies outside."""
+    count = len(weights)
+    row = torch.arange(n)[:, None].expand(n, count)
+    column = fold(row + torch.arange(count) - count // 2, n)
+    matrix = torch.zeros(n, n, dtype=weights.dtype)
+    return matrix.index_put_((row, column), weights.expand(n, count), accumulate=True)
+
+
+def _circular(position: Tensor, n: int) -> Tensor:
+    return position % n
+
+
+def _reflect(position: Tensor, n: int) -> Tensor:
+    return n - 1 - (n - 1 - position.abs()).abs()
+
+
+# padding -> the pixel of 0..n-1 that stands at a position outside
+FOLDS = {"circular": _circular, "reflect": _reflect}

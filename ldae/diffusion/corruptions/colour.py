@@ -1,0 +1,35 @@
+"""Colour that fades."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ldae.diffusion.corruptions.base import Corruption, State
+from ldae.diffusion.corruptions.tables import Table
+from ldae.diffusion.schedules import NoiseSchedule
+from ldae.types import Draws, NoiseLevel, expand
+
+
+class Colour(Corruption):
+    """x_t = w_t x0 + (1 - w_t) mean over the channels, w_t = 1 - (t + 1) / T: grey at T-1.
+
+    The published steps keep the share 1 - (1/T) / (1 - t/T) of the colour that is left (code of arXiv 2208.09392);
+    their product is this.
+
+    Args:
+        schedule: its T alone counts.
+    """
+
+    of_images = True
+
+    def __init__(self, schedule: NoiseSchedule):
+        T = schedule.T
+        self.kept = Table(1 - torch.arange(1, T + 1, dtype=torch.float64) / T)
+
+    def draw(self, x0: Tensor, draws: Draws) -> State:
+        return State()
+
+    def at(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:
+        w = expand(self.kept[level.t], x0)
+        return w * x0 + (1 - w) * x0.mean(1, keepdim=True)

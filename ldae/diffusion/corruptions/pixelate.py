@@ -1,0 +1,58 @@
+"""Half the resolution at every step."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ldae.diffusion.corruptions.base import Corruption, State
+from ldae.diffusion.corruptions.tables import Separable
+from ldae.diffusion.schedules import NoiseSchedule
+from ldae.errors import ConfigError
+from ldae.types import Draws, NoiseLevel
+
+
+class Pixelate(Corruption):
+    """For i = 0..t: down to n / 2^(i+1) pixels, and up to n again by nearest neighbours (arXiv 2208.09392).
+
+    Every step begins with the n pixels of the one before, and nothing is smoothed before it is thinned out: a
+    bicubic step then weighs 4 pixels of an image by (-3, 19, 19, -3) / 32, and from the second on, where these 4
+    lie in two blocks, it is their mean. `bilinear` and `area` are the mean of blocks at every step.
+
+    Args:
+        schedule: its T alone counts.
+        image_shape: (C, n, n).
+        filter: of the way down.
+
+    Raises:
+        ConfigError: the image cannot be halved T times.
+    """
+
+    of_images = True
+
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        image_shape: tuple[int, int, int],
+        filter: Literal["bicubic", "bilinear", "area"] = "bicubic",
+    ):
+        n, T = image_shape[-1], schedule.T
+        if n % 2**T:
+            raise ConfigError("schedule.T", T, f"is more often than {n} pixels can be halved")
+        self.pixelated = Separable([_halved(n, 2 ** (i + 1), filter) for i in range(T)])
+
+    def draw(self, x0: Tensor, draws: Draws) -> State:
+        return State()
+
+    def at(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:
+        return self.pixelated(x0, level.t)
+
+
+def _halved(n: int, block: int, mode: str) -> Tensor:
+    """The matrix that takes a line of n pixels to n / block and back, (n, n) float64."""
+    line = torch.eye(n, dtype=torch.float64)[None, None]
+    small = F.interpolate(line, size=(n // block, n), mode=mode)[0, 0]  # columns stay: (n / block, n)
+    return small.repeat_interleave(block, 0)
