@@ -27,6 +27,13 @@ class SquaredError(Metric):
         return ((out - y) ** 2).flatten(1).mean(1)
 
 
+class AbsoluteError(Metric):
+    """Mean absolute error over all numbers of an image or latent (what arXiv 2208.09392 trains with)."""
+
+    def __call__(self, out: Tensor, y: Tensor) -> Tensor:
+        return (out - y).abs().flatten(1).mean(1)
+
+
 class PCAWeighted(Metric):
     """Squared error on the tokenizer's full basis: r = V_D (y - out), weight 1 for the first d, `tail` beyond.
 
