@@ -22,14 +22,16 @@ FILE, MANIFEST = "latents.npy", "manifest.json"
 def train_images(session: Session, objective: Objective, splits: Splits, tokenizer: str | None) -> ImageSet:
     """What is trained on: the training images, or their latents if that saves work and changes nothing.
 
-    It does where the tokenizer is convolutional, the augmentation draws nothing, and network and loss stay in the
-    latent. Latents are those that encoding again would give, but for rounding; of a posterior the moments are kept.
+    It does where the tokenizer is convolutional, the augmentation draws nothing, network and loss stay in the latent,
+    and the task tells the network nothing of the pixels. Latents are those that encoding again would give, but for
+    rounding; of a posterior the moments are kept.
 
     Args:
         tokenizer: SHA-256 of its file, if there is one.
     """
     images, random = splits.train, session.system["augment"].n > 0
-    if session.config["latents"] == "never" or random or not isinstance(objective, Denoise):
+    told = session.system["task"].image_channels > 0
+    if session.config["latents"] == "never" or random or told or not isinstance(objective, Denoise):
         return images
     if not (objective.input.latent and objective.output.latent and objective.tokenizer.costly):
         return images

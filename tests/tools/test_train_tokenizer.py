@@ -193,3 +193,10 @@ def test_a_tokenizer_is_fitted_on_what_the_task_noises(tmp_path, monkeypatch):
         found = load_tensors(tmp_path / task / "tokenizer.safetensors")["mean"].flatten()
         assert found.numel() == (48 if mean is None else 16)
         assert mean is None or found.tolist() == pytest.approx([mean] * 16, abs=1e-6)
+
+
+def test_a_task_that_needs_pixels_keeps_no_latents(tmp_path):
+    words = ("experiment=deconstruct/04_linear_gamma2", "data=digits", *TINY[:4], "train.steps=2", "monitor.looks=0")
+    _, told = run("pretrain", *words, "task=super_resolution", f"out={tmp_path}")
+    assert "encoding" not in told
+    assert status(tmp_path)["state"] == "done"
