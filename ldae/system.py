@@ -11,6 +11,7 @@ from ldae.data.datasets import Dataset, Division
 from ldae.data.transforms import Augment
 from ldae.denoisers.base import Network
 from ldae.diffusion.corruptions.base import Corruption
+from ldae.diffusion.importance import Timesteps
 from ldae.diffusion.samplers import StepRule
 from ldae.diffusion.schedules import NoiseSchedule
 from ldae.diffusion.spacing import Spacing
@@ -42,6 +43,7 @@ GROUPS: Mapping[str, tuple[str, type]] = {
     "target": ("ldae.diffusion", Target),
     "variance": ("ldae.diffusion", Variance),
     "weight": ("ldae.diffusion", Weight),
+    "timesteps": ("ldae.diffusion", Timesteps),
     "sampler": ("ldae.diffusion", StepRule),
     "spacing": ("ldae.diffusion", Spacing),
     "levels": ("ldae.diffusion", NoiseSchedule),
@@ -142,7 +144,10 @@ NOT_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
 OWN: Mapping[str, set[str]] = {"data": {"classes"}, "task": {"classes"}}
 
 # groups that came later, as they are for configs from before
-BEFORE: Mapping[str, Any] = {"variance": {"part": "ldae.diffusion.variance.Fixed"}}
+BEFORE: Mapping[str, Any] = {
+    "variance": {"part": "ldae.diffusion.variance.Fixed"},
+    "timesteps": {"part": "ldae.diffusion.importance.Uniform"},
+}
 
 
 def _parameters(part: type) -> list[str]:

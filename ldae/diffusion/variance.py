@@ -81,6 +81,8 @@ class LearnedRange(Variance):
     Args:
         schedule: preserves variance.
         target: what the prediction is, for the way to x0.
+        alone: whether the bound is all the loss (L_vlb, Sec. 3.3 there): it then reaches the prediction too, and
+            counts whole, T times its term. With weight=zero and timesteps=loss_aware.
 
     Raises:
         ConfigError: the schedule has no posterior, or the prediction does not tell x0 at one of its levels.
@@ -88,8 +90,9 @@ class LearnedRange(Variance):
 
     lives_with_noise, answers = True, 2
 
-    def __init__(self, schedule: NoiseSchedule, target: Target):
-        self.posterior, self.target, self.scale = Posterior(schedule), target, schedule.T / 1000
+    def __init__(self, schedule: NoiseSchedule, target: Target, alone: bool = False):
+        self.posterior, self.target, self.alone = Posterior(schedule), target, alone
+        self.scale = schedule.T * (1 if alone else 0.001)
         nothing = torch.zeros(schedule.T, 1)
         try:
             target.to_x0(nothing, nothing, schedule.at(torch.arange(schedule.T)))
@@ -107,9 +110,12 @@ class LearnedRange(Variance):
         return (v + 1) / 2
 
     def bound(self, out: Tensor, x0: Tensor, x_t: Tensor, level: NoiseLevel) -> dict[str, Tensor]:
-        """vb: T / 1000 of KL[q(x_{t-1} | x_t, x_0) | p], at t = 0 of -ln p(x_0 | x_1), 256 levels; bits per number."""
-        q = self.posterior
-        found = self.target.to_x0(self.prediction(out).detach(), x_t, level)
+        """vb: T / 1000 of KL[q(x_{t-1} | x_t, x_0) | p], at t = 0 of -ln p(x_0 | x_1), 256 levels; bits per number.
+
+        T of it if it is alone.
+        """
+        q, told = self.posterior, self.prediction(out)
+        found = self.target.to_x0(told if self.alone else told.detach(), x_t, level)
         mean, log_variance = q.mean(found, x_t, level), self.log_variance(out, level)
         true = q.mean(x0, x_t, level), q.at(q.log_beta_tilde, level, x0)
         back = divergence(*true, mean, log_variance)

@@ -25,6 +25,13 @@ class One(Weight):
         return torch.ones_like(level.sigma)
 
 
+class Zero(Weight):
+    """0: the prediction has no loss of its own; the bound is all (L_vlb, arXiv 2102.09672)."""
+
+    def __call__(self, level: NoiseLevel) -> Tensor:
+        return torch.zeros_like(level.sigma)
+
+
 class Gamma2(Weight):
     """gamma^2 (step 8 of arXiv 2401.14404)."""
 

@@ -37,7 +37,7 @@ def save_state(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
 
 def _memories(trainer: Trainer) -> dict[str, nn.Module]:
     found = {name: getattr(player, "memory", None) for name, player in trainer.players.items()}
-    return {name: module for name, module in found.items() if module is not None}
+    return {name: module for name, module in found.items() if module is not None and module.state_dict()}
 
 
 def load_state(trainer: Trainer, checkpoint: Checkpoint) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ldae.denoisers.base import Denoiser, Network
 from ldae.diffusion.corruptions.base import Corruption
+from ldae.diffusion.importance import Timesteps
 from ldae.diffusion.schedules import NoiseSchedule
 from ldae.diffusion.targets import Target
 from ldae.diffusion.variance import Variance
@@ -39,6 +40,7 @@ class Denoise(Representing):
         target: what the network predicts of it.
         variance: whether the network answers with the variance of a step back too.
         weight: lambda of the noise level.
+        timesteps: which levels are trained at.
         metric: the residue's size.
         denoiser: the network.
 
@@ -60,6 +62,7 @@ class Denoise(Representing):
         target: Target,
         variance: Variance,
         weight: Weight,
+        timesteps: Timesteps,
         metric: Metric,
         denoiser: Network,
     ):
@@ -72,6 +75,7 @@ class Denoise(Representing):
         self.task, self.corruption, self.schedule, self.T = task, corruption, schedule, schedule.T
         self.input, self.output, self.target = input, output, target
         self.variance, self.weight, self.metric = variance, weight, metric
+        self.timesteps = self.memory = timesteps
         self.tokenizer = tokenizer.requires_grad_(False)
         for group, part in (("target", target), ("variance", variance)):
             name = type(part).__name__
@@ -92,7 +96,7 @@ class Denoise(Representing):
         """
         with full_precision(batch.images):
             x0, cond = self.task(batch)
-            level = self.schedule.draw(len(x0), draws)
+            level, counts = self.timesteps.draw(self.schedule, len(x0), draws)
             stored = self.tokenizer.stored(x0) if batch.latents is None else batch.latents
             z0 = self.tokenizer.drawn(stored, draws)  # (B, d, h, w)
             state = self.corruption.draw(z0, draws)
@@ -106,10 +110,12 @@ class Denoise(Representing):
             terms = self.variance.bound(out, z0, z_t, level)
             losses = self.weight(level) * self.metric(self.variance.prediction(out), y)  # (B,)
             losses = sum(terms.values(), losses)
+            self.timesteps.record(level.t, losses.detach())
+            losses = losses if counts is None else counts * losses
         return losses.mean(), self._by_level(losses.detach(), level) | _means(terms)
 
     def describe(self, batch: Batch, draws: Draws) -> Mapping[str, list[float]]:
-        level = self.schedule.draw(len(batch), draws)
+        level, _ = self.timesteps.draw(self.schedule, len(batch), draws)
         return {"t": level.t.tolist(), "gamma": level.gamma.tolist(), "sigma": level.sigma.tolist()}
 
     def predict(

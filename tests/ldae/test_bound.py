@@ -10,6 +10,7 @@ from oracles import Normal, Told
 
 from ldae.diffusion.bound import nll_bound, prior, steps_back, term
 from ldae.diffusion.importance import LossAware
+from ldae.diffusion.noiseless import Steps
 from ldae.diffusion.samplers import Large, Learned, Small
 from ldae.diffusion.schedules import Cosine, DDPMLinear, LinearSigma
 from ldae.diffusion.spacing import All, Linear, Stride
@@ -168,14 +169,20 @@ def test_a_likelihood_needs_noise_at_every_step_and_two_of_them():
 def filled(T=6):
     """A history of losses that differ by orders of magnitude, (T, 10), and a sampler that was told them."""
     losses = 10.0 ** -torch.arange(T)[:, None] * (1 + 0.3 * normal(1, T, 10).abs())
-    aware = LossAware(T)
+    aware = LossAware(Steps(T))
     for column in losses.T:
         aware.record(torch.arange(T), column)
     return aware, losses.double()
 
 
+def drawn(aware, count, draws):
+    """Steps and the factors of their losses."""
+    level, factors = aware.draw(Steps(aware.T), count, draws)
+    return level.t, factors
+
+
 def test_levels_are_drawn_alike_until_every_one_has_its_history():
-    aware = LossAware(3)
+    aware = LossAware(Steps(3))
     for _ in range(9):
         aware.record(torch.tensor([0, 1, 2, 2, 2]), torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))
     assert aware.counts.tolist() == [9, 9, 10]
@@ -201,7 +208,7 @@ def test_the_oldest_losses_give_way():
 def test_draws_have_the_probabilities_and_weights_undo_them():
     """The weighted mean is that over uniform t, with less spread than uniform draws have."""
     aware, losses = filled()
-    t, weights = aware.draw(200_000, Draws([3, 4]))
+    t, weights = drawn(aware, 200_000, Draws([3, 4]))
     p = aware.probabilities()
     expected = 200_000 * p
     chi2 = ((torch.bincount(t, minlength=6) - expected) ** 2 / expected).sum()
@@ -215,7 +222,24 @@ def test_draws_have_the_probabilities_and_weights_undo_them():
 
 def test_what_was_recorded_is_saved_with_a_checkpoint():
     aware, _ = filled()
-    other = LossAware(6)
+    other = LossAware(Steps(6))
     other.load_state_dict(aware.state_dict())
-    assert torch.equal(other.draw(50, Draws([1]))[0], aware.draw(50, Draws([1]))[0])
+    assert torch.equal(drawn(other, 50, Draws([1]))[0], drawn(aware, 50, Draws([1]))[0])
     assert set(aware.state_dict()) == {"losses", "counts"}
+
+
+def test_the_bound_alone_reaches_the_prediction_and_counts_T_times():
+    """L_vlb: beside L_hybrid's term, whose gradient of the prediction is exactly 0 (spec test 14)."""
+    schedule = DDPMLinear(200)
+    x0, eps, level = normal(1, 8, 3, 4, 4).clamp(-1, 1), normal(2, 8, 3, 4, 4), schedule.at(torch.arange(0, 200, 25))
+    x_t = level.gamma.reshape(-1, 1, 1, 1) * x0 + level.sigma.reshape(-1, 1, 1, 1) * eps
+    terms, gradients = [], []
+    for alone in (False, True):
+        out = normal(3, 8, 6, 4, 4).requires_grad_()
+        term = LearnedRange(schedule, Eps(), alone).bound(out, x0, x_t, level)["vb"]
+        term.sum().backward()
+        terms.append(term.detach())
+        gradients.append(out.grad[:, :3])
+    torch.testing.assert_close(terms[1], 1000 * terms[0])
+    assert not gradients[0].any()
+    assert (gradients[1].flatten(1).abs().sum(1) > 0).all()
