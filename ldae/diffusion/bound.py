@@ -93,12 +93,9 @@ def steps_back(stages: Sequence[Stage]) -> Sequence[StepBack]:
     backs = [StepBack.between(now, then) for now, then in pairwise(stages)]
     if len(backs) < 2:
         raise ConfigError("spacing.count", len(backs), "is too few for a likelihood; use 2 or more")
-    if not all(back.beta_tilde > 0 for back in backs[:-1]):
-        raise ConfigError(
-            "schedule",
-            [s.t for s in stages],
-            "must add noise at every step for a likelihood; use ddpm_linear or cosine",
-        )
+    for back, then in zip(backs[:-1], stages[1:-1], strict=True):
+        if back.beta_tilde == 0:
+            raise ConfigError("t", then.t, "is reached without noise, but a likelihood needs some; use schedule=cosine")
     return [*backs[:-1], replace(backs[-1], beta_tilde=backs[-2].beta_tilde, final=True)]
 
 

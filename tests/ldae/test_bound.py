@@ -159,7 +159,7 @@ def test_a_likelihood_needs_noise_at_every_step_and_two_of_them():
     predict, x0 = (lambda x, stage: Prediction(x)), torch.zeros(1, 2)
     with pytest.raises(ConfigError, match=r"spacing.count=1 is too few for a likelihood"):
         nll_bound(predict, Small(), x0, [FULL[0], CLEAN], Draws([0]))
-    with pytest.raises(ConfigError, match="must add noise at every step for a likelihood"):
+    with pytest.raises(ConfigError, match="t=0 is reached without noise, but a likelihood needs some"):
         nll_bound(predict, Small(), x0, stages(LinearSigma(), All().steps(1000)), Draws([0]))
 
 
