@@ -33,6 +33,7 @@ from ldae.tokenizers.base import Tokenizer
 # config group -> (package that its parts lie in, what they derive from)
 GROUPS: Mapping[str, tuple[str, type]] = {
     "data": ("ldae.data", Dataset),
+    "partner": ("ldae.data", Dataset),
     "augment": ("ldae.data", Augment),
     "task": ("ldae.tasks", Task),
     "tokenizer": ("ldae.tokenizers", Tokenizer),
@@ -133,15 +134,19 @@ OPTIONAL = ("perceptual", "discriminator")
 # where a group lies in a config, if not under its own name
 PLACES = {group: f"tokenizer.fit.{group}" for group in OPTIONAL}
 
+# keys of a data set that are not its own
+READ_ELSEWHERE = ("classes", "patch", "d", "holdout", "test", "split_seed", "cache", "workers", "max_bad", "max_pixels")
+
 # keys of a group that are read elsewhere: by other groups, by what divides and reads images, by what fits tokenizers
 NOT_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
-    "data": ("classes", "patch", "d", "holdout", "test", "split_seed", "cache", "workers", "max_bad", "max_pixels"),
+    "data": READ_ELSEWHERE,
+    "partner": READ_ELSEWHERE,
     "tokenizer": ("weights", "fit"),
     "perceptual": ("fit",),
 }
 
 # arguments that a group's own config gives, though for others they are derived from it
-OWN: Mapping[str, set[str]] = {"data": {"classes"}, "task": {"classes"}}
+OWN: Mapping[str, set[str]] = {"data": {"classes"}, "partner": {"classes"}, "task": {"classes"}}
 
 # groups that came later, as they are for configs from before
 BEFORE: Mapping[str, Any] = {

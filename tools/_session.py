@@ -17,8 +17,10 @@ from torch import Tensor
 from ldae.counter import seed_of
 from ldae.data.cache import Context
 from ldae.data.datasets import Dataset
-from ldae.data.images import ImageSet, Splits
+from ldae.data.images import ImageSet, MemoryImages, Splits
 from ldae.data.loader import Loader, Share, in_order
+from ldae.diffusion.corruptions.base import Corruption
+from ldae.diffusion.corruptions.blend import Blend
 from ldae.engine.distributed import World, join_world, leave_world
 from ldae.engine.run import RunFolder, check_same
 from ldae.engine.runtime import keep_freed_memory, pick_device, use_threads
@@ -33,7 +35,7 @@ from ldae.system import System
 # keys that may change between a run and its resumption: none of them changes what is computed
 FREE = ("out", "device", "runtime", "allow", "experiment", "data.root", "data.cache", "data.workers", "data.max_bad",
         "data.max_pixels", "data.download", "tokenizer.weights", "monitor", "train.checkpoint_every", "train.keep",
-        "train.log_every", "split", "run")  # fmt: skip
+        "train.log_every", "split", "run", "partner.root")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -102,18 +104,33 @@ class Session:
                 run.release()
                 leave_world()
 
-    def splits(self) -> Splits:
-        """Reads the data set; names the files that were left out."""
-        dataset: Dataset = self.system["data"]
-        own = {k: v for k, v in self.config["data"].items() if k in ("workers", "max_bad", "max_pixels")}
+    def splits(self, group: str = "data") -> Splits:
+        """Reads the data set of a group; names the files that were left out."""
+        dataset: Dataset = self.system[group]
+        own = {k: v for k, v in self.config[group].items() if k in ("workers", "max_bad", "max_pixels")}
         given = {"cache": self.cache, "poll": self.stop.poll, "progress": self.runtime.bars and self.world.main}
         try:
             found = dataset.open(construct(Context, own, given))
         except ConfigError as error:
-            raise error.inside("data") from None
+            raise error.inside(group) from None
         if found.bad and self.world.main:
-            print(f"{len(found.bad)} unreadable images left out, the first: {': '.join(found.bad[0])}", file=sys.stderr)
+            print(f"{len(found.bad)} unreadable images left out, the first: {', '.join(found.bad[0])}", file=sys.stderr)
         return found
+
+    def show_partners(self, corruption: Corruption) -> None:
+        """Gives a corruption that blends images the other data set's, those of its training split.
+
+        Raises:
+            ConfigError: there is no other data set, or it is too large to be held in memory.
+        """
+        if not isinstance(corruption, Blend):
+            return
+        if not self.config.get("partner"):
+            raise ConfigError("partner", None, "is not set; corruption=blend needs partner=cifar10 or partner=imagefolder")
+        images = self.splits("partner").train
+        if not isinstance(images, MemoryImages):
+            raise ConfigError("partner.store", "stream", "keeps no images in memory; use partner.store=memory")
+        corruption.show(images.pixels[torch.from_numpy(images.ids)])
 
     def loader(self, images: ImageSet, augment: str, batch: int) -> Loader:
         """Training batches of a set, augmented by the part of group `augment`."""

@@ -29,6 +29,7 @@ from ldae.engine.trainer import Job, Trainer
 from ldae.errors import ConfigError
 from ldae.export import PLAYER
 from ldae.objectives.base import Representing
+from ldae.objectives.denoise import Denoise
 from ldae.parts import conform
 
 
@@ -50,6 +51,8 @@ def main(words: Sequence[str]) -> None:
             return
         splits = session.splits()
         check_classes(session, splits)
+        if isinstance(objective, Denoise):
+            session.show_partners(objective.corruption)
         if session.world.main:
             begin(run, config, splits)
         tokenizer = None if objective.tokenizer is None else ensure_tokenizer(session, splits, run)

@@ -1,8 +1,8 @@
 """Lets a trained model work on pictures: undo a degradation, enlarge, segment, edit.
 
     python tools/restore.py run=RUN                                  # on 64 hold-out images of the run's data
-    python tools/restore.py run=RUN input=PICTURE out=OUT            # or a folder of pictures
-    python tools/restore.py run=RUN how=edit t0=[0.3,0.5] guide=STROKES keep=MASK input=PICTURE
+    python tools/restore.py run=RUN pictures=PICTURE out=OUT            # or a folder of pictures
+    python tools/restore.py run=RUN how=edit t0=[0.3,0.5] guide=STROKES keep=MASK pictures=PICTURE
 
 Cold Diffusion runs undo their degradation, SR3 runs enlarge, SegDiff runs segment; any run of an image diffusion edits
 (SDEdit; from simulated strokes if no guide is given) or, with how=invert, goes to the noise of a picture and back. Writes OUT/strip.png (a row for each picture), OUT/NAME.png for
@@ -49,8 +49,8 @@ class RestoreSettings:
     """What is restored, and how.
 
     Attributes:
-        input: a picture or a folder of pictures; the run's own data if None.
-        split: whose images, without an input.
+        pictures: a picture or a folder of pictures; the run's own data if None.
+        split: whose images, without pictures of your own.
         count: how many of them.
         batch: images at once.
         shown: rows of the strip.
@@ -61,7 +61,7 @@ class RestoreSettings:
         features: what sets are compared in, or None.
     """
 
-    input: str | None
+    pictures: str | None
     split: Literal["holdout", "test"]
     count: Count
     batch: Count
@@ -92,16 +92,17 @@ def main(words: Sequence[str]) -> None:
     session = session_of(run, config)
     folder = RunFolder(Path(config["out"] or Path(config["run"]) / "restored"))
     with session.running(folder):
+        session.show_partners(generator.objective.corruption)
         pictures = Pictures(settings, session)
         restoration = restoration_of(generator, settings, pictures)
         columns = restored(restoration, pictures, settings, folder, session)
         show(columns, pictures, settings, folder)
         figures = restoration.figures(columns) if restoration.truth in columns else {}
-        if settings.features and not settings.input:
+        if settings.features and not settings.pictures:
             for name, scores in set_scores(settings.features, columns, restoration, session, pictures).items():
                 figures[name] = {**figures.get(name, {}), **scores}
         count = len(next(iter(columns.values())))
-        known = {**described(config, run), "images": count, "split": None if settings.input else settings.split}
+        known = {**described(config, run), "images": count, "split": None if settings.pictures else settings.split}
         write_json(folder.path / "restored.json", {**known, "how": type(restoration).__name__, "figures": figures})
         print(table(figures))
         folder.set_status("done", count)
@@ -144,10 +145,10 @@ class Pictures:
         self.settings, self.session = settings, session
         self.names: list[str] | None = None
         self.splits: Splits | None = None
-        if settings.input is None:
+        if settings.pictures is None:
             self.splits = session.splits()
         else:
-            self.files = files_of("input", settings.input)
+            self.files = files_of("pictures", settings.pictures)
             self.names = [path.stem for path in self.files]
 
     @property
@@ -174,7 +175,7 @@ class Pictures:
             return picture(others[0], size).to(batch.images.device).expand(len(batch), -1, -1, -1)
         named = {path.stem: path for path in others}
         wanted = [self.names[i] for i in batch.index.tolist()] if self.names else []
-        if missing := [name for name in wanted if name not in named] or ([] if wanted else ["input="]):
+        if missing := [name for name in wanted if name not in named] or ([] if wanted else ["pictures="]):
             raise DataError(f"{key}={given} has no picture for {missing[0]}; give files of the same names")
         return torch.stack([picture(named[name], size) for name in wanted]).to(batch.images.device)
 

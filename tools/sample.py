@@ -28,6 +28,7 @@ from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
+from ldae.diffusion.starts import Coarse, Start
 from ldae.engine.logging import save_png
 from ldae.engine.run import RunFolder
 from ldae.errors import ConfigError
@@ -35,6 +36,7 @@ from ldae.files import replaced, write_json
 from ldae.generate import Generator
 from ldae.objectives.panels import in_colour, tiled
 from ldae.parts import Count, Natural
+from ldae.system import System
 from ldae.types import Cond
 
 GRID = 64  # images in grid.png
@@ -74,6 +76,7 @@ def main(words: Sequence[str]) -> None:
             write_json(folder.path / "config.json", known)
             (folder.path / "shards").mkdir(exist_ok=True)
         session.world.wait()
+        generator.begin = beginning(generator, config, session)
         shards = math.ceil(settings.count / settings.batch)
         mine = [k for k in range(shards) if k % session.world.size == session.world.rank]
         for k in tqdm(mine, "sampling", unit="batch", disable=not session.runtime.bars or not session.world.main):
@@ -101,6 +104,20 @@ def labels_of(generator: Generator, settings: SampleSettings) -> Tensor | None:
         return None
     turn = torch.tensor(asked or list(range(known)))
     return turn[torch.arange(settings.count) % len(turn)]
+
+
+def beginning(generator: Generator, config: Mapping[str, Any], session: Session) -> Start | None:
+    """Where a cold generation begins, fitted on training images; None: in noise."""
+    if not config.get("start"):
+        return None
+    objective = generator.objective
+    session.show_partners(objective.corruption)
+    parts = System({**session.config, "start": config["start"]})
+    parts.made |= {"corruption": objective.corruption, "schedule": objective.schedule}
+    start: Start = parts["start"].to(session.world.device)
+    if isinstance(start, Coarse):
+        start.fit(session.images(session.splits().train))
+    return start
 
 
 def draw(

@@ -1,0 +1,131 @@
+"""sample.py, restore.py and likelihood.py as a user runs them, on small runs of their own."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from helpers import run, status, torchrun
+from PIL import Image
+
+SMALL = (
+    "data=digits",
+    "denoiser.channels=8",
+    "denoiser.multipliers=[1,2]",
+    "denoiser.attention=[]",
+    "train.steps=8",
+    "train.batch=32",
+    "monitor.looks=0",
+    "runtime.threads=1",
+)
+QUICK = ("sampler=ddim", "spacing=trailing", "spacing.count=5", "runtime.threads=1", "runtime.progress=false")
+
+
+@pytest.fixture(scope="module")
+def ddpm(tmp_path_factory):
+    """A run of a small DDPM on digits."""
+    out = tmp_path_factory.mktemp("runs") / "ddpm"
+    run("pretrain", "experiment=ddpm/cifar10_cpu", *SMALL, f"out={out}")
+    return out
+
+
+def images(folder):
+    with np.load(folder / "samples.npz") as found:
+        return found["arr_0"]
+
+
+def test_samples_are_images_and_say_how_they_were_made(ddpm, tmp_path):
+    out = tmp_path / "a"
+    run("sample", f"run={ddpm}", f"out={out}", *QUICK, "count=10", "batch=4", "gif=true")
+    found = images(out)
+    assert (found.shape, found.dtype) == ((10, 8, 8, 3), np.uint8)
+    assert found.std() > 5
+    assert Image.open(out / "grid.png").size == (8 * 66 - 2, 2 * 66 - 2)
+    assert Image.open(out / "way.gif").n_frames == 5
+    known = json.loads((out / "samples.json").read_text())
+    assert known["sampler"]["eta"] == 0
+    assert known["images"] == 10
+    assert known["step"] == 8
+    assert status(out)["state"] == "done"
+    stdout, _ = run("sample", f"run={ddpm}", f"out={out}", *QUICK, "count=10", "batch=4", "gif=true")
+    assert "nothing to do" in stdout
+
+
+def test_batches_and_processes_change_no_image(ddpm, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    run("sample", f"run={ddpm}", f"out={one}", *QUICK, "count=9", "batch=9", "precision=fp32")
+    torchrun("sample", f"run={ddpm}", f"out={two}", *QUICK, "count=9", "batch=2", "precision=fp32")
+    assert np.abs(images(one).astype(int) - images(two).astype(int)).max() <= 1
+
+
+def test_what_is_there_is_not_drawn_again(ddpm, tmp_path):
+    out = tmp_path / "a"
+    run("sample", f"run={ddpm}", f"out={out}", *QUICK, "count=4", "batch=2")
+    whole = images(out)
+    (out / "status.json").unlink()
+    (out / "samples.npz").unlink()
+    (out / "shards").mkdir()
+    np.save(out / "shards" / "000001.npy", np.zeros((2, 8, 8, 3), np.uint8))
+    run("sample", f"run={ddpm}", f"out={out}", *QUICK, "count=4", "batch=2")
+    assert not images(out)[2:].any()
+    assert np.array_equal(images(out)[:2], whole[:2])
+
+
+def test_samples_begun_otherwise_are_refused(ddpm, tmp_path):
+    out = tmp_path / "a"
+    run("sample", f"run={ddpm}", f"out={out}", *QUICK, "count=2")
+    _, stderr = run("sample", f"run={ddpm}", f"out={out}", *QUICK, "count=2", "seed=1", code=2)
+    assert "seed was 0, is 1" in stderr
+
+
+@pytest.mark.parametrize(
+    ("tool", "words", "message"),
+    [
+        ("sample", (), "run=None is not set"),
+        ("sample", ("guidance=2",), "guidance=2.0 needs a network that is told classes"),
+        ("sample", ("classes=[1]",), "classes=[1] is not told"),
+        ("sample", ("count=0",), "count=0 must be at least 1"),
+        ("sample", ("sampler=dimm",), "did you mean 'ddim'?"),
+        ("sample", ("sampler=learned",), "needs a variance that was learned"),
+        ("sample", ("spacing=trailing", "spacing.count=2000"), "spacing.count=2000"),
+        ("sample", ("start=coarse",), "is random; use Partner"),
+        ("restore", ("how=segment",), "how='segment' is not what this run was trained for; use how=edit"),
+        ("restore", ("t0=[1.5]",), "t0=1.5 must be"),
+        ("restore", ("strokes=4",), "strokes=4 must be odd"),
+        ("likelihood", ("sampler=ddim",), "sampler='DDIM' has no variance"),
+    ],
+)
+def test_what_cannot_work_is_one_sentence(in_process, ddpm, tmp_path, tool, words, message):
+    given = (f"run={ddpm}", f"out={tmp_path / 'x'}", "runtime.threads=1", "runtime.progress=false") if words else ()
+    code, told = in_process(tool, *given, *words)
+    assert message in told
+    assert code == 2
+
+
+def test_an_edit_of_pictures_of_ones_own(ddpm, tmp_path):
+    folder, out = tmp_path / "mine", tmp_path / "out"
+    folder.mkdir()
+    for name, colour in (("red", (250, 10, 10)), ("blue", (10, 10, 250))):
+        Image.new("RGB", (40, 30), colour).save(folder / f"{name}.png")
+    stdout, _ = run("restore", f"run={ddpm}", f"pictures={folder}", f"out={out}", *QUICK, "t0=[0,0.4]")
+    assert "| t0=0 |" in stdout
+    assert Image.open(out / "strip.png").size == (4 * 66 - 2, 2 * 66 - 2)  # original, guide, two edits
+    strip = np.asarray(Image.open(out / "red.png"))
+    assert np.abs(strip[30, 30].astype(int) - (250, 10, 10)).max() < 6
+    assert np.abs(strip[30, 2 * 66 + 30].astype(int) - (250, 10, 10)).max() < 6  # from t0 = 0 comes the guide
+    assert (out / "blue.png").exists()
+    assert json.loads((out / "restored.json").read_text())["figures"]["t0=0"]["rmse"] < 0.01
+
+
+def test_a_damaged_picture_is_named(ddpm, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    _, stderr = run("restore", f"run={ddpm}", f"pictures={tmp_path / 'bad.png'}", f"out={tmp_path / 'o'}", *QUICK, code=65)
+    assert "bad.png cannot be read" in stderr
+
+
+def test_likelihood_has_its_parts(ddpm, tmp_path):
+    run("likelihood", f"run={ddpm}", f"out={tmp_path}", "count=8", "spacing=trailing", "spacing.count=10", "runtime.threads=1")
+    figures = json.loads((tmp_path / "likelihood.json").read_text())["figures"]
+    assert figures["bits/dim"] == pytest.approx(figures["prior"] + figures["steps"] + figures["last"], abs=1e-4)
+    assert 0 < figures["last"] < figures["bits/dim"]
