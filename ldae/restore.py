@@ -100,11 +100,14 @@ class Enlarge(Restoration):
         task = self.generator.objective.task
         assert isinstance(task, SuperResolution)
         low = lower(truth, task.factor)
-        return {**super()._against(answers, truth, columns), "consistency": consistency(low, lower(answers, task.factor))}
+        return {
+            **super()._against(answers, truth, columns),
+            "consistency": consistency(low, lower(answers, task.factor)),
+        }
 
 
 class Invert(Restoration):
-    """Noise that DDIM makes the picture of, and the picture again: original | noise | again (Sec. 5.4, arXiv 2010.02502)."""
+    """To the noise that DDIM makes a picture of, and back: original | noise | again (Sec. 5.4, arXiv 2010.02502)."""
 
     truth, measured = "original", ("again",)
 
@@ -198,7 +201,16 @@ class Edit(Restoration):
         first = nearest_stage(g.walk.stages, t0, g.objective.schedule.T)
         with full_precision(batch.images):
             z = g.objective.tokenizer.encode(2 * guide.images - 1)
-        keep = None if guide.keep is None else F.adaptive_avg_pool2d(guide.keep, z.shape[2:]).floor()
-        way = {"clip": g.walk.clip, "keep": keep, "repeats": self.repeats, "watch": watch}
-        z = edited(lambda x, stage: g.predict(x, stage, None), g.walk.rule, z, g.walk.stages[first:], draws, **way)
+        keep = None if guide.keep is None else F.adaptive_avg_pool2d(guide.keep, list(z.shape[2:])).floor()
+        z = edited(
+            lambda x, stage: g.predict(x, stage, None),
+            g.walk.rule,
+            z,
+            g.walk.stages[first:],
+            draws,
+            keep=keep,
+            repeats=self.repeats,
+            clip=g.walk.clip,
+            watch=watch,
+        )
         return g.image(z)

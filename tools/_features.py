@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from _session import Session
-from _tokenizers import ensure_perceptual, tokenizer_config
+from _tokenizers import classifier_config, ensure_perceptual
 from torch import Tensor
 from tqdm import tqdm
 
@@ -50,7 +49,9 @@ class Reader:
             self.session.stop.poll()
             found.append(self.read(part.to(self.session.world.device)))
         features = torch.cat([f.float().cpu() for f, _ in found])
-        return features, None if found[0][1] is None else torch.cat([p.float().cpu() for _, p in found if p is not None])
+        return features, None if found[0][1] is None else torch.cat(
+            [p.float().cpu() for _, p in found if p is not None]
+        )
 
     def reference(self, images: ImageSet, fingerprint: str, split: str) -> tuple[Moments, Tensor]:
         """Moments of a whole set, worked out once and kept in the user's cache, and features of up to 10,000 of it."""
@@ -58,7 +59,9 @@ class Reader:
         path = self.session.cache / "moments" / f"{key}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            bar = tqdm(self.session.images(images, BATCH), f"features of {split}", disable=not self.session.runtime.bars)
+            bar = tqdm(
+                self.session.images(images, BATCH), f"features of {split}", disable=not self.session.runtime.bars
+            )
             Moments.of((self((x + 1) / 2)[0] for x in bar), self.name).save(path)
         step = max(1, len(images) // BANK)
         some = images.subset(torch.arange(0, len(images), step).numpy())
@@ -81,11 +84,12 @@ def reader_of(kind: str, session: Session, splits: Splits) -> Reader:
 
 def classifier(session: Session, splits: Splits) -> tuple[Classifier, str]:
     """The classifier of the perceptual loss, trained on the data's labels if the cache has none yet; and its key."""
-    sub = Session(tokenizer_config({**session.config, "tokenizer": None}, "tokenizer=vqgan"))
+    sub = Session(classifier_config(session.config))
     sub.stop, sub.world = session.stop, session.world
     key = ensure_perceptual(sub, splits)
     network = sub.system["perceptual"]
-    assert isinstance(network, Classifier) and key is not None
+    assert isinstance(network, Classifier)
+    assert key is not None
     return network, key
 
 

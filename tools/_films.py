@@ -42,6 +42,4 @@ class Film:
         """Writes the GIF."""
         durations = [MILLISECONDS] * (len(self.frames) - 1) + [2000]
         with replaced(path) as file:
-            self.frames[0].save(
-                file, "GIF", save_all=True, append_images=self.frames[1:], duration=durations, loop=0
-            )
+            self.frames[0].save(file, "GIF", save_all=True, append_images=self.frames[1:], duration=durations, loop=0)

@@ -126,7 +126,9 @@ class Session:
         if not isinstance(corruption, Blend):
             return
         if not self.config.get("partner"):
-            raise ConfigError("partner", None, "is not set; corruption=blend needs partner=cifar10 or partner=imagefolder")
+            raise ConfigError(
+                "partner", None, "is not set; corruption=blend needs partner=cifar10 or partner=imagefolder"
+            )
         images = self.splits("partner").train
         if not isinstance(images, MemoryImages):
             raise ConfigError("partner.store", "stream", "keeps no images in memory; use partner.store=memory")

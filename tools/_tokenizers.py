@@ -126,6 +126,14 @@ def tokenizer_config(session: Session) -> dict[str, Any]:
     return resolved(root)
 
 
+def classifier_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of train_tokenizer.py for the classifier of the perceptual loss, on another tool's data and machine."""
+    root: DictConfig = compose("train_tokenizer", ["tokenizer=vqgan"])
+    for group in ("data", "seed", "device", "runtime"):
+        root[group] = config[group]
+    return resolved(root)
+
+
 def fit_tokenizer(session: Session, splits: Splits, run: RunFolder) -> None:
     """Fits or trains the session's tokenizer on train, and writes it to the run folder with its filters."""
     tokenizer: Tokenizer = session.system["tokenizer"].to(session.world.device)

@@ -5,8 +5,9 @@
     python tools/restore.py run=RUN how=edit t0=[0.3,0.5] guide=STROKES keep=MASK pictures=PICTURE
 
 Cold Diffusion runs undo their degradation, SR3 runs enlarge, SegDiff runs segment; any run of an image diffusion edits
-(SDEdit; from simulated strokes if no guide is given) or, with how=invert, goes to the noise of a picture and back. Writes OUT/strip.png (a row for each picture), OUT/NAME.png for
-pictures of your own, OUT/way.gif and OUT/restored.json with the figures that it prints.
+(SDEdit; from simulated strokes if no guide is given) or, with how=invert, goes to the noise of a picture and back.
+Writes OUT/strip.png (a row for each picture), OUT/NAME.png for pictures of your own, OUT/way.gif and OUT/restored.json
+with the figures that it prints.
 """
 
 from __future__ import annotations

@@ -99,7 +99,9 @@ def labels_of(generator: Generator, settings: SampleSettings) -> Tensor | None:
     known = generator.objective.task.classes
     asked = settings.classes
     if asked is not None and (not known or max(asked) >= known):
-        raise ConfigError("classes", asked, f"must be labels of this run, which has {known}" if known else "is not told")
+        raise ConfigError(
+            "classes", asked, f"must be labels of this run, which has {known}" if known else "is not told"
+        )
     if not known:
         return None
     turn = torch.tensor(asked or list(range(known)))

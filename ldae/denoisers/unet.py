@@ -233,7 +233,9 @@ def _check_divides(multipliers: Sequence[int], size: tuple[int, int]) -> None:
     factor = 2 ** (len(multipliers) - 1)
     if size[0] % factor or size[1] % factor:
         raise ConfigError(
-            "multipliers", tuple(multipliers), f"halve the input {len(multipliers) - 1} times: {factor} must divide "
+            "multipliers",
+            tuple(multipliers),
+            f"halve the input {len(multipliers) - 1} times: {factor} must divide "
             f"its sides, {size[0]} and {size[1]}; use fewer levels or another size",
         )
 

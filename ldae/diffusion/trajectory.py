@@ -71,7 +71,8 @@ def stages(schedule: NoiseSchedule, steps: Tensor, trained: NoiseSchedule | None
 
 def _nearest_steps(schedule: NoiseSchedule, steps: Tensor, trained: NoiseSchedule) -> Tensor:
     here, there = (
-        torch.log(s.gamma.clamp(min=1e-150) ** 2) - torch.log(s.sigma.clamp(min=1e-150) ** 2) for s in (schedule, trained)
+        torch.log(s.gamma.clamp(min=1e-150) ** 2) - torch.log(s.sigma.clamp(min=1e-150) ** 2)
+        for s in (schedule, trained)
     )
     return (here[steps][:, None] - there).abs().argmin(1)
 

@@ -60,7 +60,9 @@ def load_state(trainer: Trainer, checkpoint: Checkpoint) -> None:
                     state[key] = value.to(parameters[parameter].device)
         trainer.ema.load(checkpoint.tensors("ema"))
         for player, module in _memories(trainer).items():
-            own = {k[len(player) + 1 :]: v for k, v in checkpoint.tensors("memory").items() if k.startswith(f"{player}.")}
+            own = {
+                k[len(player) + 1 :]: v for k, v in checkpoint.tensors("memory").items() if k.startswith(f"{player}.")
+            }
             module.load_state_dict(own)
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"{checkpoint.path} is of another network: {error}") from None

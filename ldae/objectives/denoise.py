@@ -13,6 +13,7 @@ from ldae.diffusion.corruptions.base import Corruption
 from ldae.diffusion.importance import Timesteps
 from ldae.diffusion.schedules import NoiseSchedule
 from ldae.diffusion.targets import Target
+from ldae.diffusion.trajectory import Prediction
 from ldae.diffusion.variance import Variance
 from ldae.diffusion.weights import Weight
 from ldae.errors import ConfigError
@@ -23,7 +24,6 @@ from ldae.objectives.spaces import InputSpace, OutputSpace
 from ldae.tasks.base import Task
 from ldae.tokenizers.base import Tokenizer
 from ldae.types import Batch, Cond, Draws, Metrics, NoiseLevel
-from ldae.diffusion.trajectory import Prediction
 
 BUCKETS = 8
 
@@ -83,7 +83,9 @@ class Denoise(Representing):
                 raise ConfigError(group, name, "is built from the noise, which is in the latent; use output=latent")
             if part.lives_with_noise and not corruption.mixes:
                 kind = type(corruption).__name__
-                raise ConfigError(group, name, f"is built from noise, and {kind} adds none; use target=x0 variance=fixed")
+                raise ConfigError(
+                    group, name, f"is built from noise, and {kind} adds none; use target=x0 variance=fixed"
+                )
         if not torch.isfinite(weight(schedule.at(torch.arange(schedule.T)))).all():
             raise ConfigError(
                 "weight", type(weight).__name__, f"is infinite at a level of {type(schedule).__name__}; use another"
@@ -129,9 +131,7 @@ class Denoise(Representing):
         with full_precision(z_t):
             return Prediction(self.output.to_latent(answer), self.variance.share(out))
 
-    def _answer(
-        self, z_t: Tensor, level: NoiseLevel, cond: Cond | None, network: Denoiser
-    ) -> tuple[Tensor, Tensor]:
+    def _answer(self, z_t: Tensor, level: NoiseLevel, cond: Cond | None, network: Denoiser) -> tuple[Tensor, Tensor]:
         """The clean signal that the network answers with, in the space of its answers, and all that it said."""
         with full_precision(z_t):
             x_t = self.input.view(z_t)

@@ -228,7 +228,7 @@ def test_what_was_recorded_is_saved_with_a_checkpoint():
     assert set(aware.state_dict()) == {"losses", "counts"}
 
 
-def test_the_bound_alone_reaches_the_prediction_and_counts_T_times():
+def test_the_bound_alone_reaches_the_prediction_and_counts_a_thousandfold():
     """L_vlb: beside L_hybrid's term, whose gradient of the prediction is exactly 0 (spec test 14)."""
     schedule = DDPMLinear(200)
     x0, eps, level = normal(1, 8, 3, 4, 4).clamp(-1, 1), normal(2, 8, 3, 4, 4), schedule.at(torch.arange(0, 200, 25))

@@ -224,9 +224,7 @@ def test_told_the_index_it_hears_nothing_else():
 
 
 def test_a_scaled_step_of_4000_is_a_step_of_1000():
-    long, short = (
-        randomised(network(schedule=s, **VARIANTS["improved"])) for s in (Cosine(T=4000), Cosine(T=1000))
-    )
+    long, short = (randomised(network(schedule=s, **VARIANTS["improved"])) for s in (Cosine(T=4000), Cosine(T=1000)))
     x = normal(1, 2, 3, 8, 8)
     assert torch.equal(long(x, level(400, 3600)), short(x, level(100, 900)))
     assert torch.equal(long.level(level(2))[0], short.level(replace(level(0), t=torch.tensor([0.5])))[0])
@@ -422,7 +420,9 @@ def test_swapping_images_swaps_answers_and_images_count(name):
 
 def test_a_concatenated_image_is_seen_at_the_size_of_x_t():
     net, x, cond = trained("sr3")[0], normal(1, 2, 3, 8, 8), told(2, side=4)
-    assert torch.equal(net(x, level(3, 3), cond), net(x, level(3, 3), replace(cond, image=enlarged(cond.image, (8, 8)))))
+    assert torch.equal(
+        net(x, level(3, 3), cond), net(x, level(3, 3), replace(cond, image=enlarged(cond.image, (8, 8))))
+    )
 
 
 @pytest.mark.parametrize("name", ["sr3", "segdiff"])

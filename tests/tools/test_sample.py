@@ -84,7 +84,7 @@ def test_samples_begun_otherwise_are_refused(ddpm, tmp_path):
     [
         ("sample", (), "run=None is not set"),
         ("sample", ("guidance=2",), "guidance=2.0 needs a network that is told classes"),
-        ("sample", ("classes=[1]",), "classes=[1] is not told"),
+        ("sample", ("classes=[1]",), "classes=[1] is not told to this network"),
         ("sample", ("count=0",), "count=0 must be at least 1"),
         ("sample", ("sampler=dimm",), "did you mean 'ddim'?"),
         ("sample", ("sampler=learned",), "needs a variance that was learned"),
@@ -120,12 +120,22 @@ def test_an_edit_of_pictures_of_ones_own(ddpm, tmp_path):
 
 def test_a_damaged_picture_is_named(ddpm, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    _, stderr = run("restore", f"run={ddpm}", f"pictures={tmp_path / 'bad.png'}", f"out={tmp_path / 'o'}", *QUICK, code=65)
+    _, stderr = run(
+        "restore", f"run={ddpm}", f"pictures={tmp_path / 'bad.png'}", f"out={tmp_path / 'o'}", *QUICK, code=65
+    )
     assert "bad.png cannot be read" in stderr
 
 
 def test_likelihood_has_its_parts(ddpm, tmp_path):
-    run("likelihood", f"run={ddpm}", f"out={tmp_path}", "count=8", "spacing=trailing", "spacing.count=10", "runtime.threads=1")
+    run(
+        "likelihood",
+        f"run={ddpm}",
+        f"out={tmp_path}",
+        "count=8",
+        "spacing=trailing",
+        "spacing.count=10",
+        "runtime.threads=1",
+    )
     figures = json.loads((tmp_path / "likelihood.json").read_text())["figures"]
     assert figures["bits/dim"] == pytest.approx(figures["prior"] + figures["steps"] + figures["last"], abs=1e-4)
     assert 0 < figures["last"] < figures["bits/dim"]
