@@ -201,7 +201,7 @@ class Edit(Restoration):
         first = nearest_stage(g.walk.stages, t0, g.objective.schedule.T)
         with full_precision(batch.images):
             z = g.objective.tokenizer.encode(2 * guide.images - 1)
-        keep = None if guide.keep is None else F.adaptive_avg_pool2d(guide.keep, list(z.shape[2:])).floor()
+        keep = None if guide.keep is None else F.adaptive_avg_pool2d(guide.keep, (z.shape[2], z.shape[3])).floor()
         z = edited(
             lambda x, stage: g.predict(x, stage, None),
             g.walk.rule,

@@ -127,7 +127,7 @@ def tokenizer_config(session: Session) -> dict[str, Any]:
 
 
 def classifier_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of train_tokenizer.py for the classifier of the perceptual loss, on another tool's data and machine."""
+    """The config of train_tokenizer.py for the perceptual loss's classifier, on another tool's data and machine."""
     root: DictConfig = compose("train_tokenizer", ["tokenizer=vqgan"])
     for group in ("data", "seed", "device", "runtime"):
         root[group] = config[group]

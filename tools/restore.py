@@ -12,29 +12,25 @@ with the figures that it prints.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from _cli import compose, resolved, run_tool
 from _features import compared, reader_of
 from _films import Film
 from _generators import described, generator_of
-from _monitors import spread
+from _pictures import Pictures
 from _session import Session, own_settings, session_of
 from torch import Tensor
 from tqdm import tqdm
 
-from ldae.data.decode import SUFFIXES, BadImage, centre_square, read_rgb
-from ldae.data.images import ImageSet, Splits
-from ldae.data.loader import in_order
 from ldae.data.strokes import strokes
 from ldae.engine.logging import save_png
 from ldae.engine.run import RunFolder
-from ldae.errors import ConfigError, DataError
+from ldae.errors import ConfigError
 from ldae.files import write_json
 from ldae.generate import Generator
 from ldae.objectives.panels import in_colour, tiled
@@ -94,7 +90,7 @@ def main(words: Sequence[str]) -> None:
     folder = RunFolder(Path(config["out"] or Path(config["run"]) / "restored"))
     with session.running(folder):
         session.show_partners(generator.objective.corruption)
-        pictures = Pictures(settings, session)
+        pictures = Pictures(session, settings.pictures, settings.split, settings.count, settings.batch)
         restoration = restoration_of(generator, settings, pictures)
         columns = restored(restoration, pictures, settings, folder, session)
         show(columns, pictures, settings, folder)
@@ -129,74 +125,6 @@ def kind_of(generator: Generator, how: str) -> type[Restoration]:
     if asked is not trained and not (trained is Edit and asked in (Undo, Invert)):
         raise ConfigError("how", how, f"is not what this run was trained for; use how={trained.__name__.lower()}")
     return asked
-
-
-class Pictures:
-    """What is worked on, in batches.
-
-    Args:
-        settings: a file, a folder, or so many images of a split.
-        session: of the run, whose size the pictures are brought to (centre, bicubic).
-
-    Raises:
-        DataError: there is nothing to read.
-    """
-
-    def __init__(self, settings: RestoreSettings, session: Session):
-        self.settings, self.session = settings, session
-        self.names: list[str] | None = None
-        self.splits: Splits | None = None
-        if settings.pictures is None:
-            self.splits = session.splits()
-        else:
-            self.files = files_of("pictures", settings.pictures)
-            self.names = [path.stem for path in self.files]
-
-    @property
-    def images(self) -> ImageSet:
-        """The chosen images of the split, evenly spread over it."""
-        assert self.splits is not None
-        return spread(getattr(self.splits, self.settings.split), self.settings.count)
-
-    def __iter__(self) -> Iterator[Batch]:
-        device, size = self.session.world.device, self.session.system["data"].size
-        if self.names is None:
-            yield from in_order(self.images, self.settings.batch, device, 0, self.session.stop.poll)
-            return
-        for start in range(0, len(self.files), self.settings.batch):
-            paths = self.files[start : start + self.settings.batch]
-            pixels = torch.stack([picture(path, size) for path in paths]).to(device)
-            index = torch.arange(start, start + len(paths), device=device)
-            yield Batch(pixels, torch.zeros_like(index), index)
-
-    def beside(self, key: str, given: str, batch: Batch) -> Tensor:
-        """The pictures of a guide or mask for the pictures of a batch: one for all, or those of the same names."""
-        size, others = self.session.system["data"].size, files_of(key, given)
-        if len(others) == 1:
-            return picture(others[0], size).to(batch.images.device).expand(len(batch), -1, -1, -1)
-        named = {path.stem: path for path in others}
-        wanted = [self.names[i] for i in batch.index.tolist()] if self.names else []
-        if missing := [name for name in wanted if name not in named] or ([] if wanted else ["pictures="]):
-            raise DataError(f"{key}={given} has no picture for {missing[0]}; give files of the same names")
-        return torch.stack([picture(named[name], size) for name in wanted]).to(batch.images.device)
-
-
-def files_of(key: str, given: str) -> list[Path]:
-    """A picture, or the pictures of a folder, sorted."""
-    path = Path(given).expanduser()
-    found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-    if not found or not found[0].is_file():
-        raise DataError(f"{key}={given} is no picture and no folder of pictures")
-    return found
-
-
-def picture(path: Path, size: int) -> Tensor:
-    """The centre of a picture, (3, size, size) in [0, 1]."""
-    try:
-        pixels = np.asarray(centre_square(read_rgb(path, 100_000_000), size))
-    except BadImage as error:
-        raise DataError(f"{path} cannot be read ({error})") from None
-    return torch.from_numpy(pixels.copy()).movedim(-1, 0).float() / 255
 
 
 def restoration_of(generator: Generator, settings: RestoreSettings, pictures: Pictures) -> Restoration:
@@ -250,7 +178,7 @@ def set_scores(
     """Distances between sets: each measured column against all images of the split that they are from."""
     assert pictures.splits is not None
     reader = reader_of(features, session, pictures.splits)
-    split = pictures.settings.split
+    split = pictures.split
     reference = reader.reference(getattr(pictures.splits, split), pictures.splits.fingerprint, split)
     return {name: compared(reader, columns[name], reference) for name in restoration.measured}
 

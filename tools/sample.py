@@ -3,6 +3,7 @@
     python tools/sample.py run=RUN
     python tools/sample.py run=RUN sampler=ddim spacing=quadratic spacing.count=50 count=1000
     python tools/sample.py run=RUN classes=[3] guidance=1.5
+    python tools/sample.py run=SR3_RUN low=RUN/samples/samples.npz        # a cascade
 
 Writes OUT/grid.png (the first 64), OUT/samples.npz (arr_0: (N, H, W, 3) uint8; arr_1: labels, if any were told), and
 OUT/samples.json: what was drawn, how, from which checkpoint. The same command again goes on where it stopped;
@@ -21,22 +22,26 @@ from typing import Any
 import numpy as np
 import torch
 from _cli import compose, resolved, run_tool
+from _features import compared, reader_of
 from _films import Film
 from _generators import described, generator_of
+from _pictures import files_of, picture
 from _session import Session, finished, own_settings, session_of
 from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
 from ldae.diffusion.starts import Coarse, Start
+from ldae.diffusion.trajectory import Stage
 from ldae.engine.logging import save_png
 from ldae.engine.run import RunFolder
-from ldae.errors import ConfigError
+from ldae.errors import ConfigError, DataError
 from ldae.files import replaced, write_json
 from ldae.generate import Generator
 from ldae.objectives.panels import in_colour, tiled
 from ldae.parts import Count, Natural
 from ldae.system import System
+from ldae.tasks.super_resolution import SuperResolution
 from ldae.types import Cond
 
 GRID = 64  # images in grid.png
@@ -47,27 +52,33 @@ class SampleSettings:
     """What is drawn.
 
     Attributes:
-        count: images.
+        count: images; as many as `low` has if that is given.
         batch: images at once.
         classes: labels to tell, in turn; all in turn if None.
+        low: small images to enlarge, for a run of super-resolution: an .npz that this tool wrote, or a folder of
+            pictures.
         gif: whether the way of the first images is drawn too.
+        features: what distances to the training set are measured in, or None.
     """
 
     count: Count
     batch: Count
     classes: list[Natural] | None
+    low: str | None
     gif: bool
+    features: str | None
 
 
 def main(words: Sequence[str]) -> None:
     """Composes, loads, draws what is missing, puts it together."""
     config = resolved(compose("sample", words))
-    settings: SampleSettings = own_settings(SampleSettings, config)
     generator, run = generator_of(config)
-    labels = labels_of(generator, settings)
+    settings: SampleSettings = own_settings(SampleSettings, config)
+    conditions = conditions_of(generator, settings)
     session = session_of(run, config)
     folder = RunFolder(Path(config["out"] or Path(config["run"]) / "samples"))
     with session.running(folder):
+        generator.objective.to(session.world.device)
         known = {**config, "checkpoint": run.checkpoint.hash}
         if finished(folder, known):
             print(f"{folder.path} is finished; nothing to do")
@@ -77,35 +88,80 @@ def main(words: Sequence[str]) -> None:
             (folder.path / "shards").mkdir(exist_ok=True)
         session.world.wait()
         generator.begin = beginning(generator, config, session)
-        shards = math.ceil(settings.count / settings.batch)
-        mine = [k for k in range(shards) if k % session.world.size == session.world.rank]
-        for k in tqdm(mine, "sampling", unit="batch", disable=not session.runtime.bars or not session.world.main):
-            session.stop.poll()
-            draw(k, folder, generator, settings, labels, session)
+        sampling = Sampling(generator, conditions, settings, folder, session)
+        sampling.draw_all()
         session.world.wait()
         if session.world.main:
-            images = gathered(folder, shards)
-            finish(folder, images, labels, described(config, run))
-            folder.set_status("done", settings.count)
+            sampling.finish(described(config, run))
+            folder.set_status("done", conditions.count)
             print(f"done: {folder.path}\n  look at {folder.path / 'grid.png'}")
 
 
-def labels_of(generator: Generator, settings: SampleSettings) -> Tensor | None:
-    """The label of every image, (count,) int64, or None where the network is told none.
+@dataclass(frozen=True)
+class Conditions:
+    """What the network is told of each image.
+
+    Attributes:
+        count: images.
+        labels: (count,) int64, or None.
+        low: (count, 3, h, w) in [-1, 1] to be enlarged, or None.
+    """
+
+    count: int
+    labels: Tensor | None = None
+    low: Tensor | None = None
+
+    def of(self, index: range, device: torch.device) -> Cond | None:
+        """Of the images at `index`."""
+        rows = slice(index.start, index.stop)
+        labels, low = (None if x is None else x[rows].to(device) for x in (self.labels, self.low))
+        return None if labels is None and low is None else Cond(labels, low)
+
+
+def conditions_of(generator: Generator, settings: SampleSettings) -> Conditions:
+    """What the network is told of each image.
 
     Raises:
-        ConfigError: labels that the network does not know.
+        ConfigError: it does not know such labels, or needs images to be told.
+        DataError: the images to enlarge cannot be read.
     """
-    known = generator.objective.task.classes
-    asked = settings.classes
-    if asked is not None and (not known or max(asked) >= known):
-        raise ConfigError(
-            "classes", asked, f"must be labels of this run, which has {known}" if known else "is not told"
+    task, asked = generator.objective.task, settings.classes
+    if asked is not None and (not task.classes or max(asked) >= task.classes):
+        told = f"must be labels below {task.classes}" if task.classes else "is not told to this network"
+        raise ConfigError("classes", asked, told)
+    if bool(settings.low) != isinstance(task, SuperResolution):
+        told = (
+            "is not for this run: it enlarges nothing" if settings.low else "is not set; give small images"
         )
-    if not known:
-        return None
-    turn = torch.tensor(asked or list(range(known)))
-    return turn[torch.arange(settings.count) % len(turn)]
+        raise ConfigError("low", settings.low, told)
+    if task.image_channels and not settings.low:
+        raise ConfigError("task", type(task).__name__, "needs images to work on; use tools/restore.py")
+    if settings.low:
+        low = small_images(settings.low, generator.objective.tokenizer.image_shape[1] // task.factor)
+        return Conditions(len(low), low=2 * low - 1)
+    if not task.classes:
+        return Conditions(settings.count)
+    turn = torch.tensor(asked or list(range(task.classes)))
+    return Conditions(settings.count, turn[torch.arange(settings.count) % len(turn)])
+
+
+def small_images(given: str, size: int) -> Tensor:
+    """Images of an .npz or a folder, (N, 3, size, size) in [0, 1].
+
+    Raises:
+        DataError: they cannot be read, or are of another size.
+    """
+    path = Path(given).expanduser()
+    if path.suffix != ".npz":
+        return torch.stack([picture(p, size) for p in files_of("low", given)])
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            pixels = torch.from_numpy(found["arr_0"])
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"low={given} holds no images ({error})") from None
+    if pixels.shape[1:] != (size, size, 3):
+        raise DataError(f"low={given} has images of {tuple(pixels.shape[1:])}; this run enlarges {size} x {size} x 3")
+    return pixels.movedim(-1, 1).float() / 255
 
 
 def beginning(generator: Generator, config: Mapping[str, Any], session: Session) -> Start | None:
@@ -122,42 +178,77 @@ def beginning(generator: Generator, config: Mapping[str, Any], session: Session)
     return start
 
 
-def draw(
-    k: int, folder: RunFolder, generator: Generator, settings: SampleSettings, labels: Tensor | None, session: Session
-) -> None:
-    """The images of one batch, unless they are there already."""
-    index = range(k * settings.batch, min((k + 1) * settings.batch, settings.count))
-    path = folder.path / "shards" / f"{k:06d}.npy"
-    if path.exists() and len(np.load(path, mmap_mode="r")) == len(index):
-        return
-    cond = None if labels is None else Cond(label=labels[index.start : index.stop].to(generator.device))
-    film = Film(generator, shown=8) if settings.gif and not k else None
+class Sampling:
+    """Draws what is missing, batch by batch.
 
-    def watch(i: int, stage: Any, x: Tensor, x0: Tensor) -> None:
-        session.stop.poll()
+    Args:
+        generator: a trained denoiser with its trajectory.
+        conditions: what it is told of each image.
+        settings: how many at once.
+        folder: to write to.
+        session: machine and data.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        conditions: Conditions,
+        settings: SampleSettings,
+        folder: RunFolder,
+        session: Session,
+    ):
+        self.generator, self.conditions, self.settings = generator, conditions, settings
+        self.folder, self.session = folder, session
+        self.shards = math.ceil(conditions.count / settings.batch)
+
+    def shard(self, k: int) -> Path:
+        """The file of the k-th batch."""
+        return self.folder.path / "shards" / f"{k:06d}.npy"
+
+    def draw_all(self) -> None:
+        """This process's batches."""
+        world = self.session.world
+        mine = range(world.rank, self.shards, world.size)
+        for k in tqdm(mine, "sampling", unit="batch", disable=not self.session.runtime.bars or not world.main):
+            index = range(k * self.settings.batch, min((k + 1) * self.settings.batch, self.conditions.count))
+            if not (self.shard(k).exists() and len(np.load(self.shard(k), mmap_mode="r")) == len(index)):
+                self._draw(k, index)
+
+    def _draw(self, k: int, index: range) -> None:
+        film = Film(self.generator, shown=8) if self.settings.gif and not k else None
+
+        def watch(i: int, stage: Stage, x: Tensor, x0: Tensor) -> None:
+            self.session.stop.poll()
+            if film:
+                film(i, stage, x, x0)
+
+        cond = self.conditions.of(index, self.generator.device)
+        pixels = (self.generator.from_noise(list(index), cond, watch) * 255).round().to(torch.uint8)
+        with replaced(self.shard(k)) as file:
+            np.save(file, rearrange(pixels, "b c h w -> b h w c").cpu().numpy())
         if film:
-            film(i, stage, x, x0)
+            film.save(self.folder.path / "way.gif")
 
-    pixels = (generator.from_noise(list(index), cond, watch) * 255).round().to(torch.uint8)
-    with replaced(path) as file:
-        np.save(file, rearrange(pixels, "b c h w -> b h w c").cpu().numpy())
-    if film:
-        film.save(folder.path / "way.gif")
+    def finish(self, known: Mapping[str, Any]) -> None:
+        """samples.npz, the grid, what they are, and if asked for how near they are to the training set."""
+        images = np.concatenate([np.load(self.shard(k)) for k in range(self.shards)])
+        told = {} if self.conditions.labels is None else {"arr_1": self.conditions.labels.numpy()}
+        with replaced(self.folder.path / "samples.npz") as file:
+            np.savez(file, arr_0=images, **told)
+        save_png(self.folder.path / "grid.png", grid(images[:GRID]))
+        figures = self._figures(images)
+        write_json(self.folder.path / "samples.json", {**known, "images": len(images), "figures": figures})
+        for name, value in figures.items():
+            print(f"{name} {value:.4g}")
+        shutil.rmtree(self.folder.path / "shards", ignore_errors=True)
 
-
-def gathered(folder: RunFolder, shards: int) -> np.ndarray:
-    """All images, (N, H, W, C) uint8."""
-    return np.concatenate([np.load(folder.path / "shards" / f"{k:06d}.npy") for k in range(shards)])
-
-
-def finish(folder: RunFolder, images: np.ndarray, labels: Tensor | None, known: Mapping[str, Any]) -> None:
-    """samples.npz, the grid, and what they are."""
-    told = {} if labels is None else {"arr_1": labels.numpy()}
-    with replaced(folder.path / "samples.npz") as file:
-        np.savez(file, arr_0=images, **told)
-    save_png(folder.path / "grid.png", grid(images[:GRID]))
-    write_json(folder.path / "samples.json", {**known, "images": len(images)})
-    shutil.rmtree(folder.path / "shards", ignore_errors=True)
+    def _figures(self, images: np.ndarray) -> dict[str, float]:
+        if self.settings.features is None:
+            return {}
+        splits = self.session.splits()
+        reader = reader_of(self.settings.features, self.session, splits)
+        pixels = in_colour(torch.from_numpy(images).movedim(-1, 1).float() / 255)
+        return compared(reader, pixels, reader.reference(splits.train, splits.fingerprint, "train"))
 
 
 def grid(images: np.ndarray) -> Tensor:
