@@ -69,6 +69,7 @@ class System:
             "in_shape": lambda: self["input"].shape,
             "out_shape": lambda: self["variance"].widened(self["output"].shape),
             "classes": lambda: self["task"].classes,
+            "cond_channels": lambda: self["task"].image_channels,
             "grid": lambda: self["tokenizer"].grid,
             "division": lambda: self.settings("data", Division),
         }

@@ -33,6 +33,10 @@ class Denoiser(Network):
     def forward(self, x_t: Tensor, level: NoiseLevel, cond: Cond | None = None) -> Tensor:
         """x_t (B, C, H, W) -> out (B, C', H', W')."""
 
+    def prepared(self, cond: Cond) -> Cond:
+        """`cond` with all that depends on neither x_t nor the level worked out, for many passes; by default nothing."""
+        return cond
+
     @abstractmethod
     def encode(
         self, x_t: Tensor, level: NoiseLevel, cond: Cond | None = None, layers: Collection[int] | None = None

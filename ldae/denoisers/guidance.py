@@ -47,6 +47,9 @@ class Guided(Denoiser):
         guided = untold + self.scale * (told[:, : self.guided] - untold)
         return torch.cat([guided, told[:, self.guided :]], dim=1)  # (B, C', H', W')
 
+    def prepared(self, cond: Cond) -> Cond:
+        return self.network.prepared(cond)
+
     def encode(
         self, x_t: Tensor, level: NoiseLevel, cond: Cond | None = None, layers: Collection[int] | None = None
     ) -> dict[int, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 
 from einops import rearrange
@@ -12,8 +13,8 @@ GN_EPS = 1e-6
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups, fewer where a group would have less than 4 channels."""
-    return nn.GroupNorm(max(1, min(32, channels // 4)), channels, eps=GN_EPS)
+    """32 groups, fewer where a group would have less than 4 channels or where they would not be equal."""
+    return nn.GroupNorm(math.gcd(channels, max(1, min(32, channels // 4))), channels, eps=GN_EPS)
 
 
 class ResBlock(nn.Module):

@@ -40,3 +40,21 @@ def sinusoid(t: Tensor, width: int) -> Tensor:
     omega = torch.exp(-math.log(10000.0) / half * torch.arange(half, device=t.device, dtype=torch.float32))
     angle = t.float()[:, None] * omega
     return torch.cat([angle.cos(), angle.sin()], dim=1)  # (B, width)
+
+
+def sinusoid_ddpm(t: Tensor, width: int) -> Tensor:
+    """[sin(t omega_k), cos(t omega_k)], omega_k = exp(-ln(10^4) k / (width / 2 - 1)) (App. B, arXiv 2006.11239).
+
+    The slowest wave has omega = 1e-4 exactly, where `sinusoid` stops short of it.
+
+    Args:
+        t: (B,) steps, any number type.
+        width: even, 4 or more.
+
+    Returns:
+        (B, width) float32.
+    """
+    half = width // 2
+    omega = torch.exp(-math.log(10000.0) / (half - 1) * torch.arange(half, device=t.device, dtype=torch.float32))
+    angle = t.float()[:, None] * omega
+    return torch.cat([angle.sin(), angle.cos()], dim=1)  # (B, width)

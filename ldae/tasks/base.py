@@ -14,9 +14,11 @@ class Task(ABC):
 
     Attributes:
         classes: how many classes the denoiser can be told; 0 if it is told none.
+        image_channels: channels of the image that it is conditioned on (`Cond.image`); 0 if there is none.
     """
 
     classes: int = 0
+    image_channels: int = 0
 
     @abstractmethod
     def __call__(self, batch: Batch) -> tuple[Tensor, Cond]:
