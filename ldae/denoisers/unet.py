@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -100,7 +100,7 @@ class UNet(Denoiser):
         self.in_shape, self.cond_channels, self.multipliers = in_shape, cond_channels, tuple(multipliers)
         sizes = _sizes(in_shape, out_shape, channels, multipliers, attention, heads)
         form = Form(4 * channels, NORMS[scale_shift], dropout, heads, math.sqrt(0.5) if rescale else 1.0)
-        reading = partial(READINGS[level], T=schedule.T)
+        reading = lambda noise: READINGS[level](noise, schedule.T)  # noqa: E731
         self.level = LevelEmbedding(form.cond_width, channels, 2, WAVES[sinusoid], reading)
         self.labels = LabelEmbedding(classes, form.cond_width) if classes else None
         self.encoder = None if encoder is None else _encoder(encoder, cond_channels, channels)
@@ -121,8 +121,7 @@ class UNet(Denoiser):
         Raises:
             ConfigError: the levels do not divide x_t, or an image that it needs is not there or not of the right size.
         """
-        for h in self._maps(x_t, level, cond):
-            pass
+        h = deque(self._maps(x_t, level, cond), maxlen=1).pop()  # the last; the others are let go
         return self.last(F.silu(self.norm(h)))
 
     def encode(
