@@ -25,7 +25,8 @@ PARTS = sorted(
     for p in (CONFIGS / group).glob("*.yaml")
     if not p.name.startswith("_")
 )
-ALONE = {"sampler", "spacing"}  # what a trained network is used with; no training composes them
+# what a trained network is used with: composed by sample.yaml
+USED = {"sampler", "spacing", "start", "levels"}
 HUGE = {"vit_b", "vit_l12", "vit_l", "mae_b", "mae_l"}
 
 # what each step of the path changes; the config diff is the paper's argument
@@ -47,7 +48,8 @@ PATH = {
 
 def build(config):
     """All parts of a pretraining config, large networks without their memory."""
-    system, large = System(config), config["denoiser"]["width"] > 512
+    widest = config["denoiser"].get("width") or config["denoiser"]["channels"] * max(config["denoiser"]["multipliers"])
+    system, large = System(config), widest > 512
     for group in ("augment", "optim", "variance"):
         if config.get(group):
             system[group]
@@ -75,9 +77,8 @@ def test_every_experiment_opens_with_source_command_and_measurement(name):
 @pytest.mark.parametrize("name", PARTS)
 def test_every_part_is_what_its_group_promises(config, name):
     group, choice = name.split("/")
-    root = "train_tokenizer" if choice == "reconstruct" else "pretrain"
-    file = CONFIGS / f"{name}.yaml"
-    spec = yaml.safe_load(file.read_text()) if group in ALONE else config(root, f"{group}={choice}")[group]
+    root = "sample" if group in USED else "train_tokenizer" if choice == "reconstruct" else "pretrain"
+    spec = config(root, f"{group}={choice}", *(["data=cifar10"] if group == "partner" else []))[group]
     package, base = GROUPS[group]
     part = resolve(spec["part"], package, base)
     arguments = set(inspect.signature(part).parameters)
@@ -97,7 +98,7 @@ def test_every_part_is_what_its_group_promises(config, name):
     assert set(spec) - known <= {"weights", "fit"}
 
 
-@pytest.mark.parametrize("name", [p for p in PARTS if p.split("/")[0] in ALONE | {"schedule"}])
+@pytest.mark.parametrize("name", [p for p in PARTS if p.split("/")[0] in {"sampler", "spacing", "levels", "schedule"}])
 def test_every_sampler_spacing_and_schedule_can_be_built(name):
     group = name.split("/")[0]
     part = System({group: yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())})[group]
