@@ -103,7 +103,7 @@ class Moments:
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """|mean difference|^2 + tr(A + B - 2 (A B)^(1/2)), A and B the covariances (Eq. 6, arXiv 1706.08500).
+    """|mean difference|^2 + tr(A + B - 2 (A B)^(1/2)), A and B the covariances (arXiv 1706.08500).
 
     The trace of the root is the sum of the roots of the eigenvalues of A^(1/2) B A^(1/2), which is symmetric: no
     complex part to drop, no jitter where there are fewer images than dimensions.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def squared_mmd(a: Tensor, b: Tensor) -> Tensor:
-    """The unbiased estimate of the squared maximum mean discrepancy, k(x, y) = (x . y / D + 1)^3 (Eq. 4 there).
+    """The unbiased estimate of the squared maximum mean discrepancy, k(x, y) = (x . y / D + 1)^3.
 
     Unbiased: its mean is 0 for sets from one distribution, so it may fall below 0.
 

@@ -9,7 +9,7 @@ ROWS = 1024  # distances are worked out for so many rows at a time
 
 
 def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float, float]:
-    """How much of what is generated could be real, and how much of what is real is generated (Eqs. 1 and 2 there).
+    """How much of what is generated could be real, and how much of what is real is generated (Sec. 2 there).
 
     A set's manifold is the union of balls about its points, each as large as the distance to the point's k-th nearest
     neighbour in the set. Precision is the share of generated points on the real manifold, recall that of real points

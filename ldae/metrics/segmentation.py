@@ -1,4 +1,4 @@
-"""How well figures were found: overlap and boundary, for each image (SegDiff, arXiv 2112.00390, Sec. 4)."""
+"""How well figures were found: overlap and boundary, for each image (as SegDiff has it, arXiv 2112.00390)."""
 
 from __future__ import annotations
 

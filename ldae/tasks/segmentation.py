@@ -10,7 +10,7 @@ from ldae.types import Batch, Cond
 
 
 class Segmentation(Task):
-    """x0 = 2 mask - 1, one channel; the denoiser is given the image (arXiv 2112.00390, Sec. 3)."""
+    """x0 = 2 mask - 1, one channel; the denoiser is given the image (arXiv 2112.00390)."""
 
     image_channels = 3
     channels = 1

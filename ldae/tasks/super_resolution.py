@@ -18,8 +18,8 @@ class SuperResolution(Task):
     """x0 = 2 image - 1; the denoiser is given the image at 1/factor of its size.
 
     In training the small image may be blurred, by a Gaussian of 3 x 3 pixels whose sigma is drawn for each image, and a
-    cascade's later stages then forgive the flaws of what the earlier ones made (Sec. 4.4 there). That paper does not
-    say how strongly; sigma in 0.4..0.6 is what later cascades took (arXiv 2106.15282).
+    cascade's later stages then forgive the flaws of what the earlier ones made. The paper does not say how strongly;
+    sigma in 0.4..0.6 is what later cascades took (arXiv 2106.15282).
 
     Args:
         factor: large over small.

@@ -122,7 +122,7 @@ def test_only_inceptions_scores_have_the_published_names():
 
 
 def _reference_mmd(a, b):
-    """The double sums of Eq. 4, arXiv 1801.01401, one pair at a time."""
+    """The double sums of arXiv 1801.01401, one pair at a time."""
     k = lambda x, y: (sum(p * q for p, q in zip(x, y, strict=True)) / len(x) + 1) ** 3  # noqa: E731
     a, b = a.tolist(), b.tolist()
     within = [
