@@ -53,6 +53,11 @@ class Reader:
             [p.float().cpu() for _, p in found if p is not None]
         )
 
+    def moments(self, images: Tensor) -> tuple[Moments, Tensor]:
+        """Moments and features of images (N, 3, H, W) in [0, 1] at hand."""
+        features, _ = self(images)
+        return Moments.of([features], self.name), features
+
     def reference(self, images: ImageSet, fingerprint: str, split: str) -> tuple[Moments, Tensor]:
         """Moments of a whole set, worked out once and kept in the user's cache, and features of up to 10,000 of it."""
         key = json_hash([self.name, fingerprint, split, images.size])[:20]

@@ -1,0 +1,127 @@
+"""Looks for the noise levels that a run of super-resolution is best sampled with in few steps.
+
+    python tools/search_levels.py run=SR3_RUN steps=20
+
+Goes over betas of linear and quadratic ramps (Sec. 3.3, arXiv 2104.07636), each scored on hold-out images by its
+Frechet distance to them: PSNR does not follow quality. Prints a table, best first, and the words for sample.py and
+restore.py; writes OUT/levels.json.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from _cli import compose, resolved, run_tool
+from _features import Reader, compared, reader_of
+from _generators import described, generator_of
+from _pictures import Pictures
+from _session import own_settings, session_of
+from tqdm import tqdm
+
+from ldae.diffusion.ramps import Quadratic
+from ldae.diffusion.schedules import DDPMLinear, NoiseSchedule
+from ldae.diffusion.spacing import All
+from ldae.diffusion.trajectory import stages
+from ldae.engine.run import RunFolder
+from ldae.errors import ConfigError
+from ldae.files import write_json
+from ldae.generate import Generator
+from ldae.parts import Count, Fraction, Positive
+from ldae.restore import Enlarge
+from ldae.tasks.super_resolution import SuperResolution
+
+RAMPS = {"linear": "linear_ramp", "quadratic": "quadratic_ramp"}  # as in configs/levels
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What is tried, on what.
+
+    Attributes:
+        steps: N of every schedule.
+        first, last: betas at the clean and at the noisy end.
+        ramps: how beta goes from one to the other.
+        leftover: gamma_N^2 at most.
+        count: hold-out images.
+        batch: images at once.
+        features: what the distance is measured in.
+    """
+
+    steps: Count
+    first: list[Positive]
+    last: list[Positive]
+    ramps: list[Literal["linear", "quadratic"]]
+    leftover: Fraction
+    count: Count
+    batch: Count
+    features: str
+
+
+def main(words: Sequence[str]) -> None:
+    """Composes, loads, tries all, prints."""
+    config = resolved(compose("search_levels", words))
+    generator, run = generator_of(config)
+    settings: SearchSettings = own_settings(SearchSettings, config)
+    if not isinstance(generator.objective.task, SuperResolution):
+        raise ConfigError("run", config["run"], "enlarges nothing; give a run of experiment=sr3/...")
+    tried = list(schedules(settings))
+    if not tried:
+        raise ConfigError("last", settings.last, f"leaves more than leftover={settings.leftover:g} at the start; raise it")
+    session = session_of(run, config)
+    folder = RunFolder(Path(config["out"] or Path(config["run"]) / "levels"))
+    with session.running(folder):
+        pictures = Pictures(session, None, "holdout", settings.count, settings.batch)
+        assert pictures.splits is not None
+        reader = reader_of(settings.features, session, pictures.splits)
+        rows = [
+            {"ramp": ramp, "first": first, "last": last, **scores(generator, schedule, pictures, reader)}
+            for ramp, first, last, schedule in tqdm(tried, "searching", disable=not session.runtime.bars)
+        ]
+        distance = next(name for name in rows[0] if name.startswith(("frechet_distance", "FID")))
+        rows.sort(key=lambda row: row[distance])
+        write_json(folder.path / "levels.json", {**described(config, run), "rows": rows})
+        print(table(rows))
+        best = rows[0]
+        print(f"levels={RAMPS[best['ramp']]} levels.T={settings.steps} levels.beta_first={best['first']:g} "
+              f"levels.beta_last={best['last']:g}")  # fmt: skip
+        folder.set_status("done", len(rows))
+
+
+def schedules(settings: SearchSettings) -> Iterator[tuple[str, float, float, NoiseSchedule]]:
+    """(ramp, first beta, last beta, schedule) of all that start in little but noise."""
+    for ramp, first, last in itertools.product(settings.ramps, settings.first, settings.last):
+        made: NoiseSchedule = (
+            DDPMLinear(settings.steps, first, last, rescale=False)
+            if ramp == "linear"
+            else Quadratic(settings.steps, first, last)
+        )
+        if float(made.gamma[-1]) ** 2 <= settings.leftover:
+            yield ramp, first, last, made
+
+
+def scores(generator: Generator, schedule: NoiseSchedule, pictures: Pictures, reader: Reader) -> dict[str, float]:
+    """Distances of the enlarged hold-out images to those themselves, and their PSNR."""
+    visited = stages(schedule, All().steps(schedule.T), generator.objective.schedule)
+    other = Generator(generator.objective, replace(generator.walk, stages=visited), generator.seed)
+    enlarge = Enlarge(other)
+    found = [enlarge(batch) for batch in pictures]
+    columns = {name: torch.cat([columns[name].cpu() for columns in found]) for name in found[0]}
+    truth = reader.moments(columns["original"])
+    return {**compared(reader, columns["sampled"], truth), "psnr": enlarge.figures(columns)["sampled"]["psnr"]}
+
+
+def table(rows: Sequence[Mapping[str, object]]) -> str:
+    """One row for each schedule."""
+    names = list(rows[0])
+    cells = [[f"{row[n]:.4g}" if isinstance(row[n], float) else str(row[n]) for n in names] for row in rows]
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in cells)])
+
+
+if __name__ == "__main__":
+    run_tool(main)
