@@ -49,7 +49,7 @@ PATH = {
 def build(config):
     """All parts of a pretraining config, large networks without their memory."""
     widest = config["denoiser"].get("width") or config["denoiser"]["channels"] * max(config["denoiser"]["multipliers"])
-    system, large = System(config), widest > 512
+    system, large = System(config), widest >= 512
     for group in ("augment", "optim", "variance"):
         if config.get(group):
             system[group]
