@@ -48,7 +48,7 @@ GROUPS: Mapping[str, tuple[str, type]] = {
     "sampler": ("ldae.diffusion", StepRule),
     "spacing": ("ldae.diffusion", Spacing),
     "levels": ("ldae.diffusion", NoiseSchedule),
-    "start": ("ldae.diffusion", Start),
+    "begin": ("ldae.diffusion", Start),
     "metric": ("ldae.objectives", Metric),
     "denoiser": ("ldae.denoisers", Network),
     "objective": ("ldae.objectives", Objective),

@@ -26,7 +26,7 @@ PARTS = sorted(
     if not p.name.startswith("_")
 )
 # what a trained network is used with: composed by sample.yaml
-USED = {"sampler", "spacing", "start", "levels"}
+USED = {"sampler", "spacing", "begin", "levels"}
 HUGE = {"vit_b", "vit_l12", "vit_l", "mae_b", "mae_l"}
 
 # what each step of the path changes; the config diff is the paper's argument

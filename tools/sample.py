@@ -130,9 +130,7 @@ def conditions_of(generator: Generator, settings: SampleSettings) -> Conditions:
         told = f"must be labels below {task.classes}" if task.classes else "is not told to this network"
         raise ConfigError("classes", asked, told)
     if bool(settings.low) != isinstance(task, SuperResolution):
-        told = (
-            "is not for this run: it enlarges nothing" if settings.low else "is not set; give small images"
-        )
+        told = "is not for this run: it enlarges nothing" if settings.low else "is not set; give small images"
         raise ConfigError("low", settings.low, told)
     if task.image_channels and not settings.low:
         raise ConfigError("task", type(task).__name__, "needs images to work on; use tools/restore.py")
@@ -166,13 +164,13 @@ def small_images(given: str, size: int) -> Tensor:
 
 def beginning(generator: Generator, config: Mapping[str, Any], session: Session) -> Start | None:
     """Where a cold generation begins, fitted on training images; None: in noise."""
-    if not config.get("start"):
+    if not config.get("begin"):
         return None
     objective = generator.objective
     session.show_partners(objective.corruption)
-    parts = System({**session.config, "start": config["start"]})
+    parts = System({**session.config, "begin": config["begin"]})
     parts.made |= {"corruption": objective.corruption, "schedule": objective.schedule}
-    start: Start = parts["start"].to(session.world.device)
+    start: Start = parts["begin"].to(session.world.device)
     if isinstance(start, Coarse):
         start.fit(session.images(session.splits().train))
     return start

@@ -71,7 +71,9 @@ def main(words: Sequence[str]) -> None:
         raise ConfigError("run", config["run"], "enlarges nothing; give a run of experiment=sr3/...")
     tried = list(schedules(settings))
     if not tried:
-        raise ConfigError("last", settings.last, f"leaves more than leftover={settings.leftover:g} at the start; raise it")
+        raise ConfigError(
+            "last", settings.last, f"leaves more than leftover={settings.leftover:g} of the image; raise it"
+        )
     session = session_of(run, config)
     folder = RunFolder(Path(config["out"] or Path(config["run"]) / "levels"))
     with session.running(folder):

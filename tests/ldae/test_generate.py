@@ -79,7 +79,7 @@ def test_guidance_of_one_changes_nothing_and_needs_classes(config):
     plain, guided = (generator_of(told, DDIM(), guidance=s) for s in (1.0, 3.0))
     cond = Cond(label=torch.tensor([1, 2]))
     assert (plain.from_noise([0, 1], cond) - guided.from_noise([0, 1], cond)).abs().max() > 1e-4
-    with pytest.raises(ConfigError, match="guidance=3[.]0 needs a network that is told classes"):
+    with pytest.raises(ConfigError, match=r"guidance=3[.]0 needs a network that is told classes"):
         generator_of(objective_of(config, *words), guidance=3.0)
 
 

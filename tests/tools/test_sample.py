@@ -90,7 +90,7 @@ def test_samples_begun_otherwise_are_refused(ddpm, tmp_path):
         ("sample", ("sampler=learned",), "needs a variance that was learned"),
         ("sample", ("spacing=trailing", "spacing.count=2000"), "spacing.count=2000"),
         ("sample", ("low=x.npz",), "low='x.npz' is not for this run"),
-        ("sample", ("start=coarse",), "is random; use Partner"),
+        ("sample", ("begin=coarse",), "is random; use Partner"),
         ("restore", ("how=segment",), "how='segment' is not what this run was trained for; use how=edit"),
         ("restore", ("t0=[1.5]",), "t0=1.5 must be"),
         ("restore", ("strokes=4",), "strokes=4 must be odd"),
