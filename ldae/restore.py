@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldae.diffusion.editing import edited, invert
+from ldae.diffusion.editing import edited, invert, slerp
 from ldae.diffusion.samplers import DDIM, Degrade, Direct
 from ldae.diffusion.trajectory import nearest_stage
 from ldae.generate import Generator, Watch
@@ -114,16 +114,43 @@ class Invert(Restoration):
     @torch.no_grad()
     def __call__(self, batch: Batch, watch: Watch | None = None) -> Columns:
         g, draws = self.generator, self._noise(batch)
-        x0, cond = g.objective.task(batch)
-        told = g.prepared(cond)
-        with full_precision(batch.images):
-            z0 = g.objective.tokenizer.encode(x0)
-        z = invert(lambda x, stage: g.predict(x, stage, told), z0, g.walk.stages)
+        z, told = noise_of(g, batch)
         again = g.walked(z, draws, told, rule=DDIM(), watch=watch)
         return {"original": batch.images, "noise": g.image(z), "again": g.image(again)}
 
     def _against(self, answers: Tensor, truth: Tensor, columns: Columns) -> dict[str, float]:
         return {**super()._against(answers, truth, columns), "mse": float(((answers - truth) ** 2).mean())}
+
+
+class Interpolate(Restoration):
+    """Between each picture and the next, on the sphere of their noise (Sec. 5.3, arXiv 2010.02502).
+
+    The noise is that which DDIM makes the pictures of; the network is told what it is told of the first. Nothing is
+    measured: no truth lies between two pictures.
+    """
+
+    truth, measured = "first", ()
+    SHARES = (0.2, 0.4, 0.6, 0.8)
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, watch: Watch | None = None) -> Columns:
+        g, draws = self.generator, self._noise(batch)
+        z, told = noise_of(g, batch)
+        other = z.roll(-1, 0)  # the last one's next is the first
+        between = {
+            f"{share:g}": g.image(g.walked(slerp(z, other, share), draws, told, rule=DDIM(), watch=watch))
+            for share in self.SHARES
+        }
+        return {"first": batch.images, **between, "second": batch.images.roll(-1, 0)}
+
+
+def noise_of(g: Generator, batch: Batch) -> tuple[Tensor, Cond | None]:
+    """The noise (B, d, h, w) that DDIM makes the pictures of a batch of, and what the network is told of them."""
+    x0, cond = g.objective.task(batch)
+    told = g.prepared(cond)
+    with full_precision(batch.images):
+        z0 = g.objective.tokenizer.encode(x0)
+    return invert(lambda x, stage: g.predict(x, stage, told), z0, g.walk.stages), told
 
 
 class Segment(Restoration):

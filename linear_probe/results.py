@@ -88,6 +88,28 @@ def table(results: Sequence[Result]) -> str:
     return markdown(rows)
 
 
+def grid(results: Sequence[Result]) -> str:
+    """What every cell had where the choice was made, percent: encoders and layers as rows, levels as columns.
+
+    Args:
+        results: of one protocol.
+    """
+    found = {r.encoder: {place(cell): value for cell, value in r.selected["among"].items()} for r in results}
+    columns = sorted({(t, kind) for cells in found.values() for _, t, kind in cells})
+    rows = [["encoder", "layer", *(f"t={t} {kind}" for t, kind in columns)]]
+    for encoder, cells in found.items():
+        for layer in sorted({layer for layer, _, _ in cells}):
+            values = [cells.get((layer, *column)) for column in columns]
+            rows.append([encoder, str(layer), *("" if v is None else f"{v:.1f}" for v in values)])
+    return markdown(rows)
+
+
+def place(cell: str) -> tuple[int, int, str]:
+    """(layer, t, input) of a cell's name, layerL-tT-INPUT-POOLING."""
+    layer, t, kind, _ = cell.split("-", 3)
+    return int(layer.removeprefix("layer")), int(t.removeprefix("t")), kind
+
+
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """A table in GitHub's syntax, columns padded; the first row is the head, all but the first column right-aligned."""
     widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from _cli import compose, resolved, run_tool
+from _scores import others_of, tables
 from _session import Runtime, Session, commit, own_settings, session_of
 from torch import Tensor
 
@@ -33,7 +34,7 @@ from ldae.parts import Count, Natural, conform
 from linear_probe.features import Bank, Cell, Encode, Features, extract
 from linear_probe.floors import PIXELS, raw_pixels, whole_image_pca
 from linear_probe.protocols import PROTOCOLS, Choice, Protocol, joined
-from linear_probe.results import Result, table, write_results
+from linear_probe.results import Result, write_results
 
 PCA_DIMENSIONS = (64, 128, 256)
 
@@ -52,6 +53,7 @@ class ProbeSettings:
         inputs: `clean`, `noised` or both.
         split: `test`, or `holdout` to leave the test split unread.
         floors: whether raw pixels, PCA and the untrained network join the table.
+        beside: results of other runs, files that this tool wrote, to join the tables.
         out: folder for results and features; RUN/probe if None.
         seed: of heads and noise.
         batch: images of a forward pass.
@@ -67,6 +69,7 @@ class ProbeSettings:
     inputs: list[Literal["clean", "noised"]]
     split: Literal["test", "holdout"]
     floors: bool
+    beside: list[str]
     out: str | None
     seed: Natural
     batch: Count
@@ -263,6 +266,7 @@ def main(words: Sequence[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with session.stop.listening():
         probing = Probing(settings, run, session, out)
+        others = list(others_of(settings.beside, settings.protocols, settings.split, probing.splits.fingerprint))
         results = []
         for subject in probing.subjects():
             for name in settings.protocols:
@@ -274,7 +278,7 @@ def main(words: Sequence[str]) -> None:
         write_results(path, results)
     images = f"{results[0].images} {settings.split} images"
     print(f"\nTop-1 accuracy on {images}, percent; every choice was made on the hold-out.\n")
-    print(table(results))
+    print(tables(results, others))
     print(f"\n{path} has a line for each figure: checkpoint, seed, layer, t, what was chosen and where.")
 
 

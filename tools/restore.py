@@ -5,7 +5,8 @@
     python tools/restore.py run=RUN how=edit t0=[0.3,0.5] guide=STROKES keep=MASK pictures=PICTURE
 
 Cold Diffusion runs undo their degradation, SR3 runs enlarge, SegDiff runs segment; any run of an image diffusion edits
-(SDEdit; from simulated strokes if no guide is given) or, with how=invert, goes to the noise of a picture and back.
+(SDEdit; from simulated strokes if no guide is given), with how=invert goes to the noise of a picture and back, and
+with how=interpolate goes from each picture to the next by way of their noise.
 Writes OUT/strip.png (a row for each picture), OUT/NAME.png for pictures of your own, OUT/way.gif and OUT/restored.json
 with the figures that it prints.
 """
@@ -35,7 +36,7 @@ from ldae.files import write_json
 from ldae.generate import Generator
 from ldae.objectives.panels import in_colour, tiled
 from ldae.parts import Count, Fraction, Range
-from ldae.restore import Columns, Edit, Enlarge, Guide, Invert, Restoration, Segment, Undo
+from ldae.restore import Columns, Edit, Enlarge, Guide, Interpolate, Invert, Restoration, Segment, Undo
 from ldae.tasks.segmentation import Segmentation
 from ldae.tasks.super_resolution import SuperResolution
 from ldae.types import Batch
@@ -63,7 +64,7 @@ class RestoreSettings:
     count: Count
     batch: Count
     shown: Count
-    how: Literal["auto", "undo", "enlarge", "segment", "edit", "invert"]
+    how: Literal["auto", "undo", "enlarge", "segment", "edit", "invert", "interpolate"]
     runs: Count
     t0: list[Fraction]
     guide: str | None
@@ -101,9 +102,20 @@ def main(words: Sequence[str]) -> None:
         count = len(next(iter(columns.values())))
         known = {**described(config, run), "images": count, "split": None if settings.pictures else settings.split}
         write_json(folder.path / "restored.json", {**known, "how": type(restoration).__name__, "figures": figures})
-        print(table(figures))
+        if figures:
+            print(table(figures))
         folder.set_status("done", count)
         print(f"done: {folder.path}\n  look at {folder.path / 'strip.png'}")
+
+
+KINDS: Mapping[str, type[Restoration]] = {
+    "undo": Undo,
+    "enlarge": Enlarge,
+    "segment": Segment,
+    "edit": Edit,
+    "invert": Invert,
+    "interpolate": Interpolate,
+}
 
 
 def kind_of(generator: Generator, how: str) -> type[Restoration]:
@@ -120,9 +132,9 @@ def kind_of(generator: Generator, how: str) -> type[Restoration]:
         trained = Enlarge
     elif not objective.corruption.mixes:
         trained = Undo
-    asked = {"auto": trained, "undo": Undo, "enlarge": Enlarge, "segment": Segment, "edit": Edit, "invert": Invert}[how]
+    asked = {"auto": trained, **KINDS}[how]
     # of an image diffusion's noise all of these make sense: an edit, an inversion, noise drawn once that is undone
-    if asked is not trained and not (trained is Edit and asked in (Undo, Invert)):
+    if asked is not trained and not (trained is Edit and asked in (Undo, Invert, Interpolate)):
         raise ConfigError("how", how, f"is not what this run was trained for; use how={trained.__name__.lower()}")
     return asked
 

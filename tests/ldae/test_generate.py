@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ldae.diffusion.editing import slerp
 from ldae.diffusion.samplers import DDIM, Direct, Improved, Large
 from ldae.diffusion.spacing import Trailing
 from ldae.diffusion.trajectory import stages
 from ldae.errors import ConfigError
 from ldae.generate import Generator, Walk, usual_rule
-from ldae.restore import Edit, Enlarge, Guide, Invert, Segment, Undo
+from ldae.restore import Edit, Enlarge, Guide, Interpolate, Invert, Segment, Undo
 from ldae.system import System
 from ldae.types import Batch, Cond
 
@@ -167,3 +168,16 @@ def test_a_perfect_network_finds_the_noise_of_an_image_and_the_image_again(confi
     perfect(objective, 2 * batch.images - 1)
     columns = Invert(generator_of(objective, DDIM(), steps=50))(batch)
     assert torch.allclose(columns["again"], batch.images, atol=1e-3)
+
+
+def test_between_two_pictures_lies_the_arc_between_their_noises(config):
+    """A network that sees no noise only scales its latent, and the arc scales along; the last goes to the first."""
+    objective = objective_of(config, "experiment=ddpm/cifar10_cpu", *SMALL)
+    objective.denoiser.forward = lambda x_t, level, cond=None: torch.zeros_like(x_t)
+    batch = batch_of()
+    columns = Interpolate(generator_of(objective, steps=50))(batch)
+    z, other = 2 * batch.images - 1, 2 * batch.images.roll(-1, 0) - 1
+    for share in (0.2, 0.8):
+        arc = (slerp(z, other, share) + 1) / 2
+        assert torch.allclose(columns[f"{share:g}"], arc.clamp(0, 1), atol=1e-5)
+    assert torch.equal(columns["second"][-1], batch.images[0])

@@ -47,11 +47,29 @@ def test_a_probe_prints_a_table_with_the_floors_and_says_all(pretrained):
 
 def test_layers_levels_inputs_and_protocols_can_be_chosen(pretrained, tmp_path):
     words = ("protocols=[knn,paper]", "layers=[4]", "t=[0,50]", "inputs=[clean,noised]", "floors=false")
-    run("probe", f"run={pretrained}", f"out={tmp_path / 'p'}", *words)
+    out, _ = run("probe", f"run={pretrained}", f"out={tmp_path / 'p'}", *words)
+    assert out.count("t=0 clean | t=0 noised | t=50 clean | t=50 noised |") == 2  # a grid for each protocol
     found = [json.loads(line) for line in (tmp_path / "p" / "results.jsonl").read_text().splitlines()]
     assert [r["protocol"] for r in found] == ["knn", "paper"]
     assert len(found[0]["selected"]["among"]) == 4
     assert all(r["layer"] == 4 for r in found)
+
+
+def test_other_runs_of_the_same_images_stand_beside(pretrained, tmp_path):
+    one = ("floors=false", "protocols=[knn]", "split=holdout")
+    run("probe", f"run={pretrained}", f"out={tmp_path / 'a'}", *one, "layers=[2]", "t=[0,50]")
+    other = tmp_path / "a" / "results-holdout.jsonl"
+    (known,) = [json.loads(line) for line in other.read_text().splitlines()]
+    out, _ = run("probe", f"run={pretrained}", f"out={tmp_path / 'b'}", *one, "layers=[4]", f"beside=[{other}]")
+    lines = [line for line in out.splitlines() if line.startswith("| l-DAE")]
+    assert [line.split("|")[1].split()[-1] for line in lines[:2]] == ["l-DAE", f"({known['checkpoint'][:8]})"]
+    grid = [[cell.strip() for cell in line.split("|")[2:-1]] for line in lines[2:]]
+    assert [row[0] for row in grid] == ["4", "2"]  # the layer; then t = 0, 10, 50
+    told = known["selected"]["among"]
+    assert grid[1][1:] == [f"{told['layer2-t0-clean-mean']:.1f}", "", f"{told['layer2-t50-clean-mean']:.1f}"]
+    assert (grid[0][1], grid[0][3]) == ("", "")
+    _, message = run("probe", f"run={pretrained}", f"out={tmp_path / 'c'}", f"beside=[{other}]", code=2)
+    assert "is of other images than the test split" in message
 
 
 def test_the_test_split_stays_unread_while_settings_are_chosen(pretrained, tmp_path):

@@ -119,6 +119,12 @@ def test_an_edit_of_pictures_of_ones_own(ddpm, tmp_path):
     assert json.loads((out / "restored.json").read_text())["figures"]["t0=0"]["rmse"] < 0.01
 
 
+def test_between_pictures_nothing_is_measured(ddpm, tmp_path):
+    stdout, _ = run("restore", f"run={ddpm}", f"out={tmp_path}", *QUICK, "how=interpolate", "count=3")
+    assert "|" not in stdout
+    assert Image.open(tmp_path / "strip.png").size == (6 * 66 - 2, 3 * 66 - 2)
+
+
 def test_a_damaged_picture_is_named(ddpm, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
     _, stderr = run(
