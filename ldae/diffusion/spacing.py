@@ -31,37 +31,49 @@ class All(Spacing):
         return torch.arange(T).flip(0)
 
 
-class Linear(Spacing):
+class Counted(Spacing):
+    """As many steps as are asked for.
+
+    Args:
+        count: S.
+    """
+
+    def __init__(self, count: Count = 50):
+        self.count = count
+
+    def steps(self, T: int) -> Tensor:
+        if not 1 <= self.count <= T:
+            raise ConfigError("spacing.count", self.count, f"must be 1 to {T}, the steps of the schedule")
+        return self.visited(T)
+
+    @abstractmethod
+    def visited(self, T: int) -> Tensor:
+        """`steps`, for a count that is possible."""
+
+
+class Linear(Counted):
     """0, k, 2k, ... with k = T // S, falling (App. D.2, arXiv 2010.02502: CelebA, LSUN); elsewhere called "leading".
 
     Args:
         count: S.
     """
 
-    def __init__(self, count: Count = 50):
-        self.count = count
-
-    def steps(self, T: int) -> Tensor:
-        _check(self.count, T)
+    def visited(self, T: int) -> Tensor:
         return (torch.arange(self.count) * (T // self.count)).flip(0)
 
 
-class Trailing(Spacing):
+class Trailing(Counted):
     """T-1, T-1-k, ... with k = T // S: as `Linear`, but from the noisiest step (Sec. 3.3, arXiv 2305.08891).
 
     Args:
         count: S.
     """
 
-    def __init__(self, count: Count = 50):
-        self.count = count
-
-    def steps(self, T: int) -> Tensor:
-        _check(self.count, T)
+    def visited(self, T: int) -> Tensor:
         return T - 1 - torch.arange(self.count) * (T // self.count)
 
 
-class Quadratic(Spacing):
+class Quadratic(Counted):
     """floor(u^2), u evenly spaced from 0 to sqrt(0.8 T), falling (App. D.2, arXiv 2010.02502: CIFAR-10).
 
     Steps that fall together are visited once: 96 of 100 are left, 688 of 1000, for T = 1000.
@@ -72,11 +84,7 @@ class Quadratic(Spacing):
 
     REACH = 0.8
 
-    def __init__(self, count: Count = 50):
-        self.count = count
-
-    def steps(self, T: int) -> Tensor:
-        _check(self.count, T)
+    def visited(self, T: int) -> Tensor:
         u = torch.linspace(0, math.sqrt(self.REACH * T), self.count, dtype=torch.float64)
         return (u**2).long().unique().flip(0)
 
@@ -108,25 +116,16 @@ class Stride(Spacing):
         return torch.tensor(found[::-1])
 
 
-class Exact(Spacing):
+class Exact(Counted):
     """0, k, 2k, ... up to T-1 with the k that gives exactly S, falling (arXiv 2102.09672, "ddimN").
 
     Args:
         count: S.
     """
 
-    def __init__(self, count: Count = 50):
-        self.count = count
-
-    def steps(self, T: int) -> Tensor:
-        _check(self.count, T)
+    def visited(self, T: int) -> Tensor:
         possible = {len(range(0, T, k)): k for k in range(T, 0, -1)}
         if self.count not in possible:
             near = min(possible, key=lambda count: abs(count - self.count))
             raise ConfigError("spacing.count", self.count, f"is what no whole stride over {T} steps gives; use {near}")
         return torch.arange(0, T, possible[self.count]).flip(0)
-
-
-def _check(count: int, T: int) -> None:
-    if not 1 <= count <= T:
-        raise ConfigError("spacing.count", count, f"must be 1 to {T}, the steps of the schedule")
