@@ -29,6 +29,9 @@ class Result:
         data, data_fingerprint: the data set.
         config: hash of the run's config.
         commit, command, hardware, date: of the measurement.
+        labels: how many labelled images the probe was fitted on: `all`, a share (`1%`), or `N per class`.
+        seeds: of the repetitions that `accuracy` is the mean of; empty for one measurement with `seed`.
+        deviation: sample standard deviation over `seeds`, None for one.
     """
 
     encoder: str
@@ -55,6 +58,9 @@ class Result:
     command: str
     hardware: str
     date: str
+    labels: str = "all"
+    seeds: Sequence[int] = ()
+    deviation: float | None = None
 
     def line(self) -> str:
         """One line of JSON."""
