@@ -23,7 +23,17 @@ PLAYER = "denoiser"
 USUAL_T = 10  # step of the noise level that an encoder is told, unless another is chosen
 
 # folder of an experiment's config -> what its encoder is called; elsewhere (deconstruct, ablate) each has its own name
-FAMILIES: Mapping[str, str] = {"ldae": "l-DAE", "mae": "MAE", "dae_pixel": "pixel DAE", "dit": "DiT"}
+FAMILIES: Mapping[str, str] = {
+    "ldae": "l-DAE",
+    "mae": "MAE",
+    "dae_pixel": "pixel DAE",
+    "dit": "DiT",
+    "ddpm": "DDPM",
+    "iddpm": "improved DDPM",
+    "sr3": "SR3",
+    "segdiff": "SegDiff",
+    **{f"cold_{name}": f"Cold Diffusion, {name}" for name in ("blur", "mask", "sr", "snow", "color", "noise", "blend")},
+}
 
 
 @dataclass(frozen=True)
