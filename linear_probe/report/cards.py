@@ -10,6 +10,8 @@ from linear_probe.report.heat import heat
 from linear_probe.report.pictures import Album, Picture
 from linear_probe.report.svg import escape
 
+SMOOTH = 240  # pixels; a picture that is less wide is enlarged in squares
+
 
 def card(entry: Entry, album: Album) -> str:
     """One cell; empty if there is nothing to look at."""
@@ -20,7 +22,7 @@ def card(entry: Entry, album: Album) -> str:
         parts.append(f"<details><summary>layer by noise level</summary>{maps}</details>")
     if not parts:
         return ""
-    axes = axes_text(entry.row.axes) if entry.row else ""
+    axes = axes_text(entry.row.axes) if entry.row and len(entry.row.axes) > 1 else ""  # one is the name itself
     under = f'<p class="quiet">{escape(axes)}</p>' if axes else ""
     return f"<article><h3>{escape(entry.name)}</h3>{under}{''.join(parts)}</article>"
 
@@ -46,4 +48,5 @@ def _picture(name: str, what: str, picture: Picture) -> str:
 
 def _image(picture: Picture, alt: str, more: str = "") -> str:
     size = f'width="{picture.width}" height="{picture.height}"'
-    return f'<img src="{picture.uri}" alt="{escape(alt)}" {size}{more}>'
+    fine = "" if picture.width >= SMOOTH else ' class="pixels"'
+    return f'<img src="{picture.uri}" alt="{escape(alt)}" {size}{fine}{more}>'

@@ -100,7 +100,9 @@ def _images() -> Column:
     def text(entry: Entry) -> str:
         return f"{entry.row.images:,}" if entry.row else ""
 
-    return Column("images seen", text, lambda e: e.row.images if e.row else None, about="in pretraining, with repetitions")
+    return Column(
+        "images seen", text, lambda e: e.row.images if e.row else None, about="in pretraining, with repetitions"
+    )
 
 
 def _hours(contents: Contents) -> list[Column]:

@@ -1,4 +1,4 @@
-"""What a report is about: cells of grids and what stands beside them, checked so that columns hold one kind of number."""
+"""What a report is about: cells of grids and what stands beside them, so checked that a column holds one kind."""
 
 from __future__ import annotations
 
@@ -126,7 +126,9 @@ def _beside(others: Sequence[Result]) -> list[Entry]:
 
 def _repeats(entry: Entry, known: Entry) -> bool:
     same = entry.name == known.name and entry.kind == known.kind == "floor"
-    return same and all(p in known.results and known.results[p].accuracy == r.accuracy for p, r in entry.results.items())
+    return same and all(
+        p in known.results and known.results[p].accuracy == r.accuracy for p, r in entry.results.items()
+    )
 
 
 def _told_apart(entries: Sequence[Entry]) -> list[Entry]:
@@ -143,7 +145,9 @@ def _mark(entry: Entry) -> str:
 def _refuse_twins(rows: Sequence[Row]) -> None:
     for (grid, budget, cell), count in Counter((r.grid, r.budget, r.cell) for r in rows).items():
         if count > 1:
-            raise Unreportable(f"grid {grid}, budget {budget} has {count} rows named {cell}; give one row for each cell")
+            raise Unreportable(
+                f"grid {grid}, budget {budget} has {count} rows named {cell}; give one row for each cell"
+            )
 
 
 def _refuse_mixtures(entries: Sequence[Entry], results: Sequence[Result]) -> None:

@@ -134,8 +134,9 @@ def _lines(measure: Measure, found: Trend) -> str:
     if sum(map(len, series.values())) < FEWEST:
         return ""
     name, best = max(((n, p) for n, points in series.items() for p in points), key=lambda pair: pair[1].y)
+    drawn = ", ".join(n for n, points in series.items() if points)
     about = (
-        f"Accuracy in percent against {found.x.label}, a line each for {", ".join(n for n, points in series.items() if points)}. "
+        f"Accuracy in percent against {found.x.label}, a line each for {drawn}. "
         f"Highest: {name} at {found.x.label} = {best.x:g} with {best.y:.2f}."
     )
     x = replace(found.x, label=measure.axis.format(found.x.label))
@@ -147,7 +148,13 @@ def _bars(measure: Measure, cells: Sequence[Entry], beside: Sequence[Entry]) -> 
     extra = [(e, value) for e in beside if (value := measure.of(e)) is not None]
     shown += [Bar(e.name, *value, kind="beside") for e, value in extra]
     told = "; ".join(f"{b.name} {b.value:.2f}" for b in shown if b.value is not None)
-    return bars(measure.title, f"Top-1 accuracy in percent: {told}.", shown, measure.tone)
+    return bars(
+        measure.title,
+        f"Top-1 accuracy in percent: {told}.",
+        shown,
+        measure.tone,
+        max(len(e.name) for e in [*cells, *beside]),
+    )
 
 
 def schedules(curves: Mapping[str, Sequence[float]], most: int = 64) -> str:

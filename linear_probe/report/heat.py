@@ -49,7 +49,7 @@ def heat(name: str, result: Result) -> str:
                 parts.append(_box(LEFT + wide * i, y, wide, value, step, chosen))
     height = TOP + HEIGHT * len(layers) + 4
     about = (
-        f"Accuracy of {name} by layer and noise level on the {result.selected_on} split, {low:.1f} to {high:.1f} percent; "
+        f"Accuracy of {name} by layer and noise level on the {result.selected_on} split, {low:.1f} to {high:.1f} %; "
         f"chosen: layer {result.layer}, t = {result.t}, {result.input}."
     )
     title = f"{name}: layer by noise level, {result.protocol}"

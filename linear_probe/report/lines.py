@@ -102,7 +102,10 @@ def _grid(frame: Frame, x: Axis, y_label: str) -> str:
         parts += [svg.line(left, y, right, y, "grid"), svg.text(left - 6, y + 4, f"{value:g}", "tick", "end")]
     for value in x.values or svg.ticks(frame.x.low, frame.x.high):
         at = frame.x(value)
-        parts += [svg.line(at, bottom, at, bottom + 4, "axis"), svg.text(at, bottom + 18, f"{value:g}", "tick", "middle")]
+        parts += [
+            svg.line(at, bottom, at, bottom + 4, "axis"),
+            svg.text(at, bottom + 18, f"{value:g}", "tick", "middle"),
+        ]
     return "".join([*parts, svg.line(left, bottom, right, bottom, "axis")])
 
 
@@ -127,7 +130,11 @@ def _end_labels(frame: Frame, series: Sequence[Series]) -> str:
     """Each line's name at its last point's height, moved apart where lines end together."""
     places = svg.apart([frame.y(s.points[-1].y) + 4 for s in series], 14, frame.top + 4, frame.top + PLOT)
     room = WIDTH - frame.x.end - 9
-    return "".join(
-        svg.text(frame.x.end + 9, y, svg.shortened(s.name, room), f"label t{s.tone % len(svg.MARKS)}")
-        for s, y in zip(series, places, strict=True)
-    )
+    parts = []
+    for s, y in zip(series, places, strict=True):
+        last = s.points[-1]
+        if last.x < frame.x.high:
+            parts.append(svg.line(frame.x(last.x) + 6, frame.y(last.y), frame.x.end + 6, y - 4, "leader"))
+        tone = f"label t{s.tone % len(svg.MARKS)}"
+        parts.append(svg.text(frame.x.end + 9, y, svg.shortened(s.name, room), tone))
+    return "".join(parts)

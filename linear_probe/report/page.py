@@ -94,8 +94,13 @@ def _ranks(contents: Contents, cells: Sequence[Entry]) -> str:
     found = [(p, a) for p in contents.protocols if (a := agreement(cells, p))]
     if not found:
         return ""
-    items = "".join(f"<li><b>{a.rho:.2f}</b> {escape(p)} <span>n = {a.count}</span></li>" for p, a in found)
+    items = "".join(f"<li><b>{signed(a.rho)}</b> {escape(p)} <span>n = {a.count}</span></li>" for p, a in found)
     return f'<p>Rank correlation with the paper’s order (Spearman)</p><ul class="ranks">{items}</ul>'
+
+
+def signed(value: float) -> str:
+    """Two digits, with the minus sign of print."""
+    return f"{value:.2f}".replace("-", "−")
 
 
 def _schedules(contents: Contents) -> str:
@@ -133,6 +138,9 @@ def _method(contents: Contents) -> str:
     dates = sorted(r.date[:10] for r in contents.results)
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     chosen = ", ".join(sorted({r.selected_on for r in contents.results}))
-    told += [("choices", f"layer, noise level and settings were chosen on: {chosen}"), ("probed on", f"{hardware}; {when}")]
+    told += [
+        ("choices", f"layer, noise level and settings were chosen on: {chosen}"),
+        ("probed on", f"{hardware}; {when}"),
+    ]
     items = "".join(f"<dt>{escape(what)}</dt><dd>{escape(how)}</dd>" for what, how in told)
     return f"<section><h2>How it was measured</h2><dl>{items}</dl></section>"

@@ -100,7 +100,9 @@ def mark(x: float, y: float, index: int, told: str = "") -> str:
     """The mark of the series `index`; what is `told` shows when it is pointed at."""
     title = f"<title>{escape(told)}</title>" if told else ""
     place = f"translate({number(x)} {number(y)})"
-    return f'<path class="mark s{index % len(MARKS)}" transform="{place}" d="{MARKS[index % len(MARKS)]}">{title}</path>'
+    return (
+        f'<path class="mark s{index % len(MARKS)}" transform="{place}" d="{MARKS[index % len(MARKS)]}">{title}</path>'
+    )
 
 
 def rectangle(x: float, y: float, width: float, height: float, kind: str, told: str = "") -> str:

@@ -20,7 +20,7 @@ from linear_probe.report.rank import agreement
 from linear_probe.report.svg import apart, ticks
 
 FILES = ["index.html", "results.jsonl", "table.md", "table.tex"]
-NASTY = "a<b & c_d 100% |x| {y} $z ~ ^ \\ #1 \"q\""
+NASTY = 'a<b & c_d 100% |x| {y} $z ~ ^ \\ #1 "q"'
 
 
 class Elements(HTMLParser):
@@ -54,7 +54,9 @@ class Elements(HTMLParser):
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     rows = with_pictures(tokenizer_rows(), folder)
-    write_report(rows, beside(), folder, folder / "out", "A made-up report", {"linear": [1 - i / 99 for i in range(100)]})
+    write_report(
+        rows, beside(), folder, folder / "out", "A made-up report", {"linear": [1 - i / 99 for i in range(100)]}
+    )
     return rows, folder / "out"
 
 
@@ -115,7 +117,10 @@ def test_the_page_loads_nothing_and_describes_every_picture(written):
 
 
 def test_names_are_printed_to_the_letter(tmp_path):
-    rows = [row(NASTY, {"lbfgs": 50.0}), row("<script>alert(1)</script>", {"lbfgs": 51.0}, paper_source=NASTY, paper=1.0)]
+    rows = [
+        row(NASTY, {"lbfgs": 50.0}),
+        row("<script>alert(1)</script>", {"lbfgs": 51.0}, paper_source=NASTY, paper=1.0),
+    ]
     write_report(rows, [], tmp_path, tmp_path, NASTY)
     page = (tmp_path / "index.html").read_text()
     assert "<script>alert" not in page
@@ -183,7 +188,9 @@ def test_twins_and_empty_reports_are_refused():
 
 def test_floors_of_several_files_are_one_or_told_apart():
     pixels = [result(31.0, encoder="raw pixels", checkpoint="none", config=c * 64) for c in "ab"]
-    untrained = [result(v, encoder="untrained", checkpoint="none", config=c * 64) for v, c in ((20.0, "a"), (21.0, "b"))]
+    untrained = [
+        result(v, encoder="untrained", checkpoint="none", config=c * 64) for v, c in ((20.0, "a"), (21.0, "b"))
+    ]
     names = [e.name for e in gathered("t", [row("a", {"lbfgs": 1.0})], [*pixels, *untrained], {}).beside]
     assert names == ["raw pixels", "untrained (config aaaaaaaa)", "untrained (config bbbbbbbb)"]
 
@@ -265,7 +272,12 @@ def test_lines_where_an_axis_is_a_scale_and_bars_where_none_is():
     assert (texts.x.label, texts.x.log2) == ("t", False)
     follows = trend(axes_of(*({"size": 8 * v, "patch": v} for v in (1, 2, 4))))
     assert [len(points) for points in follows.series.values()] == [3]
-    for steps in ([{"step": f"{i:02}_x"} for i in range(4)], [{"seed": i} for i in range(4)], [{}, {}], [{"size": "256_16"}] * 3):
+    for steps in (
+        [{"step": f"{i:02}_x"} for i in range(4)],
+        [{"seed": i} for i in range(4)],
+        [{}, {}],
+        [{"size": "256_16"}] * 3,
+    ):
         assert trend(axes_of(*steps)) is None
 
 

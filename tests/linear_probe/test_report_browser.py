@@ -26,7 +26,13 @@ pytestmark = pytest.mark.skipif(
 def driver():
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1200,900"):
+    for word in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--window-size=1200,900",
+    ):
         options.add_argument(word)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     found = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
@@ -116,7 +122,9 @@ def test_sorting_works_both_ways_and_back(page, way):
 def test_words_sort_and_lines_without_a_value_stay_last(page):
     heads = page.find_elements(By.CSS_SELECTOR, "#results thead th")
     heads[0].find_element(By.TAG_NAME, "button").click()
-    assert names(page) == sorted(names(page), key=lambda n: [int(x) if x.isdigit() else x.lower() for x in re.split(r"(\d+)", n)])
+    assert names(page) == sorted(
+        names(page), key=lambda n: [int(x) if x.isdigit() else x.lower() for x in re.split(r"(\d+)", n)]
+    )
     paper = page.find_element(By.CSS_SELECTOR, "th.paper button")
     for _ in range(2):
         paper.click()
