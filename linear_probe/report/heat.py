@@ -70,4 +70,4 @@ def _columns(columns: Sequence[tuple[int, str]], wide: float) -> str:
 def _box(x: float, y: float, width: float, value: float, step: int, chosen: bool) -> str:
     tone = f"heat h{step}" + " chosen" * chosen
     box = svg.rectangle(x + 1, y + 1, width - 2, HEIGHT - 2, tone)
-    return box + svg.text(x + width / 2, y + 16, f"{value:.1f}", "light" if step >= DARK else "tick", "middle")
+    return box + svg.text(x + width / 2, y + 16, f"{value:.1f}", "light" if step >= DARK else "", "middle")
