@@ -55,12 +55,17 @@ def protocol_column(name: str, source: str) -> Column:
 
     def tip(entry: Entry) -> str:
         r = entry.results.get(name)
-        return "" if r is None else f"layer {r.layer}, t = {r.t}, {r.input}, {r.pooling}; chosen on {r.selected_on}"
+        return "" if r is None else f"layer {r.layer}, t = {r.t}, {r.input}, {r.pooling}; chosen on {chosen_on(r)}"
 
     def value(entry: Entry) -> float | None:
         return entry.results[name].accuracy if name in entry.results else None
 
     return Column(name, lambda e: percent(e.results.get(name)), value, tip, source, "ours")
+
+
+def chosen_on(result: Result) -> str:
+    """What layer, noise level and settings were chosen on, in words."""
+    return "the hold-out" if result.selected_on == "holdout" else result.selected_on
 
 
 def seeds(entry: Entry) -> list[int]:
@@ -93,7 +98,9 @@ def _paper() -> Column:
 
 
 def _seeds() -> Column:
-    return Column("seeds", lambda e: ", ".join(map(str, seeds(e))), about="of pretraining")
+    return Column(
+        "seeds", lambda e: ", ".join(map(str, seeds(e))), about="of the run, or of the repetitions behind a mean"
+    )
 
 
 def _images() -> Column:

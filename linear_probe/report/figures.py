@@ -167,7 +167,7 @@ def schedules(curves: Mapping[str, Sequence[float]], most: int = 64) -> str:
     series = {name: _thinned(values, most) for name, values in curves.items()}
     about = f"Share of signal, gamma² / (gamma² + sigma²), from t = 0 to T for {', '.join(curves)}."
     x = Axis("t / T", values=(0, 0.25, 0.5, 0.75, 1))
-    return lines("noise schedules", about, series, x, "share of signal", marks=False)
+    return lines("share of signal, gamma² / (gamma² + sigma²)", about, series, x, "share of signal", marks=False)
 
 
 def _thinned(values: Sequence[float], most: int) -> list[Point]:

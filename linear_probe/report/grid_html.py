@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from linear_probe.report.columns import Column, checkpoints, columns, percent
+from linear_probe.report.columns import Column, checkpoints, chosen_on, columns, percent
 from linear_probe.report.contents import Contents, Entry
 from linear_probe.report.svg import escape
 from linear_probe.results import Result
@@ -76,5 +76,5 @@ def _told(r: Result) -> str:
     setting = "".join(f", {k} {v if isinstance(v, str) else json.dumps(v)}" for k, v in chosen.items())
     return (
         f"{percent(r)}; layer {r.layer}, t = {r.t}, {r.input}, {r.pooling}, {r.dimensions} dimensions{setting}; "
-        f"{r.selected_accuracy:.2f} on {r.selected_on}, where it was chosen; {r.hardware}; {r.date[:10]}; {r.commit}"
+        f"{r.selected_accuracy:.2f} on {chosen_on(r)}, where it was chosen; {r.hardware}; {r.date[:10]}; {r.commit}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from linear_probe.report import svg
+from linear_probe.report.columns import chosen_on
 from linear_probe.results import Result, place
 
 LEFT, TOP, HEIGHT, WIDEST, WIDTH = 62, 56, 24, 58, 360
@@ -36,7 +37,7 @@ def heat(name: str, result: Result) -> str:
         return ""
     wide = min(WIDEST, (WIDTH - LEFT) / len(columns))
     low, high = min(found.values()), max(found.values())
-    parts = [svg.text(0, 16, f"{result.protocol}, {result.selected_on} split", "head")]
+    parts = [svg.text(0, 16, f"{result.protocol}, on {chosen_on(result)}", "head")]
     parts.append(_columns(columns, wide))
     for j, layer in enumerate(layers):
         y = TOP + HEIGHT * j
@@ -49,7 +50,7 @@ def heat(name: str, result: Result) -> str:
                 parts.append(_box(LEFT + wide * i, y, wide, value, step, chosen))
     height = TOP + HEIGHT * len(layers) + 4
     about = (
-        f"Accuracy of {name} by layer and noise level on the {result.selected_on} split, {low:.1f} to {high:.1f} %; "
+        f"Accuracy of {name} by layer and noise level on {chosen_on(result)}, {low:.1f} to {high:.1f} %; "
         f"chosen: layer {result.layer}, t = {result.t}, {result.input}."
     )
     title = f"{name}: layer by noise level, {result.protocol}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from linear_probe.report.cards import card
-from linear_probe.report.columns import checkpoints, columns, seeds
+from linear_probe.report.columns import checkpoints, chosen_on, columns, seeds
 from linear_probe.report.contents import Contents, Entry
 from linear_probe.report.figures import figures, schedules
 from linear_probe.report.grid_html import table_html
@@ -81,7 +81,7 @@ def _hours(contents: Contents) -> list[str]:
 def _grids(contents: Contents) -> Iterator[str]:
     for (grid, budget), cells in contents.groups().items():
         plots = "".join(_figure(*plot) for plot in figures(contents, cells))
-        head = f'<h2>{escape(grid)} <span class="quiet">{escape(budget)}</span></h2>'
+        head = f'<h2>{escape(grid)} <span class="quiet">budget {escape(budget)}</span></h2>'
         yield f'<section>{head}{_ranks(contents, cells)}<div class="plots">{plots}</div></section>'
 
 
@@ -137,7 +137,7 @@ def _method(contents: Contents) -> str:
     hardware = ", ".join(sorted({r.hardware for r in contents.results}))
     dates = sorted(r.date[:10] for r in contents.results)
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
-    chosen = ", ".join(sorted({r.selected_on for r in contents.results}))
+    chosen = ", ".join(sorted({chosen_on(r) for r in contents.results}))
     told += [
         ("choices", f"layer, noise level and settings were chosen on: {chosen}"),
         ("probed on", f"{hardware}; {when}"),

@@ -14,6 +14,7 @@ from report_rows import LEVELS, beside, result, row, tokenizer_rows, with_pictur
 from linear_probe.report import Unreportable, write_report
 from linear_probe.report.contents import gathered
 from linear_probe.report.figures import trend
+from linear_probe.report.heat import heat, places
 from linear_probe.report.pictures import inlined
 from linear_probe.report.plain import escape_latex, escape_markdown
 from linear_probe.report.rank import agreement
@@ -257,6 +258,40 @@ def test_large_pictures_shrink_in_bytes_and_not_in_size(tmp_path):
     assert small.uri.startswith("data:image/webp")
     assert len(small.uri) < 4 / 3 * 20_000 + 100 < len(kept.uri)
     assert (small.width, small.height) == (256, 128)
+
+
+def test_grids_and_units_have_columns_of_their_own(tmp_path):
+    rows = [
+        row("a", [result(1.0, checkpoint="1" * 64)], grid="one", hours=2.5),
+        row("b", [result(2.0, checkpoint="1" * 64)], grid="one", hours=2.5),  # the same network, read otherwise
+        row("a", [result(3.0, checkpoint="2" * 64)], grid="two", hours=1.25, unit="GPU"),
+    ]
+    assert len(gathered("t", rows, [], {}).groups()) == 2
+    write_report(rows, [], tmp_path, tmp_path, "t")
+    head, _, *body = (tmp_path / "table.md").read_text().split("\n\n")[2].splitlines()
+    names = [name.strip() for name in head.split("|")]
+    found = [dict(zip(names, (v.strip() for v in line.split("|")), strict=True)) for line in body]
+    assert [(f["grid"], f["core-hours"], f["GPU-hours"]) for f in found] == [
+        ("one", "2.50", ""), ("one", "2.50", ""), ("two", "", "1.25"),
+    ]  # fmt: skip
+    assert "2.50 core-hours and 1.25 GPU-hours" in (tmp_path / "index.html").read_text()
+
+
+def test_a_heat_map_has_every_place_and_frames_the_chosen_one():
+    drawn = heat("a", result(50.0))
+    assert {re.search(r"<text[^>]*>(4\d\.0)", part)[1] for part in drawn.split("<rect")[1:]} == {
+        "40.0",
+        "41.0",
+        "44.0",
+        "43.0",
+    }
+    chosen = [part for part in drawn.split("<rect")[1:] if "chosen" in part]
+    assert len(chosen) == 1
+    assert ">44.0<" in chosen[0]
+    one_layer = {"layer2-t10-clean-mean": 44.0, "layer2-t40-clean-mean": 43.0}
+    assert heat("a", result(50.0, selected={"among": one_layer})) == ""
+    poolings = {f"layer{i}-t10-clean-{p}": 10.0 * i + (p == "cls") for i in (1, 2) for p in ("mean", "cls")}
+    assert sorted(places(result(50.0, selected={"among": poolings})).values()) == [11.0, 21.0]
 
 
 def axes_of(*axes):
