@@ -63,6 +63,11 @@ def protocol_column(name: str, source: str) -> Column:
     return Column(name, lambda e: percent(e.results.get(name)), value, tip, source, "ours")
 
 
+def hours(found: float) -> str:
+    """Two digits after the point; of less than a tenth, two digits that are not zero."""
+    return f"{found:.2f}" if found >= 0.1 or found == 0 else f"{found:.2g}"
+
+
 def chosen_on(result: Result) -> str:
     """What layer, noise level and settings were chosen on, in words."""
     return "the hold-out" if result.selected_on == "holdout" else result.selected_on
@@ -123,7 +128,7 @@ def _hours_of(unit: str) -> Column:
 
     def text(entry: Entry) -> str:
         found = value(entry)
-        return "" if found is None else f"{found:.2f}"
+        return "" if found is None else hours(found)
 
     return Column(f"{unit}-hours", text, value, about="pretraining and the tokenizer's training")
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from linear_probe.report.columns import Column, checkpoints, chosen_on, columns, percent
+from linear_probe.report.columns import Column, checkpoints, chosen_on, columns, hours, percent
 from linear_probe.report.contents import Contents, Entry
 from linear_probe.report.svg import escape
 from linear_probe.results import Result
@@ -60,7 +60,10 @@ def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
         if row.axes:
             yield "axes", escape(axes_text(row.axes))
         yield "pretraining", f"<code>{escape(row.command)}</code>"
-        yield "budget", escape(f"{row.budget}: {row.images:,} images, {row.hours:.2f} {row.unit}-hours, {row.commit}")
+        yield (
+            "budget",
+            escape(f"{row.budget}: {row.images:,} images, {hours(row.hours)} {row.unit}-hours, {row.commit}"),
+        )
         if row.paper is not None:
             yield "paper", escape(f"{row.paper:.2f}: {row.paper_source}")
     for command in dict.fromkeys(r.command for r in entry.results.values()):

@@ -59,11 +59,13 @@ def heat(name: str, result: Result) -> str:
 
 def _columns(columns: Sequence[tuple[int, str]], wide: float) -> str:
     """Noise levels above the columns, and below them which input it was if it was not always the clean one."""
-    parts = [svg.text(LEFT - 8, TOP - 20, "t =", "tick", "end")]
+    both = {kind for _, kind in columns} != {"clean"}
+    y = TOP - (20 if both else 7)
+    parts = [svg.text(LEFT - 8, y, "t =", "tick", "end")]
     for i, (t, kind) in enumerate(columns):
         middle = LEFT + wide * (i + 0.5)
-        parts.append(svg.text(middle, TOP - 20, t, "tick", "middle"))
-        if {kind for _, kind in columns} != {"clean"}:
+        parts.append(svg.text(middle, y, t, "tick", "middle"))
+        if both:
             parts.append(svg.text(middle, TOP - 7, kind, "tiny", "middle"))
     return "".join(parts)
 

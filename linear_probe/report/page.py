@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from linear_probe.report.cards import card
-from linear_probe.report.columns import checkpoints, chosen_on, columns, seeds
+from linear_probe.report.columns import checkpoints, chosen_on, columns, hours, seeds
 from linear_probe.report.contents import Contents, Entry
 from linear_probe.report.figures import figures, schedules
 from linear_probe.report.grid_html import table_html
@@ -75,7 +75,7 @@ def _hours(contents: Contents) -> list[str]:
     """What all cells took, each checkpoint once: cells that read one network share its pretraining."""
     runs = {tuple(checkpoints(e)) or e.name: e.row for e in contents.entries if e.row}
     units = dict.fromkeys(row.unit for row in runs.values())
-    return [f"{sum(row.hours for row in runs.values() if row.unit == unit):.2f} {unit}-hours" for unit in units]
+    return [f"{hours(sum(row.hours for row in runs.values() if row.unit == unit))} {unit}-hours" for unit in units]
 
 
 def _grids(contents: Contents) -> Iterator[str]:
@@ -94,13 +94,10 @@ def _ranks(contents: Contents, cells: Sequence[Entry]) -> str:
     found = [(p, a) for p in contents.protocols if (a := agreement(cells, p))]
     if not found:
         return ""
-    items = "".join(f"<li><b>{signed(a.rho)}</b> {escape(p)} <span>n = {a.count}</span></li>" for p, a in found)
+    items = "".join(
+        f"<li><b>{str(a).replace('-', '−')}</b> {escape(p)} <span>n = {a.count}</span></li>" for p, a in found
+    )
     return f'<p>Rank correlation with the paper’s order (Spearman)</p><ul class="ranks">{items}</ul>'
-
-
-def signed(value: float) -> str:
-    """Two digits, with the minus sign of print."""
-    return f"{value:.2f}".replace("-", "−")
 
 
 def _schedules(contents: Contents) -> str:

@@ -75,7 +75,7 @@ def correlations(contents: Contents) -> list[str]:
             a = agreement(cells, protocol)
             if a is not None:
                 where = f"{grid} ({budget}), {protocol}"
-                found.append(f"{where}: Spearman's rank correlation with the paper's order {a.rho:.2f} (n = {a.count})")
+                found.append(f"{where}: Spearman's rank correlation with the paper's order {a} (n = {a.count})")
     return found
 
 

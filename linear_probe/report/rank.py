@@ -18,6 +18,10 @@ class Agreement:
     rho: float
     count: int
 
+    def __str__(self) -> str:
+        """Two digits; never a zero with a sign."""
+        return f"{round(self.rho, 2) + 0:.2f}"
+
 
 def agreement(cells: Iterable[Entry], protocol: str) -> Agreement | None:
     """Of our accuracies under `protocol` with the paper's, over the cells that have both.

@@ -12,12 +12,13 @@ from PIL import Image
 from report_rows import LEVELS, beside, result, row, tokenizer_rows, with_pictures
 
 from linear_probe.report import Unreportable, write_report
+from linear_probe.report.columns import hours
 from linear_probe.report.contents import gathered
 from linear_probe.report.figures import trend
 from linear_probe.report.heat import heat, places
 from linear_probe.report.pictures import inlined
 from linear_probe.report.plain import escape_latex, escape_markdown
-from linear_probe.report.rank import agreement
+from linear_probe.report.rank import Agreement, agreement
 from linear_probe.report.svg import apart, ticks
 
 FILES = ["index.html", "results.jsonl", "table.md", "table.tex"]
@@ -206,7 +207,8 @@ def test_spearman_by_hand():
     found = agreement(entries([1, 2, 3, 4, 5, 99], [20, 10, 40, 30, 50, None]), "lbfgs")
     assert found is not None
     assert (round(found.rho, 12), found.count) == (0.8, 5)
-    assert agreement(entries([3, 2, 1], [1, 2, 3]), "lbfgs").rho == pytest.approx(-1)
+    assert str(agreement(entries([3, 2, 1], [1, 2, 3]), "lbfgs")) == "-1.00"
+    assert str(Agreement(-1e-4, 5)) == "0.00"
 
 
 @pytest.mark.parametrize("paper", [[1, 2, None], [5, 5, 5], [None] * 3])
@@ -292,6 +294,10 @@ def test_a_heat_map_has_every_place_and_frames_the_chosen_one():
     assert heat("a", result(50.0, selected={"among": one_layer})) == ""
     poolings = {f"layer{i}-t10-clean-{p}": 10.0 * i + (p == "cls") for i in (1, 2) for p in ("mean", "cls")}
     assert sorted(places(result(50.0, selected={"among": poolings})).values()) == [11.0, 21.0]
+
+
+def test_small_costs_are_not_zero():
+    assert [hours(v) for v in (12.345, 0.1, 0.0123, 0.00456, 0)] == ["12.35", "0.10", "0.012", "0.0046", "0.00"]
 
 
 def axes_of(*axes):
