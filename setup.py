@@ -9,6 +9,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["ldae", "ldae.*", "linear_probe", "linear_probe.*"]),
+    package_data={"linear_probe.report": ["report.css", "report.js"]},  # inlined into the page
     install_requires=[
         "torch>=2.11",  # tensors, autograd, distributed training
         "torchvision",  # downloads CIFAR when a user asks for it; VGG16's layers for LPIPS
@@ -34,6 +35,7 @@ setup(
             "hypothesis>=6.100",  # laws over many inputs
             "ruff>=0.6",  # style
             "mypy>=1.11",  # types
+            "selenium>=4.20",  # drives a browser through the report; its tests are skipped without one
         ],
     },
 )

@@ -1,0 +1,335 @@
+"""Reports say what the rows say, refuse what cannot stand together, and need nothing but themselves."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+from report_rows import LEVELS, beside, result, row, tokenizer_rows, with_pictures
+
+from linear_probe.report import Unreportable, write_report
+from linear_probe.report.columns import hours
+from linear_probe.report.contents import gathered
+from linear_probe.report.figures import trend
+from linear_probe.report.heat import heat, places
+from linear_probe.report.pictures import inlined
+from linear_probe.report.plain import escape_latex, escape_markdown
+from linear_probe.report.rank import Agreement, agreement
+from linear_probe.report.svg import apart, ticks
+
+FILES = ["index.html", "results.jsonl", "table.md", "table.tex"]
+NASTY = 'a<b & c_d 100% |x| {y} $z ~ ^ \\ #1 "q"'
+
+
+class Elements(HTMLParser):
+    """Every start tag with its attributes, and the texts of td elements; complains of tags that do not match."""
+
+    VOID = frozenset({"meta", "link", "img", "input", "br"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.open, self.cells = [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs), tuple(self.open)))
+        self.cells += [""] * (tag == "td")
+        self.open += [tag] * (tag not in self.VOID)
+
+    def handle_startendtag(self, tag, attrs):
+        self.found.append((tag, dict(attrs), tuple(self.open)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "td" in self.open:
+            self.cells[-1] += data
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    rows = with_pictures(tokenizer_rows(), folder)
+    write_report(
+        rows, beside(), folder, folder / "out", "A made-up report", {"linear": [1 - i / 99 for i in range(100)]}
+    )
+    return rows, folder / "out"
+
+
+def known_numbers(rows):
+    """Every accuracy, deviation, paper's number and cost, as it must be printed."""
+    results = [*(r for one in rows for r in one.results), *beside()]
+    found = {v for r in results for v in (r.accuracy, r.deviation)} | {v for r in rows for v in (r.paper, r.hours)}
+    return {f"{v:.2f}" for v in found if v is not None}
+
+
+@pytest.mark.parametrize("name", FILES[2:])
+def test_every_number_of_the_plain_tables_is_a_number_of_the_rows(written, name):
+    rows, out = written
+    lines = [x for x in (out / name).read_text().splitlines() if x.startswith(("|", "made")) or " & " in x]
+    shown = set(re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])", "\n".join(lines)))
+    assert shown == known_numbers(rows)
+
+
+def test_every_number_of_the_page_is_a_number_of_the_rows(written):
+    rows, out = written
+    cells = Elements((out / "index.html").read_text()).cells
+    assert {n for c in cells for n in re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])", c)} == known_numbers(rows)
+
+
+def test_values_that_sort_are_the_values_that_are_shown(written):
+    page = Elements((written[1] / "index.html").read_text())
+    tags = [attrs for tag, attrs, _ in page.found if tag == "td"]
+    for attrs, text in zip(tags, page.cells, strict=True):
+        if "data-v" in attrs:
+            assert float(attrs["data-v"]) == pytest.approx(float(text.split(" ±")[0].replace(",", "")), abs=0.005)
+
+
+def test_results_are_flat_lines_with_their_place_in_the_grid(written):
+    rows, out = written
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert len(lines) == sum(len(r.results) for r in rows) + len(beside())
+    first = lines[0]
+    assert (first["grid"], first["cell"], first["axes"]) == (rows[0].grid, rows[0].cell, dict(rows[0].axes))
+    assert first["accuracy"] == rows[0].results[0].accuracy
+    assert {line["kind"] for line in lines if line["cell"] is None} == {"baseline", "floor"}
+
+
+def test_the_page_loads_nothing_and_describes_every_picture(written):
+    rows, out = written
+    text = (out / "index.html").read_text()
+    page = Elements(text)
+    for _, attrs, _ in page.found:
+        assert not ({"src", "href", "xlink:href"} & {k for k, v in attrs.items() if not (v or "").startswith("data:")})
+    assert not re.search(r"url\(|@import|<script[^>]+src", text)
+    pictures = [attrs for tag, attrs, _ in page.found if tag == "img"]
+    assert len(pictures) == len(rows) * (len(LEVELS) + 1)
+    assert all(p["alt"].strip() for p in pictures)
+    assert len({p["alt"] for p in pictures}) == len(pictures)
+    drawn = [i for i, (tag, _, _) in enumerate(page.found) if tag == "svg"]
+    assert all([page.found[i + 1][0], page.found[i + 2][0]] == ["title", "desc"] for i in drawn)
+    assert len(drawn) == 2 + 1 + 1 + 2 * len(rows)  # protocols, paper, schedules, heat maps
+    assert len(text) < 1_000_000
+
+
+def test_names_are_printed_to_the_letter(tmp_path):
+    rows = [
+        row(NASTY, {"lbfgs": 50.0}),
+        row("<script>alert(1)</script>", {"lbfgs": 51.0}, paper_source=NASTY, paper=1.0),
+    ]
+    write_report(rows, [], tmp_path, tmp_path, NASTY)
+    page = (tmp_path / "index.html").read_text()
+    assert "<script>alert" not in page
+    assert "a&lt;b &amp; c_d 100% |x|" in page
+    Elements(page)
+    tex = (tmp_path / "table.tex").read_text()
+    assert r"a\textless{}b \& c\_d 100\% \textbar{}x\textbar{} \{y\} \$z \textasciitilde{} \textasciicircum{}" in tex
+    body = (tmp_path / "table.md").read_text().split("\n\n")[2].splitlines()
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in body}) == 1  # as many columns everywhere
+    assert r"a\<b \& c_d 100%" in body[2]
+
+
+def test_escapes_leave_plain_words_alone():
+    assert escape_latex("patch PCA, d = 16") == escape_markdown("patch PCA, d = 16") == "patch PCA, d = 16"
+    assert escape_markdown("patch_pca _x_ *y*\n`z`") == r"patch_pca \_x\_ \*y\* \`z\`"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"split": "holdout"}, "2 splits"),
+        ({"labels": "1%"}, "2 fractions of labels"),
+        ({"data": "Other"}, "2 data sets"),
+        ({"data_fingerprint": "0" * 64}, "2 data sets"),
+        ({"images": 99}, "2 numbers of images"),
+        ({"protocol_source": "another head"}, "2 protocols of the name lbfgs"),
+        ({"selected_on": "test"}, "2 splits that lbfgs's choices"),
+        ({"accuracy": float("nan")}, "is no number"),
+    ],
+)
+def test_mixtures_are_refused_and_nothing_is_written(tmp_path, change, told):
+    rows = [row("a", {"lbfgs": 50.0}), row("b", [replace(result(51.0), **change)])]
+    with pytest.raises(Unreportable, match=told):
+        write_report(rows, [], tmp_path, tmp_path / "out", "t")
+    assert not (tmp_path / "out").exists()
+
+
+def test_others_are_of_the_same_images():
+    with pytest.raises(Unreportable, match="raw pixels was measured on other images"):
+        gathered("t", [row("a", {"lbfgs": 50.0})], [result(1.0, encoder="raw pixels", data_fingerprint="0" * 64)], {})
+
+
+def test_a_grid_over_image_sizes_has_a_fingerprint_for_each_size():
+    rows = [
+        row(str(size), [result(50.0, data_fingerprint=f"{size}" * 32)], axes={"size": size, "d": d})
+        for size in (32, 64)
+        for d in (4, 8)
+    ]
+    rows = [replace(r, cell=f"{r.axes['size']}-{r.axes['d']}") for r in rows]
+    assert len(gathered("t", rows, [], {}).rows) == 4
+    other = replace(rows[0], cell="odd", results=[result(1.0, data_fingerprint="0" * 64)])
+    with pytest.raises(Unreportable, match="2 data sets"):
+        gathered("t", [*rows, other], [], {})
+
+
+def test_twins_and_empty_reports_are_refused():
+    with pytest.raises(Unreportable, match="2 rows named a"):
+        gathered("t", [row("a", {"lbfgs": 1.0}), row("a", {"lbfgs": 2.0})], [], {})
+    with pytest.raises(Unreportable, match="two results of protocol lbfgs"):
+        gathered("t", [row("a", [result(1.0), result(2.0)])], [], {})
+    for rows in ([], [row("a", {})]):
+        with pytest.raises(Unreportable, match="no cell has a result"):
+            gathered("t", rows, beside(), {})
+
+
+def test_floors_of_several_files_are_one_or_told_apart():
+    pixels = [result(31.0, encoder="raw pixels", checkpoint="none", config=c * 64) for c in "ab"]
+    untrained = [
+        result(v, encoder="untrained", checkpoint="none", config=c * 64) for v, c in ((20.0, "a"), (21.0, "b"))
+    ]
+    names = [e.name for e in gathered("t", [row("a", {"lbfgs": 1.0})], [*pixels, *untrained], {}).beside]
+    assert names == ["raw pixels", "untrained (config aaaaaaaa)", "untrained (config bbbbbbbb)"]
+
+
+def entries(ours, paper):
+    rows = [row(str(i), {"lbfgs": a}, p) for i, (a, p) in enumerate(zip(ours, paper, strict=True))]
+    return gathered("t", rows, [], {}).entries
+
+
+def test_spearman_by_hand():
+    # ranks 1 2 3 4 5 against 2 1 4 3 5: 1 - 6 * 4 / (5 * 24) = 0.8; a cell without the paper's number is left out
+    found = agreement(entries([1, 2, 3, 4, 5, 99], [20, 10, 40, 30, 50, None]), "lbfgs")
+    assert found is not None
+    assert (round(found.rho, 12), found.count) == (0.8, 5)
+    assert str(agreement(entries([3, 2, 1], [1, 2, 3]), "lbfgs")) == "-1.00"
+    assert str(Agreement(-1e-4, 5)) == "0.00"
+
+
+@pytest.mark.parametrize("paper", [[1, 2, None], [5, 5, 5], [None] * 3])
+def test_no_correlation_without_three_cells_or_an_order(tmp_path, paper):
+    cells = entries([1, 2, 3], paper)
+    assert agreement(cells, "lbfgs") is None
+    write_report([e.row for e in cells], [], tmp_path, tmp_path, "t")
+    assert "pearman" not in (tmp_path / "table.md").read_text() + (tmp_path / "index.html").read_text()
+
+
+def test_a_report_gives_way_to_the_next_and_leaves_nothing_beside(tmp_path):
+    for value in (50.0, 60.0):
+        write_report([row("a", {"lbfgs": value})], [], tmp_path, tmp_path, "t")
+        assert sorted(p.name for p in tmp_path.iterdir()) == FILES
+    assert "60.00" in (tmp_path / "index.html").read_text()
+
+
+def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
+    write_report([row("a", {"lbfgs": 50.0})], [], tmp_path, tmp_path, "t")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("linear_probe.report.write.os.replace", full)
+    with pytest.raises(OSError, match="No space"):
+        write_report([row("a", {"lbfgs": 60.0})], [], tmp_path, tmp_path, "t")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("content", [None, b"no picture", "cut"])
+def test_bad_pictures_are_named(tmp_path, content):
+    file = tmp_path / "strip.png"
+    if content == "cut":
+        Image.effect_noise((64, 64), 99).convert("RGB").save(file)
+        file.write_bytes(file.read_bytes()[:-2000])
+    elif content:
+        file.write_bytes(content)
+    with pytest.raises(Unreportable, match=r"strip\.png cannot be read"):
+        write_report([row("a", {"lbfgs": 1.0}, pictures={"filters": file.name})], [], tmp_path, tmp_path / "out", "t")
+    assert not (tmp_path / "out").exists()
+
+
+def test_large_pictures_shrink_in_bytes_and_not_in_size(tmp_path):
+    Image.effect_noise((256, 128), 60).convert("RGB").save(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").stat().st_size
+    kept, small = inlined(tmp_path / "a.png", whole), inlined(tmp_path / "a.png", 20_000)
+    assert kept.uri.startswith("data:image/png")
+    assert small.uri.startswith("data:image/webp")
+    assert len(small.uri) < 4 / 3 * 20_000 + 100 < len(kept.uri)
+    assert (small.width, small.height) == (256, 128)
+
+
+def test_grids_and_units_have_columns_of_their_own(tmp_path):
+    rows = [
+        row("a", [result(1.0, checkpoint="1" * 64)], grid="one", hours=2.5),
+        row("b", [result(2.0, checkpoint="1" * 64)], grid="one", hours=2.5),  # the same network, read otherwise
+        row("a", [result(3.0, checkpoint="2" * 64)], grid="two", hours=1.25, unit="GPU"),
+    ]
+    assert len(gathered("t", rows, [], {}).groups()) == 2
+    write_report(rows, [], tmp_path, tmp_path, "t")
+    head, _, *body = (tmp_path / "table.md").read_text().split("\n\n")[2].splitlines()
+    names = [name.strip() for name in head.split("|")]
+    found = [dict(zip(names, (v.strip() for v in line.split("|")), strict=True)) for line in body]
+    assert [(f["grid"], f["core-hours"], f["GPU-hours"]) for f in found] == [
+        ("one", "2.50", ""), ("one", "2.50", ""), ("two", "", "1.25"),
+    ]  # fmt: skip
+    assert "2.50 core-hours and 1.25 GPU-hours" in (tmp_path / "index.html").read_text()
+
+
+def test_a_heat_map_has_every_place_and_frames_the_chosen_one():
+    drawn = heat("a", result(50.0))
+    assert {re.search(r"<text[^>]*>(4\d\.0)", part)[1] for part in drawn.split("<rect")[1:]} == {
+        "40.0",
+        "41.0",
+        "44.0",
+        "43.0",
+    }
+    chosen = [part for part in drawn.split("<rect")[1:] if "chosen" in part]
+    assert len(chosen) == 1
+    assert ">44.0<" in chosen[0]
+    one_layer = {"layer2-t10-clean-mean": 44.0, "layer2-t40-clean-mean": 43.0}
+    assert heat("a", result(50.0, selected={"among": one_layer})) == ""
+    poolings = {f"layer{i}-t10-clean-{p}": 10.0 * i + (p == "cls") for i in (1, 2) for p in ("mean", "cls")}
+    assert sorted(places(result(50.0, selected={"among": poolings})).values()) == [11.0, 21.0]
+
+
+def test_small_costs_are_not_zero():
+    assert [hours(v) for v in (12.345, 0.1, 0.0123, 0.00456, 0)] == ["12.35", "0.10", "0.012", "0.0046", "0.00"]
+
+
+def axes_of(*axes):
+    return gathered("t", [row(str(i), {"lbfgs": 1.0 + i}, axes=a) for i, a in enumerate(axes)], [], {}).entries
+
+
+def test_lines_where_an_axis_is_a_scale_and_bars_where_none_is():
+    d = (4, 8, 16, 32)
+    found = trend(axes_of(*({"tokenizer": n, "d": v} for n in "ab" for v in d)))
+    assert (found.x.label, found.x.log2, list(found.series)) == ("d", True, ["a", "b"])
+    assert [x for x, _ in found.series["b"]] == list(d)
+    texts = trend(axes_of(*({"t": str(v)} for v in (0, 10, 20))))
+    assert (texts.x.label, texts.x.log2) == ("t", False)
+    follows = trend(axes_of(*({"size": 8 * v, "patch": v} for v in (1, 2, 4))))
+    assert [len(points) for points in follows.series.values()] == [3]
+    for steps in (
+        [{"step": f"{i:02}_x"} for i in range(4)],
+        [{"seed": i} for i in range(4)],
+        [{}, {}],
+        [{"size": "256_16"}] * 3,
+    ):
+        assert trend(axes_of(*steps)) is None
+
+
+def test_ticks_are_round_and_labels_stand_apart():
+    assert ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1]
+    assert ticks(41.2, 58.9) == [45, 50, 55]
+    for low, high in ((0.001, 0.0042), (-3, 900), (54.8, 54.9)):
+        found = ticks(low, high)
+        assert 2 <= len(found) <= 6
+        assert all(low <= v <= high for v in found)
+    placed = apart([50, 51, 52, 99], 14, 0, 100)
+    assert all(abs(a - b) >= 14 - 1e-9 for i, a in enumerate(placed) for b in placed[:i])
+    assert max(placed) <= 100
+    assert apart([10, 90], 14, 0, 100) == [10, 90]

@@ -1,0 +1,202 @@
+"""The page in a browser, headless: skipped where chromium, its driver or selenium is absent."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import pytest
+from report_rows import LEVELS, beside, tokenizer_rows, with_pictures
+
+from linear_probe.report import write_report
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is absent: pip install -e '.[dev]'")
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DRIVER = shutil.which("chromedriver")
+PROTOCOL = "th.ours"
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="chromium or chromedriver is absent: apt-get install chromium chromium-driver"
+)
+
+
+@pytest.fixture(scope="module")
+def driver():
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for word in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--window-size=1200,900",
+    ):
+        options.add_argument(word)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    found = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    yield found
+    found.quit()
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    rows = with_pictures(tokenizer_rows(), folder)
+    write_report(rows, beside(), folder, folder / "out", "A made-up report", {"linear": [1, 0.5, 0]})
+    return folder / "out" / "index.html"
+
+
+@pytest.fixture
+def page(driver, file):
+    screen(driver, 1200)
+    driver.get(file.as_uri())
+    return driver
+
+
+def screen(driver, width, scheme="light"):
+    """A screen of that width, in light or dark mode."""
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+def names(page):
+    """Of the lines that are shown, from the top."""
+    return [e.text for e in page.find_elements(By.CSS_SELECTOR, "#results tbody tr summary") if e.is_displayed()]
+
+
+def values(page, column):
+    cells = page.find_elements(By.CSS_SELECTOR, f"#results tbody td:nth-child({column + 1})")
+    return [float(v) for c in cells if (v := c.get_attribute("data-v"))]
+
+
+def index_of(page, head):
+    return page.execute_script("return arguments[0].cellIndex", head)
+
+
+def test_it_loads_without_an_error(page):
+    assert "A made-up report" in page.title
+    assert page.get_log("browser") == []
+    broken = "return [...document.images].filter(i => !(i.complete && i.naturalWidth)).length"
+    assert page.execute_script(broken) == 0
+    loaded = page.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+    assert [name for name in loaded if not name.startswith("data:")] == []
+
+
+def test_the_slider_changes_the_picture(page):
+    strips = page.find_elements(By.CSS_SELECTOR, ".strip")
+    strip, other = strips[0], strips[1]
+
+    def shown(strip):
+        return [i.get_attribute("data-t") for i in strip.find_elements(By.TAG_NAME, "img") if i.is_displayed()]
+
+    slider, told = strip.find_element(By.TAG_NAME, "input"), strip.find_element(By.TAG_NAME, "output")
+    assert (shown(strip), told.text) == ([str(LEVELS[0])], f"t = {LEVELS[0]}")
+    for t in LEVELS[1:]:
+        slider.send_keys(Keys.ARROW_RIGHT)
+        assert (shown(strip), told.text) == ([str(t)], f"t = {t}")
+        assert slider.get_attribute("aria-valuetext") == f"t = {t}"
+    assert shown(other) == [str(LEVELS[0])]
+    page.find_element(By.ID, "together").click()
+    slider.send_keys(Keys.ARROW_LEFT)
+    assert shown(strip) == shown(other) == [str(LEVELS[-2])]
+
+
+@pytest.mark.parametrize("way", ["click", "keyboard"])
+def test_sorting_works_both_ways_and_back(page, way):
+    head = page.find_element(By.CSS_SELECTOR, PROTOCOL)
+    column, given = index_of(page, head), names(page)
+    plain = values(page, column)
+    button = head.find_element(By.TAG_NAME, "button")
+    for order, expected in (("descending", sorted(plain, reverse=True)), ("ascending", sorted(plain)), ("none", plain)):
+        button.click() if way == "click" else button.send_keys(Keys.ENTER)
+        assert head.get_attribute("aria-sort") == order
+        assert values(page, column) == expected
+    assert names(page) == given
+    assert plain not in (sorted(plain), sorted(plain, reverse=True))
+
+
+def test_words_sort_and_lines_without_a_value_stay_last(page):
+    heads = page.find_elements(By.CSS_SELECTOR, "#results thead th")
+    heads[0].find_element(By.TAG_NAME, "button").click()
+    assert names(page) == sorted(
+        names(page), key=lambda n: [int(x) if x.isdigit() else x.lower() for x in re.split(r"(\d+)", n)]
+    )
+    paper = page.find_element(By.CSS_SELECTOR, "th.paper button")
+    for _ in range(2):
+        paper.click()
+        assert names(page)[-3:] == ["MAE, made up baseline", "raw pixels floor", "PCA floor"]
+
+
+def test_search_leaves_the_lines_that_hold_all_words(page):
+    box, everything = page.find_element(By.ID, "search"), names(page)
+    box.send_keys("VAE 32")
+    assert names(page) == [n for n in everything if n == "made_up_vae-32"]
+    assert page.find_element(By.ID, "count").text == f"1 of {len(everything)}"
+    box.clear()
+    box.send_keys("nothing is called so")
+    assert names(page) == []
+    box.clear()
+    box.send_keys(" ")
+    assert names(page) == everything
+
+
+def test_a_name_opens_commands_and_settings(page):
+    summary = page.find_element(By.CSS_SELECTOR, "#results tbody summary")
+    summary.click()
+    told = summary.find_element(By.XPATH, "..").text
+    assert "python tools/pretrain.py out=RUN" in told
+    assert "python tools/probe.py run=RUN" in told
+
+
+@pytest.mark.parametrize("width", [360, 768, 1200])
+def test_the_page_never_scrolls_sideways(page, width):
+    screen(page, width)
+    for opened in (False, True):
+        page.execute_script("document.querySelectorAll('details').forEach(d => d.open = arguments[0])", opened)
+        assert page.execute_script("return document.documentElement.scrollWidth") <= width
+    if width == 360:  # the table does, inside its own frame
+        assert page.execute_script("const s = document.querySelector('.scroll'); return s.scrollWidth > s.clientWidth")
+
+
+CONTRASTS = """
+const level = ([r, g, b]) => [r, g, b].map(v => v / 255)
+  .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+  .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+const parsed = text => text.match(/[\\d.]+/g).map(Number);
+const behind = element => {
+  for (let e = element; e; e = e.parentElement) {
+    const c = parsed(getComputedStyle(e).backgroundColor);
+    if (c.length === 3 || c[3] === 1) return c;
+  }
+  return [255, 255, 255];
+};
+const box = e => e.previousElementSibling;
+const under = e => {
+  const back = behind(e.closest('svg') || e);
+  if (!box(e)?.classList.contains('heat') || !e.closest('svg')) return back;
+  const style = getComputedStyle(box(e)), a = Number(style.fillOpacity);
+  return parsed(style.fill).slice(0, 3).map((v, i) => a * v + (1 - a) * back[i]);
+};
+document.querySelectorAll('details').forEach(d => d.open = true);
+const found = [];
+for (const e of document.querySelectorAll('body *:not(script):not(desc):not(title)')) {
+  if (![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
+  const style = getComputedStyle(e);
+  const [a, b] = [parsed(e.closest('svg') ? style.fill : style.color), under(e)].map(level).sort((x, y) => y - x);
+  found.push([(a + 0.05) / (b + 0.05), `${e.tagName}.${e.getAttribute('class')}: ${e.textContent.slice(0, 30)}`]);
+}
+return [getComputedStyle(document.body).backgroundColor, found];
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_stands_out(page, scheme):
+    screen(page, 1200, scheme)
+    back, found = page.execute_script(CONTRASTS)
+    assert (sum(map(int, re.findall(r"\d+", back)[:3])) < 150) is (scheme == "dark")
+    assert len(found) > 100
+    assert [told for contrast, told in found if contrast < 4.5] == []
