@@ -23,9 +23,15 @@ from ldae.objectives.denoise import Denoise
 from ldae.tokenizers.patch_linear import PatchLinear
 from ldae.tokenizers.pixel import Pixel
 
+NEW = ("head.", "fc_norm.")  # what a classifier has and an encoder has not
 
-def plain_vit(encoder: Encoder) -> nn.Module:
+
+def plain_vit(encoder: Encoder, **changes: Any) -> nn.Module:
     """The encoder as a timm VisionTransformer: images (B, 3, H, W) in [-1, 1] -> (B, D), tokens averaged.
+
+    Args:
+        changes: arguments of timm.create_model other than those of `timm_arguments`, to make a classifier of it:
+            num_classes, drop_path_rate, fc_norm. Its head is new.
 
     Raises:
         ConfigError: the run is of another objective than denoising, the network is no ViT, its input is noised, or
@@ -38,8 +44,10 @@ def plain_vit(encoder: Encoder) -> nn.Module:
         raise ConfigError("denoiser", type(network).__name__, "cannot be folded: it must be a ViT on clean input")
     if not isinstance(tokenizer, (PatchLinear, Pixel)):
         raise ConfigError("tokenizer", type(tokenizer).__name__, "cannot be folded: it is not linear on patches")
-    plain = timm.create_model("vit_base_patch16_224", **timm_arguments(encoder))
-    plain.load_state_dict(folded_weights(encoder), strict=True)
+    plain = timm.create_model("vit_base_patch16_224", **{**timm_arguments(encoder), **changes})
+    missing, unexpected = plain.load_state_dict(folded_weights(encoder), strict=False)
+    assert not unexpected, unexpected
+    assert all(name.startswith(NEW) for name in missing), missing
     return plain.eval()
 
 

@@ -188,4 +188,5 @@ class _Files(Dataset):
         image = cut_and_resized(image, self.augment.boxes(u, *sizes)[0].long().tolist(), self.images.size)
         if bool(self.augment.flips(u)[0]):
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        image = self.augment.finish(image, u[0])
         return torch.from_numpy(np.asarray(image).copy()).movedim(-1, 0)

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ldae.parts import Fraction, Natural, Positive
@@ -41,6 +42,10 @@ class Augment(ABC):
     def flips(self, u: Tensor) -> Tensor:
         """Which images are mirrored: (B,) bool."""
         return torch.zeros(len(u), dtype=torch.bool, device=u.device)
+
+    def finish(self, image: Image.Image, u: Tensor) -> Image.Image:
+        """What is left to do to a picture of any size after crop, resize and mirroring; u: (n,) uniform on [0, 1)."""
+        return image
 
     @abstractmethod
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:

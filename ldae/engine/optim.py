@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,8 +26,8 @@ class Optim(ABC):
         self.blr, self.warmup, self.final = blr, warmup, final
 
     @abstractmethod
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """An optimiser over `parameters`."""
+    def build(self, network: nn.Module) -> torch.optim.Optimizer:
+        """An optimiser over what is trained of a network; `lr_scale` of a group, if it has one, multiplies its rate."""
 
     def peak(self, batch: int) -> float:
         """The highest learning rate: blr * batch / 256 (arXiv 1706.02677)."""
@@ -63,10 +63,41 @@ class AdamW(Optim):
             raise ConfigError("betas", betas, "must be two numbers below 1")
         self.weight_decay, self.betas = weight_decay, betas
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        trained = [p for p in parameters if p.requires_grad]
-        groups = [
+    def build(self, network: nn.Module) -> torch.optim.Optimizer:
+        groups = [group for group in self.groups(network) if group["params"]]
+        return torch.optim.AdamW(groups, lr=self.blr, betas=self.betas, fused=True)
+
+    def groups(self, network: nn.Module) -> list[dict[str, Any]]:
+        """What is decayed and what is not."""
+        trained = [p for p in network.parameters() if p.requires_grad]
+        return [
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW([g for g in groups if g["params"]], lr=self.blr, betas=self.betas, fused=True)
+
+
+class LayerDecay(AdamW):
+    """AdamW with a rate that falls by a factor from each layer to the one before it (Sec. 4.1, arXiv 2106.08254).
+
+    Args: as AdamW, and
+        layer_decay: that factor; 1 for none.
+    """
+
+    def __init__(
+        self,
+        blr: Positive,
+        weight_decay: NonNegative = 0.05,
+        betas: tuple[Fraction, Fraction] = (0.9, 0.999),
+        warmup: Fraction = 0.05,
+        final: Fraction = 0.0,
+        layer_decay: Fraction = 0.75,
+    ):
+        super().__init__(blr, weight_decay, betas, warmup, final)
+        self.layer_decay = layer_decay
+
+    def groups(self, network: nn.Module) -> list[dict[str, Any]]:
+        """Those of timm, which knows the layers of its networks; layer i of L + 1 has lr_scale layer_decay^(L - i)."""
+        from timm.optim import param_groups_layer_decay
+
+        free = getattr(network, "no_weight_decay", set)()  # positions and the like
+        return param_groups_layer_decay(network, self.weight_decay, free, layer_decay=self.layer_decay)

@@ -104,7 +104,7 @@ class Trainer:
         self.weights = {
             f"{n}.{k}": p for n, m in self.networks.items() for k, p in m.named_parameters() if p.requires_grad
         }
-        self.optimizers = {name: optim.build(m.parameters()) for name, m in self.networks.items()}
+        self.optimizers = {name: optim.build(m) for name, m in self.networks.items()}
         self.ema = EMA(self.weights, settings.ema)
         self.wrapped: dict[str, Any] = {name: job.world.wrapped(player) for name, player in players.items()}  # type: ignore[arg-type]
         self.meter, self.step, self.saved, self.stopping = Meter(), 0, -1, False
@@ -161,7 +161,7 @@ class Trainer:
             if self.settings.clip:
                 nn.utils.clip_grads_with_norm_(self._trained(name), self.settings.clip, norms[name])
             for group in self.optimizers[name].param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("lr_scale", 1.0)
             self.optimizers[name].step()
         return losses, norms
 

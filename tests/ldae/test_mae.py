@@ -249,7 +249,7 @@ def test_gradients_reach_every_parameter_and_no_position():
     assert not [name for name in (*net.state_dict(), *dict(net.named_parameters())) if "positions" in name]
     assert not net.positions.requires_grad
     assert not net.decoder_positions.requires_grad
-    decayed, free = AdamW(1e-3, weight_decay=0.05).build(net.parameters()).param_groups
+    decayed, free = AdamW(1e-3, weight_decay=0.05).build(net).param_groups
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.05, 0)
     vectors = [p for n, p in net.named_parameters() if "norm" in n or n.endswith("bias")]
     assert {id(p) for p in free["params"]} == {id(p) for p in vectors}

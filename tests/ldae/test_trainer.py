@@ -274,7 +274,7 @@ def test_the_rate_warms_up_linearly_and_falls_along_half_a_cosine():
 
 
 def test_weights_decay_and_biases_do_not():
-    groups = AdamW(blr=1e-3, weight_decay=0.1).build(nn.Linear(3, 2).parameters()).param_groups
+    groups = AdamW(blr=1e-3, weight_decay=0.1).build(nn.Linear(3, 2)).param_groups
     assert [(g["weight_decay"], [p.ndim for p in g["params"]]) for g in groups] == [(0.1, [2]), (0.0, [1])]
 
 

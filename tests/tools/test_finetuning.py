@@ -1,0 +1,63 @@
+"""tools/finetune.py on the embedded digits."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from helpers import SHORT, run
+
+from ldae.export import load_encoder
+from ldae.fold import plain_vit
+from linear_probe.results import read_results
+
+QUICK = ("train.batch=64", "train.log_every=1", "looks=1", "runtime.threads=1")
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("finetune") / "run"
+    run("pretrain", f"out={out}", *SHORT)
+    return out
+
+
+def test_a_classifier_begins_as_the_folded_encoder(pretrained):
+    encoder = load_encoder(pretrained)
+    images = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    network = plain_vit(encoder, num_classes=7, fc_norm=True, drop_path_rate=0.1)
+    assert torch.allclose(network.forward_features(2 * images - 1).mean(1), encoder(images), atol=1e-4)
+    assert network(images).shape == (5, 7)
+
+
+def test_fine_tuning_learns_says_all_and_is_done_once(pretrained, tmp_path):
+    words = (f"run={pretrained}", f"out={tmp_path / 'a'}", "train.epochs=12", "optim.blr=1.2e-2", *QUICK)
+    words += ("augment=flip", "augment.flip=0", "mixup=0", "cutmix=0")
+    told, _ = run("finetune", *words)
+    result = read_results(tmp_path / "a" / "results.jsonl")[0]
+    assert result.accuracy > 60  # chance is 10
+    assert f"{result.accuracy:.2f} %" in told
+    assert (result.split, result.protocol, result.seed) == ("test", "finetune", 0)
+    begun = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert begun["encoder"] == result.checkpoint
+    assert "nothing to do" in run("finetune", *words)[0]
+    assert "seed" in run("finetune", *words, "seed=1", code=2)[1]
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("train.batch=63", "mixed in pairs"),
+        ("layer=99", "is not one of"),
+        ("drop_path=1", "drop_path"),
+        ("t=5000", "t"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused(pretrained, in_process, tmp_path, word, sentence):
+    code, told = in_process("finetune", f"run={pretrained}", f"out={tmp_path}", word)
+    assert code == 2
+    assert sentence in told
+
+
+def test_a_run_is_asked_for(in_process):
+    assert in_process("finetune")[0] == 2
