@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,11 +76,14 @@ def write_features(path: Path, splits: Mapping[str, Features], **told: str) -> N
         splits: train, holdout and test.
         told: texts to keep with them, e.g. `fingerprint`.
     """
-    arrays = {f"{name}_{key}": getattr(found, key).numpy() for name, found in splits.items() for key in "xy"}
+    arrays: dict[str, Any] = {
+        f"{name}_{key}": getattr(found, key).numpy() for name, found in splits.items() for key in "xy"
+    }
+    arrays |= {key: np.array(text) for key, text in told.items()}
     temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{path.name}")
     try:
         with open(temporary, "wb") as f:
-            np.savez(f, **arrays, **{key: np.array(text) for key, text in told.items()})
+            np.savez(f, **arrays)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from ldae.errors import ConfigError
@@ -89,6 +90,8 @@ class ProbeSettings:
             raise ConfigError("labels", self.labels, str(error)) from None
         if self.save and self.split != "test":
             raise ConfigError("save", self.save, "writes the test split too; use split=test or leave it out")
+        if self.save and not Path(self.save).expanduser().absolute().parent.is_dir():
+            raise ConfigError("save", self.save, "lies in a folder that does not exist; make it first")
 
     def _check_source(self) -> None:
         given = [key for key in ("run", "timm", "features") if getattr(self, key)]

@@ -179,6 +179,7 @@ MISTAKES = [
     (("floor=pixels", *DIGITS, "labels=500"), r"labels=500 exceeds the \d+ training images of class \d"),
     (("floor=pixels", *DIGITS, "seeds=[1,1]"), r"seeds=\[1, 1\] must name each once"),
     (("floor=pixels", *DIGITS, "save=f.npz", "split=holdout"), "save='f.npz' writes the test split too"),
+    (("floor=pixels", *DIGITS, "save=no/where/f.npz"), "lies in a folder that does not exist"),
     (("floor=pixels", *DIGITS, "data.size=9"), "data.size=9 must be 8"),
     (("features=nowhere.npz",), r"features=nowhere.npz cannot be read \(No such file or directory\)"),
     (("features=nowhere.npz", *DIGITS), "is not read with features=FILE"),
