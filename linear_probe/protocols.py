@@ -14,15 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linear_probe.features import Features
+from linear_probe.features import Cell, Features
+from linear_probe.heads import HeadRecipe, train_heads
 from linear_probe.knn import accuracy, knn_predict
-from linear_probe.linear import HeadRecipe, Logistic, predict, train_heads
+from linear_probe.linear import Logistic, predict
 from linear_probe.scaling import standardiser, whitener
+from linear_probe.sources import Source
+from linear_probe.subsets import Part
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A setting of a protocol and its accuracy on the hold-out, in percent."""
+    """A setting of a protocol and its accuracy where the choice is made, in percent."""
 
     setting: Mapping[str, Any]
     accuracy: float
@@ -40,21 +43,52 @@ class Protocol(ABC):
     source: str
 
     @abstractmethod
-    def select(self, train: Features, holdout: Features, classes: int, seed: int) -> Choice:
-        """The best setting when fitted on `train` and scored on `holdout`."""
+    def tried(self, train: Features, holdout: Features, classes: int, seed: int) -> list[Choice]:
+        """Every setting when fitted on `train` and scored on `holdout`, always in the same order."""
 
     @abstractmethod
     def predict(self, setting: Mapping[str, Any], fit: Features, x: Tensor, classes: int, seed: int) -> Tensor:
         """Classes (N,) of `x`, (N, D), under one setting fitted on `fit`."""
 
+    def select(self, train: Features, holdout: Features, classes: int, seed: int) -> Choice:
+        """The best setting when fitted on `train` and scored on `holdout`."""
+        return max(self.tried(train, holdout, classes, seed), key=lambda c: c.accuracy)
+
     def score(self, setting: Mapping[str, Any], fit: Features, test: Features, classes: int, seed: int) -> float:
         """Accuracy on `test` in percent, under one setting fitted on `fit`."""
         return accuracy(self.predict(setting, fit, test.x, classes, seed), test.y)
 
+    def tried_at(self, source: Source, fit: Part, held: Part, classes: int, seed: int) -> dict[Cell, list[Choice]]:
+        """`tried` for every cell of a source."""
+        return {
+            cell: self.tried(source.features(fit, cell), source.features(held, cell), classes, seed)
+            for cell in source.cells
+        }
 
-def joined(a: Features, b: Features) -> Features:
-    """Both sets of features, one after the other."""
-    return Features(torch.cat([a.x, b.x]), torch.cat([a.y, b.y]))
+    def scored(
+        self,
+        source: Source,
+        cell: Cell,
+        setting: Mapping[str, Any],
+        fits: Sequence[Part],
+        asked: Part,
+        classes: int,
+        seed: int,
+    ) -> float:
+        """`score` on one part, fitted on several together, all read at one cell."""
+        held = source.features(asked, cell)
+        return self.score(setting, joined(*(source.features(part, cell) for part in fits)), held, classes, seed)
+
+    def encodings(self, source: Source, fits: Sequence[Part]) -> int:
+        """How many images are encoded for one fit alone, beyond those whose features are kept."""
+        return 0
+
+
+def joined(*found: Features) -> Features:
+    """Sets of features, one after the other."""
+    if len(found) == 1:
+        return found[0]
+    return Features(torch.cat([f.x for f in found]), torch.cat([f.y for f in found]))
 
 
 class LBFGS(Protocol):
@@ -66,13 +100,13 @@ class LBFGS(Protocol):
     def __init__(self, penalties: Sequence[float] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)):
         self.penalties = penalties
 
-    def select(self, train: Features, holdout: Features, classes: int, seed: int) -> Choice:
+    def tried(self, train: Features, holdout: Features, classes: int, seed: int) -> list[Choice]:
         scale, theta, found = standardiser(train.x), None, []
         model, held = Logistic(scale(train.x), train.y, classes), scale(holdout.x)
         for penalty in self.penalties:  # from the strongest, each the start of the next
             theta = model.fit(penalty, theta)
             found.append(Choice({"penalty": penalty}, accuracy(predict(theta, held), holdout.y)))
-        return max(found, key=lambda c: c.accuracy)
+        return found
 
     def predict(self, setting: Mapping[str, Any], fit: Features, x: Tensor, classes: int, seed: int) -> Tensor:
         scale = standardiser(fit.x)
@@ -101,13 +135,10 @@ class KNN(Protocol):
         scale = whitener(fit)
         return scale(fit), scale(x)
 
-    def select(self, train: Features, holdout: Features, classes: int, seed: int) -> Choice:
+    def tried(self, train: Features, holdout: Features, classes: int, seed: int) -> list[Choice]:
         bank, queries = self._prepared(train.x, holdout.x)
         found = knn_predict(bank, train.y, queries, self.KS, classes)
-        return max(
-            (Choice({"k": k}, accuracy(predicted, holdout.y)) for k, predicted in found.items()),
-            key=lambda c: c.accuracy,
-        )
+        return [Choice({"k": k}, accuracy(predicted, holdout.y)) for k, predicted in found.items()]
 
     def predict(self, setting: Mapping[str, Any], fit: Features, x: Tensor, classes: int, seed: int) -> Tensor:
         bank, queries = self._prepared(fit.x, x)
@@ -125,42 +156,15 @@ class SGDHeads(Protocol):
     def __init__(self, name: str, source: str, recipe: HeadRecipe):
         self.name, self.source, self.recipe = name, source, recipe
 
-    def select(self, train: Features, holdout: Features, classes: int, seed: int) -> Choice:
+    def tried(self, train: Features, holdout: Features, classes: int, seed: int) -> list[Choice]:
         heads = train_heads(train.x, train.y, classes, self.recipe, seed)
-        found = [accuracy(predicted, holdout.y) for predicted in heads.predict(holdout.x)]
-        best = max(range(len(found)), key=found.__getitem__)
-        return Choice({"rate": self.recipe.rates[best]}, found[best])
+        return rated(self.recipe, heads.predict(holdout.x), holdout.y)
 
     def predict(self, setting: Mapping[str, Any], fit: Features, x: Tensor, classes: int, seed: int) -> Tensor:
         recipe = replace(self.recipe, rates=(setting["rate"],))
         return train_heads(fit.x, fit.y, classes, recipe, seed).predict(x)[0]
 
 
-CACHED = "features cached once, centre crop (no augmentation in probe training)"
-
-MAE = SGDHeads(
-    "mae",
-    f"arXiv 2111.06377 Tab. 10: BatchNorm without affine, LARS, base rate 0.1, "
-    f"batch 16384, 90 epochs, warm-up 10; {CACHED}",
-    HeadRecipe((6.4,), batch=16384, epochs=90, rule="lars", warmup=1 / 9, batch_norm=True),
-)
-PAPER = SGDHeads(
-    "paper",
-    "arXiv 2401.14404 App. A: as MAE's; the printed rate 6.4e-3 is ambiguous, so LARS rates 6.4 x "
-    f"{{0.001, ..., 10}} are swept; {CACHED}",
-    HeadRecipe(
-        (6.4e-3, 6.4e-2, 0.64, 2.0, 6.4, 20.0, 64.0), batch=16384, epochs=90, rule="lars", warmup=1 / 9, batch_norm=True
-    ),
-)
-DINOV2 = SGDHeads(
-    "dinov2",
-    f"arXiv 2304.07193 App. B.3: SGD, 13 rates, 12,500 steps of 1024, on the last layer alone; {CACHED}",
-    HeadRecipe(
-        tuple(4 * r for r in (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)),
-        steps=12500,
-        batch=1024,
-    ),
-)
-
-
-PROTOCOLS: Mapping[str, Protocol] = {p.name: p for p in (LBFGS(), KNN(), KNN(whiten=True), PAPER, MAE, DINOV2)}
+def rated(recipe: HeadRecipe, predicted: Tensor, truth: Tensor) -> list[Choice]:
+    """The accuracy of each learning rate's head: its classes (R, N) held against (N,)."""
+    return [Choice({"rate": rate}, accuracy(found, truth)) for rate, found in zip(recipe.rates, predicted, strict=True)]

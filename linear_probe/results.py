@@ -90,8 +90,20 @@ def table(results: Sequence[Result]) -> str:
     rows = [["encoder", *protocols]]
     for encoder in encoders:
         cells = [found.get((encoder, protocol)) for protocol in protocols]
-        rows.append([encoder, *("" if c is None else f"{c.accuracy:.2f}" for c in cells)])
+        rows.append([encoder, *("" if c is None else percent(c) for c in cells)])
     return markdown(rows)
+
+
+def place_of_choice(result: Result) -> str:
+    """What a choice was made on, in words."""
+    return "hold-out" if result.selected_on == "holdout" else result.selected_on
+
+
+def percent(result: Result) -> str:
+    """The accuracy as tables have it: 54.83, of several seeds 54.8 ± 0.3."""
+    if result.deviation is None:
+        return f"{result.accuracy:.2f}"
+    return f"{result.accuracy:.1f} ± {result.deviation:.1f}"
 
 
 def grid(results: Sequence[Result]) -> str:
@@ -100,14 +112,44 @@ def grid(results: Sequence[Result]) -> str:
     Args:
         results: of one protocol.
     """
-    found = {r.encoder: {place(cell): value for cell, value in r.selected["among"].items()} for r in results}
-    columns = sorted({(t, kind) for cells in found.values() for _, t, kind in cells})
-    rows = [["encoder", "layer", *(f"t={t} {kind}" for t, kind in columns)]]
+    found = {r.encoder: _placed(r) for r in results}
+    columns = sorted({column for cells in found.values() for _, column in cells})
+    several = len({pooling for _, _, pooling in columns}) > 1
+    rows = [["encoder", "layer", *(_heading(column, several) for column in columns)]]
     for encoder, cells in found.items():
-        for layer in sorted({layer for layer, _, _ in cells}):
-            values = [cells.get((layer, *column)) for column in columns]
+        for layer in sorted({layer for layer, _ in cells}):
+            values = [cells.get((layer, column)) for column in columns]
             rows.append([encoder, str(layer), *("" if v is None else f"{v:.1f}" for v in values)])
     return markdown(rows)
+
+
+def panel(result: Result) -> tuple[list[str], list[str], list[list[float | None]]]:
+    """The same of one encoder, for a picture: layers, columns, and a row of values for each layer."""
+    cells = _placed(result)
+    layers, columns = sorted({layer for layer, _ in cells}), sorted({column for _, column in cells})
+    headings = [_heading(column, several=len({pooling for _, _, pooling in columns}) > 1) for column in columns]
+    return (
+        [str(layer) for layer in layers],
+        headings,
+        [[cells.get((layer, column)) for column in columns] for layer in layers],
+    )
+
+
+Column = tuple[int, str, str]  # t, input, pooling
+
+
+def _placed(result: Result) -> dict[tuple[int, Column], float]:
+    """(layer, column) -> what it had where the choice was made."""
+    found = {}
+    for cell, value in result.selected["among"].items():
+        layer, t, kind = place(cell)
+        found[layer, (t, kind, cell.split("-", 3)[3])] = value
+    return found
+
+
+def _heading(column: Column, several: bool) -> str:
+    t, kind, pooling = column
+    return f"t={t} {kind} {pooling}" if several else f"t={t} {kind}"
 
 
 def place(cell: str) -> tuple[int, int, str]:

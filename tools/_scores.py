@@ -7,16 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from ldae.errors import ConfigError
-from linear_probe.results import Result, grid, read_results, table
+from linear_probe.results import Result, grid, place_of_choice, read_results, table
 
 
-def others_of(files: Sequence[str], protocols: Collection[str], split: str, fingerprint: str) -> Iterator[Result]:
+def others_of(
+    files: Sequence[str], protocols: Collection[str], split: str, fingerprint: str, labels: str
+) -> Iterator[Result]:
     """What other runs' networks had in the same protocols.
 
     Args:
         files: that probe.py wrote.
         protocols, split: which are wanted, and on what.
         fingerprint: of the data set.
+        labels: how many labels were used.
 
     Raises:
         ConfigError: a file cannot be read, or is of other images.
@@ -29,7 +32,7 @@ def others_of(files: Sequence[str], protocols: Collection[str], split: str, fing
             raise ConfigError("beside", name, told) from None
         if any((r.data_fingerprint, r.split) != (fingerprint, split) for r in found):
             raise ConfigError("beside", name, f"is of other images than the {split} split of this run's data")
-        wanted = (r for r in found if r.checkpoint != "none" and r.protocol in protocols)
+        wanted = (r for r in found if r.checkpoint != "none" and r.protocol in protocols and r.labels == labels)
         yield from (replace(r, encoder=f"{r.encoder} ({r.checkpoint[:8]})") for r in wanted)  # names alone may be alike
 
 
@@ -41,5 +44,7 @@ def tables(results: Sequence[Result], others: Sequence[Result]) -> str:
     for protocol in dict.fromkeys(r.protocol for r in trained):
         of_one = [r for r in networks if r.protocol == protocol]
         if any(len(r.selected["among"]) > 1 for r in of_one):
-            parts.append(f"{protocol} on the hold-out, where the choice was made:\n\n{grid(of_one)}")
+            parts.append(
+                f"{protocol} on the {place_of_choice(of_one[0])}, where the choice was made:\n\n{grid(of_one)}"
+            )
     return "\n\n".join(parts)

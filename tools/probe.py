@@ -1,12 +1,16 @@
-"""Scores a pretrained encoder with frozen features: linear probes and nearest neighbours, beside honest floors.
+"""Scores an encoder with frozen features: linear probes and nearest neighbours, beside honest floors.
 
     python tools/probe.py run=RUN
     python tools/probe.py run=RUN protocols=[lbfgs,knn,paper,mae,dinov2] layers=[2,4,6] t=[10,40]
     python tools/probe.py run=RUN split=holdout floors=false      # while settings are still being chosen
+    python tools/probe.py run=RUN labels=1% seeds=[0,1,2]         # few labels: mean and deviation
+    python tools/probe.py run=RUN data=cifar100 data.root=FOLDER  # other images than it was trained on
+    python tools/probe.py timm=vit_base_patch16_224.mae checkpoint=FILE data=cifar10 data.root=FOLDER
+    python tools/probe.py features=FILE.npz                       # features that another program read
 
 Layer, noise level and hyper-parameters are chosen on the hold-out; the test split is read once, for what was
 chosen. Prints a table and writes RUN/probe/results.jsonl, a line for every figure with all that was chosen and
-what each layer had on the hold-out.
+what each layer had on the hold-out. With few labels the choice is made by cross-validation among them alone.
 """
 
 from __future__ import annotations
@@ -14,211 +18,120 @@ from __future__ import annotations
 import datetime
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 from _cli import compose, resolved, run_tool
+from _looks import draw_heatmaps, measure_geometry, project
+from _probe_settings import ProbeSettings
+from _probed import Probed, open_probed
 from _scores import others_of, tables
-from _session import Runtime, Session, commit, own_settings, session_of
-from torch import Tensor
+from _session import commit, own_settings
+from _subjects import Subject
 
-from ldae.data.images import ImageSet, Splits
-from ldae.data.loader import in_order
-from ldae.engine.runtime import describe_hardware, pick_device
+from ldae.engine.runtime import describe_hardware
 from ldae.errors import ConfigError
-from ldae.export import Encoder, Run, load_run
-from ldae.files import json_hash
-from ldae.parts import Count, Natural, conform
-from linear_probe.features import Bank, Cell, Encode, Features, extract
-from linear_probe.floors import PIXELS, raw_pixels, whole_image_pca
-from linear_probe.protocols import PROTOCOLS, Choice, Protocol, joined
-from linear_probe.results import Result, write_results
-
-PCA_DIMENSIONS = (64, 128, 256)
+from linear_probe import subsets
+from linear_probe.banks import write_features
+from linear_probe.choosing import Chosen, choose, mean_and_deviation
+from linear_probe.features import Cell
+from linear_probe.protocols import Protocol
+from linear_probe.registry import PROTOCOLS
+from linear_probe.results import Result, percent, place_of_choice, write_results
+from linear_probe.subsets import Part, Plan
 
 
 @dataclass(frozen=True)
-class ProbeSettings:
-    """What is probed.
+class Measured:
+    """One figure under one seed: accuracy on what was asked for, and how it was chosen."""
 
-    Attributes:
-        run: folder of a pretraining run.
-        step: which checkpoint; the newest if None.
-        weights: the average of the weights or the last ones.
-        protocols: names of linear_probe.protocols.
-        layers: which are read; from the middle of the encoder to the middle of the decoder if None.
-        t: steps of the noise level that the network is told; the usual one if None.
-        inputs: `clean`, `noised` or both.
-        split: `test`, or `holdout` to leave the test split unread.
-        floors: whether raw pixels, PCA and the untrained network join the table.
-        beside: results of other runs, files that this tool wrote, to join the tables.
-        out: folder for results and features; RUN/probe if None.
-        seed: of heads and noise.
-        batch: images of a forward pass.
-        precision: of the network's matrix products.
-    """
+    seed: int
+    accuracy: float
+    chosen: Chosen
+    chosen_on: str
 
-    run: str
-    step: Natural | None
-    weights: Literal["ema", "model"]
-    protocols: list[str]
-    layers: list[Count] | None
-    t: list[Natural] | None
-    inputs: list[Literal["clean", "noised"]]
-    split: Literal["test", "holdout"]
-    floors: bool
-    beside: list[str]
-    out: str | None
-    seed: Natural
-    batch: Count
-    precision: Literal["fp32", "bf16"]
-
-    def __post_init__(self) -> None:
-        for name in self.protocols:
-            conform("protocols", name, Literal[tuple(PROTOCOLS)])
-        for key in ("protocols", "t", "inputs"):
-            if getattr(self, key) == []:
-                raise ConfigError(key, getattr(self, key), "must name at least one")
-
-
-@dataclass
-class Subject:
-    """Something to score: where its features come from.
-
-    Attributes:
-        name: as in the table.
-        key: tells its features from others'.
-        cells: columns among which a protocol chooses.
-        features: (split, cell) -> features.
-        skip: protocols that are left out for it.
-    """
-
-    name: str
-    key: str
-    cells: Sequence[Cell]
-    features: Callable[[str, Cell], Features]
-    checkpoint: str = "none"
-    step: int = 0
-    skip: Sequence[str] = field(default=())
+    @property
+    def selected(self) -> dict[str, object]:
+        """The setting, and where."""
+        return {**self.chosen.choice.setting, "cell": str(self.chosen.cell)}
 
 
 class Probing:
     """One call of the tool.
 
     Args:
-        settings: what is probed.
-        run: the pretraining run, loaded.
-        session: machine and data, by the run's config.
-        out: folder for results and features.
+        settings: what is probed, and how.
+        probed: the subjects and their labels.
     """
 
-    def __init__(self, settings: ProbeSettings, run: Run, session: Session, out: Path):
-        self.settings, self.run, self.session, self.out = settings, run, session, out
-        self.splits: Splits = session.splits()
-        self.classes = len(self.splits.classes)
-        self.banks: dict[tuple[str, str], Bank] = {}
+    def __init__(self, settings: ProbeSettings, probed: Probed):
+        self.settings, self.probed = settings, probed
+        self.counts = None
+        if settings.few:
+            try:
+                self.counts = subsets.counts_of(
+                    settings.labels, probed.labels("train"), probed.labels("holdout"), len(probed.classes)
+                )
+            except ValueError as error:
+                raise ConfigError("labels", settings.labels, str(error)) from None
 
-    def subjects(self) -> Iterator[Subject]:
-        """The trained encoder first, then the floors."""
-        yield self._network(self.run.name, self.run)
-        if self.settings.floors:
-            untrained = load_run(Path(self.settings.run), self.settings.step, "untrained", self.session.device)
-            yield self._network("the same network, untrained", untrained)
-            pixels = Subject("raw pixels", "pixels", [PIXELS], self._extracted("pixels", raw_pixels, [PIXELS]))
-            pixels.skip = ["knn_whitened"]  # that is the row below
-            yield pixels
-            yield self._pca(pixels)
+    def plan(self, seed: int) -> Plan:
+        """What is fitted, what chosen on."""
+        if self.counts is None:
+            return subsets.whole()
+        return subsets.few(self.probed.labels("train"), self.counts, seed)
 
-    def _network(self, name: str, run: Run) -> Subject:
-        trained = run is self.run
-        key = f"{run.checkpoint.hash[:16] if trained else 'untrained'}-{self.settings.weights if trained else ''}"
-        encoder = Encoder(run.objective, precision=self.settings.precision, seed=self.settings.seed)
-        cells = list(self._cells(encoder))
-        features = self._extracted(key, many_cells(encoder, cells), cells)
-        return Subject(
-            name, key, cells, features, run.checkpoint.hash if trained else "none", run.checkpoint.step * trained
-        )
+    def announce(self, subject: Subject, protocol: Protocol) -> None:
+        """Says how many images will be encoded beyond those whose features are kept, if any.
 
-    def _cells(self, encoder: Encoder) -> Iterator[Cell]:
-        network = encoder.network
-        half = network.encoder_layer
-        layers = self.settings.layers or range((half + 1) // 2, (half + len(network.layers)) // 2 + 1)
-        for layer in layers:
-            for t in self.settings.t or [encoder.t]:
-                for kind in self.settings.inputs:
-                    Encoder(encoder.objective, layer, t, kind == "noised")  # raises if it cannot be read so
-                    yield Cell(layer, t, kind, "mean")
-
-    def _pca(self, pixels: Subject) -> Subject:
-        cells = [Cell(pooling=f"pca{n}") for n in PCA_DIMENSIONS if n < 3 * self.splits.train.size**2]
-        maps: dict[Cell, Callable[[Tensor], Tensor]] = {}
-
-        def features(split: str, cell: Cell) -> Features:
-            if cell not in maps:
-                maps[cell] = whole_image_pca(pixels.features("train", PIXELS), int(cell.pooling[3:]))
-            found = pixels.features(split, PIXELS)
-            return Features(maps[cell](found.x), found.y)
-
-        return Subject("whole-image PCA", "pca", cells, features)
-
-    def _extracted(self, key: str, encode: Encode, cells: Sequence[Cell]) -> Callable[[str, Cell], Features]:
-        """Features read on demand: train and hold-out for all cells at once, test for one cell alone."""
-
-        def features(split: str, cell: Cell) -> Features:
-            wanted = [cell] if split == "test" else cells
-            name = json_hash([key, self.splits.fingerprint, split, [str(c) for c in wanted], self.settings.seed])[:20]
-            if (key, name) not in self.banks:
-                images: ImageSet = getattr(self.splits, split)
-                folder = self.out / "features" / f"{key}-{split}-{name}"
-                self.banks[key, name] = extract(encode, wanted, self._batches(images), len(images), folder)
-            return self.banks[key, name][cell]
-
-        return features
-
-    def _batches(self, images: ImageSet) -> Iterator[Any]:
-        session = self.session
-        workers = session.config["data"]["workers"]
-        return in_order(images, self.settings.batch, session.world.device, workers, session.stop.poll)
+        Raises:
+            ConfigError: there are no images.
+        """
+        plans = [self.plan(seed) for seed in self.settings.repetitions]
+        fits = [parts for plan in plans for parts in (*([fit] for fit, _ in plan.trials), plan.final)]
+        images = sum(protocol.encodings(subject, parts) for parts in fits)
+        if images and subject.encode is None:
+            told = "encodes images anew for every step, and a file of features has none; leave it out"
+            raise ConfigError("protocols", protocol.name, told)
+        if images:
+            print(f"{subject.name}: {protocol.name} encodes {images:,} augmented images", flush=True)
 
     def score(self, subject: Subject, protocol: Protocol) -> Result:
-        """One figure: choices on the hold-out, then one fit on train and hold-out and one look at the test split."""
-        seed = self.settings.seed
-        found: list[tuple[Cell, Choice]] = []
-        for cell in subject.cells:
-            self.session.stop.poll()
-            train, holdout = (subject.features(split, cell) for split in ("train", "holdout"))
-            found.append((cell, protocol.select(train, holdout, self.classes, seed)))
-        cell, choice = max(found, key=lambda pair: pair[1].accuracy)
-        asked = subject.features(self.settings.split, cell)
-        percent = choice.accuracy
-        if self.settings.split == "test":
-            development = joined(subject.features("train", cell), subject.features("holdout", cell))
-            percent = protocol.score(choice.setting, development, asked, self.classes, seed)
-        among = {str(cell): round(choice.accuracy, 2) for cell, choice in found}
-        return self._result(subject, protocol, cell, choice, among, percent, asked)
+        """One figure: choices by the plan's trials, then one fit on all labels and one look at the test split."""
+        self.announce(subject, protocol)
+        found = [self._measured(subject, protocol, seed) for seed in self.settings.repetitions]
+        return self._result(subject, protocol, found)
 
-    def _result(
-        self,
-        subject: Subject,
-        protocol: Protocol,
-        cell: Cell,
-        choice: Choice,
-        among: Mapping[str, float],
-        percent: float,
-        asked: Features,
-    ) -> Result:
+    def _measured(self, subject: Subject, protocol: Protocol, seed: int) -> Measured:
+        plan, classes, split = self.plan(seed), len(self.probed.classes), self.settings.split
+        chosen = choose(protocol, subject, plan, classes, seed)
+        accuracy = chosen.choice.accuracy
+        if split == "test" or self.settings.few:
+            setting = chosen.choice.setting
+            accuracy = protocol.scored(subject, chosen.cell, setting, plan.final, Part(split), classes, seed)
+        return Measured(seed, accuracy, chosen, plan.chosen_on)
+
+    def _result(self, subject: Subject, protocol: Protocol, found: Sequence[Measured]) -> Result:
+        """The line; cell and setting of the first seed, accuracies the means of all."""
+        first, cell = found[0], found[0].chosen.cell
+        accuracy, deviation = mean_and_deviation([m.accuracy for m in found])
+        asked = subject.features(Part(self.settings.split), cell)
+        among = {str(c): round(self._mean(found, c), 2) for c in first.chosen.among}
+        by_seed = [
+            {"seed": m.seed, "accuracy": m.accuracy, "selected_accuracy": m.chosen.choice.accuracy, **m.selected}
+            for m in found
+        ]
         return Result(
             encoder=subject.name,
             protocol=protocol.name,
             protocol_source=protocol.source,
-            accuracy=percent,
+            accuracy=accuracy,
             split=self.settings.split,
             images=len(asked),
-            selected={**choice.setting, "cell": str(cell), "among": among},
-            selected_on="holdout",
-            selected_accuracy=choice.accuracy,
+            selected={**first.selected, "among": among, **({"by_seed": by_seed} if len(found) > 1 else {})},
+            selected_on=first.chosen_on,
+            selected_accuracy=mean_and_deviation([m.chosen.choice.accuracy for m in found])[0],
             layer=cell.layer,
             t=cell.t,
             input=cell.input,
@@ -226,68 +139,88 @@ class Probing:
             dimensions=asked.x.shape[1],
             checkpoint=subject.checkpoint,
             step=subject.step,
-            seed=self.run.config["seed"],
-            data=str(self.run.config["data"]["part"]).rsplit(".", 1)[-1],
-            data_fingerprint=self.splits.fingerprint,
-            config=json_hash(self.run.config),
+            seed=self.probed.seed,
+            data=self.probed.data,
+            data_fingerprint=self.probed.fingerprint,
+            config=self.probed.config,
             commit=commit(),
             command=shlex.join(["python", *sys.argv]),
             hardware=describe_hardware(),
             date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            labels=subsets.told(self.settings.labels),
+            seeds=self.settings.seeds,
+            deviation=deviation,
         )
 
+    @staticmethod
+    def _mean(found: Sequence[Measured], cell: Cell) -> float:
+        return mean_and_deviation([m.chosen.among[cell] for m in found])[0]
 
-def many_cells(encoder: Encoder, cells: Sequence[Cell]) -> Encode:
-    """One encoder for all its cells: a pass over the images for each (t, input), all layers in it."""
-
-    def encode(images: Tensor) -> Mapping[Cell, Tensor]:
-        found: dict[Cell, Tensor] = {}
-        for t, kind in sorted({(c.t, c.input) for c in cells}):
-            own = [c for c in cells if (c.t, c.input) == (t, kind)]
-            encoder.t, encoder.noised = t, kind == "noised"
-            tokens = encoder.tokens(images, [c.layer for c in own])
-            found |= {c: tokens[c.layer].mean(1) for c in own}
-        return found
-
-    return encode
+    def path(self, kind: str = "results") -> Path:
+        """The file of results: its name says what else than all labels, the test split and all subjects it is of."""
+        settings = self.settings
+        few = f"-{subsets.told(settings.labels).replace(' ', '-')}" if settings.few else ""
+        holdout = "-holdout" if settings.split == "holdout" else ""
+        return self.probed.out / f"{kind}{'-' + settings.floor if settings.floor else ''}{few}{holdout}.jsonl"
 
 
 def main(words: Sequence[str]) -> None:
     """Composes, checks, extracts, scores."""
     config = resolved(compose("probe", words))
-    if not config["run"]:
-        raise ConfigError("run", config["run"], "is not set; give run=RUN, the folder that pretraining wrote (out=)")
     settings: ProbeSettings = own_settings(ProbeSettings, config)
-    device = pick_device(str(config["device"]))
-    Runtime(**config["runtime"]).prepare()
-    run = load_run(Path(settings.run), settings.step, settings.weights, device)
-    session = session_of(run, {**config, "device": device})
-    out = Path(settings.out or Path(settings.run) / "probe")
-    out.mkdir(parents=True, exist_ok=True)
-    with session.stop.listening():
-        probing = Probing(settings, run, session, out)
-        others = list(others_of(settings.beside, settings.protocols, settings.split, probing.splits.fingerprint))
-        results = []
-        for subject in probing.subjects():
+    with open_probed(settings, config) as probed:
+        probing = Probing(settings, probed)
+        labels = subsets.told(settings.labels)
+        others = list(others_of(settings.beside, settings.protocols, settings.split, probed.fingerprint, labels))
+        results, subjects = [], []
+        for subject in probed.subjects():
+            subjects.append(subject)
             for name in settings.protocols:
                 if name in subject.skip:
                     continue
                 results.append(probing.score(subject, PROTOCOLS[name]))
                 print(told(results[-1]), flush=True)
-        path = out / ("results.jsonl" if settings.split == "test" else "results-holdout.jsonl")
-        write_results(path, results)
+        write_results(probing.path(), results)
+        look(settings, probed, subjects, results)
     images = f"{results[0].images} {settings.split} images"
-    print(f"\nTop-1 accuracy on {images}, percent; every choice was made on the hold-out.\n")
+    print(f"\nTop-1 accuracy on {images}, percent; {chosen_where(results[0])}.\n")
     print(tables(results, others))
-    print(f"\n{path} has a line for each figure: checkpoint, seed, layer, t, what was chosen and where.")
+    print(f"\n{probing.path()} has a line for each figure: checkpoint, seed, layer, t, what was chosen and where.")
+
+
+def look(settings: ProbeSettings, probed: Probed, subjects: Sequence[Subject], results: Sequence[Result]) -> None:
+    """Everything but the table: heat maps, and what else was asked for."""
+    best, own = results[0], [r for r in results if r.encoder == subjects[0].name]
+    draw_heatmaps(own, probed.out)
+    cell = next(cell for cell in subjects[0].cells if str(cell) == best.selected["cell"])
+    if settings.save:
+        splits = {split: subjects[0].features(Part(split), cell) for split in ("train", "holdout", "test")}
+        write_features(
+            Path(settings.save), splits, fingerprint=probed.fingerprint, encoder=best.encoder, cell=str(cell)
+        )
+    if settings.projector:
+        count = project(subjects[0], cell, probed.classes, probed.out)
+        print(f"\n{count} hold-out images at {cell} for the projector:  tensorboard --logdir {probed.out}")
+    if settings.geometry:
+        print(
+            f"\nWithout labels (linear_probe/geometry.py):\n\n{measure_geometry(subjects, probed.out, settings.seed)}"
+        )
+
+
+def chosen_where(result: Result) -> str:
+    """How choices were made, for the table's head."""
+    if result.labels == "all":
+        seeds = f", mean ± sample deviation of {len(result.seeds)} seeds" if result.deviation is not None else ""
+        return f"every choice was made on the hold-out{seeds}"
+    seeds = f", {len(result.seeds)} draws, mean ± sample deviation" if result.deviation is not None else ""
+    return f"labels: {result.labels} of train{seeds}; every choice was made by {result.selected_on} among them"
 
 
 def told(result: Result) -> str:
     """One figure in a line."""
-    chosen = ", ".join(f"{k} {v}" for k, v in result.selected.items() if k not in ("among",))
-    return (
-        f"{result.encoder}: {result.protocol} {result.accuracy:.2f} (hold-out {result.selected_accuracy:.2f}; {chosen})"
-    )
+    chosen = ", ".join(f"{k} {v}" for k, v in result.selected.items() if k not in ("among", "by_seed"))
+    where = f"{place_of_choice(result)} {result.selected_accuracy:.2f}"
+    return f"{result.encoder}: {result.protocol} {percent(result)} ({where}; {chosen})"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Heads and logistic regression against autograd, torch's optimisers and scikit-learn."""
+"""Logistic regression against scikit-learn, and linear maps of features."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from linear_probe.linear import HeadRecipe, Logistic, predict, train_heads
+from linear_probe.linear import Logistic, predict
 from linear_probe.scaling import projector, standardiser, whitener
 
 
@@ -45,54 +45,6 @@ def test_a_warm_start_ends_at_the_same_optimum(digits):
     model = Logistic(scaled, y, 10)
     warm, cold = model.fit(1e-2, start=model.fit(1.0)), model.fit(1e-2)
     assert loss_of(warm, scaled, y, 1e-2).item() == pytest.approx(loss_of(cold, scaled, y, 1e-2).item(), rel=1e-4)
-
-
-def _reference_head(x, y, recipe, rate, seed):
-    """One head trained by torch: nn.Linear, autograd, SGD with momentum or MAE's LARS, the same order and start."""
-    generator = torch.Generator().manual_seed(seed)
-    start = torch.nn.init.trunc_normal_(torch.empty(x.shape[1], 1, 10), std=0.01, generator=generator)
-    head = nn.Linear(x.shape[1], 10)
-    with torch.no_grad():
-        head.weight.copy_(start[:, 0].T)
-        head.bias.zero_()
-    norm = nn.BatchNorm1d(x.shape[1], affine=False, eps=1e-6) if recipe.batch_norm else nn.Identity()
-    speed = {p: torch.zeros_like(p) for p in head.parameters()}
-    steps, order, place = round(recipe.epochs * len(x) / recipe.batch), torch.randperm(len(x), generator=generator), 0
-    for step in range(steps):
-        if place + recipe.batch > len(x):
-            order, place = torch.randperm(len(x), generator=generator), 0
-        rows, place = order[place : place + recipe.batch], place + recipe.batch
-        head.zero_grad()
-        nn.functional.cross_entropy(head(norm(x[rows])), y[rows]).backward()
-        warm = recipe.warmup * steps
-        factor = (step + 1) / -(-warm // 1) if step < warm else 0
-        factor = factor or (1 + np.cos(np.pi * (step - warm) / (steps - warm))) / 2
-        with torch.no_grad():
-            for p in head.parameters():
-                g = p.grad
-                if recipe.rule == "lars" and p.ndim > 1:
-                    g = g * 0.001 * p.norm() / g.norm()
-                speed[p] = 0.9 * speed[p] + g
-                p -= rate * factor * speed[p]
-    return head, norm.eval()
-
-
-@pytest.mark.parametrize(
-    "recipe",
-    [
-        HeadRecipe((0.01, 0.1, 1.0), batch=200, epochs=5),
-        HeadRecipe((0.5, 5.0), batch=200, epochs=6, rule="lars", warmup=0.2, batch_norm=True),
-    ],
-)
-def test_each_head_of_many_is_the_one_that_torch_would_train(digits, recipe):
-    x, y, held, _ = digits
-    x, held = x / 16, held / 16
-    many = train_heads(x, y, 10, recipe, seed=4)
-    for i, rate in enumerate(recipe.rates):
-        head, norm = _reference_head(x, y, recipe, rate, seed=4)
-        assert torch.allclose(many.weight[:, i].T, head.weight, atol=1e-4)
-        assert (many.predict(held)[i] == head(norm(held)).argmax(1)).float().mean() > 0.998
-    assert not torch.allclose(many.weight[:, 0], many.weight[:, 1])
 
 
 def test_standardised_features_have_moments_zero_and_one(digits):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -11,8 +11,9 @@ import torch
 
 from linear_probe.features import Cell, Features, extract
 from linear_probe.floors import PIXELS, raw_pixels, whole_image_pca
-from linear_probe.protocols import KNN, LBFGS, PROTOCOLS, SGDHeads, joined
-from linear_probe.results import Result, markdown, read_results, table, write_results
+from linear_probe.protocols import KNN, LBFGS, SGDHeads, joined
+from linear_probe.registry import PROTOCOLS
+from linear_probe.results import Result, grid, markdown, panel, read_results, table, write_results
 
 
 @dataclass
@@ -30,12 +31,17 @@ def clusters(count, seed, spread=1.0):
     return Features(centres[y] + spread * torch.randn(count, 8, generator=generator) + 5, y)
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+# shorter, or for so few images longer
+LENGTHS = {"dinov2": {"batch": 64, "steps": 300}, "ddae": {"batch": 32, "epochs": 60}}
+PLAIN = [name for name in PROTOCOLS if not name.endswith("_augmented")]
+
+
+@pytest.mark.parametrize("name", PLAIN)
 def test_every_protocol_finds_plain_classes(name):
     protocol = PROTOCOLS[name]
     train, holdout, test = clusters(600, 0), clusters(90, 1), clusters(300, 2)
-    if isinstance(protocol, SGDHeads) and protocol.recipe.steps:
-        protocol = SGDHeads(name, "", type(protocol.recipe)(protocol.recipe.rates, batch=64, steps=300))
+    if isinstance(protocol, SGDHeads) and name in LENGTHS:
+        protocol = SGDHeads(name, "", replace(protocol.recipe, **LENGTHS[name]))
     choice = protocol.select(train, holdout, 3, seed=0)
     assert choice.accuracy > 95
     assert protocol.score(choice.setting, joined(train, holdout), test, 3, seed=0) > 95
@@ -118,6 +124,7 @@ def test_floors_are_what_they_say():
 
 def a_result(**changes):
     known = {name: "x" for name in Result.__dataclass_fields__}
+    known |= {"labels": "all", "seeds": [], "deviation": None}
     numbers = {"accuracy": 51.234, "images": 10, "selected_accuracy": 50.0, "layer": 4, "t": 10, "dimensions": 128}
     return Result(**{**known, **numbers, "step": 7, "seed": 0, "selected": {"k": 20}, **changes})
 
@@ -137,3 +144,26 @@ def test_a_table_has_a_row_for_each_encoder_and_a_column_for_each_protocol():
     assert lines[3].split() == ["|", "b", "|", "|", "7.00", "|"]
     assert len({len(line) for line in lines}) == 1
     assert markdown([["h", "i"], ["a", "1"]]).splitlines()[1] == "|-----|----:|"
+
+
+def test_several_seeds_stand_in_a_table_with_their_deviation():
+    results = [a_result(encoder="a", protocol="p", accuracy=54.83, deviation=0.312, seeds=[0, 1, 2])]
+    assert "54.8 ± 0.3" in table(results)
+
+
+def test_a_line_from_before_labels_and_seeds_is_read(tmp_path):
+    line = json.loads(a_result().line())
+    for key in ("labels", "seeds", "deviation"):
+        del line[key]
+    (tmp_path / "r.jsonl").write_text(json.dumps(line) + "\n")
+    (found,) = read_results(tmp_path / "r.jsonl")
+    assert (found.labels, tuple(found.seeds), found.deviation) == ("all", (), None)
+
+
+def test_a_grid_tells_poolings_apart():
+    among = {"layer1-t0-clean-mean": 1.0, "layer1-t0-clean-cls": 2.0, "layer2-t0-clean-cls+mean": 3.0}
+    result = a_result(encoder="a", selected={"among": among})
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in grid([result]).splitlines()]
+    assert lines[0][2:] == ["t=0 clean cls", "t=0 clean cls+mean", "t=0 clean mean"]
+    assert [lines[2][1:], lines[3][1:]] == [["1", "2.0", "", "1.0"], ["2", "", "3.0", ""]]
+    assert panel(result) == (["1", "2"], lines[0][2:], [[2.0, None, 1.0], [None, 3.0, None]])

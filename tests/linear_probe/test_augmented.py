@@ -1,0 +1,71 @@
+"""Heads on a stream of images against heads on features at hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from linear_probe.augmented import AugmentedHeads
+from linear_probe.features import Cell, Features
+from linear_probe.heads import HeadRecipe, HeadTrainer, train_heads
+from linear_probe.protocols import SGDHeads
+from linear_probe.subsets import Part
+
+A, B = Cell(1), Cell(2)
+RECIPE = HeadRecipe((0.1, 1.0), batch=50, epochs=4, rule="lars", warmup=0.25, batch_norm=True)
+
+
+class Stream:
+    """Two cells of 120 images; a stream in the order that train_heads takes, without any augmentation."""
+
+    cells = (A, B)
+
+    def __init__(self):
+        generator = torch.Generator().manual_seed(0)
+        self.y = torch.arange(120) % 3
+        self.x = {A: torch.randn(120, 6, generator=generator)}
+        self.x[B] = torch.cat([self.x[A], torch.nn.functional.one_hot(self.y, 3) * 3.0], dim=1)
+        self.encoded = 0
+
+    def features(self, part, cell):
+        return Features(part.of(self.x[cell]), part.of(self.y))
+
+    def count(self, parts):
+        return sum(len(self.features(part, A)) for part in parts)
+
+    def stream(self, parts, cells, augment, batch, seed):
+        assert augment == "none"
+        (part,) = parts
+        generator = torch.Generator().manual_seed(seed)
+        trainer = HeadTrainer(self.x[cells[0]].shape[1], 3, RECIPE, self.count(parts), generator)
+        for rows in trainer.orders(self.count(parts), generator):
+            self.encoded += len(rows)
+            yield {cell: self.features(part, cell).x[rows] for cell in cells}, part.of(self.y)[rows]
+
+
+@pytest.fixture
+def source():
+    return Stream()
+
+
+def test_heads_on_a_stream_are_those_on_the_same_features(source):
+    protocol = AugmentedHeads(SGDHeads("x", "", RECIPE), "none", "")
+    part = Part("train")
+    heads = protocol.trained(source, [A], [part], RECIPE, 3, seed=5)[A]
+    cached = train_heads(source.x[A], source.y, 3, RECIPE, seed=5)
+    assert torch.equal(heads.weight, cached.weight)
+    assert torch.equal(heads.mean, cached.mean)
+    assert source.encoded == protocol.encodings(source, [part]) == 4 * 100  # 20 of 120 are over in each epoch
+
+
+def test_all_cells_learn_from_one_stream(source):
+    recipe = HeadRecipe((0.3,), batch=50, epochs=4)
+    protocol = AugmentedHeads(SGDHeads("x", "from there; features cached once", recipe), "none", "cut")
+    assert protocol.name == "x_augmented"
+    assert protocol.source == "from there; cut in probe training, images encoded anew"
+    train, held = Part("train", torch.arange(100)), Part("train", torch.arange(100, 120))
+    found = protocol.tried_at(source, train, held, 3, seed=0)
+    assert source.encoded == 400
+    assert found[B][0].accuracy > 95 > found[A][0].accuracy
+    score = protocol.scored(source, B, found[B][0].setting, [train], held, 3, seed=0)
+    assert score == pytest.approx(found[B][0].accuracy)

@@ -1,0 +1,80 @@
+"""Features in a file: what is written comes back, what is wrong is said."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from linear_probe.banks import read_features, write_features
+from linear_probe.features import Features
+
+
+def arrays(**changes):
+    rng = np.random.default_rng(0)
+    known = {"train_x": rng.normal(size=(40, 3)), "train_y": np.arange(40) % 2}
+    return {**known, "test_x": rng.normal(size=(9, 3)), "test_y": np.arange(9) % 2, **changes}
+
+
+def write(path, **changes):
+    np.savez(path, **{key: value for key, value in arrays(**changes).items() if value is not None})
+    return path
+
+
+def test_what_is_written_comes_back(tmp_path):
+    splits = {
+        name: Features(torch.randn(n, 5), torch.arange(n) % 3)
+        for name, n in (("train", 30), ("holdout", 6), ("test", 9))
+    }
+    write_features(tmp_path / "f.npz", splits, fingerprint="abc", cell="layer1")
+    found = read_features(tmp_path / "f.npz")
+    for name, split in splits.items():
+        assert torch.equal(found.splits[name].x, split.x)
+        assert torch.equal(found.splits[name].y, split.y)
+    assert (found.fingerprint, found.classes) == ("abc", 3)
+    assert [p.name for p in tmp_path.iterdir()] == ["f.npz"]
+
+
+def test_a_holdout_is_made_of_train_where_there_is_none(tmp_path):
+    found = read_features(write(tmp_path / "f.npz"))
+    assert {name: len(split) for name, split in found.splits.items()} == {"train": 36, "holdout": 4, "test": 9}
+    assert torch.bincount(found.splits["holdout"].y).tolist() == [2, 2]
+    again = read_features(write(tmp_path / "g.npz"))
+    assert torch.equal(found.splits["holdout"].x, again.splits["holdout"].x)
+    assert found.fingerprint == again.fingerprint
+    other = read_features(write(tmp_path / "h.npz", test_y=np.arange(9) % 2 ^ 1))
+    assert other.fingerprint != found.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"train_y": None}, "has no train_y; there are: test_x, test_y, train_x"),
+        ({"test_x": np.zeros((9, 4))}, "different dimensions"),
+        ({"test_y": np.zeros(8, int)}, r"test_x \(9, 3\) and test_y \(8,\)"),
+        ({"train_x": np.full((40, 3), np.nan)}, "train_x that are not finite"),
+        ({"test_y": np.full(9, -1)}, "class indices from 0"),
+        ({"test_y": np.full(9, "cat")}, "class indices from 0"),
+        ({"train_x": np.zeros((4, 3)), "train_y": np.zeros(4, int)}, "4 training images, too few for a hold-out"),
+        ({"train_x": np.zeros((0, 3)), "train_y": np.zeros(0, int)}, "N > 0"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(tmp_path, changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        read_features(write(tmp_path / "f.npz", **changes))
+
+
+def test_a_file_runs_no_code_and_is_an_npz(tmp_path):
+    class Canary:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "canary"), "w"))
+
+    np.savez(tmp_path / "f.npz", **{**arrays(), "train_x": np.array([Canary()], dtype=object)})
+    with pytest.raises(ValueError, match="plain arrays"):
+        read_features(tmp_path / "f.npz")
+    assert not (tmp_path / "canary").exists()
+    (tmp_path / "g.npz").write_text("hello")
+    np.save(tmp_path / "h.npy", np.zeros(3))
+    for name in ("g.npz", "h.npy"):
+        with pytest.raises(ValueError, match=r"no \.npz file"):
+            read_features(tmp_path / name)

@@ -1,0 +1,210 @@
+"""Any encoder through the same protocols: timm's, features from a file, floors alone, other images, few labels."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+
+import numpy as np
+import pytest
+import torch
+from helpers import SHORT, run
+from PIL import Image
+from sklearn.datasets import load_digits
+
+DIGITS = ("data=digits", "runtime.threads=1", "runtime.progress=false")
+TIMM = ("timm=test_vit", "size=32", "precision=fp32", *DIGITS)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoders") / "run"
+    run("pretrain", f"out={folder}", *SHORT, "train.steps=30", "monitor.looks=0")
+    return folder
+
+
+@pytest.fixture
+def probe(in_process):
+    """Runs the tool to its good end; the lines of the one file of results."""
+
+    def call(out, *words, name="results.jsonl"):
+        assert in_process("probe", f"out={out}", *words) == (0, "")
+        return [json.loads(line) for line in (out / name).read_text().splitlines()]
+
+    return call
+
+
+def test_features_in_a_file_are_scored_as_where_they_were_read(probe, tmp_path):
+    words = ("protocols=[lbfgs,knn]", "seed=3")
+    pixels = probe(
+        tmp_path / "a", "floor=pixels", f"save={tmp_path / 'f.npz'}", *DIGITS, *words, name="results-pixels.jsonl"
+    )
+    found = probe(tmp_path / "b", f"features={tmp_path / 'f.npz'}", *words)
+    keys = ("protocol", "accuracy", "selected_accuracy", "images", "dimensions", "data_fingerprint")
+    assert [[r[k] for k in keys] for r in found] == [[r[k] for k in keys] for r in pixels]
+    assert [r["encoder"] for r in pixels] == ["raw pixels"] * 2
+    assert found[0]["encoder"] == "f"
+    assert found[0]["checkpoint"] != pixels[0]["checkpoint"] == "none"
+
+
+def test_few_labels_have_a_mean_and_a_deviation(probe, tmp_path, capsys):
+    words = ("floor=pixels", *DIGITS, "protocols=[lbfgs,knn]")
+    found = probe(tmp_path, *words, "labels=5", "seeds=[0,1,2]", name="results-pixels-5-per-class.jsonl")
+    out = capsys.readouterr().out
+    for r in found:
+        each = [s["accuracy"] for s in r["selected"]["by_seed"]]
+        assert (r["labels"], r["seeds"], r["selected_on"]) == ("5 per class", [0, 1, 2], "cross-validation of 5 folds")
+        assert len(set(each)) > 1
+        assert r["accuracy"] == pytest.approx(statistics.mean(each))
+        assert r["deviation"] == pytest.approx(statistics.stdev(each))
+        assert f"{r['accuracy']:.1f} ± {r['deviation']:.1f} |" in out
+        assert 50 < r["accuracy"] < 90  # all labels have 97
+    again = probe(tmp_path, *words, "labels=5", "seed=1", name="results-pixels-5-per-class.jsonl")
+    assert [r["accuracy"] for r in again] == [r["selected"]["by_seed"][1]["accuracy"] for r in found]
+    more = probe(tmp_path, *words, "labels=20%", "split=holdout", name="results-pixels-20%-holdout.jsonl")
+    assert (more[0]["labels"], more[0]["split"], more[0]["images"]) == ("20%", "holdout", 144)
+    assert more[0]["accuracy"] > found[0]["accuracy"]
+
+
+def test_a_vision_transformer_of_timm_is_read_at_its_layers_and_tokens(probe, tmp_path):
+    import timm
+
+    torch.manual_seed(0)
+    weights = timm.create_model("test_vit", num_classes=0, img_size=32).state_dict()
+    torch.save(weights, tmp_path / "w.pth")
+    words = ("protocols=[knn]", "layers=[1,2]", "pooling=[mean,cls,cls+mean]")
+    one = ("timm=test_vit.r160_in1k", *TIMM[1:])
+    found = probe(tmp_path / "a", *one, f"checkpoint={tmp_path / 'w.pth'}", *words)
+    names = [r["encoder"] for r in found]
+    assert names == ["test_vit.r160_in1k", "the same network, untrained", "raw pixels", "whole-image PCA"]
+    assert len(found[0]["selected"]["among"]) == 6
+    assert len(found[0]["checkpoint"]) == 64
+    for folder in (tmp_path / "a" / "features").glob("timm-*-test-*"):  # read for the chosen cell alone
+        assert len(list(folder.glob("layer*"))) == 1
+    chosen = found[0]["selected"]["cell"]
+    assert list((tmp_path / "a" / "features").glob(f"timm-*-test-*/{chosen}.npy"))
+    assert (tmp_path / "a" / "heatmap-knn.png").exists()
+    (random, *_) = probe(tmp_path / "b", *TIMM, *words[:2], "floors=false")
+    assert random["encoder"] == "test_vit, random weights"
+    assert random["checkpoint"] == "none"
+
+
+def test_a_run_is_scored_on_other_images_at_its_own_size(pretrained, probe, tmp_path):
+    for i, (pixels, label) in enumerate(zip(*load_digits(n_class=3, return_X_y=True), strict=True)):
+        folder = tmp_path / "images" / ("test" if i % 4 == 0 else "train") / f"digit{label}"
+        folder.mkdir(parents=True, exist_ok=True)
+        if i < 240:
+            Image.fromarray((pixels.reshape(8, 8) * 15).astype(np.uint8)).resize((20, 20)).save(folder / f"{i}.png")
+    words = ("data=imagefolder", f"data.root={tmp_path / 'images'}", "data.workers=0", "protocols=[knn]")
+    found = probe(tmp_path / "out", f"run={pretrained}", *words)
+    assert [r["encoder"] for r in found][:2] == ["l-DAE", "the same network, untrained"]
+    assert (found[0]["images"], found[0]["data"]) == (60, "ImageFolder")
+    assert found[2]["dimensions"] == 3 * 8 * 8
+    assert found[0]["accuracy"] > 60
+    alone = probe(tmp_path / "alone", f"run={pretrained}", "floor=untrained", *words, name="results-untrained.jsonl")
+    assert [(r["encoder"], r["accuracy"]) for r in alone] == [(found[1]["encoder"], found[1]["accuracy"])]
+
+
+def test_there_is_something_to_look_at(pretrained, probe, tmp_path, capsys):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    words = ("protocols=[knn]", "layers=[2,4]", "t=[0,50]", "geometry=true", "projector=true")
+    (first, *_) = probe(tmp_path, f"run={pretrained}", *words)
+    picture = Image.open(tmp_path / "heatmap-knn.png")
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    (drawn,) = events.Images("heatmap/knn")
+    assert (drawn.width, drawn.height) == picture.size
+    told = json.loads((tmp_path / "geometry.json").read_text())
+    assert [e["encoder"] for e in told][:4] == ["l-DAE"] * 4
+    assert {e["encoder"] for e in told} == {"l-DAE", "the same network, untrained", "raw pixels", "whole-image PCA"}
+    for entry in told:
+        assert 0 < entry["alignment"] < 4
+        assert -4 < entry["uniformity"] < 0
+        assert 1 < entry["effective_rank"] <= entry["dimensions"]
+        assert 1 < entry["rankme"] <= entry["dimensions"]
+        assert (entry["viewed"], entry["images"]) == (144, 1294)
+    assert "| raw pixels" in capsys.readouterr().out.split("Without labels")[1]
+    folder = tmp_path / "tensorboard" / "00000" / "probe"
+    vectors = np.loadtxt(folder / "tensors.tsv")
+    assert vectors.shape == (144, first["dimensions"])
+    labels = (folder / "metadata.tsv").read_text().split()
+    assert len(labels) == 144
+    assert set(labels) == set("0123456789")
+    assert Image.open(folder / "sprite.png").size == (12 * 32, 12 * 32)
+
+
+def test_augmented_heads_say_first_what_they_encode_and_learn_from_their_stream(probe, tmp_path, capsys, monkeypatch):
+    """An augmentation that does nothing gives what the features at hand give, but for the order."""
+    from _reading import AUGMENTS
+
+    from ldae.data.transforms import Centre
+    from linear_probe.augmented import AugmentedHeads
+    from linear_probe.heads import HeadRecipe
+    from linear_probe.protocols import SGDHeads
+    from linear_probe.registry import PROTOCOLS
+
+    plain = SGDHeads("mae", "", HeadRecipe((0.5,), batch=50, epochs=3, batch_norm=True))
+    monkeypatch.setitem(PROTOCOLS, "mae", plain)
+    monkeypatch.setitem(PROTOCOLS, "mae_augmented", AugmentedHeads(plain, "random_resized_crop", "cut"))
+    monkeypatch.setitem(AUGMENTS, "random_resized_crop", Centre)
+    found = probe(tmp_path, *TIMM, "protocols=[mae,mae_augmented]", "layers=[1,2]")
+    out = capsys.readouterr().out
+    name = "test_vit, random weights: mae_augmented"
+    assert f"{name} encodes 7,950 augmented images" in out  # 3 x 1,250 of 1,294 and 3 x 1,400 of 1,438
+    assert out.index(f"{name} encodes") < out.index(f"{name} 8" if f"{name} 8" in out else f"{name} 9")
+    rows = {(r["encoder"], r["protocol"]): r for r in found}
+    for encoder in ("test_vit, random weights", "raw pixels", "whole-image PCA"):
+        cached, streamed = (rows[encoder, protocol]["accuracy"] for protocol in ("mae", "mae_augmented"))
+        assert cached > 75
+        assert abs(cached - streamed) < 6
+    assert len(found[1]["selected"]["among"]) == 2
+
+
+MISTAKES = [
+    ((), "run=None is not set; give run=RUN"),
+    (("run=a", "timm=b"), "timm='b' cannot go with run="),
+    (("timm=test_vit",), "data=None is not set; name the images, e.g. data=cifar10 data.root=FOLDER"),
+    (("timm=test_vi", *DIGITS), "timm='test_vi' is no model of timm"),
+    ((*TIMM, "layers=[99]"), r"layer=99 is not one of the network's layers 1\.\.\d+"),
+    ((*TIMM, "t=[10]"), r"t=\[10\] asks for noise levels"),
+    ((*TIMM, "inputs=[noised]"), r"inputs=\['noised'\] asks for noise levels"),
+    ((*TIMM, "checkpoint=/nowhere.pth"), "nowhere"),
+    (("checkpoint=a.pth", "floor=pixels"), "checkpoint='a.pth' belongs to a network of timm"),
+    (("floor=untrained", *DIGITS), "floor='untrained' needs run=RUN"),
+    (("floor=pixels", "timm=test_vit"), "floor='pixels' is scored alone"),
+    (("floor=pixels",), "data=None is not set"),
+    (("floor=pixels", *DIGITS, "labels=some"), "labels='some' is no number of labels; give all"),
+    (("floor=pixels", *DIGITS, "labels=1"), "labels=1 is no number of labels; .* 2 or more"),
+    (("floor=pixels", *DIGITS, "labels=500"), r"labels=500 exceeds the \d+ training images of class \d"),
+    (("floor=pixels", *DIGITS, "seeds=[1,1]"), r"seeds=\[1, 1\] must name each once"),
+    (("floor=pixels", *DIGITS, "save=f.npz", "split=holdout"), "save='f.npz' writes the test split too"),
+    (("floor=pixels", *DIGITS, "save=no/where/f.npz"), "lies in a folder that does not exist"),
+    (("floor=pixels", *DIGITS, "data.size=9"), "data.size=9 must be 8"),
+    (("features=nowhere.npz",), r"features=nowhere.npz cannot be read \(No such file or directory\)"),
+    (("features=nowhere.npz", *DIGITS), "is not read with features=FILE"),
+    (("features=nowhere.npz", "pooling=[cls]"), r"pooling=\['cls'\] was decided when"),
+]
+
+
+@pytest.mark.parametrize(("words", "sentence"), MISTAKES, ids=[" ".join(m[0]) for m in MISTAKES])
+def test_what_cannot_be_probed_is_refused(in_process, tmp_path, words, sentence):
+    code, message = in_process("probe", f"out={tmp_path / 'r'}", *words)
+    assert code in (2, 65)
+    assert re.search(sentence, message), message
+    assert len(message.splitlines()) == 1
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_what_a_run_or_a_file_does_not_have_is_refused(pretrained, in_process, tmp_path):
+    code, message = in_process("probe", f"run={pretrained}", "pooling=[cls]", f"out={tmp_path}")
+    assert (code, "pooling='cls' needs a class token, and l-DAE" in message) == (2, True)
+    np.savez(
+        tmp_path / "f.npz", train_x=np.eye(40), train_y=np.arange(40) % 2, test_x=np.eye(40), test_y=np.arange(40) % 2
+    )
+    file = f"features={tmp_path / 'f.npz'}"
+    code, message = in_process("probe", file, "protocols=[mae_augmented]", f"out={tmp_path}")
+    assert (code, "protocols='mae_augmented' encodes images anew" in message) == (2, True)
+    np.savez(tmp_path / "f.npz", train_x=np.eye(40))
+    code, message = in_process("probe", file, f"out={tmp_path}")
+    assert (code, "f.npz has no train_y; there are: train_x" in message) == (65, True)

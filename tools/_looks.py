@@ -1,0 +1,123 @@
+"""What a probe leaves to look at: heat maps, figures that need no labels, features for TensorBoard's projector."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _monitors import spread
+from _subjects import Subject
+from torch import Tensor
+from torch.nn import functional as F
+
+from ldae.files import replaced, write_text
+from linear_probe.features import Cell
+from linear_probe.geometry import alignment, effective_rank, rank_me, uniformity
+from linear_probe.heatmap import heatmap
+from linear_probe.results import Result, markdown, panel, place_of_choice
+from linear_probe.subsets import Part
+
+VIEWED = 4000  # images that are seen twice
+RANKED = 25600  # training images whose rank is measured, as many as RankMe takes
+PROJECTED = 2000  # images in the projector
+SPRITE = 32  # pixels of a side there
+
+Board = Any  # torch's SummaryWriter, which is slow to import
+
+
+def open_board(out: Path) -> Board:
+    """A writer of OUT/tensorboard."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(out / "tensorboard"))
+
+
+def draw_heatmaps(results: Sequence[Result], out: Path) -> list[Path]:
+    """OUT/heatmap-PROTOCOL.png, layers x levels, for every protocol that chose among several cells; in TensorBoard too.
+
+    Args:
+        results: of one encoder.
+    """
+    drawn = [r for r in results if len(r.selected["among"]) > 1]
+    if not drawn:
+        return []
+    board, paths = open_board(out), []
+    for result in drawn:
+        rows, columns, values = panel(result)
+        title = f"{result.encoder}: {result.protocol}, percent on the {place_of_choice(result)}"
+        picture = heatmap(values, rows, columns, title, "layer", "step t of the noise level, input, pooling")
+        paths.append(out / f"heatmap-{result.protocol}.png")
+        with replaced(paths[-1]) as f:
+            picture.save(f, format="png")
+        board.add_image(f"heatmap/{result.protocol}", np.asarray(picture), 0, dataformats="HWC")
+    board.close()
+    return paths
+
+
+def measure_geometry(subjects: Sequence[Subject], out: Path, seed: int) -> str:
+    """Writes OUT/geometry.json, an entry for each encoder and cell; the table of it.
+
+    Alignment and uniformity are of two random views (parts of 20 to 100 %, resized, mirrored half of the time) of
+    up to 4,000 hold-out images; the ranks of up to 25,600 training images as they are.
+    """
+    found = [entry for subject in subjects for entry in _geometry(subject, seed)]
+    write_text(out / "geometry.json", json.dumps(found, indent=1) + "\n")
+    keys = ("alignment", "uniformity", "effective_rank", "rankme")
+    rows = [["encoder", "cell", *keys]]
+    for entry in found:
+        numbers = ("" if entry[key] is None else f"{entry[key]:.3f}" for key in keys)
+        rows.append([entry["encoder"], entry["cell"], *numbers])
+    return markdown(rows)
+
+
+def _geometry(subject: Subject, seed: int) -> Iterator[dict[str, Any]]:
+    views = _views(subject)
+    for cell in subject.cells:
+        train = subject.features(Part("train"), cell).x
+        chosen = torch.linspace(0, len(train) - 1, min(RANKED, len(train))).round().long()
+        entry = {"encoder": subject.name, "checkpoint": subject.checkpoint, "cell": str(cell), "seed": seed}
+        entry |= {"dimensions": train.shape[1], "images": len(chosen), "viewed": len(views[0][cell]) if views else 0}
+        entry |= {"alignment": None, "uniformity": None}
+        if views:
+            a, b = (view[cell] for view in views)
+            entry |= {"alignment": alignment(a, b), "uniformity": (uniformity(a) + uniformity(b)) / 2}
+        yield entry | {"effective_rank": effective_rank(train[chosen]), "rankme": rank_me(train[chosen])}
+
+
+def _views(subject: Subject) -> list[dict[Cell, Tensor]]:
+    """Two views of the same images at every cell; none of features that came without images."""
+    if subject.encode is None:
+        return []
+    encode, images = subject.encode
+    seen = spread(images.split("holdout"), VIEWED)
+    return [images.views(encode, subject.cells, seen, view) for view in (0, 1)]
+
+
+def project(subject: Subject, cell: Cell, classes: Sequence[str], out: Path) -> int:
+    """Features of up to 2,000 hold-out images, with labels and, where there are images, pictures, for the projector.
+
+    Returns:
+        How many.
+    """
+    held = subject.features(Part("holdout"), cell)
+    chosen = np.unique(np.linspace(0, len(held) - 1, min(PROJECTED, len(held))).round().astype(int))
+    rows = torch.from_numpy(chosen)
+    shutil.rmtree(out / "tensorboard" / "00000" / "probe", ignore_errors=True)  # an earlier one's
+    board = open_board(out)
+    names = [classes[label] for label in held.y[rows].tolist()]
+    board.add_embedding(held.x[rows], names, _sprites(subject, chosen), 0, "probe")
+    board.close()
+    return len(chosen)
+
+
+def _sprites(subject: Subject, chosen: np.ndarray) -> Tensor | None:
+    if subject.encode is None:
+        return None
+    images = subject.encode[1]
+    found = torch.cat([batch.images.cpu() for batch in images.in_order(images.split("holdout").subset(chosen))])
+    return F.interpolate(found, (SPRITE, SPRITE), mode="area" if found.shape[-1] > SPRITE else "nearest")

@@ -1,0 +1,166 @@
+"""From settings to subjects: opens the run, the network or the file that is probed, and the data."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from _probe_settings import ProbeSettings
+from _reading import Images
+from _session import Runtime, Session, session_of
+from _subjects import FLOORS, UNTRAINED, Subject, of_file, of_run, of_timm, pca, pixels
+from torch import Tensor
+
+from ldae.data.images import Splits
+from ldae.engine.runtime import pick_device
+from ldae.errors import ConfigError, DataError
+from ldae.export import Run, load_run
+from ldae.files import json_hash
+from linear_probe.banks import read_features
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What is scored.
+
+    Attributes:
+        subjects: one after the other, what was asked for first.
+        labels: of a split, (N,).
+        classes: their names.
+        data, fingerprint: of the data set.
+        config: hash of the run's config, or of what stands for it.
+        seed: of the run.
+        out: folder for results and features.
+    """
+
+    subjects: Callable[[], Iterator[Subject]]
+    labels: Callable[[str], Tensor]
+    classes: Sequence[str]
+    data: str
+    fingerprint: str
+    config: str
+    seed: int
+    out: Path
+
+
+@contextlib.contextmanager
+def open_probed(settings: ProbeSettings, config: Mapping[str, Any]) -> Iterator[Probed]:
+    """Loads and checks; listens to signals while the block lasts.
+
+    Raises:
+        ConfigError: what is asked for does not fit together.
+        CheckpointError, DataError: a file is missing or damaged.
+    """
+    device = pick_device(str(config["device"]))
+    Runtime(**config["runtime"]).prepare()
+    config = {**config, "device": device}
+    run = load_run(Path(settings.run), settings.step, settings.weights, device) if settings.run else None
+    session = _session(run, config, settings)
+    out = Path(settings.out or _usual_out(settings, config))
+    with session.stop.listening():
+        probed = _file(settings, config, out) if settings.features else _images(settings, run, session, out)
+        out.mkdir(parents=True, exist_ok=True)
+        yield probed
+
+
+def _session(run: Run | None, config: Mapping[str, Any], settings: ProbeSettings) -> Session:
+    """The run's parts and data; other data where a set is named, of the run's size."""
+    own = {key: value for key, value in config["data"].items() if value is not None}
+    named = "part" in own
+    shared = {key: config[key] for key in ("device", "runtime")}
+    if settings.features and named:
+        raise ConfigError("data", own["part"], "is not read with features=FILE; leave it out")
+    if run is None and not (named or settings.features):
+        raise ConfigError("data", None, "is not set; name the images, e.g. data=cifar10 data.root=FOLDER")
+    if run is None:
+        return Session({"seed": config["seed"], "allow": [], **shared, "data": own})
+    if not named:
+        return session_of(run, config)
+    return Session({**run.config, **shared, "data": {**own, "size": run.config["data"]["size"]}})
+
+
+def _usual_out(settings: ProbeSettings, config: Mapping[str, Any]) -> Path:
+    """RUN/probe; elsewhere a folder that says what is probed, and what data it is not usually probed on."""
+    data = config["data"]
+    other = f"{data['part'].rsplit('.', 1)[-1].lower()}{data['classes']}" if "part" in data else ""
+    if settings.run:
+        return Path(settings.run) / "probe" / other
+    whose = settings.timm or settings.features or settings.floor or ""
+    random = "-random" if settings.timm and not settings.checkpoint and ":" not in settings.timm else ""
+    name = Path(whose).stem if settings.features else Path(whose.split(":")[-1]).name
+    return Path("runs/probe") / f"{name}{random}{'-' if other else ''}{other}"
+
+
+def _file(settings: ProbeSettings, config: Mapping[str, Any], out: Path) -> Probed:
+    path = Path(settings.features or "").expanduser()
+    for key, usual in (("layers", None), ("t", None), ("inputs", ["clean"]), ("pooling", ["mean"])):
+        if getattr(settings, key) != usual:
+            raise ConfigError(
+                key, getattr(settings, key), "was decided when the file of features was made; leave it out"
+            )
+    try:
+        file = read_features(path)
+    except OSError as error:
+        raise DataError(f"features={path} cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise DataError(f"features={path} {error}") from None
+    subject = of_file(path.stem, file)
+    return Probed(
+        lambda: iter([subject]),
+        lambda split: file.splits[split].y,
+        [str(i) for i in range(file.classes)],
+        path.stem,
+        file.fingerprint,
+        json_hash({"features": file.hash}),
+        settings.seed,
+        out,
+    )
+
+
+def _images(settings: ProbeSettings, run: Run | None, session: Session, out: Path) -> Probed:
+    splits: Splits = session.splits()
+    images = Images(session, splits, out, settings.batch, settings.seed)
+    known = {"timm": settings.timm, "size": settings.size, "data": session.config["data"]}
+    return Probed(
+        lambda: _subjects(settings, run, images),
+        lambda split: images.split(split).own_labels,
+        splits.classes,
+        str(session.config["data"]["part"]).rsplit(".", 1)[-1],
+        splits.fingerprint,
+        json_hash(run.config if run else known),
+        run.config["seed"] if run else settings.seed,
+        out,
+    )
+
+
+def _subjects(settings: ProbeSettings, run: Run | None, images: Images) -> Iterator[Subject]:
+    """What was asked for first, then the floors."""
+    if settings.floor in FLOORS:
+        yield FLOORS[settings.floor](images)
+        return
+    if settings.floor != "untrained":
+        yield _asked(settings, run, images)
+    if settings.floors or settings.floor:
+        yield from _untrained(settings, run, images)
+    if settings.floors and not settings.floor:
+        yield pixels(images)
+        yield pca(images)
+
+
+def _asked(settings: ProbeSettings, run: Run | None, images: Images) -> Subject:
+    if run is None:
+        return of_timm(images, settings, images.session.device)
+    return of_run(run.name, run, images, settings)
+
+
+def _untrained(settings: ProbeSettings, run: Run | None, images: Images) -> Iterator[Subject]:
+    """The same network with random weights; nothing where the one asked for is random already."""
+    if run is None:
+        if settings.checkpoint:
+            yield of_timm(images, settings, images.session.device, trained=False)
+        return
+    random = load_run(Path(settings.run or ""), settings.step, "untrained", images.session.device)
+    yield of_run(UNTRAINED, random, images, settings, trained=False)

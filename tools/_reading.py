@@ -1,0 +1,109 @@
+"""Features of images: read once and kept on disk, or encoded anew under augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from _session import Session
+from torch import Tensor
+
+from ldae.counter import uniforms
+from ldae.data.images import ImageSet, Splits
+from ldae.data.loader import Loader, in_order
+from ldae.data.transforms import Augment, PadCrop, RandomResizedCrop
+from ldae.files import json_hash
+from ldae.types import Batch
+from linear_probe.features import Bank, Cell, Features, extract
+from linear_probe.sources import Encoded
+from linear_probe.subsets import Part
+
+# augmentations that protocols name
+AUGMENTS: Mapping[str, Callable[[], Augment]] = {
+    "random_resized_crop": lambda: RandomResizedCrop(low=0.08, high=1.0, flip=0.5),
+    "pad_crop": lambda: PadCrop(pad=4, flip=0.5),
+}
+VIEWS = RandomResizedCrop(low=0.2, high=1.0, flip=0.5)  # how an image is seen twice
+
+# images (B, 3, H, W) in [0, 1], cells -> features of those cells alone, (B, D) each
+EncodeAt = Callable[[Tensor, Sequence[Cell]], Mapping[Cell, Tensor]]
+
+
+class Images:
+    """The images of a data set, and what is read of them.
+
+    Args:
+        session: machine and data.
+        splits: the images.
+        out: folder for features.
+        batch: images of a forward pass.
+        seed: of what is drawn in reading.
+    """
+
+    def __init__(self, session: Session, splits: Splits, out: Path, batch: int, seed: int):
+        self.session, self.splits, self.out, self.batch, self.seed = session, splits, out, batch, seed
+        self.banks: dict[tuple[str, str], Bank] = {}
+
+    def split(self, name: str) -> ImageSet:
+        """One split."""
+        found: ImageSet = getattr(self.splits, name)
+        return found
+
+    def read(self, key: str, encode: EncodeAt, cells: Sequence[Cell], split: str, cell: Cell) -> Features:
+        """Features of a split at a cell: train and hold-out for all cells at once, test for one cell alone."""
+        wanted = [cell] if split == "test" else cells
+        name = json_hash([key, self.splits.fingerprint, split, [str(c) for c in wanted], self.seed])[:20]
+        if (key, name) not in self.banks:
+            images, folder = self.split(split), self.out / "features" / f"{key}-{split}-{name}"
+            self.banks[key, name] = extract(
+                lambda batch: encode(batch, wanted), wanted, self.in_order(images), len(images), folder
+            )
+        return self.banks[key, name][cell]
+
+    def in_order(self, images: ImageSet) -> Iterator[Batch]:
+        """Every image once, as it is."""
+        session = self.session
+        return in_order(images, self.batch, session.world.device, self.workers, session.stop.poll)
+
+    @property
+    def workers(self) -> int:
+        return int(self.session.config["data"]["workers"])
+
+    def augmented(self, parts: Sequence[Part], augment: str, batch: int, seed: int) -> Iterator[Batch]:
+        """Batches without end of all the parts together, each image cut and mirrored anew in every epoch."""
+        images = self.split("train").subset(np.arange(0))
+        images.ids = np.sort(np.concatenate([_ids(self.split(part.split), part) for part in parts]))
+        loader = Loader(images, AUGMENTS[augment](), batch, seed, self.session.world.device, workers=self.workers)
+        return loader.batches(0)
+
+    def stream(
+        self,
+        encode: EncodeAt,
+        parts: Sequence[Part],
+        cells: Sequence[Cell],
+        augment: str,
+        batch: int,
+        seed: int,
+    ) -> Iterator[Encoded]:
+        """Features of such batches at some cells, and labels, on the CPU."""
+        for found in self.augmented(parts, augment, batch, seed):
+            pieces = []
+            for images in found.images.split(self.batch):
+                self.session.stop.poll()
+                pieces.append(encode(images, cells))
+            yield {c: torch.cat([p[c] for p in pieces]).float().cpu() for c in cells}, found.labels.cpu()
+
+    def views(self, encode: EncodeAt, cells: Sequence[Cell], images: ImageSet, view: int) -> dict[Cell, Tensor]:
+        """Features (N, D) at every cell of one random view of each image: a part of it, resized, perhaps mirrored."""
+        found: dict[Cell, list[Tensor]] = {cell: [] for cell in cells}
+        for batch in self.in_order(images):
+            u = uniforms(self.seed, view, batch.index, VIEWS.n)
+            for cell, x in encode(VIEWS(batch.images, u), cells).items():
+                found[cell].append(x.float().cpu())
+        return {cell: torch.cat(parts) for cell, parts in found.items()}
+
+
+def _ids(images: ImageSet, part: Part) -> np.ndarray:
+    return images.ids if part.rows is None else images.ids[part.rows.numpy()]
