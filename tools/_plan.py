@@ -1,0 +1,178 @@
+"""From a grid and a budget to pretrainings and probes: their words, their configs, what tells them from others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from _cli import compose, resolved
+from _grid import Cell
+from _session import FREE
+from omegaconf import DictConfig
+
+from ldae.engine.run import flat
+from ldae.errors import Fault
+from ldae.files import json_hash
+from ldae.parts import Count, conform
+
+PROBE = "probe."  # what the words of a probe begin with
+OTHER = "other"  # the grids that a budget does not name
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long and at what size the cells of a grid are trained.
+
+    Attributes:
+        name: of its file.
+        images: grid -> images seen by each of its cells in pretraining; `other` for the rest.
+        words: overrides for every cell, those beside the grid included.
+        keys: key -> its value in those cells of the grid that have such a key and do not set it themselves.
+        cells: GRID/CELL, with * and ? -> words for the cells of these names.
+        grids: grid -> keys of it that are replaced at this size.
+        beside: name -> words of a cell that grids are compared with.
+    """
+
+    name: str
+    images: dict
+    words: list[str]
+    keys: dict
+    cells: dict
+    grids: dict
+    beside: dict
+
+    def images_of(self, grid: str) -> int:
+        """Images seen by each cell of a grid."""
+        found: int = conform(f"budget.images.{grid}", self.images.get(grid, self.images.get(OTHER)), Count)
+        return found
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell with all that running it needs.
+
+    Attributes:
+        cell: what it is.
+        words: of pretraining, complete but for the machine's and the folder.
+        probe: of the probe, likewise.
+        config: of pretraining, resolved.
+        images: seen in pretraining.
+    """
+
+    cell: Cell
+    words: Sequence[str]
+    probe: Sequence[str]
+    config: Mapping[str, Any]
+    images: int
+
+    @property
+    def run_key(self) -> str:
+        """Names the pretraining: alike where the same is computed, in whichever grid."""
+        return json_hash(dict(lasting(self.config)))[:12]
+
+    @property
+    def key(self) -> str:
+        """Names pretraining and probe."""
+        return json_hash([self.run_key, list(self.probe)])[:12]
+
+    @property
+    def run(self) -> str:
+        """The run's folder, among others of its like."""
+        return f"{self.cell.name}-{self.run_key}"
+
+    @property
+    def tokenizer_key(self) -> str | None:
+        """Alike where the same tokenizer is trained by gradient descent; None where none is."""
+        spec = self.config.get("tokenizer")
+        if not spec or not spec["fit"]["steps"]:
+            return None
+        return json_hash([spec, self.config["data"], self.config["seed"]])
+
+
+def lasting(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """(key, value) of a pretraining's config, those that change nothing of what is computed left out."""
+    return ((k, v) for k, v in flat(config) if not any(k == free or k.startswith(f"{free}.") for free in FREE))
+
+
+def beside(grid: str, budget: Budget) -> list[Cell]:
+    """The cells that a grid is compared with."""
+    return [
+        Cell(grid, name, {}, conform(f"budget.beside.{name}", words, list[str]), beside=True)
+        for name, words in budget.beside.items()
+    ]
+
+
+def plan(cell: Cell, budget: Budget, images: int, user: Sequence[str]) -> Planned:
+    """A cell's words and config.
+
+    Args:
+        images: seen in pretraining.
+        user: the user's own words; they win over all others.
+
+    Raises:
+        Fault: its config cannot be; the cell is named.
+    """
+    words = [*cell.words, *_matching(cell, budget), *budget.words]
+    try:
+        found = _composed(words, {} if cell.beside else budget.keys, user)
+        config = resolved(found[1])
+        steps = max(1, round(images / conform("train.batch", config["train"]["batch"], Count)))
+    except Fault as fault:
+        told = Fault(f"cell {cell.name}: {fault}")
+        told.code = fault.code
+        raise told from None
+    config["train"] = {**config["train"], "steps": steps, "epochs": None}
+    of_probe = [w.removeprefix(PROBE) for w in latest([*words, *user]) if w.startswith(PROBE)]
+    own = [*found[0], f"train.steps={steps}"]
+    return Planned(cell, own, of_probe, config, steps * config["train"]["batch"])
+
+
+def _matching(cell: Cell, budget: Budget) -> Iterator[str]:
+    for pattern, words in budget.cells.items():
+        if fnmatchcase(f"{cell.grid}/{cell.name}", pattern):
+            yield from conform(f"budget.cells.{pattern}", words, list[str])
+
+
+def _composed(words: Sequence[str], keys: Mapping[str, Any], user: Sequence[str]) -> tuple[list[str], DictConfig]:
+    """The words of pretraining, those keys of a budget among them that the config has, and the config."""
+    own, users = ([w for w in some if not w.startswith(PROBE)] for some in (words, user))
+    config = compose("pretrain", latest([*own, *users]))
+    given = {_key(word) for word in [*own, *users]}
+    more = [f"{key}={_text(value)}" for key, value in keys.items() if key not in given]
+    groups = [word for word in more if isinstance(_at(config, _key(word)), DictConfig)]
+    if groups:
+        config = compose("pretrain", latest([*own, *groups, *users]))
+    values = [word for word in more if word not in groups and _has(config, _key(word))]
+    complete = latest([*own, *groups, *values, *users])
+    return complete, compose("pretrain", complete) if values else config
+
+
+def latest(words: Sequence[str]) -> list[str]:
+    """The words, of those with the same key the last alone."""
+    return list({_key(word): word for word in words}.values())
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _at(config: DictConfig, key: str) -> Any:
+    """The node at a dotted key, None where there is none."""
+    node: Any = config
+    for part in key.split("."):
+        node = node._get_node(part) if isinstance(node, DictConfig) and not node._is_none() else None
+    return None if node is None or (isinstance(node, DictConfig) and node._is_none()) else node
+
+
+def _has(config: DictConfig, key: str) -> bool:
+    """Whether a config has a dotted key, its value null or not."""
+    above, _, last = key.rpartition(".")
+    node = _at(config, above) if above else config
+    return isinstance(node, DictConfig) and last in node
