@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,9 @@ class Runner:
             return
         with self.guard:
             lock = self.training.setdefault(planned.tokenizer_key, threading.Lock())
-        with lock:
-            self._call("pretrain.py", words, planned)
+        with contextlib.ExitStack() as held:
+            held.enter_context(lock)
+            self._call("pretrain.py", words, planned, lambda: (run / TOKENIZER_FILE).exists() and held.close())
 
     def _finished(self, planned: Planned, run: Path) -> Row:
         """Probes a pretrained cell, draws its pictures, leaves its record."""
@@ -141,8 +143,8 @@ class Runner:
             pictures={what: (drawn / file).relative_to(self.place.out).as_posix() for what, file in index.items()},
         )
 
-    def _call(self, tool: str, words: Sequence[str], planned: Planned) -> None:
-        """Runs a tool to its good end. A folder that another process holds is waited for.
+    def _call(self, tool: str, words: Sequence[str], planned: Planned, look: Callable[[], Any] = lambda: None) -> None:
+        """Runs a tool to its good end, and looks now and then. A folder that another process holds is waited for.
 
         Raises:
             Interrupted: a signal came.
@@ -150,7 +152,7 @@ class Runner:
         """
         wait = 1.0
         while True:
-            code, message = run_child([str(HERE / tool), *words], self.place.log(planned), self.machine.stop)
+            code, message = run_child([str(HERE / tool), *words], self.place.log(planned), self.machine.stop, look)
             if self.machine.stop.asked:
                 self.machine.stop.poll()
             if not code:
@@ -163,7 +165,7 @@ class Runner:
                 time.sleep(0.2)
 
 
-def run_child(words: Sequence[str], log: Path, stop: StopFlag) -> tuple[int, str]:
+def run_child(words: Sequence[str], log: Path, stop: StopFlag, look: Callable[[], Any]) -> tuple[int, str]:
     """Runs Python on words; what it says is added to a log. A signal is passed on to it.
 
     Returns:
@@ -177,6 +179,7 @@ def run_child(words: Sequence[str], log: Path, stop: StopFlag) -> tuple[int, str
         child = subprocess.Popen([sys.executable, *words], stdin=subprocess.DEVNULL, stdout=file, stderr=file)
         asked = False
         while child.poll() is None:
+            look()
             if stop.asked and not asked:
                 child.terminate()  # it saves what it has
                 asked = True
@@ -199,7 +202,7 @@ def failed(tool: str, code: int, message: str) -> Fault:
 
 
 def told(command: str) -> str:
-    """A command without the places of one machine: data, runs and caches by placeholders, the tool by its short name."""
+    """A command without the places of one machine: placeholders for data, runs and caches."""
     words = []
     for word in shlex.split(command):
         key, equals, _ = word.partition("=")

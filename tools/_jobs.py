@@ -13,12 +13,15 @@ from _cells import failed
 from _plan import Planned
 from _rows import Place
 
-from ldae.errors import ConfigError, Fault
+from ldae.errors import Fault
 from ldae.files import write_json
 from linear_probe.rows import Row
 
 HERE = Path(__file__).resolve().parent
-PACKAGES = {"submitit_slurm": "hydra_plugins.hydra_submitit_launcher", "submitit_local": "hydra_plugins.hydra_submitit_launcher"}
+PACKAGES = {
+    "submitit_slurm": "hydra_plugins.hydra_submitit_launcher",
+    "submitit_local": "hydra_plugins.hydra_submitit_launcher",
+}
 # words of the call that are not for a job of it
 NOT_THEIRS = ("only", "launcher", "parallel", "dry", "estimate", "report")
 

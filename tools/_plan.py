@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from _cli import compose, resolved
+from _cli import CONFIGS, compose, has_key, resolved
 from _grid import Cell
 from _session import FREE
 from omegaconf import DictConfig
@@ -139,15 +139,13 @@ def _matching(cell: Cell, budget: Budget) -> Iterator[str]:
 def _composed(words: Sequence[str], keys: Mapping[str, Any], user: Sequence[str]) -> tuple[list[str], DictConfig]:
     """The words of pretraining, those keys of a budget among them that the config has, and the config."""
     own, users = ([w for w in some if not w.startswith(PROBE)] for some in (words, user))
-    config = compose("pretrain", latest([*own, *users]))
     given = {_key(word) for word in [*own, *users]}
     more = [f"{key}={_text(value)}" for key, value in keys.items() if key not in given]
-    groups = [word for word in more if isinstance(_at(config, _key(word)), DictConfig)]
-    if groups:
-        config = compose("pretrain", latest([*own, *groups, *users]))
-    values = [word for word in more if word not in groups and _has(config, _key(word))]
-    complete = latest([*own, *groups, *values, *users])
-    return complete, compose("pretrain", complete) if values else config
+    groups = [word for word in more if (CONFIGS / _key(word)).is_dir()]
+    values = [word for word in more if word not in groups]
+    config = compose("pretrain", latest([*own, *groups, *users]), values)
+    kept = [word for word in values if has_key(config, _key(word))]
+    return latest([*own, *groups, *kept, *users]), config
 
 
 def latest(words: Sequence[str]) -> list[str]:
@@ -161,18 +159,3 @@ def _key(word: str) -> str:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _at(config: DictConfig, key: str) -> Any:
-    """The node at a dotted key, None where there is none."""
-    node: Any = config
-    for part in key.split("."):
-        node = node._get_node(part) if isinstance(node, DictConfig) and not node._is_none() else None
-    return None if node is None or (isinstance(node, DictConfig) and node._is_none()) else node
-
-
-def _has(config: DictConfig, key: str) -> bool:
-    """Whether a config has a dotted key, its value null or not."""
-    above, _, last = key.rpartition(".")
-    node = _at(config, above) if above else config
-    return isinstance(node, DictConfig) and last in node

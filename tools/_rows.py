@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from ldae.engine.run import RunFolder, differences
 from ldae.errors import CheckpointError, UsageError
-from ldae.files import read_json, write_json, write_text
+from ldae.files import read_json, write_text
 from linear_probe.results import Result
 from linear_probe.rows import Row, read_rows
 
@@ -63,7 +63,8 @@ class Place:
         cell, results = planned.cell, [asdict(r) for r in floors]
         known = {"key": planned.key, "config": dict(lasting(planned.config)), "probe": list(planned.probe)}
         place = {"beside": cell.beside, "position": cell.position}
-        write_json(path, {**known, **place, "row": asdict(row), "floors": results})
+        record = {**known, **place, "row": asdict(row), "floors": results}
+        write_text(path, json.dumps(record, indent=1) + "\n")  # axes keep their order
         self.collect()
 
     def finished(self, planned: Planned) -> Row | None:
@@ -98,7 +99,6 @@ class Place:
             rows = [row for record, row in found if not record["beside"]]
             others = [r for record, row in found if record["beside"] for r in row.results]
             others += [Result(**result) for record, _ in found for result in record["floors"]]
-            others = list({(r.encoder, r.protocol, r.labels, r.accuracy): r for r in others}.values())
             write_text(self.out / ROWS, "".join(row.line() + "\n" for row in rows))
             write_text(self.out / OTHERS, "".join(r.line() + "\n" for r in others))
         return rows, others

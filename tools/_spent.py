@@ -63,4 +63,3 @@ def seconds(run: Path, batch: int) -> float:
             spent += (row["step"] - before) * batch / row["images_per_second"]
             before = row["step"]
     return spent
-

@@ -44,11 +44,11 @@ def main(words: Sequence[str]) -> None:
             images = session.splits()
             batch = preview(session, images.holdout if len(images.holdout) else images.train, SHOWN)
             for t, picture in strips(loaded.objective, batch):
-                names[f"clean, noised and denoised at t = {t}"] = f"t{t:04d}.png"
+                names[f"denoised t={t}"] = f"t{t:04d}.png"  # below clean and noised; the report knows this name
                 save_png(folder / f"t{t:04d}.png", picture)
         filters = run / "pictures" / "tokenizer_filters.png"
         if filters.exists():
-            names["filters of the tokenizer"] = "filters.png"
+            names["the tokenizer's filters"] = "filters.png"
             shutil.copyfile(filters, folder / "filters.png")
         write_json(folder / INDEX, names)
 

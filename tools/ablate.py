@@ -18,11 +18,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from _cells import Machine, Runner, begun, jobs_of, sentence
 from _cli import compose, resolved, run_tool
 from _cost import hours_of
@@ -35,13 +36,15 @@ from _spent import cores
 
 from ldae.engine.runtime import pick_device
 from ldae.engine.signals import StopFlag
-from ldae.errors import ConfigError, Fault
+from ldae.errors import ConfigError, DataError, Fault
 from ldae.parts import Count, construct
+from ldae.system import System
 from linear_probe.agreement import agreements
 from linear_probe.rows import Row
 
 OWN = ("grid", "budget", "launcher", "data", "out", "only", "images", "dry", "parallel", "estimate", "report")
 LENGTH = ("train.steps", "train.epochs")
+SCHEDULES = ("ddpm_linear", "linear_gamma2", "linear_sigma", "constant_sigma")  # of the path
 
 
 @dataclass(frozen=True)
@@ -214,16 +217,34 @@ def unfinished(failures: Sequence[tuple[Planned, Fault]], total: int) -> Fault:
 
 
 def report(out: Path) -> None:
-    """Writes the report of a folder, and prints whether its rows stand in the paper's order."""
+    """Writes the report of a folder, and prints whether its rows stand in the paper's order.
+
+    Raises:
+        DataError: the rows cannot stand in one report.
+    """
     rows, others = rows_in(out)
     for agreement in agreements(rows):
         print(agreement)
-    from linear_probe.report import write_report
+    from linear_probe.report import Unreportable, write_report
 
     grids = ", ".join(dict.fromkeys(row.grid for row in rows))
     data = ", ".join(dict.fromkeys(result.data for row in rows for result in row.results))
-    write_report(rows, others, out, f"Ablations on {data}: {grids}")
+    try:
+        write_report(rows, others, out, out, f"Ablations on {data}: {grids}", curves())
+    except Unreportable as error:
+        raise DataError(f"out={out}: {error}") from None
     print(f"report: {out / 'index.html'}", flush=True)
+
+
+def curves() -> dict[str, list[float]]:
+    """The path's noise schedules: their share of signal, gamma^2 / (gamma^2 + sigma^2), at every step."""
+    found = {}
+    for name in SCHEDULES:
+        schedule = System(resolved(compose("pretrain", [f"schedule={name}"])))["schedule"]
+        level = schedule.at(torch.arange(schedule.T))
+        signal, noise = level.gamma.double() ** 2, level.sigma.double() ** 2
+        found[name] = (signal / (signal + noise)).tolist()
+    return found
 
 
 if __name__ == "__main__":
