@@ -77,8 +77,8 @@ def test_tokenizers_by_dimensions_are_twenty_cells():
     assert found["patch_pca-16"].axes == {"tokenizer": "patch_pca", "d": 16}
     assert [c.paper for c in found.values()] == [c.paper for c in cells("tokenizers", "paper").values()]
     assert found["patch_ae-48"].paper is None
-    assert "its d is not" in found["patch_ae-4"].paper_source
-    assert "its d is not" not in found["patch_pca-4"].paper_source
+    assert "their d is not" in found["patch_ae-4"].paper_source
+    assert "their d is not" not in found["patch_pca-4"].paper_source
 
 
 def test_a_budgets_keys_reach_the_cells_that_have_them_and_the_users_words_win():
