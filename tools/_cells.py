@@ -227,6 +227,17 @@ def jobs_of(plans: Sequence[Planned]) -> list[list[Planned]]:
     return list(found.values())
 
 
+def unhindered(jobs: Sequence[list[Planned]]) -> list[list[Planned]]:
+    """Jobs with those last whose tokenizer an earlier one trains: nobody waits for it beside idle cores."""
+    seen: set[str] = set()
+    first, later = [], []
+    for job in jobs:
+        key = job[0].tokenizer_key
+        (later if key in seen else first).append(job)
+        seen.add(key or "")
+    return [*first, *later]
+
+
 def sentence(planned: Planned, row: Row, seconds: float) -> str:
     """A finished cell in a line."""
     figures: list[Any] = [f"{r.protocol} {r.accuracy:.2f}" for r in row.results]

@@ -28,6 +28,7 @@ class Budget:
 
     Attributes:
         name: of its file.
+        parallel: cells side by side; they share the cores.
         images: grid -> images seen by each of its cells in pretraining; `other` for the rest.
         words: overrides for every cell, those beside the grid included.
         keys: key -> its value in those cells of the grid that have such a key and do not set it themselves.
@@ -37,6 +38,7 @@ class Budget:
     """
 
     name: str
+    parallel: Count
     images: dict
     words: list[str]
     keys: dict

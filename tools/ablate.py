@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _cells import Machine, Runner, begun, jobs_of, sentence
+from _cells import Machine, Runner, begun, jobs_of, sentence, unhindered
 from _cli import compose, resolved, run_tool
 from _cost import hours_of
 from _grid import cells_of, chosen, grid_of, own_grid
@@ -56,7 +56,7 @@ class AblateSettings:
         only: cells that are wanted; all if empty.
         images: seen by each cell in pretraining; the budget's if None.
         dry: whether the plan is all.
-        parallel: cells side by side.
+        parallel: cells side by side; the budget's if None.
         estimate: whether steps are timed where no cell is finished.
         report: whether the report is written in the end.
     """
@@ -65,7 +65,7 @@ class AblateSettings:
     only: list[str]
     images: Count | None
     dry: bool
-    parallel: Count
+    parallel: Count | None
     estimate: bool
     report: bool
 
@@ -82,9 +82,9 @@ def main(words: Sequence[str]) -> None:
     plans = plans_of(config, settings, user)
     rows = {p.cell.name: place.finished(p) for p in plans}
     missing = [p for p in plans if rows[p.cell.name] is None]
-    threads = max(1, cores() // settings.parallel)
+    parallel = settings.parallel or construct(Budget, config["budget"], {}).parallel
     tell_plan(plans, rows, place, str(config["budget"]["name"]))
-    tell_cost([row for row in rows.values() if row], missing, threads, settings)
+    tell_cost([row for row in rows.values() if row], missing, parallel, settings.estimate)
     if settings.dry:
         return
     place.open()
@@ -92,7 +92,7 @@ def main(words: Sequence[str]) -> None:
         teller = Teller(place, len(missing))
         launch(config["launcher"], place, words, jobs_of(missing), teller)
     else:
-        teller = run(missing, place, settings, str(config["budget"]["name"]), threads)
+        teller = run(missing, place, str(config["budget"]["name"]), parallel)
     if place.collect()[0] and settings.report:
         report(place.out)
     if teller.failures:
@@ -145,7 +145,7 @@ def tell_plan(plans: Sequence[Planned], rows: Mapping[str, Row | None], place: P
         print(f"  {planned.cell.name:{width}}  {state}{'  (beside the grid)' if planned.cell.beside else ''}")
 
 
-def tell_cost(done: Sequence[Row], missing: Sequence[Planned], threads: int, settings: AblateSettings) -> None:
+def tell_cost(done: Sequence[Row], missing: Sequence[Planned], parallel: int, estimate: bool) -> None:
     """Prints how long the missing cells will take: by those that are finished, or by a few steps of each."""
     runs = len(jobs_of(missing))
     if not missing:
@@ -155,8 +155,8 @@ def tell_cost(done: Sequence[Row], missing: Sequence[Planned], threads: int, set
         unit = done[0].unit
         told = f"about {each * runs:.2g} {unit}-hours of training for the {runs} runs that are missing"
         print(f"{told}, after the mean of the {len(done)} finished cells; probing comes on top", flush=True)
-    elif settings.estimate:
-        hours = hours_of(missing, threads) / settings.parallel
+    elif estimate:
+        hours = hours_of(missing, max(1, cores() // parallel)) / parallel
         told = f"about {hours:.2g} hours of training here for the {runs} runs that are missing, tokenizers' included"
         print(f"{told}, after a few steps of each; probing comes on top", flush=True)
     else:
@@ -182,7 +182,7 @@ class Teller:
             print(f"[{self.ended}/{self.total}] {told}", flush=True)
 
 
-def run(missing: Sequence[Planned], place: Place, settings: AblateSettings, budget: str, threads: int) -> Teller:
+def run(missing: Sequence[Planned], place: Place, budget: str, parallel: int) -> Teller:
     """Runs cells here, `parallel` side by side, and tells how each ended.
 
     Raises:
@@ -192,10 +192,11 @@ def run(missing: Sequence[Planned], place: Place, settings: AblateSettings, budg
     if not missing:
         return teller
     config = missing[0].config
-    machine = Machine(config["runtime"]["threads"] or threads, pick_device(str(config["device"])), stop)
+    threads = config["runtime"]["threads"] or max(1, cores() // parallel)
+    machine = Machine(threads, pick_device(str(config["device"])), stop)
     runner = Runner(place, budget, machine)
-    with stop.listening(), ThreadPoolExecutor(settings.parallel) as pool:
-        for future in [pool.submit(work, runner, job, teller) for job in jobs_of(missing)]:
+    with stop.listening(), ThreadPoolExecutor(parallel) as pool:
+        for future in [pool.submit(work, runner, job, teller) for job in unhindered(jobs_of(missing))]:
             future.result()
     return teller
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,16 @@ from ldae.parts import construct
 
 GRIDS = sorted(p.stem for p in (CONFIGS / "grid").glob("*.yaml"))
 BUDGETS = sorted(p.stem for p in (CONFIGS / "budget").glob("*.yaml"))
-QUICK = ("budget=demo", "images=800", "runtime.threads=1", "estimate=false", "report=false", "probe.protocols=[knn]")
+QUICK = (
+    "budget=demo",
+    "images=800",
+    "runtime.threads=1",
+    "estimate=false",
+    "report=false",
+    "probe.protocols=[knn]",
+    "train.checkpoint_every=5",
+    "parallel=1",
+)
 OWN = """
 axes:
   cell:
@@ -119,8 +129,6 @@ def test_cells_of_several_grids_share_the_pretraining_that_is_the_same():
     ],
 )
 def test_a_mistake_is_one_sentence(in_process, tmp_path, monkeypatch, words, sentence):
-    import re
-
     monkeypatch.chdir(tmp_path)
     code, message = in_process("ablate", *words)
     assert code == (65 if words[0] == "report" else 2)
@@ -141,8 +149,6 @@ def test_a_mistake_is_one_sentence(in_process, tmp_path, monkeypatch, words, sen
     ],
 )
 def test_a_mistake_in_ones_own_grid_is_one_sentence(in_process, tmp_path, text, sentence):
-    import re
-
     path = tmp_path / "my.yaml"
     path.write_text(text)
     code, message = in_process("ablate", f"grid={path}", f"out={tmp_path / 'o'}")
@@ -152,16 +158,24 @@ def test_a_mistake_in_ones_own_grid_is_one_sentence(in_process, tmp_path, text, 
 
 @pytest.fixture(scope="module")
 def ablation(tmp_path_factory):
-    """An ablation of one's own grid, of whose three cells one fails: its folder, its words, what it said."""
+    """An ablation of one's own grid, broken off in the midst of its first pretraining and taken up again; one of its
+    three cells fails. Its folder, its words, what it said: when it was broken off, and in the end."""
     folder = tmp_path_factory.mktemp("ablate")
     (folder / "my.yaml").write_text(OWN)
     words = (f"grid={folder / 'my.yaml'}", *QUICK, f"out={folder / 'out'}", "only=[a,bad,b]")
+    broken, until = start("ablate", *words), time.monotonic() + 200
+    while not list(folder.glob("out/runs/*/checkpoints/step-*")) and time.monotonic() < until:
+        time.sleep(0.02)
+    broken.send_signal(signal.SIGTERM)
+    _, interrupted = broken.communicate(timeout=200)
+    assert broken.returncode == 75, interrupted
+    assert not (folder / "out" / "rows.jsonl").exists()
     out, err = run("ablate", *words, code=65)
-    return folder, words, out, err
+    return folder, words, interrupted, out, err
 
 
 def test_a_cell_that_fails_is_told_and_the_rest_goes_on(ablation):
-    folder, _, out, err = ablation
+    folder, _, _, out, err = ablation
     assert "grid my, budget demo: 3 cells, 800 images each" in out
     (line,) = [line for line in out.splitlines() if "FAILED" in line]
     assert "bad: FAILED, pretrain.py exit 65: nowhere is missing; a folder is needed" in line
@@ -190,35 +204,25 @@ def test_each_finished_cell_has_a_row_and_small_pictures(ablation):
     assert not list(out.rglob("features"))
 
 
-def test_what_is_finished_is_not_run_again(ablation):
-    folder, words, _, _ = ablation
+def test_what_is_finished_is_not_run_again(ablation, in_process, capsys):
+    folder, words = ablation[:2]
     out = folder / "out"
     before = {name: (out / name).read_bytes() for name in ("rows.jsonl", "others.jsonl", "logs/my/a.log")}
-    told, _ = run("ablate", *words[:-1], "only=[a,b]")
-    assert "nothing is missing" in told
+    assert in_process("ablate", *words[:-1], "only=[a,b]") == (0, "")
+    assert "nothing is missing" in capsys.readouterr().out
     assert before == {name: (out / name).read_bytes() for name in before}
-    _, err = run("ablate", *words[:-1], "only=[a]", "images=1600", code=2)
-    assert "holds the cell a with other settings: train.steps was 50, is 100. Give another out=" in err
+    code, message = in_process("ablate", *words[:-1], "only=[a]", "images=1600")
+    assert code == 2
+    assert "holds the cell a with other settings: train.steps was 50, is 100. Give another out=" in message
 
 
-def test_an_ablation_that_is_broken_off_goes_on_and_finds_the_same(ablation, tmp_path):
-    folder, _, _, _ = ablation
-    words = (f"grid={folder / 'my.yaml'}", *QUICK, f"out={tmp_path}", "only=[a]", "train.checkpoint_every=5")
-    broken = start("ablate", *words)
-    until = time.monotonic() + 120
-    while not list(tmp_path.glob("runs/*/checkpoints/step-*")) and time.monotonic() < until:
-        time.sleep(0.02)
-    broken.send_signal(signal.SIGTERM)
-    _, err = broken.communicate(timeout=120)
-    assert broken.returncode == 75
-    assert "stopped by SIGTERM; run the same command again" in err
-    assert not (tmp_path / "rows.jsonl").exists()
-    run("ablate", *words)
-    (row,), others = rows_in(tmp_path)
-    (unbroken, _), floors = rows_in(folder / "out")
-    assert [r.accuracy for r in others] == [r.accuracy for r in floors]
-    for name in ("accuracy", "selected", "selected_accuracy", "layer", "t", "data_fingerprint", "dimensions"):
-        assert [getattr(r, name) for r in row.results] == [getattr(r, name) for r in unbroken.results]
+def test_what_was_broken_off_goes_on_where_it_was(ablation):
+    folder, _, interrupted, out, _ = ablation
+    assert interrupted.strip() == "error: stopped by SIGTERM; run the same command again to go on"
+    assert re.search(r"  a    \d+ of 50 steps", out), out
+    log = (folder / "out" / "logs" / "my" / "a.log").read_text()
+    assert log.count("$ python tools/pretrain.py") == 2
+    assert log.count("$ python tools/probe.py") == 1
 
 
 def test_a_launcher_runs_every_job_with_its_cells_though_one_fails(tmp_path):
@@ -236,11 +240,16 @@ def test_a_launcher_runs_every_job_with_its_cells_though_one_fails(tmp_path):
 
 
 @pytest.mark.slow
-def test_cells_run_as_jobs_of_a_launcher(ablation, tmp_path):
-    words = (f"grid={ablation[0] / 'my.yaml'}", *QUICK, f"out={tmp_path}", "only=[a,bad]", "launcher=basic")
+def test_an_unbroken_ablation_by_a_launcher_finds_the_same(ablation, tmp_path):
+    folder = ablation[0]
+    words = (f"grid={folder / 'my.yaml'}", *QUICK, f"out={tmp_path}", "only=[a,bad]", "launcher=basic")
     out, _ = run("ablate", *words, code=70)
     assert "bad: FAILED, the job" in out
-    assert [row.cell for row in rows_in(tmp_path)[0]] == ["a"]
+    (unbroken,), floors = rows_in(tmp_path)
+    (broken, _), others = rows_in(folder / "out")
+    assert [r.accuracy for r in others] == [r.accuracy for r in floors]
+    for name in ("accuracy", "selected", "selected_accuracy", "layer", "t", "data_fingerprint", "dimensions"):
+        assert [getattr(r, name) for r in broken.results] == [getattr(r, name) for r in unbroken.results]
 
 
 def test_time_is_read_off_the_speeds_that_were_logged(tmp_path):
