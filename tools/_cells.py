@@ -107,7 +107,8 @@ class Runner:
         folder = run / f"probe-{cell.grid}-{cell.name}"
         floors = f"floors={str(cell.floors).lower()}"
         self._call("probe.py", [f"run={run}", f"out={folder}", floors, *planned.probe, *self.machine.words], planned)
-        found = [self._named(r, cell.name) for r in read_results(folder / "results.jsonl")]
+        written = max(folder.glob("results*.jsonl"), key=lambda path: path.stat().st_mtime)  # of the split asked for
+        found = [self._named(r, cell.name) for r in read_results(written)]
         drawn = self.place.pictures(planned)
         if not (drawn / INDEX).exists():
             drawn.parent.mkdir(parents=True, exist_ok=True)
@@ -187,10 +188,17 @@ def run_child(words: Sequence[str], log: Path, stop: StopFlag, look: Callable[[]
                 child.wait(0.2)
             except subprocess.TimeoutExpired:
                 continue
+    return child.returncode, last_error(log, began)
+
+
+def last_error(log: Path, start: int = 0) -> str:
+    """The last line from a place of a log on that says what went wrong; empty if there is none."""
+    if not log.exists():
+        return ""
     with open(log, encoding="utf-8", errors="replace") as file:
-        file.seek(began)
+        file.seek(start)
         lines = [line.strip() for line in file if line.startswith("error: ")]
-    return child.returncode, lines[-1].removeprefix("error: ") if lines else ""
+    return lines[-1].removeprefix("error: ") if lines else ""
 
 
 def failed(tool: str, code: int, message: str) -> Fault:

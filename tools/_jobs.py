@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from _cells import failed
+from _cells import failed, last_error, run_child
 from _plan import Planned
 from _rows import Place
 
-from ldae.errors import Fault
+from ldae.engine.signals import StopFlag
+from ldae.errors import ConfigError, Fault
 from ldae.files import write_json
 from linear_probe.rows import Row
 
 HERE = Path(__file__).resolve().parent
-PACKAGES = {
-    "submitit_slurm": "hydra_plugins.hydra_submitit_launcher",
-    "submitit_local": "hydra_plugins.hydra_submitit_launcher",
-}
+SUBMITIT = "submitit_"  # what the plugins of hydra-submitit-launcher begin with
 # words of the call that are not for a job of it
 NOT_THEIRS = ("only", "launcher", "parallel", "dry", "estimate", "report")
 
@@ -42,7 +39,10 @@ def launch(
 
     Raises:
         ConfigError: the plugin is not installed.
+        Interrupted: a signal came; jobs of a cluster go on.
     """
+    if launcher["plugin"].startswith(SUBMITIT) and not find_spec("submitit"):
+        raise ConfigError("launcher.plugin", launcher["plugin"], 'is not installed; pip install "ldae[slurm]"')
     folder = place.out / "launch"
     folder.mkdir(exist_ok=True)
     theirs = [w for w in words if w.partition("=")[0].split(".")[0] not in NOT_THEIRS]
@@ -53,12 +53,15 @@ def launch(
         "cwd": str(Path.cwd()),
     }
     write_json(folder / "plan.json", plan)
-    code = subprocess.run([sys.executable, *application(launcher, folder, len(jobs))], check=False).returncode
+    stop, log = StopFlag(), folder / "launch.log"
+    with stop.listening():
+        code, _ = run_child(application(launcher, folder, len(jobs)), log, stop, lambda: None)
+    stop.poll()
     if code:
-        print(f"the launcher ended with {code}; what the jobs said: {folder}", file=sys.stderr)
+        print(f"the launcher ended with {code}; what it said: {log}", file=sys.stderr)
     for planned in (planned for job in jobs for planned in job):
         row = place.finished(planned)
-        tell(planned, row or failed("the job", Fault.code, ""), 0.0)
+        tell(planned, row or failed("the job", Fault.code, last_error(place.log(planned))), 0.0)
 
 
 def application(launcher: Mapping[str, Any], folder: Path, jobs: int) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,8 +13,8 @@ from typing import Any
 from _plan import Planned, lasting
 from filelock import FileLock
 
-from ldae.engine.run import RunFolder, differences
-from ldae.errors import CheckpointError, UsageError
+from ldae.engine.run import differences
+from ldae.errors import CheckpointError, OutputError, UsageError
 from ldae.files import read_json, write_text
 from linear_probe.results import Result
 from linear_probe.rows import Row, read_rows
@@ -33,14 +35,20 @@ class Place:
         self.out = out
 
     def open(self) -> None:
-        """Makes the folder.
+        """Makes the folder. No lock is taken: the jobs of a cluster come all at once.
 
         Raises:
             OutputError: it cannot be made or written.
         """
-        folder = RunFolder(self.out / "cells")
-        folder.acquire()
-        folder.release()
+        probe = self.out / "cells" / f".writable-{uuid.uuid4().hex[:8]}"
+        try:
+            probe.parent.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise
+            raise OutputError(f"out={self.out} cannot be written ({error.strerror}); give another out=") from None
 
     def run(self, planned: Planned) -> Path:
         """The folder of a cell's pretraining: that of an earlier cell, if it computes the same."""
