@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 from _cli import CONFIGS, compose, has_key, resolved
 from _grid import Cell
-from _session import FREE
+from _session import FREE, Session, train_settings
 from omegaconf import DictConfig
 
 from ldae.engine.run import flat
@@ -19,6 +20,7 @@ from ldae.files import json_hash
 from ldae.parts import Count, conform
 
 PROBE = "probe."  # what the words of a probe begin with
+LARGE = 513  # width from which on a network is not made for a check alone
 OTHER = "other"  # the grids that a budget does not name
 
 
@@ -118,18 +120,39 @@ def plan(cell: Cell, budget: Budget, images: int, user: Sequence[str]) -> Planne
         Fault: its config cannot be; the cell is named.
     """
     words = [*cell.words, *_matching(cell, budget), *budget.words]
-    try:
+    with _named(cell):
         found = _composed(words, {} if cell.beside else budget.keys, user)
         config = resolved(found[1])
         steps = max(1, round(images / conform("train.batch", config["train"]["batch"], Count)))
-    except Fault as fault:
-        told = Fault(f"cell {cell.name}: {fault}")
-        told.code = fault.code
-        raise told from None
     config["train"] = {**config["train"], "steps": steps, "epochs": None}
     of_probe = [w.removeprefix(PROBE) for w in latest([*words, *user]) if w.startswith(PROBE)]
     own = [*found[0], f"train.steps={steps}"]
     return Planned(cell, own, of_probe, config, steps * config["train"]["batch"])
+
+
+def check(planned: Planned) -> None:
+    """Makes a cell's parts, networks of more than 512 numbers a token left out: what cannot be fails before any work.
+
+    Raises:
+        Fault: a part cannot be made so; the cell is named.
+    """
+    with _named(planned.cell):
+        session = Session({**planned.config, "runtime": {"threads": 0, "progress": False}})
+        train_settings(planned.config)
+        small = planned.config["denoiser"].get("width", LARGE) < LARGE
+        for group in ("augment", "optim", *(["objective"] if small else [])):
+            session.system[group]
+
+
+@contextlib.contextmanager
+def _named(cell: Cell) -> Iterator[None]:
+    """Faults in the block begin with the cell's name."""
+    try:
+        yield
+    except Fault as fault:
+        told = Fault(f"cell {cell.name}: {fault}")
+        told.code = fault.code
+        raise told from None
 
 
 def _matching(cell: Cell, budget: Budget) -> Iterator[str]:

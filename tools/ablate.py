@@ -29,7 +29,7 @@ from _cli import compose, resolved, run_tool
 from _cost import hours_of
 from _grid import cells_of, chosen, grid_of, own_grid
 from _jobs import launch
-from _plan import Budget, Planned, beside, plan
+from _plan import Budget, Planned, beside, check, plan
 from _rows import Place, rows_in
 from _session import own_settings
 from _spent import cores
@@ -82,6 +82,8 @@ def main(words: Sequence[str]) -> None:
     plans = plans_of(config, settings, user)
     rows = {p.cell.name: place.finished(p) for p in plans}
     missing = [p for p in plans if rows[p.cell.name] is None]
+    for planned in missing:
+        check(planned)
     parallel = settings.parallel or construct(Budget, config["budget"], {}).parallel
     tell_plan(plans, rows, place, str(config["budget"]["name"]))
     tell_cost([row for row in rows.values() if row], missing, parallel, settings.estimate)

@@ -122,6 +122,7 @@ def test_cells_of_several_grids_share_the_pretraining_that_is_the_same():
         (("budget=lap",), "budget=lap does not exist; there are: demo, gpu, laptop, paper"),
         (("only=[12_dae]",), r"only=\[12_dae\] is no cell of this grid; there are: 00_dit, .*, mae"),
         (("only=[12_ldae]", "data.root=X", "optim.brl=1"), "cell 12_ldae: optim.brl=1 .* did you mean optim.blr?"),
+        (("only=[07_patch_pca]", "data=digits", "data.d=13"), "cell 07_patch_pca: tokenizer.d=13 exceeds 3"),
         (("train.steps=3",), "train.steps='3' is the budget's to say; give images="),
         (("parallel=0",), "parallel=0 must be at least 1"),
         (("launcher=slrum",), "launcher=slrum does not exist"),
