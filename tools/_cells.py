@@ -153,6 +153,7 @@ class Runner:
         """
         wait = 1.0
         while True:
+            self.machine.stop.poll()
             code, message = run_child([str(HERE / tool), *words], self.place.log(planned), self.machine.stop, look)
             if self.machine.stop.asked:
                 self.machine.stop.poll()

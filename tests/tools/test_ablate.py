@@ -164,14 +164,14 @@ def ablation(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ablate")
     (folder / "my.yaml").write_text(OWN)
     words = (f"grid={folder / 'my.yaml'}", *QUICK, f"out={folder / 'out'}", "only=[a,bad,b]")
-    broken, until = start("ablate", *words), time.monotonic() + 200
+    broken, until = start("ablate", *words), time.monotonic() + 600
     while not list(folder.glob("out/runs/*/checkpoints/step-*")) and time.monotonic() < until:
         time.sleep(0.02)
     broken.send_signal(signal.SIGTERM)
-    _, interrupted = broken.communicate(timeout=200)
+    _, interrupted = broken.communicate(timeout=600)
     assert broken.returncode == 75, interrupted
     assert not (folder / "out" / "rows.jsonl").exists()
-    out, err = run("ablate", *words, code=65)
+    out, err = run("ablate", *words, code=65, seconds=900)
     return folder, words, interrupted, out, err
 
 
@@ -244,7 +244,7 @@ def test_a_launcher_runs_every_job_with_its_cells_though_one_fails(tmp_path):
 def test_an_unbroken_ablation_by_a_launcher_finds_the_same(ablation, tmp_path):
     folder = ablation[0]
     words = (f"grid={folder / 'my.yaml'}", *QUICK, f"out={tmp_path}", "only=[a,bad]", "launcher=basic")
-    out, _ = run("ablate", *words, code=70)
+    out, _ = run("ablate", *words, code=70, seconds=900)
     assert "bad: FAILED, the job" in out
     (unbroken,), floors = rows_in(tmp_path)
     (broken, _), others = rows_in(folder / "out")
