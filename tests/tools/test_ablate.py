@@ -102,7 +102,7 @@ def test_a_budgets_keys_reach_the_cells_that_have_them_and_the_users_words_win()
     assert (ldae.config["train"]["steps"], ldae.config["train"]["epochs"], ldae.images) == (4, None, 100)
     again = plan(found["12_ldae"], size, 100, ["train.batch=25", "runtime.threads=7", "probe.t=[3]"])
     assert again.run_key == ldae.run_key  # neither threads nor probes change what is trained
-    assert (again.probe, ldae.probe) == (["t=[3]"], [])
+    assert (again.probe, ldae.probe) == (["layers=[4,5,6]", "t=[3]"], ["layers=[4,5,6]"])
     assert again.key != ldae.key
 
 
