@@ -12,6 +12,7 @@ from _tokenizers import tokenizer_config
 from torch import Tensor
 
 from ldae.objectives.base import Objective
+from ldae.objectives.classify import Classify
 from ldae.objectives.denoise import Denoise
 from ldae.types import Batch, Draws, Player
 
@@ -55,18 +56,29 @@ def _tokenizer(planned: Planned) -> float:
     sub = Session(tokenizer_config(session))
     settings = train_settings(sub.config)
     batch = _images(sub, settings.batch)
+    spent = _perceptual(sub, batch)
     trained: Objective = sub.system["objective"].to(sub.device)
     found = 0.0
     for player in trained.players.values():
         player.turn(settings.steps or 0)
         found += _step(sub, player, batch)
-    spent = found * (settings.steps or 0) * settings.batch / len(batch)
+    spent += found * (settings.steps or 0) * settings.batch / len(batch)
     if _encodes_once(session, objective):
         assert isinstance(objective, Denoise)
         with torch.no_grad():
             each = _timed(lambda: objective.tokenizer.stored(2 * batch.images - 1)) / len(batch)
         spent += each * len(session.splits().train)
     return spent
+
+
+def _perceptual(session: Session, batch: Batch) -> float:
+    """Seconds that the classifier of a tokenizer's perceptual loss is trained, if there is one."""
+    perceptual = session.system["perceptual"]
+    if perceptual is None or not perceptual.needs_training:
+        return 0.0
+    fit = session.config["perceptual"]["fit"]
+    step = _step(session, Classify(session.system["task"], perceptual.to(session.device)), batch)
+    return float(fit["steps"] * fit["batch"] * step / len(batch))
 
 
 def _encodes_once(session: Session, objective: Objective) -> bool:

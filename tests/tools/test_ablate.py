@@ -179,7 +179,7 @@ def test_a_cell_that_fails_is_told_and_the_rest_goes_on(ablation):
     folder, _, _, out, err = ablation
     assert "grid my, budget demo: 3 cells, 800 images each" in out
     (line,) = [line for line in out.splitlines() if "FAILED" in line]
-    assert "bad: FAILED, pretrain.py exit 65: nowhere is missing; a folder is needed" in line
+    assert "bad: FAILED, pretrain.py exit 65: data.root=nowhere is missing; a folder is needed" in line
     assert "nowhere is missing" in (folder / "out" / "logs" / "my" / "bad.log").read_text()
     assert err.strip() == "error: 1 of 3 cells failed: bad; the same command tries them again"
     assert sum(line.startswith("[") for line in out.splitlines()) == 3
@@ -200,7 +200,8 @@ def test_each_finished_cell_has_a_row_and_small_pictures(ablation):
         for file in row.pictures.values():
             assert 100 < (out / file).stat().st_size < 200_000
     assert {r.encoder for r in others} == {"the network of a, untrained", "raw pixels", "whole-image PCA"}
-    (one,) = (out / "runs").iterdir()  # two cells, one pretraining
+    assert [path.name[0] for path in (out / "runs").iterdir() if path.name[:3] != "bad"] == ["a"]  # b shares it
+    (one,) = (out / "runs").glob("a-*")
     assert status(one)["state"] == "done"
     assert not list(out.rglob("features"))
 
