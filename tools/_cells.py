@@ -252,5 +252,5 @@ def sentence(planned: Planned, row: Row, seconds: float) -> str:
     figures: list[Any] = [f"{r.protocol} {r.accuracy:.2f}" for r in row.results]
     if row.paper is not None:
         figures.append(f"paper {row.paper:g}")
-    spent = f"{row.hours:.3g} {row.unit}-hours, {seconds / 60:.1f} min here"
+    spent = f"{row.hours:.3g} {row.unit}-hours" + (f", {seconds / 60:.1f} min here" if seconds else "")
     return f"{planned.cell.name}: {', '.join(figures)} ({spent})"
