@@ -29,6 +29,7 @@ setup(
     ],
     extras_require={
         "fid": ["torch-fidelity>=0.3"],  # Inception-v3 as FID has it; its weights are the user's to fetch
+        "slurm": ["hydra-submitit-launcher>=1.2"],  # ablations as jobs of a cluster
         "dev": [
             "pytest>=8",  # the tests
             "pytest-xdist>=3.5",  # on both cores

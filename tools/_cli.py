@@ -52,8 +52,11 @@ def run_tool(main: Callable[[Sequence[str]], None]) -> NoReturn:
     sys.exit(code)
 
 
-def compose(root: str, words: Sequence[str]) -> DictConfig:
+def compose(root: str, words: Sequence[str], optional: Sequence[str] = ()) -> DictConfig:
     """The config that configs/ROOT.yaml and the overrides make; interpolations are not resolved yet.
+
+    Args:
+        optional: overrides of values, each left out where the config has no such key; `words` win over them.
 
     Raises:
         UsageError: a word is no override, names no key or no file, or a config cannot be read.
@@ -66,7 +69,9 @@ def compose(root: str, words: Sequence[str]) -> DictConfig:
         known = _composed(root, choices)
         for override in values:
             _check_key(override, known)
-        return _composed(root, choices + [o.input_line for o in values])
+        extra = [o for o in _parsed(optional) if has_key(known, o.key_or_group)]
+        lines = [o.input_line for o in (*extra, *values)]
+        return _composed(root, choices + lines) if lines else known
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
@@ -151,6 +156,16 @@ def _check_key(override: Override, config: DictConfig) -> None:
         node = node._get_node(part)
         if isinstance(node, DictConfig) and node._is_none():
             node = None
+
+
+def has_key(config: DictConfig, key: str) -> bool:
+    """Whether a config has a dotted key, its value null or not."""
+    node: Any = config
+    for part in key.split("."):
+        if not isinstance(node, DictConfig) or node._is_none() or part not in set(node):
+            return False
+        node = node._get_node(part)
+    return True
 
 
 def _paths(config: DictConfig, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

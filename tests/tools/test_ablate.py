@@ -1,0 +1,278 @@
+"""Ablations: which cells there are, how they are planned, run, broken off, resumed and told."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from _cells import told
+from _cli import CONFIGS
+from _grid import cells_of, grid_of
+from _plan import Budget, plan
+from _rows import rows_in
+from _spent import seconds
+from helpers import ROOT, run, start, status
+
+from ldae.parts import construct
+
+GRIDS = sorted(p.stem for p in (CONFIGS / "grid").glob("*.yaml"))
+BUDGETS = sorted(p.stem for p in (CONFIGS / "budget").glob("*.yaml"))
+QUICK = (
+    "budget=demo",
+    "images=800",
+    "runtime.threads=1",
+    "estimate=false",
+    "report=false",
+    "probe.protocols=[knn]",
+    "train.checkpoint_every=5",
+    "parallel=1",
+)
+OWN = """
+axes:
+  cell:
+    a: [experiment=deconstruct/12_ldae]
+    bad: [experiment=deconstruct/12_ldae, data=imagefolder, data.root=nowhere]
+    b: [experiment=deconstruct/12_ldae, "probe.t=[40]"]
+paper: [3, 2, 1]
+source: a made-up paper
+floors: a
+"""
+
+
+def read(group, name):
+    return yaml.safe_load((CONFIGS / group / f"{name}.yaml").read_text())
+
+
+def budget(name):
+    return construct(Budget, read("budget", name), {})
+
+
+def cells(grid, size="laptop"):
+    return {cell.name: cell for cell in cells_of(grid_of(read("grid", grid), budget(size).grids.get(grid, {})))}
+
+
+@pytest.mark.parametrize("size", BUDGETS)
+@pytest.mark.parametrize("grid", GRIDS)
+def test_every_grid_has_cells_at_every_budget(grid, size):
+    found = cells(grid, size)
+    assert grid == read("grid", grid)["name"]
+    assert size == read("budget", size)["name"]
+    assert sum(cell.floors for cell in found.values()) == 1
+    assert [cell.position for cell in found.values()] == list(range(len(found)))
+    assert all(cell.words and cell.axes and bool(cell.paper) == bool(cell.paper_source) for cell in found.values())
+    assert budget(size).images_of(grid) > 0
+
+
+def test_the_path_has_its_thirteen_rungs_in_order_with_the_papers_accuracies():
+    found = cells("deconstruct")
+    rungs = sorted(p.stem for p in (CONFIGS / "experiment" / "deconstruct").glob("*.yaml"))
+    assert list(found) == rungs
+    assert len(rungs) == 13
+    assert all(cell.words == [f"experiment=deconstruct/{name}"] for name, cell in found.items())
+    for name, cell in found.items():  # the rung's own config tells the same
+        assert f"linear probe {cell.paper} %" in (CONFIGS / f"experiment/deconstruct/{name}.yaml").read_text()
+
+
+def test_tokenizers_by_dimensions_are_twenty_cells():
+    found = cells("tokenizers")
+    assert len(found) == 20
+    assert list(found)[:6] == ["conv_vae-4", "conv_vae-8", "conv_vae-16", "conv_vae-32", "conv_vae-48", "patch_vae-4"]
+    assert found["patch_pca-16"].paper == 65.1
+    assert found["patch_pca-16"].axes == {"tokenizer": "patch_pca", "d": 16}
+    assert [c.paper for c in found.values()] == [c.paper for c in cells("tokenizers", "paper").values()]
+    assert found["patch_ae-48"].paper is None
+    assert "their d is not" in found["patch_ae-4"].paper_source
+    assert "their d is not" not in found["patch_pca-4"].paper_source
+
+
+def test_a_budgets_keys_reach_the_cells_that_have_them_and_the_users_words_win():
+    found, size = cells("deconstruct"), budget("laptop")
+    vae, ldae = (plan(found[name], size, 100, ["train.batch=25"]) for name in ("04_linear_gamma2", "12_ldae"))
+    assert "metric.whiten=1" in ldae.words
+    assert "metric.whiten=1" not in vae.words
+    assert ldae.config["metric"]["whiten"] == 1
+    assert ldae.config["optim"]["blr"] == 1.2e-2
+    assert "train.batch=32" not in ldae.words
+    assert (ldae.config["train"]["steps"], ldae.config["train"]["epochs"], ldae.images) == (4, None, 100)
+    again = plan(found["12_ldae"], size, 100, ["train.batch=25", "runtime.threads=7", "probe.t=[3]"])
+    assert again.run_key == ldae.run_key  # neither threads nor probes change what is trained
+    assert (again.probe, ldae.probe) == (["layers=[4,5,6]", "t=[3]"], ["layers=[4,5,6]"])
+    assert again.key != ldae.key
+
+
+def test_cells_of_several_grids_share_the_pretraining_that_is_the_same():
+    path, grid, depth = cells("deconstruct"), cells("tokenizers"), cells("depth")
+    size = budget("laptop")
+    one, other = plan(path["07_patch_pca"], size, 64, []), plan(grid["patch_pca-16"], size, 64, [])
+    assert one.run_key == other.run_key != plan(grid["patch_pca-8"], size, 64, []).run_key
+    assert plan(depth["3"], size, 64, []).run_key == plan(path["12_ldae"], size, 64, []).run_key
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("grid=tokenizer",), "grid=tokenizer does not exist; there are: .* did you mean 'tokenizers'?"),
+        (("grid=none.yaml",), "grid='none.yaml' cannot be read"),
+        (("budget=lap",), "budget=lap does not exist; there are: demo, gpu, laptop, paper"),
+        (("only=[12_dae]",), r"only=\[12_dae\] is no cell of this grid; there are: 00_dit, .*, mae"),
+        (("only=[12_ldae]", "data.root=X", "optim.brl=1"), "cell 12_ldae: optim.brl=1 .* did you mean optim.blr?"),
+        (("only=[07_patch_pca]", "data=digits", "data.d=13"), "cell 07_patch_pca: tokenizer.d=13 exceeds 3"),
+        (("train.steps=3",), "train.steps='3' is the budget's to say; give images="),
+        (("parallel=0",), "parallel=0 must be at least 1"),
+        (("launcher=slrum",), "launcher=slrum does not exist"),
+        (("report", "out=nowhere"), "nowhere/rows.jsonl cannot be read"),
+    ],
+)
+def test_a_mistake_is_one_sentence(in_process, tmp_path, monkeypatch, words, sentence):
+    monkeypatch.chdir(tmp_path)
+    code, message = in_process("ablate", *words)
+    assert code == (65 if words[0] == "report" else 2)
+    assert re.search(sentence, message), message
+    assert len(message.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("- 1", "holds no mapping"),
+        ("axes: {cell: {a: seed=1}}", "grid.axes.cell.a='seed=1' must be a list"),
+        ("axes: {cell: {a: []}}\npaper: [1, 2]", "must have an accuracy .* for each of the 1 cells"),
+        ("axes: {cell: {a/b: []}}", "grid.axes='a/b' must give each cell a name"),
+        ("axes: {cell: {a: []}}\nfloor: a", "grid.floor='a' is not a key here .* did you mean 'floors'?"),
+        ("axes: {cell: {a: []}}\nfloors: b", "grid.floors='b' is no cell of this grid; there are: a"),
+    ],
+)
+def test_a_mistake_in_ones_own_grid_is_one_sentence(in_process, tmp_path, text, sentence):
+    path = tmp_path / "my.yaml"
+    path.write_text(text)
+    code, message = in_process("ablate", f"grid={path}", f"out={tmp_path / 'o'}")
+    assert (code, bool(re.search(sentence, message))) == (2, True), message
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.fixture(scope="module")
+def ablation(tmp_path_factory):
+    """An ablation of one's own grid, broken off in the midst of its first pretraining and taken up again; one of its
+    three cells fails. Its folder, its words, what it said: when it was broken off, and in the end."""
+    folder = tmp_path_factory.mktemp("ablate")
+    (folder / "my.yaml").write_text(OWN)
+    words = (f"grid={folder / 'my.yaml'}", *QUICK, f"out={folder / 'out'}", "only=[a,bad,b]")
+    broken, until = start("ablate", *words), time.monotonic() + 600
+    while not list(folder.glob("out/runs/*/checkpoints/step-*")) and time.monotonic() < until:
+        time.sleep(0.02)
+    broken.send_signal(signal.SIGTERM)
+    _, interrupted = broken.communicate(timeout=600)
+    assert broken.returncode == 75, interrupted
+    assert not (folder / "out" / "rows.jsonl").exists()
+    out, err = run("ablate", *words, code=65, seconds=900)
+    return folder, words, interrupted, out, err
+
+
+def test_a_cell_that_fails_is_told_and_the_rest_goes_on(ablation):
+    folder, _, _, out, err = ablation
+    assert "grid my, budget demo: 3 cells, 800 images each" in out
+    (line,) = [line for line in out.splitlines() if "FAILED" in line]
+    assert "bad: FAILED, pretrain.py exit 65: data.root=nowhere is missing; a folder is needed" in line
+    assert "nowhere is missing" in (folder / "out" / "logs" / "my" / "bad.log").read_text()
+    assert err.strip() == "error: 1 of 3 cells failed: bad; the same command tries them again"
+    assert sum(line.startswith("[") for line in out.splitlines()) == 3
+
+
+def test_each_finished_cell_has_a_row_and_small_pictures(ablation):
+    out = ablation[0] / "out"
+    rows, others = rows_in(out)
+    assert [(row.cell, row.axes, row.paper) for row in rows] == [("a", {"cell": "a"}, 3), ("b", {"cell": "b"}, 1)]
+    for row, t in zip(rows, (10, 40), strict=True):
+        (result,) = row.results
+        assert (result.protocol, result.t, result.step, result.split) == ("knn", t, 50, "test")
+        assert (row.images, row.unit, row.budget) == (800, "core", "demo")
+        assert 0 < row.hours < 1
+        assert "data.root" not in row.command
+        assert str(out) not in row.line()
+        assert sum(what.startswith("denoised t=") for what in row.pictures) == 5
+        for file in row.pictures.values():
+            assert 100 < (out / file).stat().st_size < 200_000
+    assert {r.encoder for r in others} == {"the network of a, untrained", "raw pixels", "whole-image PCA"}
+    assert [path.name[0] for path in (out / "runs").iterdir() if path.name[:3] != "bad"] == ["a"]  # b shares it
+    (one,) = (out / "runs").glob("a-*")
+    assert status(one)["state"] == "done"
+    assert not list(out.rglob("features"))
+
+
+def test_what_is_finished_is_not_run_again(ablation, in_process, capsys):
+    folder, words = ablation[:2]
+    out = folder / "out"
+    before = {name: (out / name).read_bytes() for name in ("rows.jsonl", "others.jsonl", "logs/my/a.log")}
+    assert in_process("ablate", *words[:-1], "only=[a,b]") == (0, "")
+    assert "nothing is missing" in capsys.readouterr().out
+    assert before == {name: (out / name).read_bytes() for name in before}
+    code, message = in_process("ablate", *words[:-1], "only=[a]", "images=1600")
+    assert code == 2
+    assert "holds the cell a with other settings: train.steps was 50, is 100. Give another out=" in message
+
+
+def test_what_was_broken_off_goes_on_where_it_was(ablation):
+    folder, _, interrupted, out, _ = ablation
+    assert interrupted.strip() == "error: stopped by SIGTERM; run the same command again to go on"
+    assert re.search(r"  a    \d+ of 50 steps", out), out
+    log = (folder / "out" / "logs" / "my" / "a.log").read_text()
+    assert log.count("$ python tools/pretrain.py") == 2
+    assert log.count("$ python tools/probe.py") == 1
+
+
+def test_a_launcher_runs_every_job_with_its_cells_though_one_fails(tmp_path):
+    """Hydra's own launcher, whose jobs are started as those of a cluster are."""
+    from _jobs import application
+
+    tool = tmp_path / "tool.py"
+    tool.write_text("import sys; print(sys.argv[1:], flush=True); sys.exit('only=[c]' in sys.argv)")
+    plan = {"tool": str(tool), "words": ["grid=g"], "jobs": [["a", "b"], ["c"], ["d"]], "cwd": str(tmp_path)}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    words = application({"plugin": "basic"}, tmp_path, 3)
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True)
+    told = [line for line in done.stdout.splitlines() if line.startswith("['grid")]
+    assert told == ["['grid=g', 'only=[a,b]']", "['grid=g', 'only=[c]']", "['grid=g', 'only=[d]']"]
+
+
+@pytest.mark.slow
+def test_an_unbroken_ablation_by_a_launcher_finds_the_same(ablation, tmp_path):
+    folder = ablation[0]
+    words = (f"grid={folder / 'my.yaml'}", *QUICK, f"out={tmp_path}", "only=[a,bad]", "launcher=basic")
+    out, _ = run("ablate", *words, code=70, seconds=900)
+    assert "bad: FAILED, the job" in out
+    (unbroken,), floors = rows_in(tmp_path)
+    (broken, _), others = rows_in(folder / "out")
+    assert [r.accuracy for r in others] == [r.accuracy for r in floors]
+    for name in ("accuracy", "selected", "selected_accuracy", "layer", "t", "data_fingerprint", "dimensions"):
+        assert [getattr(r, name) for r in broken.results] == [getattr(r, name) for r in unbroken.results]
+
+
+def test_time_is_read_off_the_speeds_that_were_logged(tmp_path):
+    rows = [
+        {"step": 0, "monitor": "panel"},
+        {"step": 10, "images_per_second": 100.0},
+        {"step": 25, "images_per_second": 50.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert seconds(tmp_path, 20) == 10 * 20 / 100 + 15 * 20 / 50
+    assert seconds(tmp_path / "none", 20) == 0
+
+
+def test_commands_are_told_without_the_places_of_one_machine():
+    words = f"python {ROOT}/tools/probe.py run=/a/b out=/c data.root=/d t=[10]"
+    assert told(words) == "python tools/probe.py run=RUN out=RUN data.root=DIR t=[10]"
+
+
+def test_a_folder_is_reported(ablation, in_process, capsys):
+    pytest.importorskip("linear_probe.report")
+    assert in_process("ablate", "report", f"out={ablation[0] / 'out'}") == (0, "")
+    assert "report:" in capsys.readouterr().out
+    page = (ablation[0] / "out" / "index.html").read_text()
+    assert "made-up" in page

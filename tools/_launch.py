@@ -1,0 +1,35 @@
+"""A Hydra application whose jobs are cells of an ablation: what tools/ablate.py starts for a launcher.
+
+    python tools/_launch.py --multirun hydra/launcher=submitit_slurm plan=OUT/launch/plan.json job=0,1,2
+
+Each job is `python tools/ablate.py` with the words of the plan and the cells of the job. How a cell ended is in the
+ablation's folder; a job that fails does not stop the others.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+
+def spare() -> None:
+    """Slurm's warning before the end is for submitit: a child that does not know it would die of it."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+
+@hydra.main(config_path=None, config_name=None, version_base="1.3")
+def main(config: DictConfig) -> int:
+    """Runs the cells of one job."""
+    plan = json.loads(Path(str(config.plan)).read_text())
+    words = [plan["tool"], *plan["words"], f"only=[{','.join(plan['jobs'][config.job])}]"]
+    return subprocess.run([sys.executable, *words], cwd=plan["cwd"], preexec_fn=spare, check=False).returncode
+
+
+if __name__ == "__main__":
+    main()

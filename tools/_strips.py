@@ -1,0 +1,69 @@
+"""Draws what a run's network restores: eight hold-out images clean, noised and denoised, a picture for each level.
+
+    python tools/_strips.py run=RUN out=FOLDER
+
+Part of tools/ablate.py. Images and noise are the same for every run of the same data.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from _cli import run_tool
+from _monitors import preview
+from _session import Session
+
+from ldae.counter import seed_of
+from ldae.engine.logging import save_png
+from ldae.errors import UsageError
+from ldae.export import load_run
+from ldae.files import published_folder, write_json
+from ldae.objectives.denoise import Denoise
+from ldae.objectives.panels import in_colour, tiled
+from ldae.types import Batch, Draws
+
+SHOWN = 8
+SIXTEENTHS = (1, 2, 4, 8, 14)  # of the schedule's steps
+INDEX = "pictures.json"  # what each shows -> its file
+
+
+def main(words: Sequence[str]) -> None:
+    """Loads, draws, writes a folder with an index."""
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    if set(given) != {"run", "out"}:
+        raise UsageError("usage: python tools/_strips.py run=RUN out=FOLDER")
+    run, out = Path(given["run"]), Path(given["out"])
+    loaded = load_run(run)
+    names: dict[str, str] = {}
+    with published_folder(out) as folder:
+        if isinstance(loaded.objective, Denoise):
+            session = Session({**loaded.config, "device": "cpu", "runtime": {"threads": 1, "progress": False}})
+            images = session.splits()
+            batch = preview(session, images.holdout if len(images.holdout) else images.train, SHOWN)
+            for t, picture in strips(loaded.objective, batch):
+                names[f"denoised t={t}"] = f"t{t:04d}.png"  # below clean and noised; the report knows this name
+                save_png(folder / f"t{t:04d}.png", picture)
+        filters = run / "pictures" / "tokenizer_filters.png"
+        if filters.exists():
+            names["the tokenizer's filters"] = "filters.png"
+            shutil.copyfile(filters, folder / "filters.png")
+        write_json(folder / INDEX, names)
+
+
+@torch.no_grad()
+def strips(objective: Denoise, batch: Batch) -> Iterator[tuple[int, torch.Tensor]]:
+    """(t, picture) for five levels; the picture's rows are clean, noised and denoised, its columns the images."""
+    clean = (objective.task(batch)[0] + 1) / 2  # (B, C, H, W)
+    for sixteenth in SIXTEENTHS:
+        t = sixteenth * objective.schedule.T // 16
+        level = objective.schedule.at(torch.full((len(clean),), t))
+        answers = objective.denoised(batch, level, Draws([seed_of(sixteenth)]))
+        rows = [clean, *((x + 1) / 2 for x in answers)]
+        yield t, tiled(torch.stack([in_colour(x.clamp(0, 1)) for x in rows]), least=32)
+
+
+if __name__ == "__main__":
+    run_tool(main)
