@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ class Agreement:
 
     Attributes:
         grid, protocol: whose accuracies; protocols are never mixed.
-        correlation: in [-1, 1]; 1 for the same order. Not a number where all of one side are equal.
+        correlation: in [-1, 1]; 1 for the same order.
         cells: how many have both.
     """
 
@@ -38,8 +39,13 @@ def agreements(rows: Sequence[Row]) -> list[Agreement]:
     for row in rows:
         for result in row.results if row.paper is not None else ():
             pairs.setdefault((row.grid, result.protocol), []).append((row.paper or 0.0, result.accuracy))
-    return [
-        Agreement(grid, protocol, float(spearmanr(*zip(*found, strict=True)).statistic), len(found))
-        for (grid, protocol), found in pairs.items()
-        if len(found) >= FEWEST
-    ]
+    known = {key: (rank_correlation(found), len(found)) for key, found in pairs.items()}
+    return [Agreement(*key, rho, count) for key, (rho, count) in known.items() if rho is not None]
+
+
+def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Spearman's, in [-1, 1]; None for fewer than three pairs, or where one side is the same number throughout."""
+    if len(pairs) < FEWEST or any(len(set(side)) == 1 for side in zip(*pairs, strict=True)):
+        return None
+    rho = float(spearmanr(*zip(*pairs, strict=True)).statistic)
+    return rho if math.isfinite(rho) else None

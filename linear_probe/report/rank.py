@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from scipy.stats import spearmanr
-
+from linear_probe.agreement import rank_correlation
 from linear_probe.report.contents import Entry
 
 
@@ -31,7 +29,5 @@ def agreement(cells: Iterable[Entry], protocol: str) -> Agreement | None:
     """
     pairs = [(e.results[protocol].accuracy, e.row.paper) for e in cells if e.row and protocol in e.results]
     known = [(ours, paper) for ours, paper in pairs if paper is not None]
-    if len(known) < 3 or any(len(set(side)) == 1 for side in zip(*known, strict=True)):
-        return None
-    rho = float(spearmanr(*zip(*known, strict=True)).statistic)
-    return Agreement(rho, len(known)) if math.isfinite(rho) else None
+    rho = rank_correlation(known)
+    return None if rho is None else Agreement(rho, len(known))
