@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "objectives": {"tasks", "tokenizers", "denoisers", "diffusion", "nn", "metrics"},
     "top": {"objectives", "tasks", "tokenizers", "denoisers", "diffusion", "nn", "data", "engine", "metrics"},
 }
-TOP = {"system", "export", "fold", "generate", "restore"}
+TOP = {"system", "export", "fold", "generate", "restore", "timm_encoder", "timm_weights", "timm_folder", "onnx_file"}
 ONLY_IN_TOOLS = {"hydra", "omegaconf"}
 FILES = sorted((ROOT / "ldae").rglob("*.py")) + sorted((ROOT / "linear_probe").rglob("*.py"))
 
