@@ -52,7 +52,7 @@ def test_a_tokenizer_that_mixes_patches_of_the_vit_is_refused(config, images):
 
 
 def test_what_is_no_vit_is_refused(config, images):
-    words = ("experiment=ddpm/cifar10_cpu", "denoiser.channels=8", "denoiser.multipliers=[1,2]", "denoiser.attention=[16]")
-    encoder = Encoder(system_of(config, images, *words)["objective"])
+    small = ("denoiser.channels=8", "denoiser.multipliers=[1,2]", "denoiser.attention=[16]")
+    encoder = Encoder(system_of(config, images, "experiment=ddpm/cifar10_cpu", *small)["objective"])
     with pytest.raises(ConfigError, match="denoiser='UNet' cannot be folded: it must be a ViT on clean input"):
         folded(encoder)
