@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -46,24 +48,41 @@ def write_onnx(path: Path, encoder: Encoder, shape: tuple[int, int, int]) -> Non
         raise ConfigError("noised", True, "cannot be exported: a graph draws no noise")
     example = torch.rand(2, *shape)
     large = 4 * sum(p.numel() for p in encoder.parameters()) >= ONE_FILE
-    quiet = logging.getLogger("torch.onnx")
-    before, quiet.level = quiet.level, logging.ERROR
+    with _quietly():
+        program = torch.export.export(encoder, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        program = program.run_decompositions({torch.ops.aten.scaled_dot_product_attention.default: attention})
+        torch.onnx.export(
+            program, (), str(path), input_names=[INPUT], output_names=[OUTPUT], external_data=large, verbose=False
+        )
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Torch's fused attention multiplied out; its translator knows it with heads alone, (B, h, N, c)."""
+    assert attn_mask is None and not (dropout_p or is_causal or enable_gqa)
+    scaled = q * (q.shape[-1] ** -0.5 if scale is None else scale)
+    return torch.softmax(scaled @ k.transpose(-2, -1), dim=-1) @ v
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the exporter's log: whether it did well is measured afterwards."""
+    log = logging.getLogger("torch.onnx")
+    before, log.level = log.level, logging.ERROR
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.onnx.export(
-                encoder,
-                (example,),
-                str(path),
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                external_data=large,
-                verbose=False,
-            )
+            yield
     finally:
-        quiet.level = before
+        log.level = before
 
 
 class OnnxFeatures:

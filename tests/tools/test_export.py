@@ -101,16 +101,15 @@ def test_a_graph_of_a_unet_gives_the_features_of_load_encoder(trained, tmp_path,
     assert (onnx_features(out, images) - expected).abs().max() < 1e-4
 
 
-def test_mae_is_a_plain_vit_with_a_class_token_and_a_graph(trained, tmp_path, in_process):
+def test_mae_is_a_plain_vit_with_a_class_token(trained, tmp_path, in_process):
     out, folder = tmp_path / "out", trained("mae")
-    assert in_process("export", f"run={folder}", f"out={out}", "format=[timm,onnx]") == (0, "")
+    assert in_process("export", f"run={folder}", f"out={out}") == (0, "")
     images, encoder = digits(folder), TimmEncoder(f"local-dir:{out}")
     expected = load_encoder(folder)
     assert encoder.prefix == 1
     assert (encoder(images) - expected(images)).abs().max() < 1e-4
     tokens, whole = encoder.tokens(images, [4])[4][:, 1:], expected.tokens(images, [4])[4]
     assert (tokens - whole).abs().max() < 1e-4
-    assert (onnx_features(out, images) - expected(images)).abs().max() < 1e-4
 
 
 def test_a_difference_above_the_limit_leaves_nothing_behind(trained, tmp_path, in_process, monkeypatch):
