@@ -67,7 +67,10 @@ def attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """Torch's fused attention multiplied out; its translator knows it with heads alone, (B, h, N, c)."""
-    assert attn_mask is None and not (dropout_p or is_causal or enable_gqa)
+    assert attn_mask is None
+    assert not dropout_p
+    assert not is_causal
+    assert not enable_gqa
     scaled = q * (q.shape[-1] ** -0.5 if scale is None else scale)
     return torch.softmax(scaled @ k.transpose(-2, -1), dim=-1) @ v
 
