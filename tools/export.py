@@ -5,7 +5,8 @@
 
 Afterwards timm.create_model("local-dir:OUT", pretrained=True) is the encoder, wherever there is timm.
 What is written is read back and held against load_encoder(RUN) on images of the run's hold-out: the largest
-difference of a feature is printed, and above 1e-4 nothing is left behind (exit 70). OUT/README.md says how to load it.
+difference of a feature is printed, and above 1e-4 (of the largest feature, where that is above 1) nothing is left
+behind (exit 70). OUT/README.md says how to load it.
 """
 
 from __future__ import annotations
