@@ -30,7 +30,11 @@ setup(
     extras_require={
         "fid": ["torch-fidelity>=0.3"],  # Inception-v3 as FID has it; its weights are the user's to fetch
         "slurm": ["hydra-submitit-launcher>=1.2"],  # ablations as jobs of a cluster
+        "onnx": ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"],  # writes graphs (torch's way), and runs them
         "dev": [
+            "onnx>=1.17",  # as in the extra of that name
+            "onnxscript>=0.3",
+            "onnxruntime>=1.20",
             "pytest>=8",  # the tests
             "pytest-xdist>=3.5",  # on both cores
             "hypothesis>=6.100",  # laws over many inputs

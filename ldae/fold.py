@@ -1,4 +1,4 @@
-"""A conditioned encoder at a fixed noise level, folded into a plain ViT that timm loads.
+"""An encoder as a plain ViT that timm loads: a conditioned one folded at its noise level, MAE's renamed.
 
 At a fixed t, and with no class told, the shifts, scales and gates of adaLN are constants. LayerNorm's weight
 becomes 1 + scale, its bias the shift; the gate multiplies the rows of the projection behind it. A patch-wise
@@ -8,62 +8,154 @@ approximated.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ldae.denoisers.base import Network
+from ldae.denoisers.mae import MaskedAutoencoder
 from ldae.denoisers.vit import ViTDenoiser
 from ldae.errors import ConfigError
 from ldae.export import Encoder
-from ldae.nn.blocks import ConditionedBlock
+from ldae.nn.blocks import Block, ConditionedBlock
 from ldae.nn.patchify import unpatchify
 from ldae.objectives.denoise import Denoise
+from ldae.tokenizers.identity import Identity
 from ldae.tokenizers.patch_linear import PatchLinear
 from ldae.tokenizers.pixel import Pixel
 
+ARCHITECTURE = "vit_base_patch16_224"  # timm's name of a ViT; all of its sizes are given anew
 NEW = ("head.", "fc_norm.")  # what a classifier has and an encoder has not
 
 
+@dataclass(frozen=True)
+class Plain:
+    """A plain ViT of timm's, before it is built.
+
+    Attributes:
+        arguments: what timm.create_model needs beside ARCHITECTURE.
+        weights: the state dict, in timm's names.
+    """
+
+    arguments: Mapping[str, Any]
+    weights: Mapping[str, Tensor]
+
+    def build(self, **changes: Any) -> nn.Module:
+        """The network: images (B, 3, H, W) in [-1, 1] -> (B, D), patch tokens averaged.
+
+        Args:
+            changes: other arguments of timm.create_model, to make a classifier of it: num_classes, drop_path_rate,
+                fc_norm. Its head is new.
+        """
+        import timm
+
+        model: nn.Module = timm.create_model(ARCHITECTURE, **{**self.arguments, **changes})
+        missing, unexpected = model.load_state_dict(dict(self.weights), strict=False)
+        assert not unexpected, unexpected
+        assert all(name.startswith(NEW) for name in missing), missing
+        return model.eval()
+
+
 def plain_vit(encoder: Encoder, **changes: Any) -> nn.Module:
-    """The encoder as a timm VisionTransformer: images (B, 3, H, W) in [-1, 1] -> (B, D), tokens averaged.
+    """The encoder as a timm VisionTransformer: images (B, 3, H, W) in [-1, 1] -> (B, D), patch tokens averaged.
 
     Args:
-        changes: arguments of timm.create_model other than those of `timm_arguments`, to make a classifier of it:
-            num_classes, drop_path_rate, fc_norm. Its head is new.
+        changes: of Plain.build.
 
     Raises:
-        ConfigError: the run is of another objective than denoising, the network is no ViT, its input is noised, or
-            its tokenizer is not linear on patches.
+        ConfigError: as folded.
     """
-    import timm
+    return folded(encoder).build(**changes)
 
+
+@torch.no_grad()
+def folded(encoder: Encoder) -> Plain:
+    """The encoder as a plain ViT, none of it approximated.
+
+    Raises:
+        ConfigError: the network is no ViT, its input is noised, or its tokenizer is not linear on its patches.
+    """
+    kind = type(encoder.network)
+    if kind not in FOLDS or encoder.noised:
+        raise ConfigError("denoiser", kind.__name__, "cannot be folded: it must be a ViT on clean input")
+    return FOLDS[kind](encoder)
+
+
+def _folded_vit(encoder: Encoder) -> Plain:
     network, tokenizer = encoder.network, _denoise(encoder).tokenizer
-    if not isinstance(network, ViTDenoiser) or encoder.noised:
-        raise ConfigError("denoiser", type(network).__name__, "cannot be folded: it must be a ViT on clean input")
-    if not isinstance(tokenizer, (PatchLinear, Pixel)):
-        raise ConfigError("tokenizer", type(tokenizer).__name__, "cannot be folded: it is not linear on patches")
-    plain = timm.create_model("vit_base_patch16_224", **{**timm_arguments(encoder), **changes})
-    missing, unexpected = plain.load_state_dict(folded_weights(encoder), strict=False)
-    assert not unexpected, unexpected
-    assert all(name.startswith(NEW) for name in missing), missing
-    return plain.eval()
-
-
-def timm_arguments(encoder: Encoder) -> dict[str, Any]:
-    """What timm.create_model needs beside a ViT's name to make the folded encoder."""
-    network, shape = encoder.network, _denoise(encoder).tokenizer.image_shape
     assert isinstance(network, ViTDenoiser)
-    block = network.blocks[0]
-    assert isinstance(block, ConditionedBlock)
+    if not isinstance(tokenizer, (PatchLinear, Pixel, Identity)):
+        raise ConfigError("tokenizer", type(tokenizer).__name__, "cannot be folded: it is not linear on patches")
+    if tokenizer.shape[1] % network.grid[0]:
+        raise ConfigError("denoiser", f"{network.grid} tokens", "cannot be folded: the tokenizer's patches are larger")
+    c = network.condition(_denoise(encoder).schedule.at(torch.tensor([encoder.t], device=network.positions.device)))
+    weight, bias = patch_embedding(encoder)
+    weights = {"pos_embed": network.positions[None], "patch_embed.proj.weight": weight, "patch_embed.proj.bias": bias}
+    for i, block in enumerate(list(network.blocks)[: encoder.layer]):
+        assert isinstance(block, ConditionedBlock)
+        weights |= {f"blocks.{i}.{name}": value for name, value in _folded_block(block, c).items()}
+    return Plain(_arguments(encoder, tokenizer.image_shape[1]), _own(weights))
+
+
+def _folded_block(block: ConditionedBlock, c: Tensor) -> dict[str, Tensor]:
+    """A block's weights under the condition c, (1, cond_width)."""
+    shift1, scale1, gate1, shift2, scale2, gate2 = (v.flatten() for v in block.ada(c))
     return {
-        "img_size": shape[1],
-        "patch_size": shape[1] // network.grid[0],
-        "embed_dim": network.width,
+        "norm1.weight": 1 + scale1,
+        "norm1.bias": shift1,
+        "attn.qkv.weight": block.attn.qkv.weight,
+        "attn.qkv.bias": block.attn.qkv.bias,
+        "attn.proj.weight": gate1[:, None] * block.attn.proj.weight,
+        "attn.proj.bias": gate1 * block.attn.proj.bias,
+        "norm2.weight": 1 + scale2,
+        "norm2.bias": shift2,
+        "mlp.fc1.weight": block.mlp.fc1.weight,
+        "mlp.fc1.bias": block.mlp.fc1.bias,
+        "mlp.fc2.weight": gate2[:, None] * block.mlp.fc2.weight,
+        "mlp.fc2.bias": gate2 * block.mlp.fc2.bias,
+    }
+
+
+def _renamed_mae(encoder: Encoder) -> Plain:
+    """MAE's encoder is a plain ViT with a class token; its last layer is read behind the final LayerNorm."""
+    network = encoder.network
+    assert isinstance(network, MaskedAutoencoder)
+    p, last = network.patch, encoder.layer == network.encoder_layer
+    weights = {
+        "cls_token": network.class_token,
+        "pos_embed": network.positions[None],
+        "patch_embed.proj.weight": rearrange(network.embed.weight, "o (p q c) -> o c p q", p=p, q=p),
+        "patch_embed.proj.bias": network.embed.bias,
+    }
+    for i, block in enumerate(list(network.blocks)[: encoder.layer]):
+        weights |= {f"blocks.{i}.{name}": value for name, value in block.state_dict().items()}
+    if last:
+        weights |= {f"norm.{name}": value for name, value in network.norm.state_dict().items()}
+    read = {"class_token": True, "final_norm": last}
+    return Plain({**_arguments(encoder, p * network.grid[0]), **read}, _own(weights))
+
+
+FOLDS: Mapping[type[Network], Callable[[Encoder], Plain]] = {ViTDenoiser: _folded_vit, MaskedAutoencoder: _renamed_mae}
+
+
+def _arguments(encoder: Encoder, size: int) -> dict[str, Any]:
+    """timm's, for images of `size` pixels, without class token and final LayerNorm."""
+    network = encoder.network
+    assert isinstance(network, (ViTDenoiser, MaskedAutoencoder))
+    block = network.blocks[0]
+    assert isinstance(block, (Block, ConditionedBlock))
+    hidden, width = block.mlp.fc1.weight.shape
+    return {
+        "img_size": size,
+        "patch_size": size // network.grid[0],
+        "embed_dim": width,
         "depth": encoder.layer,
         "num_heads": block.attn.heads,
-        "mlp_ratio": block.mlp.fc1.out_features / network.width,
+        "mlp_ratio": hidden / width,
         "class_token": False,
         "global_pool": "avg",
         "num_classes": 0,
@@ -71,36 +163,6 @@ def timm_arguments(encoder: Encoder) -> dict[str, Any]:
         "final_norm": False,
         "fc_norm": False,
     }
-
-
-@torch.no_grad()
-def folded_weights(encoder: Encoder) -> dict[str, Tensor]:
-    """The state dict of the plain ViT."""
-    network = encoder.network
-    assert isinstance(network, ViTDenoiser)
-    device = network.positions.device
-    c = network.condition(_denoise(encoder).schedule.at(torch.tensor([encoder.t], device=device)))
-    weight, bias = patch_embedding(encoder)
-    found = {"pos_embed": network.positions[None], "patch_embed.proj.weight": weight, "patch_embed.proj.bias": bias}
-    for i, block in enumerate(list(network.blocks)[: encoder.layer]):
-        assert isinstance(block, ConditionedBlock)
-        shift1, scale1, gate1, shift2, scale2, gate2 = (v.flatten() for v in block.ada(c))
-        own = {
-            "norm1.weight": 1 + scale1,
-            "norm1.bias": shift1,
-            "attn.qkv.weight": block.attn.qkv.weight,
-            "attn.qkv.bias": block.attn.qkv.bias,
-            "attn.proj.weight": gate1[:, None] * block.attn.proj.weight,
-            "attn.proj.bias": gate1 * block.attn.proj.bias,
-            "norm2.weight": 1 + scale2,
-            "norm2.bias": shift2,
-            "mlp.fc1.weight": block.mlp.fc1.weight,
-            "mlp.fc1.bias": block.mlp.fc1.bias,
-            "mlp.fc2.weight": gate2[:, None] * block.mlp.fc2.weight,
-            "mlp.fc2.bias": gate2 * block.mlp.fc2.bias,
-        }
-        found |= {f"blocks.{i}.{name}": value for name, value in own.items()}
-    return {name: value.detach().clone() for name, value in found.items()}
 
 
 def patch_embedding(encoder: Encoder) -> tuple[Tensor, Tensor]:
@@ -124,6 +186,10 @@ def patch_embedding(encoder: Encoder) -> tuple[Tensor, Tensor]:
     bias, columns = tokens[-1], tokens[:-1] - tokens[-1]
     weight = rearrange(columns, "(p q c) o -> o c p q", p=p, q=p)
     return weight.float(), bias.float()
+
+
+def _own(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in weights.items()}
 
 
 def _denoise(encoder: Encoder) -> Denoise:

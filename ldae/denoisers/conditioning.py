@@ -108,5 +108,5 @@ class LabelEmbedding(nn.Module):
     def forward(self, label: Tensor | None, like: Tensor) -> Tensor:
         """(B,) int64 in {0, ..., K}, or None for no class throughout -> (B, width) for `like`, (B, ...)."""
         if label is None:
-            label = torch.full((len(like),), self.null, device=like.device)
+            label = torch.full((like.shape[0],), self.null, device=like.device)
         return self.table(label)  # (B, width)

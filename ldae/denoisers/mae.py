@@ -126,7 +126,7 @@ class MaskedAutoencoder(Network):
 
     def _through(self, tokens: Tensor, layers: Collection[int]) -> dict[int, Tensor]:
         """(B, M, D) behind a class token, after each of `layers`: {layer: (B, 1 + M, D)}."""
-        first = (self.class_token + self.positions[:1]).expand(len(tokens), -1, -1)
+        first = (self.class_token + self.positions[:1]).expand(tokens.shape[0], -1, -1)
         x, found = torch.cat([first, tokens], dim=1), {}
         for layer, block in zip(self.layers[: max(layers)], self.blocks, strict=False):
             x = block(x)

@@ -148,7 +148,7 @@ class Denoise(Representing):
             return self.input.view(z)
 
     def tokens(self, images: Tensor, layers: Collection[int], t: int, draws: Draws | None) -> dict[int, Tensor]:
-        level = self.schedule.at(torch.full((len(images),), t, device=images.device))
+        level = self.schedule.at(torch.full((images.shape[0],), t, device=images.device))
         _, cond = self.task.reading(images)
         return self.denoiser.encode(self.clean_input(images, level, draws), level, cond, layers=layers)
 

@@ -29,4 +29,4 @@ class Segmentation(Task):
 
     def reading(self, images: Tensor) -> tuple[Tensor, Cond]:
         """No mask is known, so 0 everywhere, half-way between figure and ground; and the images."""
-        return images.new_zeros(len(images), 1, *images.shape[2:]), Cond(image=2 * images - 1)
+        return images.new_zeros(images.shape[0], 1, *images.shape[2:]), Cond(image=2 * images - 1)

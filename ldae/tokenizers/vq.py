@@ -57,7 +57,7 @@ class VQ(ConvTokenizer):
         """The nearest codes: (B, z_channels, h, w) -> the codes, of the same shape, and their indices (B, h, w)."""
         flat = rearrange(raw, "b c h w -> (b h w) c")
         distance = (self.codebook**2).sum(1) - 2 * flat @ self.codebook.T  # ||z||^2 is the same for all codes
-        index = rearrange(distance.argmin(1), "(b h w) -> b h w", b=len(raw), h=raw.shape[2])
+        index = rearrange(distance.argmin(1), "(b h w) -> b h w", b=raw.shape[0], h=raw.shape[2])
         return rearrange(self.codebook[index], "b h w c -> b c h w"), index
 
     def reconstruct(self, x: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Metrics]:

@@ -339,8 +339,13 @@ def test_the_encoder_has_one_level_and_no_noise():
         Encoder(objective, t=10)
     with pytest.raises(ConfigError, match="Masked has none; use inputs="):
         Encoder(objective, noised=True)
-    with pytest.raises(ConfigError, match="objective='Masked' cannot be folded"):
-        plain_vit(encoder)
+
+
+@pytest.mark.parametrize("layer", [1, 2, 3])
+def test_the_encoder_is_a_plain_vit_of_timm_with_a_class_token(layer):
+    encoder, pixels = Encoder(Masked(Images(), network()).eval(), layer=layer), images()
+    with torch.no_grad():
+        assert (plain_vit(encoder)(2 * pixels - 1) - encoder(pixels)).abs().max() < 1e-4
 
 
 def test_an_encoder_is_called_after_its_experiment():

@@ -64,7 +64,7 @@ def test_the_process_answers_with_the_code_and_no_traceback(tmp_path):
     assert not (tmp_path / "r").exists()
 
 
-@pytest.mark.parametrize("tool", ["pretrain", "train_tokenizer", "probe", "checkpoint"])
+@pytest.mark.parametrize("tool", ["pretrain", "train_tokenizer", "probe", "checkpoint", "finetune", "export", "ablate"])
 def test_every_tool_explains_itself(tool):
     out, _ = run(tool, "--help")
     assert f"python tools/{tool}.py" in out

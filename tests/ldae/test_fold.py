@@ -1,0 +1,58 @@
+"""What can be folded into a plain ViT beside l-DAE, and what cannot."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from unets import randomised
+
+from ldae.errors import ConfigError
+from ldae.export import Encoder
+from ldae.fold import folded, plain_vit
+from ldae.system import System
+
+SIZES = ("denoiser.width=64", "denoiser.heads=2", "denoiser.encoder_depth=2", "denoiser.decoder_depth=2")
+LDAE = ("experiment=deconstruct/12_ldae", "data=cifar10")
+
+
+def system_of(config, images, *words):
+    torch.manual_seed(0)
+    system = System(config("pretrain", *words))
+    if not bool(system["tokenizer"].fitted):
+        system["tokenizer"].fit([2 * images - 1])
+    randomised(system["denoiser"], by=0.05)
+    return system
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (*LDAE, "denoiser=vit_64x4", "tokenizer=pixel", "data.patch=4"),
+        ("experiment=deconstruct/08_clean_latent", "data=cifar10", "tokenizer=identity", "denoiser=dit_s_4", *SIZES),
+        (*LDAE, "denoiser=dit_s_8", *SIZES, "data.d=16", "tokenizer.scaling=one"),  # four patches of 4 in a token
+    ],
+    ids=["pixel", "identity", "larger"],
+)
+@torch.no_grad()
+def test_what_is_linear_on_the_patches_of_the_vit_folds(config, images, words):
+    encoder = Encoder(system_of(config, images, *words)["objective"], t=10)
+    assert (plain_vit(encoder)(2 * images - 1) - encoder(images)).abs().max() < 1e-4
+
+
+def test_a_tokenizer_that_mixes_patches_of_the_vit_is_refused(config, images):
+    words = (*LDAE, "denoiser=dit_s_2", *SIZES, "data.d=16", "tokenizer.scaling=one")
+    encoder = Encoder(system_of(config, images, *words)["objective"], t=10)
+    with pytest.raises(ConfigError, match="cannot be folded: the tokenizer's patches are larger"):
+        folded(encoder)
+
+
+def test_what_is_no_vit_is_refused(config, images):
+    small = ("denoiser.channels=8", "denoiser.multipliers=[1,2]", "denoiser.attention=[16]")
+    encoder = Encoder(system_of(config, images, "experiment=ddpm/cifar10_cpu", *small)["objective"])
+    with pytest.raises(ConfigError, match="denoiser='UNet' cannot be folded: it must be a ViT on clean input"):
+        folded(encoder)

@@ -1,0 +1,239 @@
+"""Exports a trained encoder: as a plain ViT that timm loads, as ONNX, or as both.
+
+    python tools/export.py run=RUN out=OUT                           # OUT/model.safetensors, OUT/config.json
+    python tools/export.py run=RUN layer=4 t=10 format=[timm,onnx]   # OUT/model.onnx too
+
+Afterwards timm.create_model("local-dir:OUT", pretrained=True) is the encoder, wherever there is timm.
+What is written is read back and held against load_encoder(RUN) on images of the run's hold-out: the largest
+difference of a feature is printed, and above 1e-4 (of the largest feature, where that is above 1) nothing is left
+behind (exit 70). OUT/README.md says how to load it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from _cli import compose, resolved, run_tool
+from _session import Session, commit, own_settings, session_of
+from torch import Tensor
+
+from ldae.data.loader import in_order
+from ldae.errors import ConfigError, Fault, OutputError
+from ldae.export import Encoder, Run, load_run
+from ldae.files import published_folder, write_json, write_text
+from ldae.fold import folded
+from ldae.onnx_file import OnnxFeatures, check_onnx, write_onnx
+from ldae.parts import Count, Natural
+from ldae.timm_folder import CONFIG, WEIGHTS, TimmFeatures, write_timm_folder
+
+LIMIT = 1e-4  # of the difference of a feature, if features are not larger than 1
+ONNX, ABOUT, CARD = "model.onnx", "export.json", "README.md"
+WRITTEN = {WEIGHTS, CONFIG, ONNX, f"{ONNX}.data", ABOUT, CARD}
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # run_tool's to explain
+Features = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What is exported.
+
+    Attributes:
+        run: folder of a pretraining run.
+        step: which checkpoint; the newest if None.
+        weights: the average of the weights or the last ones.
+        layer: whose tokens are averaged; the end of the encoder if None.
+        t: step of the noise level that the network is told; the usual one if None.
+        format: what is written.
+        out: the folder; RUN/export if None.
+        count: images of the comparison.
+    """
+
+    run: str
+    step: Natural | None
+    weights: Literal["ema", "model"]
+    layer: Count | None
+    t: Natural | None
+    format: list[Literal["timm", "onnx"]]
+    out: str | None
+    count: Count
+
+    def __post_init__(self) -> None:
+        if not self.format:
+            raise ConfigError("format", self.format, "must name timm, onnx or both")
+        if "onnx" in self.format:
+            check_onnx()
+
+
+def main(words: Sequence[str]) -> None:
+    """Composes, writes, reads back, compares."""
+    config = resolved(compose("export", words))
+    if not config["run"]:
+        raise ConfigError("run", config["run"], "is not set; give run=RUN, the folder that pretraining wrote (out=)")
+    settings: ExportSettings = own_settings(ExportSettings, config)
+    out = Path(settings.out or Path(settings.run) / "export")
+    check_out(out)
+    run = load_run(Path(settings.run), settings.step, settings.weights)
+    session = session_of(run, {**config, "device": "cpu"})
+    encoder = Encoder(run.objective, settings.layer, settings.t)
+    writers = {kind: WRITERS[kind](encoder) for kind in settings.format}  # refuses before data are read
+    with session.stop.listening():
+        split, images = shown(session, settings.count)
+        with writable(out), published_folder(out) as folder:
+            figures = {}
+            for kind, write in writers.items():
+                figures[kind] = parity(kind, write(folder, images), encoder, images, session)
+            about = described(settings, run, encoder, images)
+            write_json(folder / ABOUT, {**about, "split": split, "differences": figures})
+            write_text(folder / CARD, card(about, figures))
+    print(f"done: {out}\n  how to load it: {out / CARD}")
+
+
+Write = Callable[[Path, Tensor], Features]
+
+
+def as_timm(encoder: Encoder) -> Write:
+    """What writes the encoder as a plain ViT into a folder, and reads it back."""
+    try:
+        plain = folded(encoder)
+    except ConfigError as error:
+        raise ConfigError(error.key, error.value, f"{error.expectation}; use format=[onnx]") from None
+
+    def write(folder: Path, images: Tensor) -> Features:
+        write_timm_folder(folder, plain)
+        return TimmFeatures(folder)
+
+    return write
+
+
+def as_onnx(encoder: Encoder) -> Write:
+    """What writes the encoder as a graph into a folder, and reads it back."""
+
+    def write(folder: Path, images: Tensor) -> Features:
+        write_onnx(folder / ONNX, encoder, tuple(images.shape[1:]))
+        return OnnxFeatures(folder / ONNX)
+
+    return write
+
+
+WRITERS: Mapping[str, Callable[[Encoder], Write]] = {"timm": as_timm, "onnx": as_onnx}
+
+
+def check_out(out: Path) -> None:
+    """An export replaces an earlier one, and nothing else.
+
+    Raises:
+        OutputError: something else is there.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise OutputError(f"out={out} is a file; give a folder")
+    others = sorted(p.name for p in out.iterdir() if p.name not in WRITTEN)
+    if others:
+        raise OutputError(f"out={out} holds {others[0]}, which no export wrote; give another folder")
+
+
+@contextlib.contextmanager
+def writable(out: Path) -> Iterator[None]:
+    """Turns what keeps a folder from being made into an OutputError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise OutputError(f"out={out} cannot be written ({error.strerror}); give another out=") from None
+
+
+def shown(session: Session, count: int) -> tuple[str, Tensor]:
+    """Images of the run's hold-out, or of its training split if none is held out: (N, 3, H, W) in [0, 1]."""
+    splits = session.splits()
+    split = "holdout" if len(splits.holdout) else "train"
+    images = getattr(splits, split)
+    some = images.subset(np.arange(min(count, len(images))))
+    return split, torch.cat([batch.images for batch in in_order(some, count, session.world.device)])
+
+
+def parity(kind: str, exported: Features, encoder: Encoder, images: Tensor, session: Session) -> dict[str, float]:
+    """How far what was exported is from the encoder, prints it.
+
+    The images come in two batches of different sizes. Where features are larger than 1 the limit grows with the
+    largest of them: float32 rounds in proportion.
+
+    Raises:
+        Fault: further than the limit, or not finite (exit 70).
+    """
+    wanted, found = [], []
+    for batch in images.tensor_split([len(images) // 3]):
+        session.stop.poll()
+        if len(batch):
+            wanted.append(encoder(batch))
+            found.append(exported(batch))
+    features = torch.cat(wanted)
+    difference, size = (torch.cat(found) - features).abs().max().item(), features.abs().max().item()
+    limit = LIMIT * max(1.0, size)
+    said = f"{kind}: largest difference {difference:.1e} of features up to {size:.2g}, on {len(images)} images"
+    if not difference <= limit:
+        raise Fault(f"{said}, above {limit:.1e}; nothing was written")
+    print(said, flush=True)
+    return {"difference": difference, "limit": limit, "largest": size, "deviation": features.std(0).mean().item()}
+
+
+def described(settings: ExportSettings, run: Run, encoder: Encoder, images: Tensor) -> dict[str, Any]:
+    """What export.json says: of what, by which command."""
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": commit(),
+        "encoder": run.name,
+        "experiment": run.config.get("experiment"),
+        "checkpoint": run.checkpoint.hash,
+        "step": run.checkpoint.step,
+        "weights": settings.weights,
+        "layer": encoder.layer,
+        "t": encoder.t,
+        "images": len(images),
+        "shape": list(images.shape[1:]),
+    }
+
+
+def card(about: Mapping[str, Any], figures: Mapping[str, Mapping[str, float]]) -> str:
+    """The text of README.md."""
+    side = about["shape"][-1]
+    told = f"Pretrained without labels by `ldae` (experiment {about['experiment']}, step {about['step']}, checkpoint"
+    lines = [
+        "---",
+        f"library_name: {next(iter(figures))}",
+        "tags: [image-feature-extraction]",
+        "---",
+        f"# {about['encoder']} encoder, {side} x {side} pixels",
+        "",
+        f"Features: the patch tokens after block {about['layer']}, averaged; noise level {about['t']} is told.",
+        f"{told} {about['checkpoint'][:16]}); `export.json` has the command. FOLDER below is this folder.",
+        "",
+    ]
+    for kind, figure in figures.items():
+        largest = f"The largest difference from the original's features was {figure['difference']:.1e}."
+        lines += ["```python", LOADING[kind].format(side=side), "```", "", largest, ""]
+    return "\n".join(lines)
+
+
+TIMM = """import timm
+model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))  # a PIL image -> [-1, 1]
+features = model(transform(picture)[None])  # (1, 3, {side}, {side}) -> (1, D)"""
+GRAPH = """import onnxruntime
+session = onnxruntime.InferenceSession("FOLDER/model.onnx")
+(features,) = session.run(None, {{"images": images}})  # float32 (B, 3, {side}, {side}) in [0, 1] -> (B, D)"""
+LOADING = {"timm": TIMM, "onnx": GRAPH}
+
+
+if __name__ == "__main__":
+    run_tool(main)
