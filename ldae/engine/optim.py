@@ -99,5 +99,5 @@ class LayerDecay(AdamW):
         """Those of timm, which knows the layers of its networks; layer i of L + 1 has lr_scale layer_decay^(L - i)."""
         from timm.optim import param_groups_layer_decay
 
-        free = getattr(network, "no_weight_decay", set)()  # positions and the like
+        free: set[str] = getattr(network, "no_weight_decay", set)()  # positions and the like
         return param_groups_layer_decay(network, self.weight_decay, free, layer_decay=self.layer_decay)
