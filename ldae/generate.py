@@ -129,6 +129,6 @@ def usual_rule(objective: Denoise) -> StepRule:
     """What a system is sampled with, unless another is chosen."""
     if objective.T == 1:
         return Direct()
-    if not objective.corruption.mixes:
+    if objective.corruption.of_images:
         return Improved()
     return Learned() if objective.variance.answers > 1 else Large()

@@ -130,7 +130,7 @@ def kind_of(generator: Generator, how: str) -> type[Restoration]:
         trained = Segment
     elif isinstance(objective.task, SuperResolution):
         trained = Enlarge
-    elif not objective.corruption.mixes:
+    elif objective.corruption.of_images:
         trained = Undo
     asked = {"auto": trained, **KINDS}[how]
     # of an image diffusion's noise all of these make sense: an edit, an inversion, noise drawn once that is undone

@@ -89,12 +89,14 @@ def test_latents_are_not_clipped(config):
         generator_of(objective_of(config, "experiment=ldae/digits", "denoiser=vit_64x4"), clip=True)
 
 
-@pytest.mark.parametrize("corruption", ["blur", "mask", "pixelate", "snow", "colour"])
+@pytest.mark.parametrize("corruption", ["blur", "mask", "pixelate", "snow", "colour", "blend"])
 def test_a_perfect_network_undoes_every_degradation(config, corruption):
     experiment = {"pixelate": "cold_sr", "colour": "cold_color"}.get(corruption, f"cold_{corruption}")
     words = [w for w in SMALL if not w.startswith("data")]
     objective = objective_of(config, f"experiment={experiment}/cifar10_cpu", *words)
     batch = batch_of(32)
+    if corruption == "blend":
+        objective.corruption.show((255 * batch_of(32, 9).images).byte())
     perfect(objective, 2 * batch.images - 1)
     assert isinstance(usual_rule(objective), Improved)
     columns = Undo(generator_of(objective, steps=objective.T))(batch)

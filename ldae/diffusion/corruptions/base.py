@@ -31,7 +31,8 @@ class Corruption(ABC):
 
     Attributes:
         mixes: whether x_t = gamma x0 + sigma eps, its state a `Mixed`: what targets other than x0 are built from.
-        of_images: whether it means something for images in [-1, 1] alone, at the size that it was made for.
+        of_images: whether it means something for images in [-1, 1] alone, at the size that it was made for: any but
+            Gaussian noise. Cold Diffusion's rules undo it.
     """
 
     mixes = False
