@@ -95,7 +95,7 @@ def _images(session: Session, batch: int) -> Batch:
 
 def _step(session: Session, player: Player, batch: Batch) -> float:
     """Seconds of one step of a player's training."""
-    optimizer = session.system["optim"].build(player.network.parameters())
+    optimizer = session.system["optim"].build(player.network)
     enabled = session.config["train"]["precision"] == "bf16"
 
     def learn() -> Tensor:

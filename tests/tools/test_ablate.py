@@ -254,6 +254,15 @@ def test_an_unbroken_ablation_by_a_launcher_finds_the_same(ablation, tmp_path):
         assert [getattr(r, name) for r in broken.results] == [getattr(r, name) for r in unbroken.results]
 
 
+def test_the_cost_is_told_first_from_a_few_steps_and_nothing_is_left(in_process, tmp_path, capsys):
+    words = ("budget=demo", "images=800", "runtime.threads=1", "dry=true", "only=[patch_pca-2,patch_ae-2]")
+    assert in_process("ablate", "grid=tokenizers", f"out={tmp_path / 'out'}", *words) == (0, "")
+    told = capsys.readouterr().out
+    (hours,) = re.findall(r"about (\S+) hours of training here for the 2 runs that are missing", told)
+    assert 0 < float(hours) < 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_time_is_read_off_the_speeds_that_were_logged(tmp_path):
     rows = [
         {"step": 0, "monitor": "panel"},
