@@ -1,0 +1,71 @@
+"""tools/dense.py on pictures of bright squares, read by an encoder of digits."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from helpers import SHORT, run
+from PIL import Image
+
+QUICK = ("data=segmentation", "runtime.threads=1", "layers=[1]", "penalties=[1e-2,1e-4]")
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("dense") / "run"
+    run("pretrain", f"out={out}", *SHORT)
+    return out
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory):
+    """Bright squares on dark ground, with their masks."""
+    root, generator = tmp_path_factory.mktemp("squares"), np.random.default_rng(0)
+    for split, count in (("train", 40), ("test", 12)):
+        for kind in ("images", "masks"):
+            (root / split / kind).mkdir(parents=True)
+        for i in range(count):
+            mask = np.zeros((8, 8), np.uint8)
+            y, x = 2 * generator.integers(0, 3, 2)
+            mask[y : y + 4, x : x + 4] = 255
+            noise = generator.integers(0, 60, (8, 8, 3))
+            picture = (noise + 150 * (mask[..., None] > 0)).astype(np.uint8)
+            Image.fromarray(picture).save(root / split / "images" / f"{i}.png")
+            Image.fromarray(mask).save(root / split / "masks" / f"{i}.png")
+    return root
+
+
+def test_bright_squares_are_found_in_pixels_and_not_by_a_mean(pretrained, squares, in_process, tmp_path, capsys):
+    words = (f"run={pretrained}", f"data.root={squares}", f"out={tmp_path}", *QUICK)
+    assert in_process("dense", *words) == (0, "")
+    rows = {r["encoder"]: r for r in map(json.loads, (tmp_path / "dense.jsonl").read_text().splitlines())}
+    assert rows["pixels of a patch"]["iou"] > 80
+    assert rows["mean mask"]["iou"] < 50
+    assert all(row["images"] == 12 and row["split"] == "test" for row in rows.values())
+    assert "| pixels of a patch " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [(("layers=[99]",), "is not one of"), (("t=[5000]",), "t"), (("penalties=[]",), "must name at least one")],
+)
+def test_what_cannot_be_read_is_refused(pretrained, squares, in_process, tmp_path, words, sentence):
+    code, told = in_process(
+        "dense", f"run={pretrained}", f"data.root={squares}", f"out={tmp_path / 'o'}", *QUICK, *words
+    )
+    assert code == 2
+    assert sentence in told
+    assert not (tmp_path / "o").exists()
+
+
+def test_images_without_masks_are_refused(pretrained, in_process, tmp_path):
+    words = (f"run={pretrained}", f"out={tmp_path}", "data=digits", "layers=[1]")
+    code, told = in_process("dense", *words)
+    assert code == 2
+    assert "has no masks" in told
+
+
+def test_a_run_is_asked_for(in_process):
+    assert in_process("dense")[0] == 2
