@@ -14,8 +14,9 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,6 @@ from _cli import compose, resolved, run_tool
 from _session import Runtime, Session, commit, own_settings
 from torch import Tensor
 
-from ldae.data.images import ImageSet
 from ldae.data.loader import in_order
 from ldae.engine.runtime import describe_hardware, pick_device
 from ldae.errors import ConfigError
@@ -33,10 +33,9 @@ from ldae.files import replaced
 from ldae.metrics.segmentation import dice, iou
 from ldae.nn.patchify import patchify
 from ldae.parts import Count, Natural, Positive
+from ldae.types import Batch
 from linear_probe.dense import DenseHead
 from linear_probe.results import markdown
-
-SPLITS = ("train", "holdout", "test")
 
 
 @dataclass(frozen=True)
@@ -73,20 +72,49 @@ class DenseSettings:
 
 
 @dataclass(frozen=True)
-class Figures:
-    """Tokens of the three splits under one cell, and their masks.
+class Cell:
+    """Where tokens are read: one of those among which the hold-out chooses.
 
     Attributes:
+        name: as in the results.
         tokens: split -> (M, N, D).
-        masks: split -> (M, 1, H, W).
     """
 
-    tokens: Mapping[str, Tensor]
-    masks: Mapping[str, Tensor]
+    name: str
+    tokens: Callable[[str], Tensor]
 
-    def joined(self, *splits: str) -> tuple[Tensor, Tensor]:
-        """Tokens and masks of several splits, one after the other."""
-        return torch.cat([self.tokens[s] for s in splits]), torch.cat([self.masks[s] for s in splits])
+
+class Figures:
+    """Images with masks, each split read when it is asked for.
+
+    Args:
+        session: machine and data.
+        batch: images of a forward pass.
+    """
+
+    def __init__(self, session: Session, batch: int):
+        self.session, self.batch, self.splits = session, batch, session.splits()
+        self.known: dict[str, Tensor] = {}
+
+    def batches(self, split: str) -> Iterator[Batch]:
+        """Every image of a split once, with its mask.
+
+        Raises:
+            ConfigError: the set has no masks.
+        """
+        data, images = self.session.config["data"], getattr(self.splits, split)
+        device, poll = self.session.world.device, self.session.stop.poll
+        for found in in_order(images, self.batch, device, data.get("workers", 0), poll):
+            if found.masks is None:
+                raise ConfigError("data", data["part"], "has no masks; use data=horses or segmentation")
+            yield found
+
+    def masks(self, *splits: str) -> Tensor:
+        """(M, 1, H, W), splits one after the other."""
+        for split in splits:
+            if split not in self.known:
+                self.known[split] = torch.cat([b.masks.cpu() for b in self.batches(split) if b.masks is not None])
+        return torch.cat([self.known[split] for split in splits])
 
 
 def main(words: Sequence[str]) -> None:
@@ -100,17 +128,18 @@ def main(words: Sequence[str]) -> None:
     session = Session({**run.config, "device": device, "runtime": config["runtime"], "data": data})
     out = Path(config["out"] or Path(settings.run or "") / "dense")
     with session.stop.listening():
-        splits = session.splits()
+        figures = Figures(session, settings.batch)
         untrained = load_run(Path(settings.run or ""), settings.step, "untrained", device)
-        named = {run.name: run, "the same network, untrained": untrained}
-        rows = [scored(name, cells_of(own, session, splits, settings), settings) for name, own in named.items()]
-        rows.append(scored("pixels of a patch", [("pixels", pixels_of(run, session, splits, settings))], settings))
-        rows.append(mean_mask(next(iter(cells_of(run, session, splits, settings)))[1], settings))
+        named = {run.name: cells_of(run, figures, settings)}
+        named["the same network, untrained"] = cells_of(untrained, figures, settings)
+        named["pixels of a patch"] = [pixels_of(run, figures)]
+        rows = [scored(name, cells, figures, settings) for name, cells in named.items()]
+        rows.append(mean_mask(figures, settings.split))
     known = {
         "checkpoint": run.checkpoint.hash,
         "split": settings.split,
-        "images": len(getattr(splits, settings.split)),
-        "data_fingerprint": splits.fingerprint,
+        "images": len(figures.masks(settings.split)),
+        "data_fingerprint": figures.splits.fingerprint,
         "seed": settings.seed,
         "commit": commit(),
         "command": shlex.join(["python", *sys.argv]),
@@ -123,90 +152,83 @@ def main(words: Sequence[str]) -> None:
     print(f"\n{out / 'dense.jsonl'} has a line for each")
 
 
-def cells_of(run: Run, session: Session, splits: Any, settings: DenseSettings) -> Iterator[tuple[str, Figures]]:
-    """What the run's encoder says, a layer and level at a time."""
+def cells_of(run: Run, figures: Figures, settings: DenseSettings) -> list[Cell]:
+    """What the run's encoder says after each layer, at each level.
+
+    Raises:
+        ConfigError: it cannot be read so.
+    """
     network = run.objective.network
     half = network.encoder_layer
     layers = settings.layers or list(range((half + 1) // 2, (half + len(network.layers)) // 2 + 1))
+    found = []
     for t in settings.t or [Encoder(run.objective).t]:
         for layer in layers:
             Encoder(run.objective, layer, t)  # raises if it cannot be read so
         encoder = Encoder(run.objective, t=t, precision=settings.precision)
-        found = {s: read(getattr(splits, s), session, settings.batch, encoder, layers) for s in SPLITS}
-        for layer in layers:
-            tokens = {s: found[s][0][layer] for s in SPLITS}
-            yield f"layer{layer}-t{t}", Figures(tokens, {s: found[s][1] for s in SPLITS})
+        read = partial(tokens_of, encoder, figures, layers, {})
+        found += [Cell(f"layer{layer}-t{t}", partial(read, layer)) for layer in layers]
+    return found
 
 
-def read(
-    images: ImageSet, session: Session, batch: int, encoder: Encoder, layers: Sequence[int]
-) -> tuple[dict[int, Tensor], Tensor]:
-    """Tokens of all images, {layer: (M, N, D)}, and their masks."""
-    tokens: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-    masks = []
-    for found in batches(images, session, batch):
-        for layer, x in encoder.tokens(found.images, layers).items():
-            tokens[layer].append(x.cpu())
-        masks.append(found.masks.cpu())
-    return {layer: torch.cat(parts) for layer, parts in tokens.items()}, torch.cat(masks)
+def tokens_of(
+    encoder: Encoder,
+    figures: Figures,
+    layers: Sequence[int],
+    known: dict[str, dict[int, Tensor]],
+    layer: int,
+    split: str,
+) -> Tensor:
+    """Tokens of a split: of train and hold-out for all layers in one pass, of test for one layer alone."""
+    if split == "test":
+        return torch.cat([encoder.tokens(batch.images, [layer])[layer].cpu() for batch in figures.batches(split)])
+    if split not in known:
+        found = [encoder.tokens(batch.images, layers) for batch in figures.batches(split)]
+        known[split] = {n: torch.cat([tokens[n].cpu() for tokens in found]) for n in layers}
+    return known[split][layer]
 
 
-def batches(images: ImageSet, session: Session, batch: int) -> Iterator[Any]:
-    """Every image once, with its mask.
-
-    Raises:
-        ConfigError: the set has no masks.
-    """
-    workers = session.config["data"].get("workers", 0)
-    for found in in_order(images, batch, session.world.device, workers, session.stop.poll):
-        if found.masks is None:
-            raise ConfigError("data", session.config["data"]["part"], "has no masks; use data=horses or segmentation")
-        yield found
-
-
-def pixels_of(run: Run, session: Session, splits: Any, settings: DenseSettings) -> Figures:
+def pixels_of(run: Run, figures: Figures) -> Cell:
     """The pixels of each patch in place of its token."""
-    h = run.config["data"]["size"] // run.config["data"]["patch"]
-    tokens, masks = {}, {}
-    for split in SPLITS:
-        found = list(batches(getattr(splits, split), session, settings.batch))
-        patches = [patchify(b.images, b.images.shape[-1] // h).flatten(2).mT.cpu() for b in found]
-        tokens[split], masks[split] = torch.cat(patches), torch.cat([b.masks.cpu() for b in found])
-    return Figures(tokens, masks)
+    p = run.config["data"]["patch"]
+    return Cell(
+        "pixels",
+        lambda split: torch.cat([patchify(b.images, p).flatten(2).mT.cpu() for b in figures.batches(split)]),
+    )
 
 
-def scored(name: str, cells: Any, settings: DenseSettings) -> dict[str, Any]:
+def scored(name: str, cells: Sequence[Cell], figures: Figures, settings: DenseSettings) -> dict[str, Any]:
     """One line: cell and penalty by the hold-out, then one fit and one look."""
-    best: tuple[float, str, float, Figures] | None = None
-    among = {}
-    for cell, figures in cells:
+    truth, found = figures.masks("holdout"), []
+    for cell in cells:
+        held = cell.tokens("holdout")
         for penalty in settings.penalties:
-            found = float(
-                iou(head(figures, penalty, "train")(figures.tokens["holdout"]), figures.masks["holdout"]).mean()
-            )
-            among[cell] = max(round(100 * found, 2), among.get(cell, 0.0))
-            if best is None or found > best[0]:
-                best = (found, cell, penalty, figures)
-    assert best is not None
-    holdout, cell, penalty, figures = best
-    fitted = head(figures, penalty, *(("train", "holdout") if settings.split == "test" else ("train",)))
-    shown = fitted(figures.tokens[settings.split])
-    chosen = {"cell": cell, "penalty": penalty, "among": among, "iou_holdout": 100 * holdout}
-    return {"encoder": name, **measured(shown, figures.masks[settings.split]), "selected": chosen}
+            shown = fitted(cell, figures, penalty, "train")(held)
+            found.append((100 * float(iou(shown, truth).mean()), cell, penalty))
+    holdout, cell, penalty = max(found, key=lambda choice: choice[0])
+    head = fitted(cell, figures, penalty, *(("train", "holdout") if settings.split == "test" else ("train",)))
+    among = {c.name: round(max(score for score, own, _ in found if own is c), 2) for c in cells}
+    chosen = {"cell": cell.name, "penalty": penalty, "among": among, "iou_holdout": holdout}
+    figure = measured(head(cell.tokens(settings.split)), figures.masks(settings.split))
+    return {"encoder": name, **figure, "selected": chosen}
 
 
-def head(figures: Figures, penalty: float, *splits: str) -> DenseHead:
+def fitted(cell: Cell, figures: Figures, penalty: float, *splits: str) -> DenseHead:
     """A head fitted on some splits."""
-    tokens, masks = figures.joined(*splits)
+    tokens = torch.cat([cell.tokens(split) for split in splits])
     side = math.isqrt(tokens.shape[1])
-    return DenseHead(tokens, masks, (side, side), penalty)
+    return DenseHead(tokens, figures.masks(*splits), (side, side), penalty)
 
 
-def mean_mask(figures: Figures, settings: DenseSettings) -> dict[str, Any]:
+def mean_mask(figures: Figures, split: str) -> dict[str, Any]:
     """The same mask for every image: figure where most training images have it."""
-    _, masks = figures.joined("train", "holdout")
-    truth = figures.masks[settings.split]
-    return {"encoder": "mean mask", **measured(masks.mean(0, keepdim=True).expand_as(truth), truth), "selected": {}}
+    known = ("train", "holdout") if split == "test" else ("train",)
+    truth = figures.masks(split)
+    return {
+        "encoder": "mean mask",
+        **measured(figures.masks(*known).mean(0, keepdim=True).expand_as(truth), truth),
+        "selected": {},
+    }
 
 
 def measured(shown: Tensor, truth: Tensor) -> dict[str, float]:

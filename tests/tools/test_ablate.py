@@ -280,7 +280,6 @@ def test_commands_are_told_without_the_places_of_one_machine():
 
 
 def test_a_folder_is_reported(ablation, in_process, capsys):
-    pytest.importorskip("linear_probe.report")
     assert in_process("ablate", "report", f"out={ablation[0] / 'out'}") == (0, "")
     assert "report:" in capsys.readouterr().out
     page = (ablation[0] / "out" / "index.html").read_text()

@@ -47,6 +47,19 @@ def test_bright_squares_are_found_in_pixels_and_not_by_a_mean(pretrained, square
     assert "| pixels of a patch " in capsys.readouterr().out
 
 
+def test_the_test_split_is_read_once_or_not_at_all(pretrained, squares, in_process, tmp_path, monkeypatch):
+    import dense
+
+    read, batches = [], dense.Figures.batches
+    monkeypatch.setattr(dense.Figures, "batches", lambda self, split: read.append(split) or batches(self, split))
+    words = (f"run={pretrained}", f"data.root={squares}", f"out={tmp_path}", *QUICK, "layers=[1,2]")
+    assert in_process("dense", *words, "split=holdout") == (0, "")
+    assert "test" not in read
+    read.clear()
+    assert in_process("dense", *words) == (0, "")
+    assert read.count("test") == 4  # masks, and tokens of two networks and of pixels, each at the cell that was chosen
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [(("layers=[99]",), "is not one of"), (("t=[5000]",), "t"), (("penalties=[]",), "must name at least one")],
