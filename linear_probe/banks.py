@@ -6,6 +6,7 @@ import hashlib
 import os
 import uuid
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from linear_probe.features import Features
+from linear_probe.features import Features, digest
+from linear_probe.members import Members
 from linear_probe.subsets import tenth
 
 SPLITS = ("train", "holdout", "test")
@@ -44,29 +45,42 @@ class FeatureFile:
 def read_features(path: Path) -> FeatureFile:
     """Features from an .npz with train_x (N, D), train_y (N,), test_x, test_y and, if there are, holdout_x, holdout_y.
 
-    Without a hold-out, a tenth of each class of train becomes one, the same in every call.
+    Without a hold-out, a tenth of each class of train becomes one, the same in every call. Train and hold-out lie in
+    memory once, one after the other, so that the two together are a view.
 
     Raises:
         ValueError: the file is not such a one; says what is wrong with it.
         OSError: it cannot be read.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (zipfile.BadZipFile, EOFError, TypeError, AttributeError, ValueError) as error:
+        with zipfile.ZipFile(path) as file:
+            return _read(Members(file), digest(path))
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise ValueError(f"is no .npz file of plain arrays ({error})") from None
-    splits = {name: _split(arrays, name) for name in SPLITS if name != "holdout" or "holdout_x" in arrays}
-    if "holdout" not in splits:
-        held, train = tenth(splits["train"].y), splits["train"]
-        if not held.any():
-            raise ValueError(f"has {len(train)} training images, too few for a hold-out; give holdout_x and holdout_y")
-        splits |= {"train": Features(train.x[~held], train.y[~held]), "holdout": Features(train.x[held], train.y[held])}
-    if len({found.x.shape[1] for found in splits.values()}) > 1:
-        told = ", ".join(f"{name}_x {tuple(found.x.shape)}" for name, found in splits.items())
+
+
+def _read(file: Members, hash_: str) -> FeatureFile:
+    names = [name for name in SPLITS if name != "holdout" or "holdout_x" in file.names]
+    shapes = {name: file.shape(name) for name in names}
+    if len({shape[1] for shape in shapes.values()}) > 1:
+        told = ", ".join(f"{name}_x {shape}" for name, shape in shapes.items())
         raise ValueError(f"has features of different dimensions: {told}")
-    labels = hashlib.sha256(b"".join(splits[name].y.numpy().tobytes() for name in SPLITS)).hexdigest()
-    own = str(arrays["fingerprint"]) if "fingerprint" in arrays else f"labels-{labels}"
-    return FeatureFile(splits, own, hashlib.sha256(path.read_bytes()).hexdigest())
+    labels = {name: file.labels(name) for name in names}
+    train = labels["train"]
+    held = torch.zeros(len(train), dtype=torch.bool) if "holdout" in names else tenth(train)
+    y = torch.cat([train[~held], labels.get("holdout", train[held])])
+    start = int((~held).sum())
+    if len(y) == start:
+        raise ValueError(f"has {len(train)} training images, too few for a hold-out; give holdout_x and holdout_y")
+    x, test = (torch.empty(count, shapes["train"][1]) for count in (len(y), len(labels["test"])))
+    file.scatter("train", x, torch.where(held, start - 1 + held.cumsum(0), (~held).cumsum(0) - 1))
+    if "holdout" in names:
+        file.scatter("holdout", x, torch.arange(start, len(x)))
+    file.scatter("test", test, torch.arange(len(test)))
+    parts = (Features(x[:start], y[:start]), Features(x[start:], y[start:]), Features(test, labels["test"]))
+    every = hashlib.sha256(b"".join(part.y.numpy().tobytes() for part in parts)).hexdigest()
+    own = file.text("fingerprint")
+    return FeatureFile(dict(zip(SPLITS, parts, strict=True)), own or f"labels-{every}", hash_)
 
 
 def write_features(path: Path, splits: Mapping[str, Features], **told: str) -> None:
@@ -87,21 +101,3 @@ def write_features(path: Path, splits: Mapping[str, Features], **told: str) -> N
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _split(arrays: Mapping[str, np.ndarray], name: str) -> Features:
-    for key in (f"{name}_x", f"{name}_y"):
-        if key not in arrays:
-            raise ValueError(f"has no {key}; there are: {', '.join(sorted(arrays)) or 'no arrays'}")
-    x, y = arrays[f"{name}_x"], arrays[f"{name}_y"]
-    if x.ndim != 2 or y.shape != x.shape[:1] or not len(y):
-        raise ValueError(f"has {name}_x {x.shape} and {name}_y {y.shape} where (N, D) and (N,) with N > 0 are needed")
-    if x.dtype.kind != "f" or y.dtype.kind not in "iu" or y.min() < 0:
-        raise ValueError(f"has {name}_x of {x.dtype} and {name}_y of {y.dtype}; numbers and class indices from 0 do")
-    if not np.isfinite(x).all():
-        raise ValueError(f"has numbers in {name}_x that are not finite")
-    return Features(_tensor(x, np.float32), _tensor(y, np.int64))
-
-
-def _tensor(array: np.ndarray, kind: type) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=kind))

@@ -131,7 +131,7 @@ def _fill(encode: Encode, cells: Sequence[Cell], batches: Iterable[ImageBatch], 
             raise ValueError(f"features at {cell} are not finite")
         found_map.flush()
     np.save(folder / "labels.npy", labels)
-    hashes = {str(cell): _digest(folder / f"{cell}.npy") for cell in cells}
+    hashes = {str(cell): digest(folder / f"{cell}.npy") for cell in cells}
     (folder / "meta.json").write_text(json.dumps({"count": count, "sha256": hashes}))
 
 
@@ -139,17 +139,18 @@ def _whole(folder: Path, cells: Sequence[Cell], count: int) -> bool:
     try:
         meta = json.loads((folder / "meta.json").read_text())
         hashes = meta["sha256"]
-        return meta["count"] == count and all(_digest(folder / f"{c}.npy") == hashes[str(c)] for c in cells)
+        return meta["count"] == count and all(digest(folder / f"{c}.npy") == hashes[str(c)] for c in cells)
     except (OSError, ValueError, KeyError):
         return False
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
+def digest(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    found = hashlib.sha256()
     with open(path, "rb") as f:
         while block := f.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+            found.update(block)
+    return found.hexdigest()
 
 
 def _mapped(path: Path) -> Tensor:

@@ -35,8 +35,9 @@ class Heads:
     mean: Tensor | None = None
     variance: Tensor | None = None
 
-    def predict(self, x: Tensor, block: int = 16384) -> Tensor:
-        """(N, D) -> classes (R, N) int64."""
+    def predict(self, x: Tensor, numbers: int = 2**24) -> Tensor:
+        """(N, D) -> classes (R, N) int64, with about so many logits in memory at once."""
+        block = max(1, numbers // self.bias.numel())
         return torch.cat([self._logits(part).argmax(2) for part in x.split(block)]).T
 
     def _logits(self, x: Tensor) -> Tensor:

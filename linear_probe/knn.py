@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import faiss
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+PART = 65536  # bank entries that are normalised and searched at once
 
 
 def knn_predict(
@@ -18,10 +20,11 @@ def knn_predict(
     classes: int,
     temperature: float = 0.07,
     block: int = 4096,
+    scale: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[int, Tensor]:
     """Classes by a vote of the k most similar bank entries, each with weight exp(similarity / temperature).
 
-    One search serves every k. Exact (faiss IndexFlatIP).
+    One search serves every k. Exact (faiss, brute force); beside its arguments it keeps a part of the bank in memory.
 
     Args:
         bank: (N, D) float32 features; normalised here.
@@ -30,23 +33,55 @@ def knn_predict(
         ks: numbers of neighbours; those above N are cut to N.
         classes: number of classes.
         temperature: of the weights.
-        block: queries that are searched at once.
+        block: queries that vote at once.
+        scale: of bank and queries before they are normalised, (n, D) -> (n, D').
 
     Returns:
         {k: (M,) int64 predicted classes}.
     """
-    index = faiss.IndexFlatIP(bank.shape[1])
-    index.add(F.normalize(bank, dim=1).numpy())
-    most = min(max(ks), len(bank))
+    similarity, neighbour = nearest(bank, queries, min(max(ks), len(bank)), scale=scale)
     found: dict[int, list[Tensor]] = {k: [] for k in ks}
-    for part in queries.split(block):
-        similarity, neighbour = index.search(F.normalize(part, dim=1).numpy(), most)
-        weight = torch.exp(torch.from_numpy(similarity) / temperature)  # (m, most)
-        label = labels[torch.from_numpy(neighbour)]  # (m, most)
+    for alike, rows in zip(similarity.split(block), neighbour.split(block), strict=True):
+        weight, label = torch.exp(alike / temperature), labels[rows]  # (m, most)
         for k in ks:
-            votes = torch.zeros(len(part), classes).scatter_add_(1, label[:, :k], weight[:, :k])
+            votes = torch.zeros(len(rows), classes).scatter_add_(1, label[:, :k], weight[:, :k])
             found[k].append(votes.argmax(1))
     return {k: torch.cat(parts) for k, parts in found.items()}
+
+
+def nearest(
+    bank: Tensor,
+    queries: Tensor,
+    count: int,
+    part: int = PART,
+    scale: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The bank entries with the largest cosine similarity to each query, a part of the bank after the other.
+
+    Args:
+        bank: (N, D) float32.
+        queries: (M, D) float32.
+        count: K, how many of them, at most N.
+        part: entries of a part.
+        scale: as in `knn_predict`.
+
+    Returns:
+        Similarities (M, K) float32, falling, and rows of the bank (M, K) int64.
+    """
+    asked = _unit(queries, scale)
+    best, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long)
+    for start in range(0, len(bank), part):
+        entries = _unit(bank[start : start + part], scale)
+        found = faiss.knn(asked.numpy(), entries.numpy(), min(count, len(entries)), metric=faiss.METRIC_INNER_PRODUCT)
+        alike, where = (torch.from_numpy(array) for array in found)
+        best, rows = torch.cat([best, alike], 1), torch.cat([rows, where + start], 1)
+        best, order = best.topk(min(count, best.shape[1]), dim=1)
+        rows = rows.gather(1, order)
+    return best, rows
+
+
+def _unit(x: Tensor, scale: Callable[[Tensor], Tensor] | None) -> Tensor:
+    return F.normalize(x if scale is None else scale(x), dim=1)
 
 
 def accuracy(predicted: Tensor, labels: Tensor) -> float:

@@ -85,10 +85,20 @@ class Protocol(ABC):
 
 
 def joined(*found: Features) -> Features:
-    """Sets of features, one after the other."""
+    """Sets of features, one after the other: without a copy where they lie so in memory."""
     if len(found) == 1:
         return found[0]
-    return Features(torch.cat([f.x for f in found]), torch.cat([f.y for f in found]))
+    return Features(_joined([f.x for f in found]), torch.cat([f.y for f in found]))
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    first, at = parts[0], parts[0].storage_offset()
+    for part in parts:
+        same = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not (same and part.is_contiguous() and part.storage_offset() == at):
+            return torch.cat(list(parts))
+        at += part.numel()
+    return first.as_strided((sum(map(len, parts)), *first.shape[1:]), first.stride(), first.storage_offset())
 
 
 class LBFGS(Protocol):
@@ -129,20 +139,16 @@ class KNN(Protocol):
         kind = "whitened" if whiten else "raw"
         self.source = f"cosine similarity of {kind} features, T = 0.07 (arXiv 1805.01978), k chosen among {self.KS}"
 
-    def _prepared(self, fit: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        if not self.whiten:
-            return fit, x
-        scale = whitener(fit)
-        return scale(fit), scale(x)
+    def _voted(self, fit: Features, x: Tensor, ks: Sequence[int], classes: int) -> dict[int, Tensor]:
+        scale = whitener(fit.x) if self.whiten else None
+        return knn_predict(fit.x, fit.y, x, ks, classes, scale=scale)
 
     def tried(self, train: Features, holdout: Features, classes: int, seed: int) -> list[Choice]:
-        bank, queries = self._prepared(train.x, holdout.x)
-        found = knn_predict(bank, train.y, queries, self.KS, classes)
+        found = self._voted(train, holdout.x, self.KS, classes)
         return [Choice({"k": k}, accuracy(predicted, holdout.y)) for k, predicted in found.items()]
 
     def predict(self, setting: Mapping[str, Any], fit: Features, x: Tensor, classes: int, seed: int) -> Tensor:
-        bank, queries = self._prepared(fit.x, x)
-        return knn_predict(bank, fit.y, queries, [setting["k"]], classes)[setting["k"]]
+        return self._voted(fit, x, [setting["k"]], classes)[setting["k"]]
 
 
 class SGDHeads(Protocol):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import zipfile
+
 import numpy as np
 import pytest
 import torch
 
+from linear_probe import members
 from linear_probe.banks import read_features, write_features
 from linear_probe.features import Features
+from linear_probe.protocols import joined
 
 
 def arrays(**changes):
@@ -78,3 +82,42 @@ def test_a_file_runs_no_code_and_is_an_npz(tmp_path):
     for name in ("g.npz", "h.npy"):
         with pytest.raises(ValueError, match=r"no \.npz file"):
             read_features(tmp_path / name)
+
+
+@pytest.mark.parametrize("write_file", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("kind", [np.float16, np.float64])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_arrays_are_read_in_pieces_whatever_they_lie_like(tmp_path, monkeypatch, write_file, kind, order):
+    known = arrays(train_x=np.random.default_rng(1).normal(size=(40, 3)).astype(kind, order=order))
+    write_file(tmp_path / "f.npz", **known)
+    whole = read_features(tmp_path / "f.npz")
+    monkeypatch.setattr(members, "PIECE", 7 * 3 * known["train_x"].itemsize)  # seven rows
+    found = read_features(tmp_path / "f.npz").splits
+    together = joined(found["train"], found["holdout"])
+    rows = [tuple(row) for row in together.x.tolist()]
+    assert sorted(rows) == sorted(map(tuple, known["train_x"].astype(np.float32).tolist()))
+    label_of = {
+        tuple(r): y for r, y in zip(known["train_x"].astype(np.float32).tolist(), known["train_y"], strict=True)
+    }
+    assert [label_of[row] for row in rows] == together.y.tolist()
+    for name, part in whole.splits.items():
+        assert torch.equal(part.x, found[name].x)
+
+
+def test_train_and_holdout_are_together_without_a_copy(tmp_path):
+    found = read_features(write(tmp_path / "f.npz")).splits
+    together = joined(found["train"], found["holdout"])
+    assert together.x.data_ptr() == found["train"].x.data_ptr()
+    assert torch.equal(together.x, torch.cat([found["train"].x, found["holdout"].x]))
+    for other in ((found["holdout"], found["train"]), (found["train"], found["test"])):
+        assert torch.equal(joined(*other).x, torch.cat([part.x for part in other]))
+
+
+def test_an_array_that_is_shorter_than_its_head_says_is_refused(tmp_path):
+    write(tmp_path / "f.npz")
+    with zipfile.ZipFile(tmp_path / "f.npz") as file, zipfile.ZipFile(tmp_path / "g.npz", "w") as other:
+        for name in file.namelist():
+            held = file.read(name)
+            other.writestr(name, held.replace(b"(40, 3)", b"(90, 3)") if name == "train_x.npy" else held)
+    with pytest.raises(ValueError, match="ends within train_x"):
+        read_features(tmp_path / "g.npz")

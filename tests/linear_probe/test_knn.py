@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from linear_probe.knn import accuracy, knn_predict
+from linear_probe.knn import accuracy, knn_predict, nearest
 
 
 def _reference_knn(bank, labels, query, k, classes, temperature):
@@ -37,6 +37,25 @@ def test_more_neighbours_than_there_are_is_all_of_them():
     labels = torch.tensor([0, 0, 0, 1, 1, 2])
     flat = knn_predict(bank, labels, torch.randn(9, 4), [500], 3, temperature=1e6)[500]
     assert (flat == 0).all()  # at an endless temperature every neighbour counts alike
+
+
+def test_the_bank_may_be_searched_in_parts():
+    generator = torch.Generator().manual_seed(0)
+    bank, queries = (torch.randn(n, 16, generator=generator) for n in (301, 40))
+    whole = torch.nn.functional.normalize(queries, dim=1) @ torch.nn.functional.normalize(bank, dim=1).T
+    for part in (7, 64, 301, 1000):
+        similarity, rows = nearest(bank, queries, 20, part=part)
+        best = whole.topk(20, dim=1)
+        assert torch.allclose(similarity, best.values, atol=1e-6)
+        assert torch.equal(rows, best.indices)
+
+
+def test_a_scale_comes_before_the_lengths_are_made_equal():
+    generator = torch.Generator().manual_seed(0)
+    bank, queries = (torch.randn(n, 16, generator=generator) for n in (90, 40))
+    labels, matrix = torch.arange(90) % 7, torch.randn(16, 5, generator=generator)
+    scaled = knn_predict(bank, labels, queries, [5], 7, scale=lambda x: x @ matrix)
+    assert torch.equal(scaled[5], knn_predict(bank @ matrix, labels, queries @ matrix, [5], 7)[5])
 
 
 def test_accuracy_is_in_percent():
