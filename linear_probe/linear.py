@@ -7,6 +7,8 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
+from linear_probe.scaling import narrow_eigh
+
 PAD = 16  # matrix products with fewer columns than this fall off a cliff in MKL
 
 
@@ -27,7 +29,10 @@ class Logistic:
 
     def __init__(self, x: Tensor, y: Tensor, classes: int):
         self.y, self.classes, self.width = y, classes, -(-classes // PAD) * PAD
-        self.moments, basis = torch.linalg.eigh((x.T @ x / len(x)).double())
+        if len(x) < x.shape[1]:  # the weights are a sum of features, so few directions matter
+            self.moments, basis = narrow_eigh(x.double())
+        else:
+            self.moments, basis = torch.linalg.eigh((x.T @ x / len(x)).double())
         self.basis = basis.float()
         self.z = x @ self.basis
         self.target = torch.zeros(len(x), self.width).scatter_(1, y[:, None], 1.0)

@@ -26,7 +26,7 @@ PAPER = SGDHeads(
 )
 DINOV2 = SGDHeads(
     "dinov2",
-    f"arXiv 2304.07193 App. B.3: SGD, 13 rates, 12,500 steps of 1024, on the last layer alone; {CACHED}",
+    f"arXiv 2304.07193 App. B.3: SGD, 13 rates, 12,500 steps of 1024; {CACHED}",
     HeadRecipe(
         tuple(4 * r for r in (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)),
         steps=12500,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ROWS = 65536  # that are held as float64 at once
+
 
 @dataclass(frozen=True)
 class Affine:
@@ -25,8 +27,12 @@ class Affine:
         centred = x - self.mean
         return centred * self.matrix if self.matrix.ndim == 1 else centred @ self.matrix
 
+    def leading(self, dimensions: int) -> Affine:
+        """The first so many of D' dimensions."""
+        return Affine(self.mean, self.matrix[:, :dimensions])
 
-def moments(x: Tensor, rows: int = 65536) -> tuple[Tensor, Tensor]:
+
+def moments(x: Tensor, rows: int = ROWS) -> tuple[Tensor, Tensor]:
     """Mean (D,) and covariance (D, D), float64, streamed over (N, D)."""
     shift = x[:rows].double().mean(0)
     total, outer = torch.zeros_like(shift), torch.zeros(len(shift), len(shift), dtype=torch.float64)
@@ -40,17 +46,16 @@ def moments(x: Tensor, rows: int = 65536) -> tuple[Tensor, Tensor]:
 
 def standardiser(x: Tensor, floor: float = 1e-6) -> Affine:
     """Every feature to mean 0 and variance 1; one that is constant stays 0."""
-    mean, covariance = moments(x)
-    variance = covariance.diagonal()
+    parts = x.split(ROWS)
+    mean = sum((part.double().sum(0) for part in parts), torch.zeros(x.shape[1], dtype=torch.float64)) / len(x)
+    variance = sum(((part.double() - mean).square().sum(0) for part in parts), torch.zeros_like(mean)) / len(x)
     keep = variance > floor * variance.max()
     return Affine(mean.float(), torch.where(keep, variance.clamp(min=1e-30).rsqrt(), 0).float())
 
 
 def whitener(x: Tensor, dimensions: int | None = None, floor: float = 1e-5) -> Affine:
     """Principal components scaled to variance 1: the leading `dimensions`, or all above `floor` x the largest."""
-    mean, covariance = moments(x)
-    values, vectors = torch.linalg.eigh(covariance)
-    values, vectors = values.flip(0), vectors.flip(1)
+    mean, values, vectors = principal(x)
     count = int((values > floor * values[0]).sum())
     count = count if dimensions is None else min(count, dimensions)
     return Affine(mean.float(), (vectors[:, :count] * values[:count].rsqrt()).float())
@@ -58,6 +63,29 @@ def whitener(x: Tensor, dimensions: int | None = None, floor: float = 1e-5) -> A
 
 def projector(x: Tensor, dimensions: int) -> Affine:
     """The leading principal components, unscaled."""
+    mean, _, vectors = principal(x)
+    return Affine(mean.float(), vectors[:, :dimensions].float())
+
+
+def principal(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (D,), variances (r,), falling, and directions (D, r) of the principal components of (N, D), float64."""
+    if len(x) < x.shape[1]:
+        mean = x.double().mean(0)
+        return mean, *narrow_eigh(x.double() - mean)
     mean, covariance = moments(x)
-    _, vectors = torch.linalg.eigh(covariance)
-    return Affine(mean.float(), vectors.flip(1)[:, :dimensions].float())
+    values, vectors = torch.linalg.eigh(covariance)
+    return mean, values.flip(0), vectors.flip(1)
+
+
+def narrow_eigh(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (r,) that are not 0, falling, and eigenvectors (D, r) of x.T @ x / N from the N x N products.
+
+    For fewer rows than columns: x.T @ x would be far larger.
+
+    Args:
+        x: (N, D) float64.
+    """
+    values, left = torch.linalg.eigh(x @ x.T / len(x))
+    keep = values > 1e-12 * values[-1]
+    values, left = values[keep].flip(0), left[:, keep].flip(1)
+    return values, x.T @ left * (len(x) * values).rsqrt()

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from ldae.errors import ConfigError, Fault
 from ldae.files import replaced
-from ldae.parts import Count
+from ldae.parts import Count, conform
 from linear_probe.banks import read_features
 from linear_probe.protocols import SGDHeads, joined
 from linear_probe.registry import PROTOCOLS
@@ -58,9 +59,7 @@ class FeatureBench:
 
     def __post_init__(self) -> None:
         for name in self.protocols:
-            if name not in PROTOCOLS or name.endswith("_augmented"):
-                known = ", ".join(n for n in PROTOCOLS if not n.endswith("_augmented"))
-                raise ConfigError("protocols", name, f"is not one of {known}")
+            conform("protocols", name, Literal[tuple(n for n in PROTOCOLS if not n.endswith("_augmented"))])
         if self.holdout >= self.rows:
             raise ConfigError("holdout", self.holdout, f"is not less than rows={self.rows}")
         if self.epochs <= 0 or self.memory <= 0:

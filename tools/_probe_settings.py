@@ -8,6 +8,7 @@ from typing import Literal
 
 from ldae.errors import ConfigError
 from ldae.parts import Count, Natural, conform
+from linear_probe.pooling import POOLINGS
 from linear_probe.registry import PROTOCOLS
 from linear_probe.subsets import ALL, check_form
 
@@ -33,7 +34,7 @@ class ProbeSettings:
         layers: which are read; from the middle of the encoder to the middle of the decoder if None.
         t: steps of the noise level that the network is told; the usual one if None.
         inputs: `clean`, `noised` or both.
-        pooling: how tokens become one vector: `mean` over patches, `cls`, or both one after the other, `cls+mean`.
+        pooling: how tokens become one vector: names of linear_probe.pooling.
         labels: `all`, images per class, or a share such as `1%`.
         seeds: of repetitions whose mean and deviation are told; one with `seed` if empty.
         split: `test`, or `holdout` to leave the test split unread.
@@ -44,7 +45,7 @@ class ProbeSettings:
         beside: results of other runs, files that this tool wrote, to join the tables.
         out: folder for results and features.
         seed: of heads, subsets and noise.
-        batch: images of a forward pass.
+        batch: images of a forward pass; what suits the device if None.
         precision: of the network's matrix products.
     """
 
@@ -60,7 +61,7 @@ class ProbeSettings:
     layers: list[Count] | None
     t: list[Natural] | None
     inputs: list[Literal["clean", "noised"]]
-    pooling: list[Literal["mean", "cls", "cls+mean"]]
+    pooling: list[str]
     labels: str | int
     seeds: list[Natural]
     split: Literal["test", "holdout"]
@@ -71,13 +72,15 @@ class ProbeSettings:
     beside: list[str]
     out: str | None
     seed: Natural
-    batch: Count
+    batch: Count | None
     precision: Literal["fp32", "bf16"]
 
     def __post_init__(self) -> None:
         self._check_source()
         for name in self.protocols:
             conform("protocols", name, Literal[tuple(PROTOCOLS)])
+        for name in self.pooling:
+            conform("pooling", name, Literal[tuple(POOLINGS)])
         for key in ("protocols", "t", "inputs", "pooling"):
             if getattr(self, key) == []:
                 raise ConfigError(key, getattr(self, key), "must name at least one")

@@ -21,6 +21,8 @@ from ldae.export import Run, load_run
 from ldae.files import json_hash
 from linear_probe.banks import read_features
 
+BATCH, BATCH_OF_GPU = 128, 1024  # a CPU's caches hold no more activations; a GPU wants more
+
 
 @dataclass(frozen=True)
 class Probed:
@@ -122,7 +124,8 @@ def _file(settings: ProbeSettings, config: Mapping[str, Any], out: Path) -> Prob
 
 def _images(settings: ProbeSettings, run: Run | None, session: Session, out: Path) -> Probed:
     splits: Splits = session.splits()
-    images = Images(session, splits, out, settings.batch, settings.seed)
+    batch = settings.batch or (BATCH if session.world.device.type == "cpu" else BATCH_OF_GPU)
+    images = Images(session, splits, out, batch, settings.seed)
     known = {"timm": settings.timm, "size": settings.size, "data": session.config["data"]}
     return Probed(
         lambda: _subjects(settings, run, images),

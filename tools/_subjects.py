@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from _probe_settings import ProbeSettings
 from _reading import EncodeAt, Images
 from torch import Tensor
@@ -17,7 +17,9 @@ from ldae.export import Encoder, Run
 from ldae.files import json_hash
 from linear_probe.banks import FeatureFile
 from linear_probe.features import Cell, Features
-from linear_probe.floors import PIXELS, Transform, raw_pixels, whole_image_pca
+from linear_probe.floors import PIXELS, SIDE, pixels_name, raw_pixels, whole_image_pca
+from linear_probe.pooling import POOLINGS
+from linear_probe.scaling import Affine
 from linear_probe.sources import Encoded
 from linear_probe.subsets import Part
 
@@ -70,13 +72,6 @@ class Subject:
         return images.stream(encode, parts, cells, augment, batch, seed)
 
 
-POOLINGS: Mapping[str, Callable[[Tensor, int], Tensor]] = {
-    "mean": lambda tokens, prefix: tokens[:, prefix:].mean(1),
-    "cls": lambda tokens, prefix: tokens[:, 0],
-    "cls+mean": lambda tokens, prefix: torch.cat([tokens[:, 0], tokens[:, prefix:].mean(1)], dim=1),
-}
-
-
 def of_run(name: str, run: Run, images: Images, settings: ProbeSettings, trained: bool = True) -> Subject:
     """A run's encoder at the layers, levels and inputs that are asked for.
 
@@ -92,7 +87,7 @@ def of_run(name: str, run: Run, images: Images, settings: ProbeSettings, trained
         for t, kind in sorted({(c.t, c.input) for c in cells}):
             own = [c for c in cells if (c.t, c.input) == (t, kind)]
             encoder.t, encoder.noised = t, kind == "noised"
-            found |= pooled(encoder.tokens(batch, {c.layer for c in own}), own, prefix=0)
+            found |= pooled(encoder.tokens(batch, layers_of(own)), own, prefix=0)
         return found
 
     key = f"{hash_[:16] if trained else 'untrained'}-{weights}"
@@ -118,7 +113,7 @@ def of_timm(images: Images, settings: ProbeSettings, device: str, trained: bool 
     cells = list(_cells_of_timm(encoder, settings))
 
     def encode(batch: Tensor, cells: Sequence[Cell]) -> Mapping[Cell, Tensor]:
-        return pooled(encoder.tokens(batch, {c.layer for c in cells}), cells, encoder.prefix)
+        return pooled(encoder.tokens(batch, layers_of(cells)), cells, encoder.prefix)
 
     key = f"timm-{json_hash([encoder.name, encoder.hash, settings.size, settings.precision])[:16]}"
     return of_images(name, key, cells, encode, images, checkpoint=encoder.hash)
@@ -126,7 +121,12 @@ def of_timm(images: Images, settings: ProbeSettings, device: str, trained: bool 
 
 def pooled(tokens: Mapping[int, Tensor], cells: Sequence[Cell], prefix: int) -> dict[Cell, Tensor]:
     """{layer: (B, prefix + N, D)} -> {cell: (B, D')}."""
-    return {c: POOLINGS[c.pooling](tokens[c.layer], prefix) for c in cells}
+    return {c: POOLINGS[c.pooling](tokens, c.layer, prefix) for c in cells}
+
+
+def layers_of(cells: Sequence[Cell]) -> set[int]:
+    """The layers whose tokens these cells take."""
+    return {layer for c in cells for layer in POOLINGS[c.pooling].layers(c.layer)}
 
 
 def of_images(name: str, key: str, cells: Sequence[Cell], encode: EncodeAt, images: Images, **known: Any) -> Subject:
@@ -150,28 +150,28 @@ def of_file(name: str, file: FeatureFile) -> Subject:
 
 def pixels(images: Images) -> Subject:
     """Raw pixels; whitened, they are the PCA's row."""
-    return of_images(
-        "raw pixels", "pixels", [PIXELS], lambda batch, cells: raw_pixels(batch), images, skip=["knn_whitened"]
-    )
+    name = pixels_name(images.splits.train.size)
+    return of_images(name, "pixels", [PIXELS], lambda batch, cells: raw_pixels(batch), images, skip=["knn_whitened"])
 
 
 def pca(images: Images) -> Subject:
     """The principal components of whole training images, without their labels."""
-    size, below = images.splits.train.size, pixels(images)
+    size, below = min(SIDE, images.splits.train.size), pixels(images)
     cells = [Cell(pooling=f"pca{n}") for n in PCA_DIMENSIONS if n < 3 * size**2]
-    maps: dict[Cell, Transform] = {}
 
-    def through(cell: Cell) -> Transform:
-        if cell not in maps:
-            maps[cell] = whole_image_pca(below.read("train", PIXELS), int(cell.pooling[3:]))
-        return maps[cell]
+    @functools.cache
+    def widest() -> Affine:
+        return whole_image_pca(below.read("train", PIXELS), max(PCA_DIMENSIONS))
+
+    def through(cell: Cell, x: Tensor) -> Tensor:
+        return widest().leading(int(cell.pooling[3:]))(x)
 
     def read(split: str, cell: Cell) -> Features:
         found = below.read(split, PIXELS)
-        return Features(through(cell)(found.x), found.y)
+        return Features(through(cell, found.x), found.y)
 
     def encode(batch: Tensor, cells: Sequence[Cell]) -> Mapping[Cell, Tensor]:
-        return {cell: through(cell)(batch.flatten(1).cpu()) for cell in cells}
+        return {cell: through(cell, raw_pixels(batch)[PIXELS].cpu()) for cell in cells}
 
     return Subject("whole-image PCA", cells, read, (encode, images))
 
@@ -188,7 +188,7 @@ def _cells_of_run(name: str, encoder: Encoder, settings: ProbeSettings) -> Itera
         for t in settings.t or [encoder.t]:
             for kind in settings.inputs:
                 Encoder(encoder.objective, layer, t, kind == "noised")  # raises if it cannot be read so
-                yield from (Cell(layer, t, kind, pooling) for pooling in settings.pooling)
+                yield from _pooled_at(layer, t, kind, settings.pooling)
 
 
 def _cells_of_timm(encoder: TimmEncoder, settings: ProbeSettings) -> Iterator[Cell]:
@@ -201,11 +201,21 @@ def _cells_of_timm(encoder: TimmEncoder, settings: ProbeSettings) -> Iterator[Ce
     for layer in settings.layers or range((depth + 1) // 2, depth + 1):
         if layer not in encoder.layers:
             raise ConfigError("layer", layer, f"is not one of the network's layers 1..{depth}")
-        yield from (Cell(layer, 0, "clean", pooling) for pooling in settings.pooling)
+        yield from _pooled_at(layer, 0, "clean", settings.pooling)
+
+
+def _pooled_at(layer: int, t: int, kind: str, asked: Sequence[str]) -> Iterator[Cell]:
+    """The cells of one layer, level and input."""
+    for pooling in asked:
+        first = POOLINGS[pooling].layers(layer)[0]
+        if first < 1:
+            told = f"takes the layers from {first} on where layer {layer} is read; there is none below 1"
+            raise ConfigError("pooling", pooling, told)
+        yield Cell(layer, t, kind, pooling)
 
 
 def _check_pooling(name: str, asked: Sequence[str], prefix: int) -> None:
     for pooling in asked:
-        if pooling != "mean" and not prefix:
-            told = f"needs a class token, and {name} hands out tokens of patches alone; use pooling=[mean]"
+        if POOLINGS[pooling].cls and not prefix:
+            told = f"needs a class token, and {name} hands out tokens of patches alone; use pooling=[mean] or [mean4]"
             raise ConfigError("pooling", pooling, told)

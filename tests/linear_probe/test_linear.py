@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from linear_probe.linear import Logistic, predict
-from linear_probe.scaling import projector, standardiser, whitener
+from linear_probe.scaling import principal, projector, standardiser, whitener
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +25,18 @@ def loss_of(theta, x, y, penalty):
     return nn.functional.cross_entropy(logits, y) + penalty / 2 * theta[:-1].double().square().sum()
 
 
-@pytest.mark.parametrize("penalty", [1e-1, 1e-3])
-def test_logistic_regression_is_scikit_learns(digits, penalty):
+@pytest.fixture(scope="module")
+def wide(digits):
+    """Fewer images than features."""
     x, y, held, truth = digits
+    matrix = torch.randn(64, 300, generator=torch.Generator().manual_seed(0))
+    return torch.tanh(x[:90] @ matrix / 60), y[:90], torch.tanh(held @ matrix / 60), truth
+
+
+@pytest.mark.parametrize("penalty", [1e-1, 1e-3])
+@pytest.mark.parametrize("features", ["digits", "wide"])
+def test_logistic_regression_is_scikit_learns(request, features, penalty):
+    x, y, held, truth = request.getfixturevalue(features)
     scale = standardiser(x)
     theta = Logistic(scale(x), y, 10).fit(penalty)
     reference = LogisticRegression(C=1 / (len(x) * penalty), tol=1e-8, max_iter=5000).fit(scale(x).double().numpy(), y)
@@ -72,3 +81,16 @@ def test_projection_keeps_the_most_variance_there_is(digits):
     x = digits[0]
     ours = projector(x, 7)(x).var(0, correction=1).sum()
     assert ours.item() == pytest.approx(PCA(7).fit(x).explained_variance_.sum(), rel=1e-4)
+
+
+def test_fewer_images_than_features_have_the_same_components(wide):
+    from sklearn.decomposition import PCA
+
+    x = wide[0].double().numpy()
+    reference = PCA(20).fit(x)
+    mean, values, vectors = principal(wide[0])
+    np.testing.assert_allclose(mean, reference.mean_, atol=1e-6)
+    np.testing.assert_allclose(values[:20] * 90 / 89, reference.explained_variance_, rtol=1e-6)
+    assert len(values) == 89  # as many as there are differences
+    np.testing.assert_allclose(np.abs(vectors[:, :20].T @ reference.components_.T), np.eye(20), atol=1e-4)
+    assert (vectors.T @ vectors - torch.eye(89)).abs().max() < 1e-5

@@ -31,7 +31,7 @@ def test_memory_that_does_not_do_is_told(in_process, tmp_path):
 @pytest.mark.parametrize(
     ("word", "sentence"),
     [
-        ("protocols=[knm]", "protocols='knm' is not one of lbfgs, knn"),
+        ("protocols=[knm]", "protocols='knm' is none of: lbfgs, knn"),
         ("holdout=400", "holdout=400 is not less than rows=400"),
         ("memory=0", "memory=0.0 is not above 0"),
         ("rows=0", "rows"),

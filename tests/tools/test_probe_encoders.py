@@ -85,6 +85,8 @@ def test_a_vision_transformer_of_timm_is_read_at_its_layers_and_tokens(probe, tm
     chosen = found[0]["selected"]["cell"]
     assert list((tmp_path / "a" / "features").glob(f"timm-*-test-*/{chosen}.npy"))
     assert (tmp_path / "a" / "heatmap-knn.png").exists()
+    deep = probe(tmp_path / "c", *TIMM, "floors=false", "layers=[4,6]", "pooling=[cls4+mean]", "protocols=[knn]")
+    assert deep[0]["dimensions"] == 5 * found[0]["dimensions"] // (2 if chosen.endswith("cls+mean") else 1)
     (random, *_) = probe(tmp_path / "b", *TIMM, *words[:2], "floors=false")
     assert random["encoder"] == "test_vit, random weights"
     assert random["checkpoint"] == "none"
@@ -181,6 +183,8 @@ MISTAKES = [
     (("floor=pixels", *DIGITS, "save=f.npz", "split=holdout"), "save='f.npz' writes the test split too"),
     (("floor=pixels", *DIGITS, "save=no/where/f.npz"), "lies in a folder that does not exist"),
     (("floor=pixels", *DIGITS, "data.size=9"), "data.size=9 must be 8"),
+    (("timm=test_vit", *DIGITS, "layers=[2]", "pooling=[mean4]"), "pooling='mean4' takes the layers from -1 on"),
+    (("floor=pixels", *DIGITS, "pooling=[max]"), "pooling='max' is none of: mean, cls"),
     (("features=nowhere.npz",), r"features=nowhere.npz cannot be read \(No such file or directory\)"),
     (("features=nowhere.npz", *DIGITS), "is not read with features=FILE"),
     (("features=nowhere.npz", "pooling=[cls]"), r"pooling=\['cls'\] was decided when"),

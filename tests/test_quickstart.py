@@ -1,0 +1,71 @@
+"""docs/quickstart.md, typed by somebody with a small folder of pictures."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT, run
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from ldae.export import Encoder, load_run
+
+TEXT = (ROOT / "docs" / "quickstart.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, flags=re.S)
+COMMANDS = [line.split("#")[0].strip() for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
+TOOLS = [shlex.split(line)[1:] for line in COMMANDS if line.startswith("python tools/")]
+SHORT = ("train.steps=8", "monitor.looks=1")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The folder where all commands were run, and what they printed."""
+    home = tmp_path_factory.mktemp("quickstart")
+    for i, (pixels, label) in enumerate(zip(*load_digits(n_class=3, return_X_y=True), strict=True)):
+        folder = home / "IMAGES" / f"digit{label}"
+        folder.mkdir(parents=True, exist_ok=True)
+        if i < 150:
+            grey = Image.fromarray((pixels.reshape(8, 8) * 15).astype(np.uint8))
+            grey.resize((60 + i % 9, 70)).save(folder / f"{i}.{'png' if i % 2 else 'jpg'}")
+    places = {name: str(home / name) for name in ("IMAGES", "RUN", "OUT")}
+    said = []
+    for script, *words in TOOLS:
+        tool = Path(script).stem
+        here = [re.sub(r"\b(IMAGES|RUN|OUT)\b", lambda m: places[m[1]], word) for word in words]
+        said.append(run(tool, *here, *(SHORT if tool == "pretrain" else ()), *_quiet(tool), cwd=home)[0])
+    return home, said
+
+
+def _quiet(tool):
+    return ("runtime.threads=1",) if tool == "export" else ("runtime.threads=1", "data.workers=0")
+
+
+def test_the_page_goes_the_whole_way():
+    assert [Path(words[0]).stem for words in TOOLS] == ["pretrain", "probe", "probe", "probe", "export", "probe"]
+
+
+def test_every_command_runs(done):
+    home, said = done
+    assert (home / "RUN" / "data.json").exists()
+    table = said[1]
+    assert [name for name in ("l-DAE", "untrained", "raw pixels", "whole-image PCA") if name not in table] == []
+    assert "5 per class" in said[3]
+    assert re.search(r"differ\w* .*e-\d\d", said[4]), said[4]
+    assert "local-dir" in said[5]
+
+
+def test_timm_alone_gives_the_same_features(done, monkeypatch):
+    home, _ = done
+    (snippet,) = (block for kind, block in BLOCKS if kind == "python")
+    picture = Image.open(next((home / "IMAGES").rglob("*.jpg"))).convert("RGB")
+    monkeypatch.chdir(home)
+    found = {"picture": picture}
+    exec(snippet, found)
+    encoder = Encoder(load_run(home / "RUN", None, "ema", "cpu").objective, 4, 10)
+    shown = (found["transform"](picture)[None] + 1) / 2
+    torch.testing.assert_close(found["features"], encoder(shown), atol=1e-4, rtol=1e-4)
