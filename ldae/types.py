@@ -117,7 +117,9 @@ Metrics = Mapping[str, tuple[Tensor, Tensor]]
 class Player(Protocol):
     """What the engine trains: something with parameters and a loss. The engine knows no models."""
 
-    network: nn.Module
+    @property
+    def network(self) -> nn.Module:
+        """What has the parameters."""
 
     def __call__(self, batch: Batch, draws: Draws) -> tuple[Tensor, Metrics]:
         """The loss to minimise (a float32 scalar, mean over the batch) and what was measured."""

@@ -99,7 +99,12 @@ class Runner:
             lock = self.training.setdefault(planned.tokenizer_key, threading.Lock())
         with contextlib.ExitStack() as held:
             held.enter_context(lock)
-            self._call("pretrain.py", words, planned, lambda: (run / TOKENIZER_FILE).exists() and held.close())
+
+            def look() -> None:
+                if (run / TOKENIZER_FILE).exists():
+                    held.close()
+
+            self._call("pretrain.py", words, planned, look)
 
     def _finished(self, planned: Planned, run: Path) -> Row:
         """Probes a pretrained cell, draws its pictures, leaves its record."""
@@ -144,7 +149,7 @@ class Runner:
             pictures={what: (drawn / file).relative_to(self.place.out).as_posix() for what, file in index.items()},
         )
 
-    def _call(self, tool: str, words: Sequence[str], planned: Planned, look: Callable[[], Any] = lambda: None) -> None:
+    def _call(self, tool: str, words: Sequence[str], planned: Planned, look: Callable[[], None] = lambda: None) -> None:
         """Runs a tool to its good end, and looks now and then. A folder that another process holds is waited for.
 
         Raises:
@@ -167,7 +172,7 @@ class Runner:
                 time.sleep(0.2)
 
 
-def run_child(words: Sequence[str], log: Path, stop: StopFlag, look: Callable[[], Any]) -> tuple[int, str]:
+def run_child(words: Sequence[str], log: Path, stop: StopFlag, look: Callable[[], None]) -> tuple[int, str]:
     """Runs Python on words; what it says is added to a log. A signal is passed on to it.
 
     Returns:
@@ -239,7 +244,8 @@ def jobs_of(plans: Sequence[Planned]) -> list[list[Planned]]:
 def unhindered(jobs: Sequence[list[Planned]]) -> list[list[Planned]]:
     """Jobs with those last whose tokenizer an earlier one trains: nobody waits for it beside idle cores."""
     seen: set[str] = set()
-    first, later = [], []
+    first: list[list[Planned]] = []
+    later: list[list[Planned]] = []
     for job in jobs:
         key = job[0].tokenizer_key
         (later if key in seen else first).append(job)

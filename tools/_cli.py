@@ -63,14 +63,14 @@ def compose(root: str, words: Sequence[str], optional: Sequence[str] = ()) -> Di
     """
     OmegaConf.clear_resolver("oc.env")  # a config says all; nothing leaks in from the environment
     overrides = _parsed(_one_length(words))
-    choices = [o.input_line for o in overrides if _is_group(o)]
+    choices = [str(o.input_line) for o in overrides if _is_group(o)]
     values = [o for o in overrides if not _is_group(o)]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         known = _composed(root, choices)
         for override in values:
             _check_key(override, known)
         extra = [o for o in _parsed(optional) if has_key(known, o.key_or_group)]
-        lines = [o.input_line for o in (*extra, *values)]
+        lines = [str(o.input_line) for o in (*extra, *values)]
         return _composed(root, choices + lines) if lines else known
 
 
@@ -122,7 +122,7 @@ def _composed(root: str, overrides: list[str]) -> DictConfig:
         raise UsageError(_explained(error)) from None
     except (OmegaConfBaseException, YAMLError) as error:
         raise UsageError(f"config: {_first_line(error)}") from None
-    plain = {key: config._get_node(key) for key in config if key != "hydra"}
+    plain: dict[Any, Any] = {key: config._get_node(key) for key in config if key != "hydra"}
     found = OmegaConf.create({**plain, **({"experiment": chosen} if chosen else {})})
     OmegaConf.set_struct(found, True)
     return found

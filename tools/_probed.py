@@ -141,7 +141,7 @@ def _images(settings: ProbeSettings, run: Run | None, session: Session, out: Pat
 
 def _subjects(settings: ProbeSettings, run: Run | None, images: Images) -> Iterator[Subject]:
     """What was asked for first, then the floors."""
-    if settings.floor in FLOORS:
+    if settings.floor is not None and settings.floor in FLOORS:
         yield FLOORS[settings.floor](images)
         return
     if settings.floor != "untrained":

@@ -6,7 +6,7 @@ import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -177,7 +177,8 @@ def session_of(run: Run, config: Mapping[str, Any]) -> Session:
 
 def own_settings(kind: type, config: Mapping[str, Any]) -> Any:
     """The dataclass `kind`, filled from those keys at the root of a config that it has."""
-    return construct(kind, {key: value for key, value in config.items() if key in kind.__dataclass_fields__}, {})
+    known = {field.name for field in fields(kind)}
+    return construct(kind, {key: value for key, value in config.items() if key in known}, {})
 
 
 def commit() -> str:

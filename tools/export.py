@@ -88,7 +88,7 @@ def main(words: Sequence[str]) -> None:
     with session.stop.listening():
         split, images = shown(session, settings.count)
         with writable(out), published_folder(out) as folder:
-            figures = {}
+            figures: dict[str, dict[str, float]] = {}
             for kind, write in writers.items():
                 figures[kind] = parity(kind, write(folder, images), encoder, images, session)
             about = described(settings, run, encoder, images)
@@ -118,7 +118,8 @@ def as_onnx(encoder: Encoder) -> Write:
     """What writes the encoder as a graph into a folder, and reads it back."""
 
     def write(folder: Path, images: Tensor) -> Features:
-        write_onnx(folder / ONNX, encoder, tuple(images.shape[1:]))
+        channels, height, width = images.shape[1:]
+        write_onnx(folder / ONNX, encoder, (channels, height, width))
         return OnnxFeatures(folder / ONNX)
 
     return write

@@ -166,6 +166,7 @@ def scored(
     images: ImageSet = getattr(splits, settings.split)
     recipe = {key: config[key] for key in ("drop_path", "mixup", "cutmix", "smoothing")}
     trained = settings.weights != "untrained"
+    vit: Any = player.network  # timm's
     return Result(
         encoder=run.name if trained else f"{run.name}'s network, untrained",
         protocol="finetune",
@@ -180,7 +181,7 @@ def scored(
         t=encoder.t,
         input="clean",
         pooling="mean",
-        dimensions=player.network.num_features,
+        dimensions=vit.num_features,
         checkpoint=run.checkpoint.hash if trained else "none",
         step=step,
         seed=session.seed,

@@ -134,7 +134,7 @@ def conditions_of(generator: Generator, settings: SampleSettings) -> Conditions:
         raise ConfigError("low", settings.low, told)
     if task.image_channels and not settings.low:
         raise ConfigError("task", type(task).__name__, "needs images to work on; use tools/restore.py")
-    if settings.low:
+    if settings.low and isinstance(task, SuperResolution):
         low = small_images(settings.low, generator.objective.tokenizer.image_shape[1] // task.factor)
         return Conditions(len(low), low=2 * low - 1)
     if not task.classes:
@@ -230,7 +230,7 @@ class Sampling:
     def finish(self, known: Mapping[str, Any]) -> None:
         """samples.npz, the grid, what they are, and if asked for how near they are to the training set."""
         images = np.concatenate([np.load(self.shard(k)) for k in range(self.shards)])
-        told = {} if self.conditions.labels is None else {"arr_1": self.conditions.labels.numpy()}
+        told: dict[str, Any] = {} if self.conditions.labels is None else {"arr_1": self.conditions.labels.numpy()}
         with replaced(self.folder.path / "samples.npz") as file:
             np.savez(file, arr_0=images, **told)
         save_png(self.folder.path / "grid.png", grid(images[:GRID]))
