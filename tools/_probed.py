@@ -131,7 +131,7 @@ def _images(settings: ProbeSettings, run: Run | None, session: Session, out: Pat
         lambda: _subjects(settings, run, images),
         lambda split: images.split(split).own_labels,
         splits.classes,
-        str(session.config["data"]["part"]).rsplit(".", 1)[-1],
+        session.system["data"].name,
         splits.fingerprint,
         json_hash(run.config if run else known),
         run.config["seed"] if run else settings.seed,

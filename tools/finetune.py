@@ -185,7 +185,7 @@ def scored(
         checkpoint=run.checkpoint.hash if trained else "none",
         step=step,
         seed=session.seed,
-        data=str(config["data"]["part"]).rsplit(".", 1)[-1],
+        data=session.system["data"].name,
         data_fingerprint=splits.fingerprint,
         config=json_hash(config),
         commit=commit(),

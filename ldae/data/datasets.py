@@ -48,6 +48,11 @@ class Dataset(ABC):
     def __init__(self, size: Count, division: Division):
         self.size, self.division = size, division
 
+    @property
+    def name(self) -> str:
+        """What result lines call it."""
+        return type(self).__name__
+
     @abstractmethod
     def open(self, context: Context) -> Splits:
         """Reads or finds the images and divides them.
@@ -194,6 +199,10 @@ class CIFAR(ImageFolder):
     ):
         super().__init__(size, division, root, store, only)
         self.classes, self.download = classes, download
+
+    @property
+    def name(self) -> str:
+        return f"CIFAR-{self.classes}"
 
     def open(self, context: Context) -> Splits:
         if self.download:
