@@ -1,0 +1,35 @@
+"""What tests of corruptions share: images, steps, corruptions from configs."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from _cli import compose, resolved
+
+from ldae.diffusion.corruptions.blend import Blend
+from ldae.diffusion.schedules import Cosine
+from ldae.system import System
+
+SHAPE = (3, 32, 32)
+TRIED = {"colour_mask": 200}  # with few steps its holes are no wider than a pixel; 3 steps for the others
+
+
+def images(count=4, seed=0, n=32):
+    """Even in [-1, 1], not only around 0."""
+    return 2 * torch.rand(count, 3, n, n, generator=torch.Generator().manual_seed(seed)) - 1
+
+
+def at(*t):
+    return Cosine(T=max(*t, 1) + 1).at(torch.tensor(t))
+
+
+@functools.cache
+def built(name, T=None):
+    """The corruption of a config, for 32 x 32 pixels, and its schedule."""
+    words = ("data=cifar10", "schedule=cosine", f"schedule.T={T or TRIED.get(name, 3)}")
+    system = System(resolved(compose("pretrain", [f"corruption={name}", *words])))
+    corruption = system["corruption"]
+    if isinstance(corruption, Blend):
+        corruption.show(torch.randint(256, (5, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(9)))
+    return corruption, system["schedule"]
