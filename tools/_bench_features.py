@@ -15,9 +15,10 @@ from typing import Literal
 
 import numpy as np
 
+from ldae.engine.runtime import peak_gib
 from ldae.errors import ConfigError, Fault
 from ldae.files import replaced
-from ldae.parts import Count, conform
+from ldae.parts import Count, Natural, Positive, conform
 from linear_probe.banks import read_features
 from linear_probe.protocols import SGDHeads, joined
 from linear_probe.registry import PROTOCOLS
@@ -50,11 +51,11 @@ class FeatureBench:
     queries: Count
     dimensions: Count
     classes: Count
-    epochs: float
+    epochs: Positive
     protocols: list[str]
-    memory: float
-    threads: int
-    seed: int
+    memory: Positive
+    threads: Natural
+    seed: Natural
     out: str
 
     def __post_init__(self) -> None:
@@ -62,9 +63,6 @@ class FeatureBench:
             conform("protocols", name, Literal[tuple(n for n in PROTOCOLS if not n.endswith("_augmented"))])
         if self.holdout >= self.rows:
             raise ConfigError("holdout", self.holdout, f"is not less than rows={self.rows}")
-        if self.epochs <= 0 or self.memory <= 0:
-            key = "epochs" if self.epochs <= 0 else "memory"
-            raise ConfigError(key, getattr(self, key), "is not above 0")
 
 
 @dataclass(frozen=True)
@@ -145,13 +143,7 @@ def _scored(name: str, file: Path, settings: FeatureBench) -> Spent:
     tried = time.perf_counter()
     accuracy = protocol.score(chosen.setting, joined(train, holdout), test, settings.classes, settings.seed)
     final = time.perf_counter()
-    return Spent(name, steps, whole, read - began, tried - read, final - tried, _peak(), accuracy)
-
-
-def _peak() -> float:
-    """GiB of memory that this process had at most (getrusage would count its parent's, from before exec)."""
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024 / GIB
+    return Spent(name, steps, whole, read - began, tried - read, final - tried, peak_gib(), accuracy)
 
 
 def _draw(settings: FeatureBench, path: Path) -> None:

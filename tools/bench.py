@@ -1,50 +1,148 @@
-"""Measures time and memory on this machine.
+"""Measures speed and memory on this machine, side by side with other software on the same work.
 
+    python tools/bench.py training                          # training steps: ours, timm's vision transformer
+    python tools/bench.py knn probe out=OUT                  # nearest neighbours, linear probes
+    python tools/bench.py all mae=FOLDER                    # every row; FOLDER is a checkout of facebookresearch/mae
     python tools/bench.py features                          # protocols on 1.28 M x 768 features, within 8 GiB
-    python tools/bench.py features rows=100000 queries=10000 protocols=[knn]
 
-Keys: rows= holdout= queries= dimensions= classes= epochs= protocols= memory= threads= seed= out=. Leaves a line for
-each protocol in OUT/bench.jsonl.
+Ratios are of contenders that take turns, each in a process of its own. Keys: rounds= seconds= threads= mae= out= and
+for `features` rows= holdout= queries= dimensions= classes= epochs= protocols= memory= seed=. Leaves OUT/bench.json, a
+record for each row, and OUT/features.jsonl, a line for each protocol.
 """
 
 from __future__ import annotations
 
 import json
-import platform
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from _bench_features import FeatureBench, Spent, features_bench
+from _bench_rows import Row, knn_rows, probe_rows, training_rows
 from _cells import told
 from _cli import compose, resolved, run_tool
+from _interleaved import Timed, interleaved
 from _session import commit, own_settings
 
+from ldae.engine.runtime import describe_hardware, use_threads
 from ldae.errors import UsageError
-from ldae.files import write_text
+from ldae.files import write_json, write_text
+from ldae.parts import Count, Natural, Positive
+from linear_probe.results import markdown
 
-BENCHES = ("features",)
+FEATURES, ALL = "features", "all"
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """How ratios are measured.
+
+    Attributes:
+        rounds: turns of each contender.
+        seconds: of a turn, about.
+        threads: of each process; torch's choice if 0.
+        mae: folder of a checkout of facebookresearch/mae, whose model joins the training rows.
+        out: folder.
+    """
+
+    rounds: Count
+    seconds: Positive
+    threads: Natural
+    mae: str | None
+    out: str
+
+
+BENCHES: Mapping[str, Callable[[BenchSettings], list[Row]]] = {
+    "training": lambda settings: training_rows(settings.mae),
+    "knn": lambda settings: knn_rows(),
+    "probe": lambda settings: probe_rows(),
+}
 
 
 def main(words: Sequence[str]) -> None:
-    """Measures what the first word names."""
-    if not words or words[0] not in BENCHES:
-        raise UsageError(f"the first word says what is measured: {', '.join(BENCHES)}")
-    settings: FeatureBench = own_settings(FeatureBench, resolved(compose("bench", words[1:])))
-    print(
-        f"{settings.rows:,} x {settings.dimensions} features, {settings.classes} classes, {settings.queries:,} queries"
-    )
-    out, lines = Path(settings.out), []
+    """Measures what the bare words name."""
+    names = [word for word in words if "=" not in word]
+    if not names or set(names) - {*BENCHES, FEATURES, ALL}:
+        raise UsageError(f"words without = say what is measured: {', '.join([*BENCHES, FEATURES, ALL])}")
+    config = resolved(compose("bench", [word for word in words if "=" in word]))
+    settings: BenchSettings = own_settings(BenchSettings, config)
+    features: FeatureBench = own_settings(FeatureBench, config)
+    use_threads(settings.threads)
     known = {
-        "bench": words[0],
         "command": told(" ".join(["python", "tools/bench.py", *words])),
         "commit": commit(),
-        "machine": f"{platform.processor() or platform.machine()}, {settings.threads or 'all'} threads",
+        "hardware": describe_hardware(),
     }
+    out = Path(settings.out)
+    out.mkdir(parents=True, exist_ok=True)
+    if FEATURES in names:
+        measure_features(features, known, out)
+    wanted = BENCHES if ALL in names else [name for name in names if name in BENCHES]
+    rows = [row for name in wanted for row in BENCHES[name](settings)]
+    if rows:
+        measure_rows(rows, settings, known, out)
+
+
+def measure_rows(rows: Sequence[Row], settings: BenchSettings, known: Mapping[str, Any], out: Path) -> None:
+    """Lets the contenders of each row take turns; prints and keeps what came of it."""
+    records: list[dict[str, Any]] = []
+    for row in rows:
+        print(f"{row.name}: {', '.join(c.name for c in row.contenders)}", flush=True)
+        timed = interleaved(row.contenders, settings.threads, settings.rounds, settings.seconds)
+        records += [{**known, "rounds": settings.rounds, **record} for record in compared(row, timed)]
+        write_json(out / "bench.json", {"rows": records})
+    print(f"\n{known['hardware']}; median of {settings.rounds} rounds, lowest and highest in brackets\n")
+    print(table(records))
+
+
+def compared(row: Row, timed: Sequence[Timed]) -> list[dict[str, Any]]:
+    """A record for each peer of a row."""
+    ours, limit = timed[0], timed[-1] if row.peak else None
+    peers = timed[1 : len(row.peers) + 1]
+    shares = {t.contender.name: t.ratio(limit)[0] for t in timed} if limit else {}
+    found = []
+    for peer in peers:
+        ratio, low, high = ours.ratio(peer)
+        mark = row.marks.get(peer.contender.name)
+        record = {"row": row.name, "unit": row.unit, "ours": ours.rate, "peer": peer.contender.name}
+        record |= {"peer_rate": peer.rate, "ratio": ratio, "low": low, "high": high, "aim": mark}
+        record |= {"share": shares.get(ours.contender.name), "peer_share": shares.get(peer.contender.name)}
+        record |= {"aimed_share": row.share, "peak_gib": ours.peak, "peer_peak_gib": peer.peak}
+        found.append(record)
+    return found
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown of records."""
+    lines = [["row", "ours", "of peak", "peer", "its rate", "of peak", "ratio", "aim", "met"]]
+    for r in records:
+        met = "" if r["aim"] is None else "yes" if r["ratio"] >= r["aim"] else "no"
+        aim = "" if r["aim"] is None else f"{r['aim']:.2f}"
+        ratio = f"{r['ratio']:.2f} ({r['low']:.2f} to {r['high']:.2f})"
+        shares = [_percent(r["share"], r["aimed_share"]), _percent(r["peer_share"])]
+        name = f"{r['row']}, {r['unit']}"
+        lines.append(
+            [name, f"{r['ours']:.3g}", shares[0], r["peer"], f"{r['peer_rate']:.3g}", shares[1], ratio, aim, met]
+        )
+    return markdown(lines)
+
+
+def _percent(share: float | None, aim: float | None = None) -> str:
+    if share is None:
+        return ""
+    return f"{100 * share:.0f} %" + (f" (aim {100 * aim:.0f})" if aim else "")
+
+
+def measure_features(settings: FeatureBench, known: Mapping[str, Any], out: Path) -> None:
+    """Puts features of ImageNet's size through protocols; prints and keeps what each took."""
+    size = f"{settings.rows:,} x {settings.dimensions} features of {settings.classes} classes"
+    print(f"{size}, {settings.queries:,} queries", flush=True)
+    lines = []
     for spent in features_bench(settings):
         print(sentence(spent), flush=True)
         lines.append(json.dumps({**known, **asdict(settings), **asdict(spent), "out": "OUT"}))
-        write_text(out / "bench.jsonl", "\n".join(lines) + "\n")
+        write_text(out / "features.jsonl", "\n".join(lines) + "\n")
 
 
 def sentence(spent: Spent) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
+from pathlib import Path
 
 import torch
 
@@ -59,3 +60,14 @@ def describe_hardware() -> str:
     except (OSError, StopIteration):
         pass
     return f"{model}, {torch.get_num_threads()} threads"
+
+
+def peak_gib() -> float:
+    """GiB of memory that this process had at most."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(x.split()[1]) for x in lines if x.startswith("VmHWM")) / 2**20
+    except (OSError, StopIteration):  # no Linux; getrusage also counts what was there before exec
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)

@@ -128,11 +128,7 @@ class Trainer:
         try:
             while self.step < self.total:
                 self._look(log)
-                batch = next(batches)
-                rate = self.optim.rate(self.step, self.total, self.settings.batch)
-                losses, norms = self._learn(batch, rate)
-                self.step += 1
-                self.ema.update(self.step)
+                losses, norms, rate = self.advance(next(batches))
                 self._report(log, losses, norms, rate)
                 if self.stopping:
                     self.stop.poll()
@@ -147,8 +143,15 @@ class Trainer:
             if log is not None:
                 log.close()
 
+    def advance(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
+        """One step on this process's share of a batch: {name: loss}, {name: gradient norm}, the learning rate."""
+        rate = self.optim.rate(self.step, self.total, self.settings.batch)
+        losses, norms = self._learn(batch, rate)
+        self.step += 1
+        self.ema.update(self.step)
+        return losses, norms, rate
+
     def _learn(self, batch: Batch, rate: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """One step of every player on this process's share of a batch: {name: loss}, {name: gradient norm}."""
         torch.manual_seed(seed_of(self.seed, 1, self.step, self.world.rank))  # for dropout and the like
         playing = [name for name, player in self.players.items() if player.turn(self.step)]
         losses, norms = {}, {}

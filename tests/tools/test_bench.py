@@ -1,17 +1,22 @@
-"""tools/bench.py: protocols within a bound on their memory."""
+"""tools/bench.py: contenders that take turns, and protocols within a bound on their memory."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
+from _bench_rows import Row, knn_rows, probe_rows, training_rows
+from _interleaved import Contender, Timed, interleaved
+from bench import compared, table
+
+from ldae.errors import Fault
 
 SMALL = ["features", "rows=400", "holdout=40", "queries=50", "dimensions=384", "classes=4", "epochs=1"]
 
 
 def test_protocols_are_measured(in_process, tmp_path, capsys):
     assert in_process("bench", *SMALL, f"out={tmp_path}") == (0, "")
-    lines = [json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "features.jsonl").read_text().splitlines()]
     knn, heads = lines
     assert (knn["protocol"], knn["whole"], heads["protocol"], heads["whole"]) == ("knn", 0, "dinov2", 12500)
     assert heads["steps"] == 1  # an epoch of one batch
@@ -25,7 +30,7 @@ def test_memory_that_does_not_do_is_told(in_process, tmp_path):
     code, message = in_process("bench", *words, "memory=0.25")
     assert code == 70
     assert "memory=0.25 GiB" in message
-    assert not (tmp_path / "bench.jsonl").exists()
+    assert not (tmp_path / "features.jsonl").exists()
 
 
 @pytest.mark.parametrize(
@@ -33,7 +38,7 @@ def test_memory_that_does_not_do_is_told(in_process, tmp_path):
     [
         ("protocols=[knm]", "protocols='knm' is none of: lbfgs, knn"),
         ("holdout=400", "holdout=400 is not less than rows=400"),
-        ("memory=0", "memory=0.0 is not above 0"),
+        ("memory=0", "memory=0.0 must be above 0"),
         ("rows=0", "rows"),
     ],
 )
@@ -46,3 +51,51 @@ def test_what_cannot_be_measured_is_refused(in_process, tmp_path, word, sentence
 def test_the_first_word_names_what_is_measured(in_process):
     assert in_process("bench")[0] == 2
     assert "features" in in_process("bench", "rows=3")[1]
+
+
+def timed(name, work, *seconds):
+    return Timed(Contender(name, "m:f", {}), work, seconds, 1.0)
+
+
+def test_ratios_are_of_rates_round_by_round():
+    ours, peer = timed("ours", 10.0, 1.0, 2.0, 1.0), timed("peer", 5.0, 1.0, 1.0, 4.0)
+    assert ours.ratio(peer) == (2.0, 1.0, 8.0)
+    assert ours.rate == 10.0
+    assert peer.ratio(ours)[0] == 0.5
+
+
+def test_a_row_says_what_was_met():
+    ours, peer, limit = timed("a", 6.0, 1.0), timed("b", 4.0, 1.0), timed("p", 12.0, 1.0)
+    row = Row("r", "u/s", ours.contender, [peer.contender], {"b": 1.6}, limit.contender, 0.4)
+    (record,) = compared(row, [ours, peer, limit])
+    assert (record["ratio"], record["share"], record["peer_share"]) == pytest.approx((1.5, 0.5, 1 / 3))
+    line = table([record]).splitlines()[-1]
+    assert [cell.strip() for cell in line.strip("|").split("|")] == (
+        ["r, u/s", "6", "50 % (aim 40)", "b", "4", "33 %", "1.50 (1.50 to 1.50)", "1.60", "no"]
+    )
+
+
+def test_contenders_take_turns_in_processes_of_their_own():
+    small, large = (Contender(str(n), "_contenders:matmul", {"size": n, "precision": "float32"}) for n in (64, 512))
+    found = interleaved([small, large], threads=1, rounds=2, seconds=0.02)
+    assert [len(t.seconds) for t in found] == [2, 2]
+    assert found[1].work == 512 * found[0].work
+    assert found[1].seconds[0] > found[0].seconds[0]
+    assert 0.05 < found[0].peak < 8
+
+
+def test_a_contender_that_fails_is_named():
+    with pytest.raises(Fault, match="wrong: TypeError"):
+        interleaved([Contender("wrong", "_contenders:matmul", {"side": 3})], threads=1, rounds=1, seconds=0.01)
+
+
+def test_every_contender_can_be_made():
+    """Each names a function that takes its arguments."""
+    import importlib
+    import inspect
+
+    for row in [*training_rows("FOLDER"), *knn_rows(), *probe_rows()]:
+        assert set(row.marks) >= {peer.name for peer in row.peers} - {"scikit-learn"}
+        for contender in row.contenders:
+            module, _, name = contender.make.partition(":")
+            inspect.signature(getattr(importlib.import_module(module), name)).bind(**contender.arguments)
