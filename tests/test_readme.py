@@ -14,6 +14,7 @@ HEADERS = "\n".join(p.read_text() for p in sorted((ROOT / "configs" / "experimen
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, flags=re.S)
 LINES = [line.split("#")[0].strip() for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
 TOLD = re.findall(r"^# Command: .*?((?:python|torchrun) .*)$", HEADERS, flags=re.M)
+BARE = {"ablate": {"report"}, "bench": {"plan", "all", "features"}}  # words without =
 TOOLS = sorted({line for line in (*LINES, *TOLD) if "tools/" in line})
 
 
@@ -31,7 +32,9 @@ def test_each_command_of_a_tool_composes(config, line):
     if name == "checkpoint":
         assert words[at + 1] in ("list", "verify")
         return
-    config(name, *(word for word in words[at + 1 :] if word != "report"))  # ablate.py has that one bare word
+    given, bare = ([w for w in words[at + 1 :] if ("=" in w) is assigned] for assigned in (True, False))
+    config("pretrain" if bare == ["plan"] else name, *given)
+    assert set(bare) <= BARE.get(name, set())
 
 
 def test_make_has_the_targets():

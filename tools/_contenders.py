@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from _bench_plan import trainer_on
 from _cli import compose, resolved
 from _session import Session, train_settings
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
-
-from ldae.data.images import MemoryImages
-from ldae.engine.run import RunFolder
-from ldae.engine.trainer import Job, Trainer
-from ldae.export import PLAYER
 
 Work = tuple[Callable[[], object], float]
 IMAGES = 2048  # random ones, that training steps are timed on
@@ -38,15 +32,7 @@ def training(words: Sequence[str], input: bool = True) -> Work:
         input: False leaves out how a batch comes about.
     """
     session = Session(resolved(compose("pretrain", list(words))))
-    settings = train_settings(session.config)
-    objective = session.system["objective"].to(session.device)
-    size = session.system["data"].size
-    pixels = torch.randint(256, (IMAGES, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    labels = np.arange(IMAGES) % int(session.config["data"]["classes"])
-    images = MemoryImages.of(Path(), pixels, [str(i) for i in range(IMAGES)], labels)
-    loader = session.loader(images, "augment", settings.batch)
-    job = Job(RunFolder(Path()), session.world, {})
-    trainer = Trainer({PLAYER: objective}, loader, session.system["optim"], settings, session.seed, job)
+    trainer, loader = trainer_on(session, train_settings(session.config).batch, IMAGES)
     batches = loader.batches(0)
     first = next(batches)
 

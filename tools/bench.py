@@ -4,6 +4,7 @@
     python tools/bench.py knn probe out=OUT                  # nearest neighbours, linear probes
     python tools/bench.py all mae=FOLDER                    # every row; FOLDER is a checkout of facebookresearch/mae
     python tools/bench.py features                          # protocols on 1.28 M x 768 features, within 8 GiB
+    python tools/bench.py plan experiment=ldae/cifar10_cpu data.root=DIR/cifar10 [gpu=h200]    # what it will cost
 
 Ratios are of contenders that take turns, each in a process of its own. Keys: rounds= seconds= threads= mae= out= and
 for `features` rows= holdout= queries= dimensions= classes= epochs= protocols= memory= seed=. Leaves OUT/bench.json, a
@@ -16,9 +17,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from _bench_features import FeatureBench, Spent, features_bench
+from _bench_plan import GPUS, SHARE, Cost, cost_of
 from _bench_rows import Row, knn_rows, probe_rows, training_rows
 from _cells import told
 from _cli import compose, resolved, run_tool
@@ -28,10 +30,10 @@ from _session import commit, own_settings
 from ldae.engine.runtime import describe_hardware, use_threads
 from ldae.errors import UsageError
 from ldae.files import write_json, write_text
-from ldae.parts import Count, Natural, Positive
+from ldae.parts import Count, Natural, Positive, conform
 from linear_probe.results import markdown
 
-FEATURES, ALL = "features", "all"
+FEATURES, ALL, PLAN = "features", "all", "plan"
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,15 @@ BENCHES: Mapping[str, Callable[[BenchSettings], list[Row]]] = {
 
 def main(words: Sequence[str]) -> None:
     """Measures what the bare words name."""
+    if words and words[0] == PLAN:
+        gpu = next((w.removeprefix("gpu=") for w in words if w.startswith("gpu=")), "h200")
+        conform("gpu", gpu, Literal[tuple(GPUS)])
+        print(planned(cost_of([w for w in words[1:] if not w.startswith("gpu=")]), gpu))
+        return
     names = [word for word in words if "=" not in word]
     if not names or set(names) - {*BENCHES, FEATURES, ALL}:
-        raise UsageError(f"words without = say what is measured: {', '.join([*BENCHES, FEATURES, ALL])}")
+        known_names = ", ".join([*BENCHES, FEATURES, ALL, PLAN])
+        raise UsageError(f"words without = say what is measured: {known_names}")
     config = resolved(compose("bench", [word for word in words if "=" in word]))
     settings: BenchSettings = own_settings(BenchSettings, config)
     features: FeatureBench = own_settings(FeatureBench, config)
@@ -82,6 +90,22 @@ def main(words: Sequence[str]) -> None:
     rows = [row for name in wanted for row in BENCHES[name](settings)]
     if rows:
         measure_rows(rows, settings, known, out)
+
+
+def planned(cost: Cost, gpu: str) -> str:
+    """A cost in words."""
+    each, whole = 1024 * cost.activations, cost.state + cost.activations * cost.batch
+    timed = f" in batches of {cost.timed_batch}" if cost.timed_batch != cost.batch else ""
+    limit = f"{100 * SHARE:.0f} % of its {GPUS[gpu] / 1e12:.0f} TFLOP/s"
+    lines = [
+        f"{cost.parameters:,} parameters; {cost.flop / 1e9:.3g} GFLOP an image, forward and backward",
+        f"{cost.images:,} images in batches of {cost.batch}",
+        f"memory: {cost.state:.2f} GiB of weights and their state, {each:.2f} MiB of activations an image: "
+        f"{whole:.2f} GiB for a batch in one process",
+        f"here ({describe_hardware()}): {cost.rate:.0f} images/s{timed}, {cost.images / cost.rate / 3600:.2g} hours",
+        f"one {gpu.upper()}: {cost.hours_on(gpu):.2g} hours, if steps reach {limit} and nothing else is in the way",
+    ]
+    return "\n".join(lines)
 
 
 def measure_rows(rows: Sequence[Row], settings: BenchSettings, known: Mapping[str, Any], out: Path) -> None:

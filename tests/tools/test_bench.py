@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from _bench_plan import cost_of
 from _bench_rows import Row, knn_rows, probe_rows, training_rows
 from _interleaved import Contender, Timed, interleaved
 from bench import compared, table
@@ -99,3 +100,25 @@ def test_every_contender_can_be_made():
         for contender in row.contenders:
             module, _, name = contender.make.partition(":")
             inspect.signature(getattr(importlib.import_module(module), name)).bind(**contender.arguments)
+
+
+def test_the_cost_is_that_of_the_networks_formula(in_process, capsys):
+    """A ViT block of width D on N tokens multiplies 12 D^2 + 2 N D numbers a token; backward is twice forward."""
+    words = ["plan", "experiment=ldae/digits", "train.steps=90", "runtime.threads=1", "gpu=a100"]
+    cost = cost_of(words[1:-1])
+    width, tokens, blocks = 64, 16, 4
+    of_blocks = 3 * 2 * blocks * tokens * (12 * width**2 + 2 * tokens * width)
+    assert of_blocks < cost.flop < 1.25 * of_blocks  # the rest: embedding, output, noise levels
+    assert cost.images == 90 * 16
+    assert cost.hours_on("a100") == pytest.approx(cost.images * cost.flop / 156e12 / 3600)
+    assert in_process("bench", *words) == (0, "")
+    told = capsys.readouterr().out
+    assert f"{cost.parameters:,} parameters" in told
+    assert "1,440 images in batches of 16" in told
+    assert "one A100" in told
+
+
+def test_a_length_in_epochs_needs_the_data(in_process):
+    code, message = in_process("bench", "plan", "experiment=ldae/cifar10_cpu")
+    assert (code, "give data.root=FOLDER or train.steps=N" in message) == (2, True)
+    assert "gpu='b100' is none of" in in_process("bench", "plan", "gpu=b100")[1]
