@@ -22,6 +22,7 @@ class TrainSettings:
         clip: highest norm of the gradient; 0 for none.
         ema: decay of the weights' average; 0 for none.
         compile: whether torch.compile works on each transformer block.
+        recompute: whether the activations within a block are computed again instead of kept: less memory, more time.
         log_every: steps between rows of metrics.jsonl.
         checkpoint_every: steps between checkpoints.
         keep: checkpoints that are kept.
@@ -37,6 +38,7 @@ class TrainSettings:
     clip: NonNegative = 1.0
     ema: Fraction = 0.999
     compile: bool = False
+    recompute: bool = False
     log_every: Count = 10
     checkpoint_every: Count = 500
     keep: Count = 2

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ldae.counter import seed_of
+from ldae.engine.blocks import prepare_blocks
 from ldae.engine.checkpoint import Checkpoint, folder_of, newest, publish
 from ldae.engine.distributed import World
 from ldae.engine.ema import EMA
@@ -108,11 +109,7 @@ class Trainer:
         self.ema = EMA(self.weights, settings.ema)
         self.wrapped: dict[str, Any] = {name: job.world.wrapped(player) for name, player in players.items()}  # type: ignore[arg-type]
         self.meter, self.step, self.saved, self.stopping = Meter(), 0, -1, False
-        if settings.compile:
-            for module in (
-                m for network in self.networks.values() for m in network.modules() if hasattr(m, "compiles")
-            ):
-                module.compile()
+        prepare_blocks(self.networks.values(), settings.compile, settings.recompute)
 
     def fit(self) -> None:
         """Runs from the newest checkpoint, or from the start, to the end.

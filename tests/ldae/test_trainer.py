@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -98,6 +99,26 @@ def test_two_runs_are_one(config, tmp_path):
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
     trainer(config, tmp_path / "c", seed=1).fit()
     assert losses(tmp_path / "c") != losses(tmp_path / "a")
+
+
+@pytest.mark.parametrize("words", RUNS[:2])
+def test_activations_computed_again_take_less_memory_and_change_no_bit(config, tmp_path, words):
+    kept = {}
+    for recompute in (False, True):
+        training = trainer(config, tmp_path / str(recompute), words=words, recompute=recompute)
+        training.fit()
+        storages = {}
+        with torch.autograd.graph.saved_tensors_hooks(functools.partial(keep, storages), lambda t: t):
+            training.advance(next(training.loader.batches(0)))
+        kept[recompute] = sum(storages.values())
+    assert losses(tmp_path / "True") == losses(tmp_path / "False")
+    assert same(weights(tmp_path / "True"), weights(tmp_path / "False"))
+    assert kept[True] < kept[False] / 3
+
+
+def keep(storages, tensor):
+    storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return tensor
 
 
 class StopAt:

@@ -1,0 +1,25 @@
+"""How the blocks of networks are run: compiled, or without keeping their activations."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+def prepare_blocks(networks: Iterable[nn.Module], compiled: bool, recomputed: bool) -> None:
+    """Sets up every module that says `compiles`, in place; names of parameters and what is computed stay as they are.
+
+    Args:
+        compiled: by torch.compile, each block for itself.
+        recomputed: a block's activations are not kept for the backward pass but computed again (arXiv 1604.06174).
+    """
+    blocks: list[Any] = [m for network in networks for m in network.modules() if hasattr(m, "compiles")]
+    for block in blocks:
+        if recomputed:
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+        if compiled:
+            block.compile()
