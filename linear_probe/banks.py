@@ -55,7 +55,7 @@ def read_features(path: Path) -> FeatureFile:
     try:
         with zipfile.ZipFile(path) as file:
             return _read(Members(file), digest(path))
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise ValueError(f"is no .npz file of plain arrays ({error})") from None
 
 

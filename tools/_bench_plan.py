@@ -60,6 +60,7 @@ class Cost:
         batch: of a step.
         rate: images a second here.
         timed_batch: images of the steps that were timed.
+        tokenizer_steps: of training that its tokenizer needs first, which are not in the rest; 0 if there are none.
     """
 
     parameters: int
@@ -70,6 +71,7 @@ class Cost:
     batch: int
     rate: float
     timed_batch: int
+    tokenizer_steps: int
 
     def hours_on(self, gpu: str) -> float:
         """Hours on one such GPU, if it reaches half of its limit."""
@@ -107,6 +109,7 @@ def cost_of(words: Sequence[str]) -> Cost:
         settings.batch,
         batch / seconds,
         batch,
+        session.config["tokenizer"]["fit"]["steps"] if session.config.get("tokenizer") else 0,
     )
 
 

@@ -105,6 +105,8 @@ def planned(cost: Cost, gpu: str) -> str:
         f"here ({describe_hardware()}): {cost.rate:.0f} images/s{timed}, {cost.images / cost.rate / 3600:.2g} hours",
         f"one {gpu.upper()}: {cost.hours_on(gpu):.2g} hours, if steps reach {limit} and nothing else is in the way",
     ]
+    if cost.tokenizer_steps:
+        lines.append(f"the tokenizer's own training comes on top: {cost.tokenizer_steps:,} steps, once")
     return "\n".join(lines)
 
 
