@@ -16,6 +16,7 @@ setup(
         "timm>=1.0.20",  # the plain ViT that an exported encoder is loaded into
         "numpy>=1.26",  # memory-mapped images and features
         "scipy>=1.11",  # L-BFGS for logistic regression
+        "threadpoolctl>=3.1",  # keeps L-BFGS' short sums on one thread
         "scikit-learn>=1.4",  # the embedded digits; the reference that the probes are tested against
         "faiss-cpu>=1.8",  # exact nearest neighbours
         "pillow>=10.1",  # decodes images; torchvision's decoder crashes on malformed PNGs

@@ -68,6 +68,7 @@ def nearest(
     Returns:
         Similarities (M, K) float32, falling, and rows of the bank (M, K) int64.
     """
+    faiss.omp_set_num_threads(torch.get_num_threads())
     asked = _unit(queries, scale)
     best, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long)
     for start in range(0, len(bank), part):

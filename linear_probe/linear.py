@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from linear_probe.scaling import narrow_eigh
@@ -66,7 +67,9 @@ class Logistic:
             return float(loss + penalty / 2 * weights.double().square().sum()), gradient.double().numpy().ravel()
 
         options = {"maxiter": iterations, "gtol": 1e-6, "ftol": 1e-9, "maxcor": 10}
-        found = minimize(loss_and_gradient, phi.double().numpy().ravel(), jac=True, method="L-BFGS-B", options=options)
+        begin = phi.double().numpy().ravel()
+        with threadpool_limits(1, user_api="blas"):  # its sums are short: threads of OpenBLAS would wait, spinning
+            found = minimize(loss_and_gradient, begin, jac=True, method="L-BFGS-B", options=options)
         theta = torch.from_numpy(found.x).float().reshape(phi.shape)[:, : self.classes]
         return torch.cat([self.basis @ (unit * theta[:-1]), theta[-1:]])
 

@@ -24,10 +24,10 @@ def command(tool, *words):
     return [sys.executable, str(ROOT / "tools" / f"{tool}.py"), *map(str, words)]
 
 
-def run(tool, *words, code=0, seconds=300, cwd=None, **environment):
+def run(tool, *words, code=0, seconds=300, **environment):
     """Runs a tool to its end; its standard output and error. The exit code must be `code`."""
     env = {**os.environ, **ENVIRONMENT, **environment}
-    done = subprocess.run(command(tool, *words), capture_output=True, text=True, env=env, timeout=seconds, cwd=cwd)
+    done = subprocess.run(command(tool, *words), capture_output=True, text=True, env=env, timeout=seconds)
     assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     if code:
         assert "Traceback" not in done.stderr

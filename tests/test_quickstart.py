@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import re
 import shlex
 from pathlib import Path
@@ -9,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, run
+from helpers import ROOT
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -19,7 +22,8 @@ TEXT = (ROOT / "docs" / "quickstart.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, flags=re.S)
 COMMANDS = [line.split("#")[0].strip() for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
 TOOLS = [shlex.split(line)[1:] for line in COMMANDS if line.startswith("python tools/")]
-SHORT = ("train.steps=8", "monitor.looks=1")
+WORKERS = "data.workers=0"
+MORE = {"pretrain": ("train.steps=8", "monitor.looks=1", WORKERS), "probe": (WORKERS,), "export": ()}
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +38,20 @@ def done(tmp_path_factory):
             grey.resize((60 + i % 9, 70)).save(folder / f"{i}.{'png' if i % 2 else 'jpg'}")
     places = {name: str(home / name) for name in ("IMAGES", "RUN", "OUT")}
     said = []
-    for script, *words in TOOLS:
-        tool = Path(script).stem
-        here = [re.sub(r"\b(IMAGES|RUN|OUT)\b", lambda m: places[m[1]], word) for word in words]
-        said.append(run(tool, *here, *(SHORT if tool == "pretrain" else ()), *_quiet(tool), cwd=home)[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        for script, *words in TOOLS:
+            tool = Path(script).stem
+            here = [re.sub(r"\b(IMAGES|RUN|OUT)\b", lambda m: places[m[1]], word) for word in words]
+            said.append(_typed(tool, [*here, "runtime.threads=1", *MORE[tool]]))
     return home, said
 
 
-def _quiet(tool):
-    return ("runtime.threads=1",) if tool == "export" else ("runtime.threads=1", "data.workers=0")
+def _typed(tool, words):
+    """What a tool prints; it runs in this process, which has imported torch already."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        importlib.import_module(tool).main(words)
+    return out.getvalue()
 
 
 def test_the_page_goes_the_whole_way():
