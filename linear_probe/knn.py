@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import faiss
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from linear_probe.candidates import Candidates
 
 PART = 65536  # bank entries that are normalised and searched at once
 
@@ -24,7 +26,8 @@ def knn_predict(
 ) -> dict[int, Tensor]:
     """Classes by a vote of the k most similar bank entries, each with weight exp(similarity / temperature).
 
-    One search serves every k. Exact (faiss, brute force); beside its arguments it keeps a part of the bank in memory.
+    One search serves every k. Exact (faiss, brute force), or where that is faster by candidates in bf16, which leave
+    99.95 % of predictions as they are (see `nearest`). Beside its arguments it keeps a part of the bank in memory.
 
     Args:
         bank: (N, D) float32 features; normalised here.
@@ -58,6 +61,9 @@ def nearest(
 ) -> tuple[Tensor, Tensor]:
     """The bank entries with the largest cosine similarity to each query, a part of the bank after the other.
 
+    By faiss, all in float32; or where it pays (`by_candidates`) by `Candidates`, whose similarities are float32 too but
+    which may now and then take a neighbour for another that is as near within 1e-3.
+
     Args:
         bank: (N, D) float32.
         queries: (M, D) float32.
@@ -68,17 +74,34 @@ def nearest(
     Returns:
         Similarities (M, K) float32, falling, and rows of the bank (M, K) int64.
     """
-    faiss.omp_set_num_threads(torch.get_num_threads())
     asked = _unit(queries, scale)
+    search = _proposed if by_candidates(len(asked), asked.shape[1], count) else _searched
     best, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long)
     for start in range(0, len(bank), part):
         entries = _unit(bank[start : start + part], scale)
-        found = faiss.knn(asked.numpy(), entries.numpy(), min(count, len(entries)), metric=faiss.METRIC_INNER_PRODUCT)
-        alike, where = (torch.from_numpy(array) for array in found)
+        alike, where = search(entries, asked, min(count, len(entries)))
         best, rows = torch.cat([best, alike], 1), torch.cat([rows, where + start], 1)
         best, order = best.topk(min(count, best.shape[1]), dim=1)
         rows = rows.gather(1, order)
     return best, rows
+
+
+def by_candidates(queries: int, dimensions: int, count: int) -> bool:
+    """Whether bf16 pays: this CPU multiplies it, and products outweigh sorting and preparation (tools/bench.py knn)."""
+    found: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    multiplies = bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    return multiplies and queries >= 1024 and dimensions >= 192 and count <= 32
+
+
+def _searched(entries: Tensor, asked: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    found = faiss.knn(asked.numpy(), entries.numpy(), count, metric=faiss.METRIC_INNER_PRODUCT)
+    alike, where = (torch.from_numpy(array) for array in found)
+    return alike, where
+
+
+def _proposed(entries: Tensor, asked: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    return Candidates(entries, count).search(asked)
 
 
 def _unit(x: Tensor, scale: Callable[[Tensor], Tensor] | None) -> Tensor:

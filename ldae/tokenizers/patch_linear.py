@@ -17,6 +17,7 @@ from ldae.errors import ConfigError
 from ldae.nn.patchify import patchify, unpatchify
 from ldae.parts import Count, NonNegative
 from ldae.tokenizers.base import Tokenizer
+from ldae.tokenizers.patch_moments import PatchMoments
 from ldae.types import Draws, Metrics
 
 
@@ -105,26 +106,18 @@ class PatchPCA(PatchLinear):
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Tensor]) -> None:
-        """The exact covariance of all patches, streamed in float64, and its eigenvectors.
+        """The exact covariance of all patches, streamed, and its eigenvectors.
 
-        Sums are taken about the first batch's mean, so that large means cost no digits. Signs are
-        fixed: the largest entry of every eigenvector is positive.
+        Signs are fixed: the largest entry of every eigenvector is positive.
         """
-        total, outer = torch.zeros(self.D).double(), torch.zeros(self.D, self.D).double()
-        count, shift = 0, None
+        found = PatchMoments(self.D)
         for x in batches:
-            rows = patchify(x, self.patch).movedim(1, -1).reshape(-1, self.D).double().cpu()  # (B*N, D)
-            shift = rows.mean(0) if shift is None else shift
-            rows = rows - shift
-            total += rows.sum(0)
-            outer += rows.T @ rows
-            count += len(rows)
-        assert shift is not None, "no images to fit on"
-        mean = total / count
-        values, vectors = torch.linalg.eigh(outer / count - torch.outer(mean, mean))
+            found.add(patchify(x, self.patch).movedim(1, -1).reshape(-1, self.D))  # (B*N, D)
+        mean, covariance = found.moments
+        values, vectors = torch.linalg.eigh(covariance)
         basis = vectors.flip(1).T
         largest = basis.gather(1, basis.abs().argmax(1, keepdim=True))
-        self.mean.copy_(mean + shift)
+        self.mean.copy_(mean)
         self.basis.copy_(basis * largest.sign())
         self.eigenvalues.copy_(values.flip(0).clamp(min=0))
         self.set_scale(self.eigenvalues[: self.d])

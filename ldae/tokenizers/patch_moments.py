@@ -1,0 +1,107 @@
+"""Mean and covariance of patches as they come: exact, and for 8-bit images in whole numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ROWS = 65536  # at once; so many products of int8 add up to 2^30 at most
+
+
+@dataclass
+class Sums:
+    """Sums over rows r less a fixed shift, in units of 1 / `scale`.
+
+    Attributes:
+        shift: (D,) or () in the rows' own units, float64.
+        scale: what the rows were multiplied with.
+        count: how many rows.
+        total, outer: sum of the rows (D,) and of their outer products (D, D), float64.
+    """
+
+    shift: Tensor
+    scale: float
+    count: int
+    total: Tensor
+    outer: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """(D,) float64."""
+        return self.shift + self.total / (self.count * self.scale)
+
+    @property
+    def scatter(self) -> Tensor:
+        """Sum of outer products about the mean, (D, D) float64."""
+        return (self.outer - torch.outer(self.total, self.total) / self.count) / self.scale**2
+
+
+class PatchMoments:
+    """Sums over patches; memory does not grow with their number.
+
+    Pixels of 8 bits are whole numbers k of 0 to 255 at x = 2 k / 255 - 1. Where the CPU has instructions for it (VNNI),
+    products of k - 128 are summed as int8 without rounding, several times as fast as in float64. All other numbers are
+    summed in float64, about the first batch's mean so that large means cost no digits.
+
+    Args:
+        size: D, numbers of a patch.
+    """
+
+    def __init__(self, size: int):
+        self.size, self.parts = size, dict[str, Sums]()
+
+    def add(self, rows: Tensor) -> None:
+        """Patches (n, D) float32."""
+        for part in rows.split(ROWS):
+            levels = whole_levels(part) if part.device.type == "cpu" and multiplies_int8() else None
+            if levels is None:
+                self._add_floats(part.double())
+            else:
+                self._add_levels(levels)
+
+    @property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean (D,) and covariance (D, D), float64."""
+        parts = list(self.parts.values())
+        count = sum(part.count for part in parts)
+        assert count, "no images to fit on"
+        mean = sum((part.mean * part.count for part in parts), torch.zeros(self.size).double()) / count
+        apart = [part.count * torch.outer(part.mean - mean, part.mean - mean) for part in parts]
+        scatter = sum((part.scatter for part in parts), torch.zeros(self.size, self.size).double())
+        return mean, (scatter + sum(apart, torch.zeros_like(scatter))) / count
+
+    def _sums(self, kind: str, shift: Tensor, scale: float) -> Sums:
+        if kind not in self.parts:
+            zeros = torch.zeros(self.size, self.size, dtype=torch.float64)
+            self.parts[kind] = Sums(shift, scale, 0, zeros[0].clone(), zeros)
+        return self.parts[kind]
+
+    def _add_floats(self, rows: Tensor) -> None:
+        sums = self._sums("floats", rows.mean(0).cpu(), 1.0)
+        rows = rows - sums.shift.to(rows.device)
+        sums.count += len(rows)
+        sums.total += rows.sum(0).cpu()
+        sums.outer += (rows.T @ rows).cpu()
+
+    def _add_levels(self, levels: Tensor) -> None:
+        sums = self._sums("levels", torch.tensor(2 * 128 / 255 - 1, dtype=torch.float64), 127.5)
+        sums.count += len(levels)
+        sums.total += levels.sum(0, dtype=torch.int64)
+        sums.outer += torch._int_mm(levels.T, levels)
+
+
+def whole_levels(x: Tensor) -> Tensor | None:
+    """k - 128 as int8 where all of x are 2 k / 255 - 1 with k of 0 to 255; None elsewhere."""
+    k = ((x + 1) * 127.5).round_()
+    if not torch.equal(2 * (k / 255) - 1, x) or k.min() < 0 or k.max() > 255:
+        return None
+    return (k - 128).to(torch.int8)
+
+
+def multiplies_int8() -> bool:
+    """Whether this CPU sums products of int8 without rounding or overflow on the way."""
+    found: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(found.get("avx512_vnni") or found.get("avx_vnni") or found.get("amx_int8"))

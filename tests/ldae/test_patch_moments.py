@@ -1,0 +1,71 @@
+"""Moments of patches against NumPy's, on whole levels and on any numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ldae.tokenizers import patch_moments
+from ldae.tokenizers.patch_moments import PatchMoments, whole_levels
+
+
+def images_of_8_bits(rows, seed=0):
+    """Correlated pixels (rows, 12) that are whole levels, as a loader and the task `images` make them."""
+    generator = torch.Generator().manual_seed(seed)
+    shared = torch.randint(-90, 91, (rows, 1), generator=generator)
+    k = (128 + shared + torch.randint(-40, 41, (rows, 12), generator=generator)).clamp(0, 255).to(torch.uint8)
+    return 2 * (k.float() / 255) - 1
+
+
+def summed(*parts):
+    moments = PatchMoments(parts[0].shape[1])
+    for part in parts:
+        moments.add(part)
+    return moments
+
+
+def agrees(moments, rows, tolerance):
+    mean, covariance = moments.moments
+    exact = rows.double().numpy()
+    assert mean.numpy() == pytest.approx(exact.mean(0), abs=tolerance)
+    assert covariance.numpy() == pytest.approx(np.cov(exact.T, bias=True), abs=tolerance)
+
+
+def test_levels_are_summed_without_rounding(monkeypatch):
+    monkeypatch.setattr(patch_moments, "ROWS", 128)
+    rows = images_of_8_bits(1000)
+    moments = summed(rows[:300], rows[300:])
+    agrees(moments, rows, 1e-7)  # x is float32, the levels behind it are not rounded
+    k = (whole_levels(rows).double() + 128).numpy()
+    assert moments.moments[1].numpy() == pytest.approx(np.cov((2 * k / 255 - 1).T, bias=True), abs=1e-15)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1000.0])
+def test_any_numbers_are_summed_in_float64(shift):
+    rows = torch.randn(700, 12, generator=torch.Generator().manual_seed(1)) @ torch.randn(12, 12) + shift
+    moments = summed(rows[:200], rows[200:])
+    assert set(moments.parts) == {"floats"}
+    agrees(moments, rows, 1e-9)
+
+
+def test_both_kinds_make_one_covariance():
+    levels, floats = images_of_8_bits(400), 0.3 * torch.randn(250, 12, generator=torch.Generator().manual_seed(2))
+    agrees(summed(levels, floats), torch.cat([levels, floats]), 1e-7)
+
+
+def test_every_level_is_known_and_nothing_between():
+    k = torch.arange(256)
+    assert torch.equal(whole_levels(2 * (k.float() / 255) - 1), (k - 128).to(torch.int8))
+    assert whole_levels(torch.tensor([0.5])) is None
+    assert whole_levels(torch.tensor([-1.0, 257 / 127.5 - 1])) is None
+
+
+def test_a_cpu_without_the_instructions_finds_the_same(monkeypatch):
+    rows = images_of_8_bits(500)
+    fast = summed(rows).moments
+    monkeypatch.setattr(patch_moments, "multiplies_int8", lambda: False)
+    slow = summed(rows)
+    assert set(slow.parts) == {"floats"}
+    for a, b in zip(fast, slow.moments, strict=True):
+        assert torch.allclose(a, b, atol=1e-7)
