@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from _interleaved import Contender
+from _peers import installed
 
 # settings of glibc under which peers' training steps are faster; ours makes them itself (ldae/engine/runtime.py)
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1", "MALLOC_TOP_PAD_": "268435456"}
+
+
+# the machine's limit
+PRODUCT = Contender("matrix product", "_contenders:matmul", {"size": 2048, "precision": "bfloat16"})
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,8 @@ class Row:
         marks: peer -> the ratio ours / peer that is aimed at.
         peak: what is measured as the machine's limit, or None; `share` of it is aimed at.
         share: of the limit.
+        least: rate of ours that is aimed at, or None.
+        same: what says how many percent of our answers are the first peer's, `module:function` taking our arguments.
     """
 
     name: str
@@ -32,6 +41,8 @@ class Row:
     marks: Mapping[str, float] = field(default_factory=dict)
     peak: Contender | None = None
     share: float | None = None
+    least: float | None = None
+    same: str | None = None
 
     @property
     def contenders(self) -> list[Contender]:
@@ -65,9 +76,108 @@ def _training(width: int, depth: int, heads: int, network: str, mae: str | None)
         Contender("l-DAE", "_contenders:training", {"words": words}),
         peers,
         {"timm as it ships": 1.8, "timm at its best": 1.1, "MAE at its best": 1.1},
-        Contender("matrix product", "_contenders:matmul", {"size": 2048, "precision": "bfloat16"}),
+        PRODUCT,
         0.68,
     )
+
+
+def unet_rows(site: str | None) -> list[Row]:
+    """The U-Net of DDPM on CIFAR-10 in bf16, training and sampling; SegDiff's image encoder.
+
+    Args:
+        site: folder where peers are installed, beside those that can be imported anyway.
+    """
+    words, batch = ["experiment=ddpm/cifar10", "train.batch=32"], {"batch": 32}
+    training, sampling = [], []
+    if _found("diffusers", site):
+        for name, last in (("diffusers", False), ("diffusers, channels last", True)):
+            given = {**batch, "last": last, "site": site}
+            training.append(Contender(name, "_contenders_unet:diffusers_training", given, MALLOC))
+            sampling.append(Contender(name, "_contenders_unet:diffusers_ddim", given, MALLOC))
+    if _found("denoising_diffusion_pytorch", site):
+        name, given = "lucidrains, channels last", {**batch, "last": True, "site": site}
+        compiled = {**given, "compiled": True}
+        training.append(Contender(f"{name}, compiled", "_contenders_unet:lucidrains_training", compiled, MALLOC))
+        sampling.append(Contender(name, "_contenders_unet:lucidrains_ddim", given, {**MALLOC, "TQDM_DISABLE": "1"}))
+    ours = Contender("ldae", "_contenders:training", {"words": words})
+    drawing = Contender("ldae", "_contenders_unet:ddim", {"words": words, **batch})
+    found = [
+        Row("U-Net, training step", "FLOP/s", ours, training, _even(training), PRODUCT, 0.75),
+        Row("U-Net, DDIM steps", "FLOP/s", drawing, sampling, _even(sampling), PRODUCT, 0.83),
+    ]
+    once, each = ({"words": ["experiment=segdiff/horses_cpu"], "batch": 4, "once": once} for once in (True, False))
+    peer = Contender("at every step", "_contenders_unet:segmenting", each)
+    ours = Contender("G(I) once", "_contenders_unet:segmenting", once)
+    return [*(row for row in found if row.peers), Row("SegDiff, sampling", "steps/s", ours, [peer], _even([peer]))]
+
+
+def cold_rows(folder: str | None, site: str | None) -> list[Row]:
+    """Blur against that of Cold Diffusion's code.
+
+    Args:
+        folder: of a checkout of arpitbansal297/Cold-Diffusion-Models; no rows without.
+        site: as in `unet_rows`; torchgeometry is needed.
+    """
+    if folder is None:
+        return []
+    batch, theirs = {"batch": 32}, {"batch": 32, "folder": folder, "site": site}
+    ours = [Contender("ldae", f"_contenders_cold:{name}", batch) for name in ("blur", "walk")]
+    peers = [Contender("Cold Diffusion", f"_contenders_cold:official_{name}", theirs) for name in ("blur", "walk")]
+    return [
+        Row("blur to random steps", "images/s", ours[0], peers[:1], {"Cold Diffusion": 50.0}),
+        Row("trajectory of 50 steps, without a network", "images/s", ours[1], peers[1:], _even(peers)),
+    ]
+
+
+def input_rows(images: str | None, jpegs: str | None) -> list[Row]:
+    """How images come to a network.
+
+    Args:
+        images: folder of class folders of small images, for torchvision to read.
+        jpegs: the same of full-size ones.
+    """
+    found = []
+    if images:
+        for augment, least in (("pad_crop", 60e3), ("random_resized_crop", None)):
+            ours = Contender("ldae", "_contenders_data:small", {"augment": augment, "batch": 128})
+            given = {"folder": images, "batch": 128}
+            peers = [Contender("torchvision", "_contenders_data:small_torchvision", given)]
+            found.append(Row(f"32 px, {augment}", "images/s", ours, peers, _even(peers), least=least))
+    words = ["experiment=ldae/cifar10_cpu", "train.batch=64"]
+    step, bare = ({"words": words, "input": wanted} for wanted in (True, False))
+    peer = Contender("the same batch again", "_contenders:training", bare)
+    found.append(
+        Row(
+            "training with its input",
+            "FLOP/s",
+            Contender("ldae", "_contenders:training", step),
+            [peer],
+            {peer.name: 0.95},
+        )
+    )
+    if jpegs:
+        ours = Contender("ldae", "_contenders_data:large", {"folder": jpegs, "batch": 64, "size": 224})
+        peers = [Contender("Pillow, decoding alone", "_contenders_data:decoded", {"folder": jpegs, "batch": 57})]
+        found.append(Row("JPEG files cut to 224 px", "images/s", ours, peers, {peers[0].name: 0.9}))
+        size: dict[str, Any] = {"folder": jpegs, "batch": 64, "size": 256}
+        ours = Contender("ldae", "_contenders_data:read_and_summed", {**size, "patch": 16})
+        peers = [
+            Contender("reading alone", "_contenders_data:read_alone", size),
+            Contender("scikit-learn", "_contenders_data:read_and_summed_sklearn", {**size, "patch": 16}),
+        ]
+        found.append(Row("PCA of 16 x 16 patches", "images/s", ours, peers, {"reading alone": 0.9}))
+    return found
+
+
+def _even(peers: Sequence[Contender]) -> dict[str, float]:
+    return {peer.name: 1.0 for peer in peers}
+
+
+def _found(name: str, site: str | None) -> bool:
+    found = installed(name, site)
+    if not found:
+        print(f"{name} is not installed, nor in site={site}: left out", file=sys.stderr)
+    return found
 
 
 def knn_rows() -> list[Row]:
@@ -80,7 +190,9 @@ def knn_rows() -> list[Row]:
             Contender("scikit-learn", "_contenders_probe:knn_sklearn", size),
         ]
         ours = Contender("ldae", "_contenders_probe:knn", size)
-        found.append(Row(f"kNN, D = {dimensions}", "queries/s", ours, peers, {"faiss IndexFlatIP": 1.0}))
+        aim = 1.0 if dimensions < 384 else 1.3
+        row = Row(f"kNN, D = {dimensions}", "queries/s", ours, peers, {"faiss IndexFlatIP": aim})
+        found.append(replace(row, same="_contenders_probe:agreement"))
     return found
 
 
@@ -95,6 +207,13 @@ def probe_rows() -> list[Row]:
             Contender("together", "_contenders_probe:sweep", all_),
             [Contender("one after the other", "_contenders_probe:sweep", one)],
             {"one after the other": 4.5},
+        ),
+        Row(
+            "feature extraction",
+            "images/s",
+            Contender("ldae", "_contenders_probe:extraction", {"images": 2048, "bare": False}),
+            [Contender("bare forward", "_contenders_probe:extraction", {"images": 2048, "bare": True})],
+            {"bare forward": 0.95},
         ),
         Row(
             "logistic regression",

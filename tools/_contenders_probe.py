@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
 import torch
+from _cli import compose, resolved
+from _contenders import Work
+from _session import Session
 from torch import Tensor
 from torch.nn import functional as F
 
+from ldae.data.images import MemoryImages
+from ldae.data.loader import in_order
+from ldae.export import Encoder
+from linear_probe.features import Cell, extract
 from linear_probe.heads import train_heads
-from linear_probe.knn import knn_predict
+from linear_probe.knn import accuracy, knn_predict
 from linear_probe.linear import Logistic
 from linear_probe.registry import DINOV2
 from linear_probe.scaling import standardiser
 
-Work = tuple[Callable[[], object], float]
 CLASSES, TEMPERATURE = 10, 0.07
 PENALTY = 1e-3  # of the logistic regressions
 
@@ -36,7 +45,7 @@ def knn(bank: int, queries: int, dimensions: int, k: int) -> Work:
     return lambda: knn_predict(x, y, q, [k], CLASSES, TEMPERATURE), queries
 
 
-def knn_faiss(bank: int, queries: int, dimensions: int, k: int) -> Work:
+def knn_faiss(bank: int, queries: int, dimensions: int, k: int) -> tuple[Callable[[], Tensor], float]:
     """faiss IndexFlatIP, filled and searched; the vote on top."""
     faiss.omp_set_num_threads(torch.get_num_threads())
     (x, y), (q, _) = made_up(bank, dimensions, 1), made_up(queries, dimensions, 2)
@@ -70,6 +79,41 @@ def sweep(images: int, dimensions: int, epochs: float, together: bool) -> Work:
     recipe = replace(DINOV2.recipe, steps=None, epochs=epochs)
     recipes = [recipe] if together else [replace(recipe, rates=(rate,)) for rate in recipe.rates]
     return lambda: [train_heads(x, y, CLASSES, r) for r in recipes], images * len(DINOV2.recipe.rates)
+
+
+def extraction(images: int, bare: bool) -> Work:
+    """Features of images of 32 px by l-DAE's encoder half, in bf16 and batches of 128.
+
+    Args:
+        bare: the network alone, on its input at hand; else all that tools/probe.py does, from bytes to a file.
+    """
+    objective = Session(resolved(compose("pretrain", ["experiment=ldae/cifar10_cpu"]))).system["objective"]
+    encoder = Encoder(objective.eval(), precision="bf16")
+    pixels = torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8)
+    held = MemoryImages.of(Path(), pixels, [str(i) for i in range(images)], np.zeros(images, np.int64))
+    cell, device = Cell(encoder.layer, encoder.t), torch.device("cpu")
+    level = objective.schedule.at(torch.full((128,), encoder.t))
+    seen = objective.clean_input(torch.rand(128, 3, 32, 32), level, None)
+
+    @torch.no_grad()
+    def forward() -> None:
+        for _ in range(images // 128):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                objective.denoiser.encode(seen, level, layers=[encoder.layer])
+
+    def whole() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            extract(lambda x: {cell: encoder(x)}, [cell], in_order(held, 128, device), images, Path(folder) / "bank")
+
+    return (forward if bare else whole), images
+
+
+def agreement(bank: int, queries: int, dimensions: int, k: int) -> float:
+    """Percent of predictions by our search, with its candidates in bf16, that are those of faiss's exact one."""
+    size = {"bank": bank, "queries": queries, "dimensions": dimensions, "k": k}
+    (ours, _), (theirs, _) = knn(**size), knn_faiss(**size)
+    predicted: Any = ours()
+    return accuracy(predicted[k], theirs())
 
 
 def lbfgs(images: int, dimensions: int) -> Work:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -15,6 +16,13 @@ from typing import IO, Any
 from ldae.errors import Fault
 
 WORKER = Path(__file__).resolve().parent / "_bench_worker.py"
+
+
+def function(name: str) -> Callable[..., Any]:
+    """What `module:function` names."""
+    module, _, own = name.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), own)
+    return found
 
 
 @dataclass(frozen=True)

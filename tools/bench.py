@@ -1,14 +1,17 @@
 """Measures speed and memory on this machine, side by side with other software on the same work.
 
     python tools/bench.py training                          # training steps: ours, timm's vision transformer
-    python tools/bench.py knn probe out=OUT                  # nearest neighbours, linear probes
-    python tools/bench.py all mae=FOLDER                    # every row; FOLDER is a checkout of facebookresearch/mae
+    python tools/bench.py knn probe out=OUT                 # nearest neighbours, linear probes
+    python tools/bench.py all [mae=DIR] [cold=DIR] [site=DIR] [images=DIR] [jpegs=DIR]     # every row
     python tools/bench.py features                          # protocols on 1.28 M x 768 features, within 8 GiB
     python tools/bench.py plan experiment=ldae/cifar10_cpu data.root=DIR/cifar10 [gpu=h200]    # what it will cost
 
-Ratios are of contenders that take turns, each in a process of its own. Keys: rounds= seconds= threads= mae= out= and
-for `features` rows= holdout= queries= dimensions= classes= epochs= protocols= memory= seed=. Leaves OUT/bench.json, a
-record for each row, and OUT/features.jsonl, a line for each protocol.
+Ratios are of contenders that take turns, each in a process of its own. Rows: training unet cold knn probe input. Peers
+come from checkouts of facebookresearch/mae (mae=) and arpitbansal297/Cold-Diffusion-Models (cold=), and from packages
+(diffusers, denoising-diffusion-pytorch, torchgeometry) that are installed here or in site=; images= and jpegs= are
+class folders of small and of full-size pictures. Rows whose peers are not there are left out. Keys: rounds= seconds=
+threads= out= and for `features` rows= holdout= queries= dimensions= classes= epochs= protocols= memory= seed=. Leaves
+OUT/bench.json, a record for each row, and OUT/features.jsonl, a line for each protocol.
 """
 
 from __future__ import annotations
@@ -21,10 +24,10 @@ from typing import Any, Literal
 
 from _bench_features import FeatureBench, Spent, features_bench
 from _bench_plan import GPUS, SHARE, Cost, cost_of
-from _bench_rows import Row, knn_rows, probe_rows, training_rows
+from _bench_rows import Row, cold_rows, input_rows, knn_rows, probe_rows, training_rows, unet_rows
 from _cells import told
 from _cli import compose, resolved, run_tool
-from _interleaved import Timed, interleaved
+from _interleaved import Timed, function, interleaved
 from _session import commit, own_settings
 
 from ldae.engine.runtime import describe_hardware, use_threads
@@ -44,7 +47,9 @@ class BenchSettings:
         rounds: turns of each contender.
         seconds: of a turn, about.
         threads: of each process; torch's choice if 0.
-        mae: folder of a checkout of facebookresearch/mae, whose model joins the training rows.
+        mae, cold: folders of checkouts of facebookresearch/mae and arpitbansal297/Cold-Diffusion-Models, or None.
+        site: folder of peers' packages, or None.
+        images, jpegs: folders of class folders of small and of full-size images, or None.
         out: folder.
     """
 
@@ -52,13 +57,20 @@ class BenchSettings:
     seconds: Positive
     threads: Natural
     mae: str | None
+    cold: str | None
+    site: str | None
+    images: str | None
+    jpegs: str | None
     out: str
 
 
 BENCHES: Mapping[str, Callable[[BenchSettings], list[Row]]] = {
     "training": lambda settings: training_rows(settings.mae),
+    "unet": lambda settings: unet_rows(settings.site),
+    "cold": lambda settings: cold_rows(settings.cold, settings.site),
     "knn": lambda settings: knn_rows(),
     "probe": lambda settings: probe_rows(),
+    "input": lambda settings: input_rows(settings.images, settings.jpegs),
 }
 
 
@@ -116,7 +128,12 @@ def measure_rows(rows: Sequence[Row], settings: BenchSettings, known: Mapping[st
     for row in rows:
         print(f"{row.name}: {', '.join(c.name for c in row.contenders)}", flush=True)
         timed = interleaved(row.contenders, settings.threads, settings.rounds, settings.seconds)
-        records += [{**known, "rounds": settings.rounds, **record} for record in compared(row, timed)]
+        found = compared(row, timed)
+        if row.same:
+            same: Any = function(row.same)
+            found[0]["same"] = same(**row.ours.arguments)
+            print(f"  {found[0]['same']:.2f} % of answers are those of {row.peers[0].name}")
+        records += [{**known, "rounds": settings.rounds, **record} for record in found]
         write_json(out / "bench.json", {"rows": records})
     print(f"\n{known['hardware']}; median of {settings.rounds} rounds, lowest and highest in brackets\n")
     print(table(records))
@@ -134,7 +151,7 @@ def compared(row: Row, timed: Sequence[Timed]) -> list[dict[str, Any]]:
         record = {"row": row.name, "unit": row.unit, "ours": ours.rate, "peer": peer.contender.name}
         record |= {"peer_rate": peer.rate, "ratio": ratio, "low": low, "high": high, "aim": mark}
         record |= {"share": shares.get(ours.contender.name), "peer_share": shares.get(peer.contender.name)}
-        record |= {"aimed_share": row.share, "peak_gib": ours.peak, "peer_peak_gib": peer.peak}
+        record |= {"aimed_share": row.share, "least": row.least, "peak_gib": ours.peak, "peer_peak_gib": peer.peak}
         found.append(record)
     return found
 
@@ -143,15 +160,20 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
     """Markdown of records."""
     lines = [["row", "ours", "of peak", "peer", "its rate", "of peak", "ratio", "aim", "met"]]
     for r in records:
-        met = "" if r["aim"] is None else "yes" if r["ratio"] >= r["aim"] else "no"
-        aim = "" if r["aim"] is None else f"{r['aim']:.2f}"
+        aim, met = "" if r["aim"] is None else f"{r['aim']:.2f}", met_by(r)
         ratio = f"{r['ratio']:.2f} ({r['low']:.2f} to {r['high']:.2f})"
         shares = [_percent(r["share"], r["aimed_share"]), _percent(r["peer_share"])]
         name = f"{r['row']}, {r['unit']}"
-        lines.append(
-            [name, f"{r['ours']:.3g}", shares[0], r["peer"], f"{r['peer_rate']:.3g}", shares[1], ratio, aim, met]
-        )
+        rate = f"{r['ours']:.3g}" + (f" (aim {r['least']:.3g})" if r["least"] else "")
+        lines.append([name, rate, shares[0], r["peer"], f"{r['peer_rate']:.3g}", shares[1], ratio, aim, met])
     return markdown(lines)
+
+
+def met_by(record: Mapping[str, Any]) -> str:
+    """Whether all that a record's row aims at was reached: yes, no, or nothing where nothing is aimed at."""
+    pairs = [("ratio", "aim"), ("share", "aimed_share"), ("ours", "least")]
+    found = [record[value] >= record[aim] for value, aim in pairs if record[aim] is not None]
+    return "" if not found else "yes" if all(found) else "no"
 
 
 def _percent(share: float | None, aim: float | None = None) -> str:

@@ -59,6 +59,10 @@ class PatchLinear(Tokenizer):
         """(B, 3, H, W) -> patches less the mean patch, (B, D, h, w)."""
         return patchify(x, self.patch) - self.mean.reshape(-1, 1, 1)
 
+    def rows(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> patches one below the other, (B h w, D)."""
+        return patchify(x, self.patch).movedim(1, -1).reshape(-1, self.D)
+
     def to_raw(self, x: Tensor) -> Tensor:
         return _apply(self.encoder, self.centred(x))  # (B, d, h, w)
 
@@ -112,7 +116,7 @@ class PatchPCA(PatchLinear):
         """
         found = PatchMoments(self.D)
         for x in batches:
-            found.add(patchify(x, self.patch).movedim(1, -1).reshape(-1, self.D))  # (B*N, D)
+            found.add(self.rows(x))
         mean, covariance = found.moments
         values, vectors = torch.linalg.eigh(covariance)
         basis = vectors.flip(1).T

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
+import _contenders_cold as contenders_cold
+import _contenders_data as contenders_data
+import numpy as np
 import pytest
+import torch
 from _bench_plan import cost_of
-from _bench_rows import Row, knn_rows, probe_rows, training_rows
-from _interleaved import Contender, Timed, interleaved
-from bench import compared, table
+from _bench_rows import Row, cold_rows, input_rows, knn_rows, probe_rows, training_rows, unet_rows
+from _interleaved import Contender, Timed, function, interleaved
+from bench import compared, met_by, table
+from PIL import Image
 
 from ldae.errors import Fault
 
@@ -92,14 +98,61 @@ def test_a_contender_that_fails_is_named():
 
 def test_every_contender_can_be_made():
     """Each names a function that takes its arguments."""
-    import importlib
-    import inspect
-
-    for row in [*training_rows("FOLDER"), *knn_rows(), *probe_rows()]:
+    rows = [*training_rows("DIR"), *unet_rows(None), *cold_rows("DIR", None), *knn_rows(), *probe_rows()]
+    for row in [*rows, *input_rows("DIR", "DIR")]:
         assert set(row.marks) >= {peer.name for peer in row.peers} - {"scikit-learn"}
         for contender in row.contenders:
-            module, _, name = contender.make.partition(":")
-            inspect.signature(getattr(importlib.import_module(module), name)).bind(**contender.arguments)
+            inspect.signature(function(contender.make)).bind(**contender.arguments)
+        if row.same:
+            inspect.signature(function(row.same)).bind(**row.ours.arguments)
+
+
+def test_rows_whose_peers_are_not_there_are_left_out(capsys, monkeypatch):
+    monkeypatch.setattr("_bench_rows.installed", lambda name, site: False)
+    assert [row.name for row in unet_rows("NOWHERE")] == ["SegDiff, sampling"]
+    assert "diffusers is not installed, nor in site=NOWHERE: left out" in capsys.readouterr().err
+    assert cold_rows(None, None) == []
+    assert [row.name for row in input_rows(None, None)] == ["training with its input"]
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for k in range(4):
+            noise = np.random.default_rng(k).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+            Image.fromarray(noise).resize((90, 60)).save(tmp_path / name / f"{k}.jpg")
+    return str(tmp_path)
+
+
+def test_files_are_read_cut_and_summed(photographs):
+    step, images = contenders_data.large(photographs, batch=4, size=32)
+    assert (step().images.shape, images) == ((4, 3, 32, 32), 4)
+    assert contenders_data.decoded(photographs, batch=4)[0]() == 4 * 90 * 60
+    summed, images = contenders_data.read_and_summed(photographs, batch=4, size=32, patch=8)
+    assert (summed(), images) == (None, 4)
+
+
+def test_blur_and_trajectory_are_the_operators():
+    x, t = contenders_cold.pictures(4)
+    blurred = contenders_cold.blur(4)[0]()
+    last = contenders_cold.cifar_blur().blurred.table[t]
+    assert torch.allclose(blurred[0], last[0] @ x[0] @ last[0].T, atol=1e-6)
+    operators = contenders_cold.cifar_blur().blurred.table.rows
+    z = operators[-1] @ x @ operators[-1].T
+    for now in range(contenders_cold.T - 1, -1, -1):  # z - D(z, now) + D(z, then) for a network that says z
+        then = operators[now - 1] @ z @ operators[now - 1].T if now else z
+        z = z - operators[now] @ z @ operators[now].T + then
+    assert torch.allclose(contenders_cold.walk(4)[0](), z, atol=1e-5)
+
+
+def test_all_that_a_row_aims_at_counts():
+    record = {"ratio": 1.2, "aim": 1.1, "share": 0.5, "aimed_share": None, "ours": 10.0, "least": None}
+    assert met_by(record) == "yes"
+    assert met_by({**record, "aim": 1.3}) == "no"
+    assert met_by({**record, "aimed_share": 0.6}) == "no"
+    assert met_by({**record, "least": 11.0}) == "no"
+    assert met_by({**record, "aim": None}) == ""
 
 
 def test_the_cost_is_that_of_the_networks_formula(in_process, capsys):
