@@ -35,7 +35,7 @@ from ldae.system import System
 # keys that may change between a run and its resumption: none of them changes what is computed
 FREE = ("out", "device", "runtime", "allow", "experiment", "data.root", "data.cache", "data.workers", "data.max_bad",
         "data.max_pixels", "data.download", "tokenizer.weights", "monitor", "train.checkpoint_every", "train.keep",
-        "train.log_every", "train.recompute", "split", "run", "partner.root")  # fmt: skip
+        "train.log_every", "train.recompute", "train.shard", "split", "run", "partner.root")  # fmt: skip
 
 
 @dataclass(frozen=True)

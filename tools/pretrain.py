@@ -65,8 +65,9 @@ def main(words: Sequence[str]) -> None:
             "tokenizer": tokenizer,
             "peak_rate": optim.peak(settings.batch),
         }
-        looks = monitors(session, objective, splits, total) if session.world.main else []
-        job = Job(run, session.world, record, looks, session.stop, session.runtime.bars and session.world.main)
+        looks = monitors(session, objective, splits, total) if session.world.main or settings.shard else []
+        bars = session.runtime.bars and session.world.main
+        job = Job(run, session.world, record, looks, session.stop, bars, divides=True)
         Trainer({PLAYER: objective}, loader, optim, settings, session.seed, job).fit()
         if session.world.main:
             run.set_status("done", total)

@@ -23,6 +23,8 @@ class TrainSettings:
         ema: decay of the weights' average; 0 for none.
         compile: whether torch.compile works on each transformer block.
         recompute: whether the activations within a block are computed again instead of kept: less memory, more time.
+        shard: whether weights, gradients, moments and averages are divided among the processes (FSDP2), for networks
+            that one of them cannot hold. One process alone divides nothing.
         log_every: steps between rows of metrics.jsonl.
         checkpoint_every: steps between checkpoints.
         keep: checkpoints that are kept.
@@ -39,6 +41,7 @@ class TrainSettings:
     ema: Fraction = 0.999
     compile: bool = False
     recompute: bool = False
+    shard: bool = False
     log_every: Count = 10
     checkpoint_every: Count = 500
     keep: Count = 2

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ldae.engine.shards import divided_like, fill, own_rows, whole
 from ldae.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -18,19 +19,21 @@ def save_state(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
     """File name -> named tensors: the networks, their averages, the optimisers' moments, the generators; and what
     players remember beside their weights, where they do.
 
-    Moments are named `PLAYER.STATE.PARAMETER`, so that they find their parameter whatever its position.
+    Moments are named `PLAYER.STATE.PARAMETER`, so that they find their parameter whatever its position. Tensors are
+    whole: where they are divided among processes, all of these have to call this.
     """
-    model = {f"{n}.{k}": v for n, network in trainer.networks.items() for k, v in network.state_dict().items()}
+    model = {f"{n}.{k}": whole(v) for n, network in trainer.networks.items() for k, v in network.state_dict().items()}
     optim = {}
     for player, optimizer in trainer.optimizers.items():
         names = {id(p): name for name, p in trainer.networks[player].named_parameters()}
         for parameter, state in optimizer.state.items():
             for key, value in state.items():
-                optim[f"{player}.{key}.{names[id(parameter)]}"] = torch.as_tensor(value)
+                optim[f"{player}.{key}.{names[id(parameter)]}"] = whole(torch.as_tensor(value))
     rng = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         rng["cuda"] = torch.cuda.get_rng_state()
-    found = {"model": model, "ema": dict(trainer.ema.average), "optim": optim, "rng": rng}
+    average = {name: whole(value, trainer.weights[name]) for name, value in trainer.ema.average.items()}
+    found = {"model": model, "ema": average, "optim": optim, "rng": rng}
     memory = {f"{n}.{k}": v for n, module in _memories(trainer).items() for k, v in module.state_dict().items()}
     return {**found, "memory": memory} if memory else found
 
@@ -50,15 +53,19 @@ def load_state(trainer: Trainer, checkpoint: Checkpoint) -> None:
     try:
         for player, network in trainer.networks.items():
             own = {k[len(player) + 1 :]: v for k, v in model.items() if k.startswith(f"{player}.")}
-            network.load_state_dict(own)
+            fill(network, own)
             parameters = dict(network.named_parameters())
             for name, value in moments.items():
                 if name.startswith(f"{player}."):
                     key, parameter = name[len(player) + 1 :].split(".", 1)
                     state = trainer.optimizers[player].state[parameters[parameter]]
+                    like = parameters[parameter]
                     # AdamW's `step` is a float on the CPU unless fused, then it lives with the parameter
-                    state[key] = value.to(parameters[parameter].device)
-        trainer.ema.load(checkpoint.tensors("ema"))
+                    state[key] = (
+                        divided_like(like.detach(), value) if value.shape == like.shape else value.to(like.device)
+                    )
+        average = checkpoint.tensors("ema")
+        trainer.ema.load({k: own_rows(divided_like(trainer.weights[k], v)) for k, v in average.items()})
         for player, module in _memories(trainer).items():
             own = {
                 k[len(player) + 1 :]: v for k, v in checkpoint.tensors("memory").items() if k.startswith(f"{player}.")

@@ -21,9 +21,10 @@ from ldae.engine.logging import Meter, RunLog
 from ldae.engine.optim import Optim
 from ldae.engine.run import RunFolder
 from ldae.engine.settings import TrainSettings
+from ldae.engine.shards import divide, own_rows, unsynchronised, whole
 from ldae.engine.signals import StopFlag
 from ldae.engine.state import load_state, save_state
-from ldae.errors import Interrupted, NonFiniteError
+from ldae.errors import ConfigError, Interrupted, NonFiniteError
 from ldae.files import write_json
 from ldae.types import Batch, Draws, Player
 
@@ -62,9 +63,10 @@ class Job:
         run: the folder to write to; held by the caller.
         world: this process among others.
         record: what else a checkpoint's manifest says (config, fingerprints).
-        monitors: to look at now and then, on the main process.
+        monitors: to look at now and then, on the main process; of a divided network (`train.shard`) the same on all.
         stop: the flag that signals set.
         progress: whether to draw a progress bar.
+        divides: whether `train.shard` is taken care of: all processes have the monitors.
     """
 
     run: RunFolder
@@ -73,6 +75,7 @@ class Job:
     monitors: Sequence[Monitor] = ()
     stop: StopFlag = field(default_factory=StopFlag)
     progress: bool = False
+    divides: bool = False
 
 
 class Trainer:
@@ -102,14 +105,24 @@ class Trainer:
         self.total = settings.total_steps(loader.steps_per_epoch)
         self.slices = settings.slices_of(job.world.size)
         self.networks: dict[str, nn.Module] = {name: player.network for name, player in players.items()}
+        prepare_blocks(self.networks.values(), settings.compile, settings.recompute)
+        self.sharded = settings.shard and job.world.size > 1
+        if self.sharded:
+            self._divide()
         self.weights = {
             f"{n}.{k}": p for n, m in self.networks.items() for k, p in m.named_parameters() if p.requires_grad
         }
         self.optimizers = {name: optim.build(m) for name, m in self.networks.items()}
-        self.ema = EMA(self.weights, settings.ema)
-        self.wrapped: dict[str, Any] = {name: job.world.wrapped(player) for name, player in players.items()}  # type: ignore[arg-type]
+        self.ema = EMA({name: own_rows(value) for name, value in self.weights.items()}, settings.ema)
+        self.wrapped: dict[str, Any] = dict(players)
+        if not self.sharded:
+            self.wrapped = {name: job.world.wrapped(player) for name, player in players.items()}  # type: ignore[arg-type]
         self.meter, self.step, self.saved, self.stopping = Meter(), 0, -1, False
-        prepare_blocks(self.networks.values(), settings.compile, settings.recompute)
+
+    def _divide(self) -> None:
+        if not self.job.divides or len(self.players) > 1:
+            raise ConfigError("train.shard", True, "is for pretraining (tools/pretrain.py) alone; use false")
+        divide(self.networks.values(), self.world)
 
     def fit(self) -> None:
         """Runs from the newest checkpoint, or from the start, to the end.
@@ -151,15 +164,16 @@ class Trainer:
     def _learn(self, batch: Batch, rate: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         torch.manual_seed(seed_of(self.seed, 1, self.step, self.world.rank))  # for dropout and the like
         playing = [name for name, player in self.players.items() if player.turn(self.step)]
-        losses, norms = {}, {}
+        losses, norms, found = {}, {}, {}
         for name in playing:
             self.optimizers[name].zero_grad(set_to_none=True)
             losses[name] = self._gradients(name, batch)
-            norms[name] = nn.utils.get_total_norm([p.grad for p in self._trained(name) if p.grad is not None])
+            norm = nn.utils.get_total_norm([p.grad for p in self._trained(name) if p.grad is not None])
+            norms[name], found[name] = whole(norm), norm
             self._check(name, batch, losses[name], norms[name])
         for name in playing:  # nobody moves before all are checked
             if self.settings.clip:
-                nn.utils.clip_grads_with_norm_(self._trained(name), self.settings.clip, norms[name])
+                nn.utils.clip_grads_with_norm_(self._trained(name), self.settings.clip, found[name])
             for group in self.optimizers[name].param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
             self.optimizers[name].step()
@@ -174,14 +188,18 @@ class Trainer:
         rows, losses = len(batch) // parts, []
         for part in range(parts):
             piece = batch.rows(part * rows, (part + 1) * rows)
-            waits = wrapped.no_sync() if part < parts - 1 and hasattr(wrapped, "no_sync") else contextlib.nullcontext()
-            with waits:
+            with self._waiting(name) if part < parts - 1 else contextlib.nullcontext():
                 with self._autocast():
                     loss, metrics = wrapped(piece, self._draws(part))
                 (loss / parts).backward()
             losses.append(loss.detach())
             self.meter.add(self._prefix(name), metrics)
         return torch.stack(losses).mean()
+
+    def _waiting(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """While it lasts, the processes keep a player's gradients to themselves."""
+        wrapped = self.wrapped[name]
+        return wrapped.no_sync() if hasattr(wrapped, "no_sync") else unsynchronised(self.networks[name])
 
     def _autocast(self) -> torch.autocast:
         enabled = self.settings.precision == "bf16"
@@ -250,13 +268,15 @@ class Trainer:
     def _look(self, log: RunLog | None) -> None:
         """The monitors that are due, before the step is made, with the averaged weights."""
         due = [m for m in self.job.monitors if (self.step % m.every == 0 if m.every else self.step == 0)]
-        if log is None or not (due or self.step == self.total):
-            return
+        if (log is None and not self.sharded) or not (due or self.step == self.total):
+            return  # of a divided network every process has to look
         began = time.perf_counter()
         last = [m for m in self.job.monitors if m.every and m not in due and self.step == self.total]
         with self.ema.applied(), torch.no_grad(), evaluating(self.networks.values()):
             for monitor in due + last:
                 scalars, pictures = monitor(self.step)
+                if log is None:
+                    continue
                 if scalars:
                     log.row(self.step, {"monitor": monitor.name, **scalars})
                 for name, picture in pictures.items():
@@ -268,13 +288,14 @@ class Trainer:
         if self.saved == self.step:
             return
         began = time.perf_counter()
+        state = save_state(self) if self.world.main or self.sharded else {}
         if self.world.main:
             if log is not None:
                 log.flush()
             epoch, position = divmod(self.step, self.loader.steps_per_epoch)
             manifest = {**self.job.record, "step": self.step, "epoch": epoch, "position": position}
             manifest |= {"total": self.total, "world": self.world.size, "slices": self.slices}
-            publish(self.run.checkpoints, save_state(self), manifest, self.settings.keep)
+            publish(self.run.checkpoints, state, manifest, self.settings.keep)
             self.run.set_status("running", self.step)
         self.saved = self.step
         self.world.wait()

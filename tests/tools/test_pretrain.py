@@ -12,7 +12,9 @@ import sys
 import time
 
 import pytest
+import torch
 from helpers import ENVIRONMENT, ROOT, SHORT, losses, rows, run, start, status, torchrun, weights
+from safetensors.torch import load_file
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +219,35 @@ def test_two_processes_train_as_one_does(tmp_path):
     assert max(abs(a[s] - b[s]) for s in a) < 1e-4
     assert a != {s: a[1] for s in a}
     assert status(tmp_path / "two")["state"] == "done"
+
+
+def tensors(folder):
+    """Those of the last checkpoint: weights, averages, moments."""
+    last = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    files = {name: load_file(last / f"{name}.safetensors") for name in ("model", "ema", "optim")}
+    return {f"{name}/{key}": value for name, file in files.items() for key, value in file.items()}
+
+
+@pytest.mark.dist
+def test_a_divided_network_trains_as_a_whole_one_does(tmp_path):
+    """FSDP2: the same losses, and files of whole tensors that one process alone goes on from."""
+    words = ["train.steps=16", "train.log_every=1", "train.precision=fp32", "train.checkpoint_every=8"]
+    words += ["monitor.looks=2", "runtime.threads=1", "train.accumulate=2"]
+    run("pretrain", f"out={tmp_path / 'one'}", *words)
+    torchrun("pretrain", f"out={tmp_path / 'two'}", *words, "train.shard=true")
+    shutil.copytree(tmp_path / "two", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "step-000000016")
+    (tmp_path / "again" / "status.json").unlink()
+    run("pretrain", f"out={tmp_path / 'again'}", *words)
+    one = tensors(tmp_path / "one")
+    for name in ("two", "again"):
+        a, b = ({s: float.fromhex(x) for s, x in losses(tmp_path / n).items()} for n in ("one", name))
+        assert max(abs(a[s] - b[s]) for s in b) < 1e-4
+        found = tensors(tmp_path / name)
+        assert found.keys() == one.keys()
+        assert all(torch.allclose(found[key], one[key], atol=1e-4) for key in one)
+    looks = [[row for row in rows(tmp_path / n) if "monitor" in row] for n in ("one", "two")]
+    assert [row["monitor"] for row in looks[0]] == [row["monitor"] for row in looks[1]] != []
 
 
 @pytest.mark.dist
