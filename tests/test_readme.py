@@ -11,7 +11,8 @@ from helpers import ROOT, run
 
 TEXT = (ROOT / "README.md").read_text()
 HEADERS = "\n".join(p.read_text() for p in sorted((ROOT / "configs" / "experiment").rglob("*.yaml")))
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, flags=re.S)
+SCALING = (ROOT / "docs" / "scaling.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT + SCALING, flags=re.S)
 LINES = [line.split("#")[0].strip() for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
 TOLD = re.findall(r"^# Command: .*?((?:python|torchrun) .*)$", HEADERS, flags=re.M)
 BARE = {"ablate": {"report"}, "bench": {"plan", "all", "features"}}  # words without =
