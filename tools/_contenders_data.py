@@ -63,7 +63,7 @@ def large(folder: str, batch: int, size: int) -> Work:
 def decoded(folder: str, batch: int) -> Work:
     """Pillow alone: files decoded by two processes, the pixels thrown away."""
     images = files_of(folder, batch, 0)
-    paths = [images.path(i) for i in range(len(images))]
+    paths = [images.root / images.name(i) for i in range(len(images))]
     turns = itertools.cycle([paths[k : k + batch] for k in range(0, len(paths) - batch + 1, batch)])
     pool = ProcessPoolExecutor(WORKERS)
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from ldae.data.decode import BadImage, centre_square, read_rgb
 from ldae.data.folder import Listing
 from ldae.data.images import FileImages, MemoryImages, encode_names
+from ldae.data.sources import Source
 from ldae.errors import CheckpointError, DataError
 from ldae.files import json_hash, published_folder, read_json, write_json
 from ldae.parts import Count, Fraction, Natural
@@ -66,7 +67,7 @@ class Squares:
 
     def sources(self, listing: Listing) -> Iterable[Any]:
         """What `square` is to read for each file of a listing."""
-        return (listing.root / name for name in listing.files)
+        return (listing.locate(listing.root, name) for name in listing.files)
 
     @staticmethod
     def square(source: Any, size: int, max_pixels: int) -> np.ndarray:
@@ -129,7 +130,7 @@ def as_files(listing: Listing, size: int, context: Context) -> tuple[FileImages,
     _check_share(bad, listing, context)
     names, labels = _kept(listing, bad)
     fingerprint = json_hash([listing.files, listing.sizes, listing.labels, bad])
-    return FileImages(listing.root, names, labels, size), bad, fingerprint
+    return FileImages(listing.root, names, labels, size, locate=listing.locate), bad, fingerprint
 
 
 def _kept(listing: Listing, bad: Bad) -> tuple[np.ndarray, np.ndarray]:
@@ -224,9 +225,9 @@ def _attempted(square: Callable[..., np.ndarray], source: Any, size: int, max_pi
         return str(error)
 
 
-def _unreadable(path: Path, max_pixels: int) -> str:
+def _unreadable(source: Source, max_pixels: int) -> str:
     try:
-        read_rgb(path, max_pixels)
+        read_rgb(source, max_pixels)
         return ""
     except BadImage as error:
         return str(error)

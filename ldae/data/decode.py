@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from ldae.data.sources import Member, Source
+
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
@@ -16,7 +18,7 @@ class BadImage(Exception):
     """A file that is no readable image; the text says why."""
 
 
-def read_rgb(path: Path, max_pixels: int) -> Image.Image:
+def read_rgb(source: Source, max_pixels: int) -> Image.Image:
     """The first frame of an image file as RGB, upright.
 
     EXIF orientation is applied. Transparency is dropped. 16-bit and float images are scaled by their range.
@@ -30,7 +32,7 @@ def read_rgb(path: Path, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own size warning; ours is exact
-            with Image.open(path) as image:
+            with Image.open(source.opened() if isinstance(source, Member) else source) as image:
                 if image.width * image.height > max_pixels:
                     raise BadImage(f"{image.width} x {image.height} exceeds data.max_pixels={max_pixels}")
                 image.load()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ldae.data.decode import SUFFIXES
+from ldae.data.sources import Source, in_folder
 from ldae.errors import DataError
 
 
@@ -23,6 +24,7 @@ class Listing:
         labels: class index of each file.
         classes: class names, sorted.
         stamp: hash of names, sizes and modification times: changes when a file does.
+        locate: (root, name) -> where an image's bytes lie.
     """
 
     root: Path
@@ -31,6 +33,7 @@ class Listing:
     labels: tuple[int, ...]
     classes: tuple[str, ...]
     stamp: str
+    locate: Callable[[Path, str], Source] = in_folder
 
 
 def list_classes(root: Path) -> list[str]:
@@ -53,7 +56,7 @@ def list_images(root: Path, classes: list[str] | None = None) -> Listing:
         raise DataError(f"data.root={root} has no images in class folders (CLASS/NAME.png and the like)")
     files, labels = tuple(name for name, _, _ in found), tuple(label for _, label, _ in found)
     sizes = tuple(info.st_size for _, _, info in found)
-    stamp = _stamp((name, info) for name, _, info in found)
+    stamp = stamp_of((name, info) for name, _, info in found)
     return Listing(root, files, sizes, labels, tuple(classes), stamp)
 
 
@@ -82,7 +85,7 @@ def list_pairs(root: Path) -> tuple[Listing, tuple[Path, ...]]:
         raise DataError(f"{root / twice[0]} and {root / masks[_stem(twice[0])][0]} are masks of one name; keep one")
     pairs = [masks[_stem(name)] for name, _ in images]
     files, sizes = tuple(name for name, _ in images), tuple(info.st_size for _, info in images)
-    listing = Listing(root, files, sizes, (0,) * len(files), ("figure",), _stamp([*images, *pairs]))
+    listing = Listing(root, files, sizes, (0,) * len(files), ("figure",), stamp_of([*images, *pairs]))
     return listing, tuple(root / name for name, _ in pairs)
 
 
@@ -91,7 +94,8 @@ def _stem(name: str) -> str:
     return os.path.splitext(name.partition(os.sep)[2])[0]
 
 
-def _stamp(found: Iterable[tuple[str, os.stat_result]]) -> str:
+def stamp_of(found: Iterable[tuple[str, os.stat_result]]) -> str:
+    """Hash of files' names, sizes and times of change."""
     stamp = hashlib.sha256()
     for name, info in found:
         stamp.update(f"{name}\0{info.st_size}\0{info.st_mtime_ns}\n".encode("utf8", "surrogateescape"))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ldae.data.sources import Source, in_folder
 
 
 class ImageSet:
@@ -44,11 +46,30 @@ class ImageSet:
 
 
 class FileImages(ImageSet):
-    """Images that are read from their files when they are needed."""
+    """Images that are read from their files when they are needed.
 
-    def path(self, position: int) -> Path:
-        """The file of the image at a position of the full set."""
-        return self.root / self.name(position)
+    Args: as ImageSet, and
+        locate: (root, name) -> where an image's bytes lie.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        names: np.ndarray,
+        labels: np.ndarray,
+        size: int,
+        ids: np.ndarray | None = None,
+        locate: Callable[[Path, str], Source] = in_folder,
+    ):
+        super().__init__(root, names, labels, size, ids)
+        self.locate = locate
+
+    def subset(self, chosen: np.ndarray) -> FileImages:
+        return FileImages(self.root, self.names, self.labels, self.size, self.ids[chosen], self.locate)
+
+    def source(self, position: int) -> Source:
+        """Where the image at a position of the full set lies."""
+        return self.locate(self.root, self.name(position))
 
 
 class MemoryImages(ImageSet):

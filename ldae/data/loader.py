@@ -182,7 +182,7 @@ class _Files(Dataset):
         raise DataError(f"{ATTEMPTS} images in a row from {self.images.name(wanted)} on are unreadable")
 
     def _cut(self, epoch: int, index: int) -> Tensor:
-        image = read_rgb(self.images.path(index), max_pixels=1 << 62)
+        image = read_rgb(self.images.source(index), max_pixels=1 << 62)
         u = uniforms(self.seed, epoch, torch.tensor([index]), self.augment.n)
         sizes = torch.tensor([image.height]), torch.tensor([image.width])
         image = cut_and_resized(image, self.augment.boxes(u, *sizes)[0].long().tolist(), self.images.size)
