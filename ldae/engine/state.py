@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ldae.engine.shards import divided_like, fill, own_rows, whole
+from ldae.engine.fsdp import divided_like, fill, own_rows, whole
 from ldae.errors import CheckpointError
 
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ from ldae.engine.blocks import prepare_blocks
 from ldae.engine.checkpoint import Checkpoint, folder_of, newest, publish
 from ldae.engine.distributed import World
 from ldae.engine.ema import EMA
+from ldae.engine.fsdp import divide, own_rows, unsynchronised, whole
 from ldae.engine.logging import Meter, RunLog
 from ldae.engine.optim import Optim
 from ldae.engine.run import RunFolder
 from ldae.engine.settings import TrainSettings
-from ldae.engine.shards import divide, own_rows, unsynchronised, whole
 from ldae.engine.signals import StopFlag
 from ldae.engine.state import load_state, save_state
 from ldae.errors import ConfigError, Interrupted, NonFiniteError

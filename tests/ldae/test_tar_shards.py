@@ -15,7 +15,7 @@ from ldae.data.cache import Context
 from ldae.data.datasets import Division, ImageFolder
 from ldae.data.images import FileImages
 from ldae.data.loader import Loader, in_order
-from ldae.data.shards import TarShards
+from ldae.data.tar_shards import TarShards
 from ldae.data.transforms import RandomResizedCrop
 from ldae.errors import DataError
 
