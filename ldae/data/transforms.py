@@ -88,14 +88,14 @@ class PadCrop(Flip):
         self.pad = pad
 
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
-        B, _, H, W = images.shape
+        _, C, H, W = images.shape
         shift = (u[:, 1:3] * (2 * self.pad + 1)).long()  # (B, 2) in {0, ..., 2 pad}
         padded = torch.nn.functional.pad(images, (self.pad,) * 4)
         rows = shift[:, :1] + torch.arange(H, device=u.device)  # (B, H)
         columns = shift[:, 1:] + torch.arange(W, device=u.device)  # (B, W)
-        batch = torch.arange(B, device=u.device)[:, None, None]
-        cut = padded.movedim(1, -1)[batch, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
-        return mirrored(cut, self.flips(u))
+        columns = torch.where(self.flips(u)[:, None], columns.flip(1), columns)
+        place = (rows * padded.shape[3])[:, :, None] + columns[:, None]  # (B, H, W) in a padded channel
+        return padded.flatten(2).gather(2, place.flatten(1)[:, None].expand(-1, C, -1)).reshape(images.shape)
 
 
 class RandomResizedCrop(Flip):
