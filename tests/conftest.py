@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -29,6 +30,21 @@ def cache(tmp_path_factory):
 def config():
     """Composes the config of a tool: config("pretrain", "seed=1", ...)."""
     return lambda root, *words: resolved(compose(root, list(words)))
+
+
+@pytest.fixture
+def in_process():
+    """(tool, words) -> (exit code, message), without the seconds that a process takes to start."""
+    from ldae.errors import Fault
+
+    def call(tool, *words):
+        try:
+            importlib.import_module(tool).main(list(words))
+        except Fault as fault:
+            return fault.code, str(fault)
+        return 0, ""
+
+    return call
 
 
 @pytest.fixture(scope="session")

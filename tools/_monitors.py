@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,11 +15,27 @@ from ldae.data.images import ImageSet, Splits
 from ldae.data.loader import in_order
 from ldae.export import Encoder
 from ldae.objectives.base import Representing
+from ldae.parts import Count, Natural
 from ldae.types import Batch
 from linear_probe.knn import accuracy, knn_predict
 
 if TYPE_CHECKING:
     from _session import Session
+
+
+@dataclass(frozen=True)
+class MonitorSettings:
+    """How closely pretraining is watched.
+
+    Attributes:
+        looks: in the course of the run; 0 for none.
+        panel_images: of the hold-out that are denoised and measured.
+        knn_images: training images in the online kNN's bank; 0 for none.
+    """
+
+    looks: Natural
+    panel_images: Count
+    knn_images: Natural
 
 
 def preview(session: Session, images: ImageSet, count: int) -> Batch:

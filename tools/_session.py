@@ -76,7 +76,7 @@ class Session:
             construct(_seeded, {key: config[key]}, {})
         if not isinstance(config["allow"], list):
             raise ConfigError("allow", config["allow"], "must be a list of keys, e.g. allow=[train.steps]")
-        self.runtime: Runtime = _settings(config, "runtime", Runtime)
+        self.runtime: Runtime = settings_of(config, "runtime", Runtime)
         self.device = pick_device(str(config["device"]))
         self.runtime.prepare()
         self.seed: int = config["seed"]
@@ -158,7 +158,12 @@ def _seeded(seed: Natural) -> int:
     return seed
 
 
-def _settings(config: Mapping[str, Any], group: str, kind: type) -> Any:
+def settings_of(config: Mapping[str, Any], group: str, kind: type) -> Any:
+    """The dataclass `kind`, filled from a group of the config.
+
+    Raises:
+        ConfigError: a key cannot work.
+    """
     try:
         return construct(kind, config[group], {})
     except ConfigError as error:
@@ -193,7 +198,7 @@ def commit() -> str:
 
 def train_settings(config: Mapping[str, Any]) -> TrainSettings:
     """The group `train`, checked."""
-    return _settings(config, "train", TrainSettings)
+    return settings_of(config, "train", TrainSettings)
 
 
 def finished(run: RunFolder, config: Mapping[str, Any]) -> bool:

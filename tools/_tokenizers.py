@@ -7,8 +7,9 @@ import math
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from _cli import compose, resolved
 from _monitors import preview
@@ -29,7 +30,7 @@ from ldae.nn.perceptual import Perceptual
 from ldae.objectives.base import Objective
 from ldae.objectives.classify import Classify
 from ldae.objectives.panels import FilterPanel, ReconstructionPanel, filter_tiles
-from ldae.parts import construct
+from ldae.parts import Count, Fraction, Natural, NonNegative, construct
 from ldae.tokenizers.base import Tokenizer, load_tokenizer, save_tokenizer
 
 PERCEPTUAL_FILE = "perceptual.safetensors"
@@ -134,6 +135,45 @@ def classifier_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return resolved(root)
 
 
+@dataclass(frozen=True)
+class FitSettings:
+    """How every tokenizer is fitted.
+
+    Attributes:
+        images: of train for the passes that need no gradients; all if None.
+        steps, batch, blr, betas, precision: of gradient descent, where there is any.
+    """
+
+    images: Count | None
+    steps: Natural
+    batch: Count
+    blr: NonNegative
+    betas: tuple[Fraction, Fraction]
+    precision: Literal["fp32", "bf16"]
+
+
+def check_fit(session: Session) -> None:
+    """Makes all that the session's tokenizer would be fitted with, before any data is read.
+
+    Raises:
+        ConfigError: a key of tokenizer.fit cannot work.
+    """
+    fit = session.config["tokenizer"]["fit"]
+    try:
+        construct(FitSettings, {field.name: fit[field.name] for field in fields(FitSettings)}, {})
+        if session.system["tokenizer"].needs_training and session.config["tokenizer"]["weights"] is None:
+            sub = Session(tokenizer_config(session))
+            train_settings(sub.config)
+            sub.system["objective"], sub.system["optim"]
+            if fit["perceptual"] and fit["perceptual"].get("fit"):
+                _perceptual_recipe(fit["perceptual"]["fit"])
+    except ConfigError as error:
+        if error.key.startswith("tokenizer."):
+            raise
+        own = error.key.removeprefix("train.").removeprefix("optim.")
+        raise ConfigError(f"tokenizer.fit.{own}", error.value, error.expectation) from None
+
+
 def fit_tokenizer(session: Session, splits: Splits, run: RunFolder) -> None:
     """Fits or trains the session's tokenizer on train, and writes it to the run folder with its filters."""
     tokenizer: Tokenizer = session.system["tokenizer"].to(session.world.device)
@@ -203,17 +243,22 @@ def _train_perceptual(
     session: Session, splits: Splits, perceptual: Perceptual, fit: Mapping[str, Any], run: RunFolder
 ) -> None:
     _say(session, f"training a classifier for the perceptual loss (kept in {run.path})")
-    try:
-        optim = construct(AdamW, {"blr": fit["blr"], "weight_decay": fit["weight_decay"]}, {})
-        settings = construct(TrainSettings, {"ema": 0.0, **{k: fit[k] for k in ("steps", "batch", "precision")}}, {})
-    except ConfigError as error:
-        raise error.inside("tokenizer.fit.perceptual.fit") from None
+    optim, settings = _perceptual_recipe(fit)
     data = {"data": splits.fingerprint}
     with _held(session, run):
         _train(session, splits, Classify(session.system["task"], perceptual), optim, settings, run, data)
         if session.world.main:
             save_tensors(run.path / PERCEPTUAL_FILE, perceptual.state_dict(), data)
         session.world.wait()
+
+
+def _perceptual_recipe(fit: Mapping[str, Any]) -> tuple[AdamW, TrainSettings]:
+    try:
+        optim = construct(AdamW, {"blr": fit["blr"], "weight_decay": fit["weight_decay"]}, {})
+        settings = construct(TrainSettings, {"ema": 0.0, **{k: fit[k] for k in ("steps", "batch", "precision")}}, {})
+    except ConfigError as error:
+        raise error.inside("tokenizer.fit.perceptual.fit") from None
+    return optim, settings
 
 
 def _sample(images: ImageSet, count: int | None, seed: int) -> ImageSet:

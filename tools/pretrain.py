@@ -18,9 +18,9 @@ from typing import Any, Literal
 
 from _cli import compose, resolved, run_tool
 from _latents import train_images
-from _monitors import OnlineKNN, preview
-from _session import Session, begin, finished, train_settings
-from _tokenizers import ensure_tokenizer
+from _monitors import MonitorSettings, OnlineKNN, preview
+from _session import Session, begin, finished, settings_of, train_settings
+from _tokenizers import check_fit, ensure_tokenizer
 from omegaconf import OmegaConf
 
 from ldae.data.images import Splits
@@ -43,6 +43,9 @@ def main(words: Sequence[str]) -> None:
     conform("latents", config["latents"], Literal["auto", "never"])
     settings = train_settings(config)  # all parts are made before any data is read: a bad key costs seconds
     objective = objective_of(session)
+    watching: MonitorSettings = settings_of(config, "monitor", MonitorSettings)
+    if objective.tokenizer is not None:
+        check_fit(session)
     _, optim = (session.system[group] for group in ("augment", "optim"))
     run = RunFolder(Path(config["out"] or default_out(config)))
     with session.running(run):
@@ -65,7 +68,7 @@ def main(words: Sequence[str]) -> None:
             "tokenizer": tokenizer,
             "peak_rate": optim.peak(settings.batch),
         }
-        looks = monitors(session, objective, splits, total) if session.world.main or settings.shard else []
+        looks = monitors(session, objective, splits, total, watching) if session.world.main or settings.shard else []
         bars = session.runtime.bars and session.world.main
         job = Job(run, session.world, record, looks, session.stop, bars, divides=True)
         Trainer({PLAYER: objective}, loader, optim, settings, session.seed, job).fit()
@@ -103,16 +106,17 @@ def check_classes(session: Session, splits: Splits) -> None:
         raise ConfigError("task.classes", told, f"is not how many classes the data has; give task.classes={found}")
 
 
-def monitors(session: Session, objective: Representing, splits: Splits, total: int) -> list[Any]:
-    """What is looked at in the course of the run, `monitor.looks` times."""
-    wanted = session.config["monitor"]
-    if not wanted["looks"]:
+def monitors(
+    session: Session, objective: Representing, splits: Splits, total: int, wanted: MonitorSettings
+) -> list[Any]:
+    """What is looked at in the course of the run."""
+    if not wanted.looks:
         return []
-    every = max(1, math.ceil(total / wanted["looks"]))
-    shown = preview(session, splits.holdout if len(splits.holdout) else splits.train, wanted["panel_images"])
+    every = max(1, math.ceil(total / wanted.looks))
+    shown = preview(session, splits.holdout if len(splits.holdout) else splits.train, wanted.panel_images)
     found: list[Any] = [*objective.panels(shown, every)]
-    if wanted["knn_images"] and len(splits.holdout) and len(splits.classes) > 1:
-        found.append(OnlineKNN(session, objective, splits, every, wanted["knn_images"]))
+    if wanted.knn_images and len(splits.holdout) and len(splits.classes) > 1:
+        found.append(OnlineKNN(session, objective, splits, every, wanted.knn_images))
     return found
 
 

@@ -1,0 +1,33 @@
+"""Every mistake in a config is answered with exit code 2 and a sentence that names the key, before data are read."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from mistakes import mistakes
+
+
+def failures(in_process, out, first, count):
+    """What was not answered so, among some of the mistakes."""
+    found = []
+    for mistake in itertools.islice(mistakes(), first, first + count):
+        code, message = in_process("pretrain", *mistake.words, f"out={out}")
+        if code != 2 or mistake.key not in message or len(message.splitlines()) != 1:
+            found.append(f"{mistake.experiment} {mistake.word} ({mistake.kind}): {code} {message}")
+    return found
+
+
+def test_some_mistakes_are_answered(in_process, tmp_path):
+    assert failures(in_process, tmp_path / "run", 0, 20) == []
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_three_hundred_mistakes_are_answered(in_process, tmp_path):
+    assert failures(in_process, tmp_path / "run", 20, 300) == []
+
+
+def test_the_mistakes_are_of_every_kind():
+    kinds = [mistake.kind for mistake in itertools.islice(mistakes(), 300)]
+    assert set(kinds) == {"misspelt", "type", "range", "choice"}
