@@ -170,7 +170,7 @@ def scored(
     return Result(
         encoder=run.name if trained else f"{run.name}'s network, untrained",
         protocol="finetune",
-        protocol_source="end to end, adaLN folded, recipe of App. A of arXiv 2401.14404 at this length",
+        protocol_source="end to end, adaLN folded; the recipe is under `selected`",
         accuracy=holdout if settings.split == "holdout" else accuracy_on(images, player, session),
         split=settings.split,
         images=len(images),
