@@ -30,9 +30,11 @@ setup(
     ],
     extras_require={
         "fid": ["torch-fidelity>=0.3"],  # Inception-v3 as FID has it; its weights are the user's to fetch
+        "hub": ["datasets>=4"],  # streams data sets of the Hugging Face hub; from 4 on it runs no code of theirs
         "slurm": ["hydra-submitit-launcher>=1.2"],  # ablations as jobs of a cluster
         "onnx": ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"],  # writes graphs (torch's way), and runs them
         "dev": [
+            "datasets>=4",  # as in the extra hub
             "onnx>=1.17",  # as in the extra of that name
             "onnxscript>=0.3",
             "onnxruntime>=1.20",

@@ -69,6 +69,12 @@ class StorageError(Fault):
     code = 74
 
 
+class PeerError(Fault):
+    """Another process of the run is gone or stands still; checkpoints are untouched."""
+
+    code = 74
+
+
 class Interrupted(Fault):
     """A signal asked the run to stop; it was saved. The same command goes on from there."""
 

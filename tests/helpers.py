@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,3 +67,13 @@ def weights(folder):
 
 def status(folder):
     return json.loads((Path(folder) / "status.json").read_text())
+
+
+def as_if_stopped(reference, folder, step=8):
+    """A copy of a finished run as if it had stopped at a step."""
+    shutil.copytree(reference, folder)
+    for path in (folder / "checkpoints").glob("step-*"):
+        if int(path.name[5:]) > step:
+            shutil.rmtree(path)
+    (folder / "status.json").write_text("{}")
+    return folder

@@ -244,6 +244,7 @@ def test_the_environment_does_not_leak_into_configs(config):
         config("pretrain", "out=${oc.env:HOME}")
 
 
+@pytest.mark.case("25", "YAML with !!python/object/apply")
 def test_yaml_cannot_run_code(config, tmp_path):
     canary = tmp_path / "canary"
     path = CONFIGS / "experiment" / "_canary.yaml"

@@ -64,6 +64,7 @@ def _training(width: int, depth: int, heads: int, network: str, mae: str | None)
     timm = {"width": width, "depth": depth, "heads": heads, "precision": "bf16"}
     ships, best = {"batch": 128, "fused": True, "compiled": False}, {"batch": 64, "fused": False, "compiled": True}
     peers = [
+        Contender("l-DAE, not compiled", "_contenders:training", {"words": words}),
         Contender("timm as it ships", "_contenders:vit", {**timm, **ships}),
         Contender("timm at its best", "_contenders:vit", {**timm, **best}, MALLOC),
     ]
@@ -73,7 +74,7 @@ def _training(width: int, depth: int, heads: int, network: str, mae: str | None)
     return Row(
         f"training step, {width} x {depth}",
         "FLOP/s",
-        Contender("l-DAE", "_contenders:training", {"words": words}),
+        Contender("l-DAE, compiled", "_contenders:training", {"words": [*words, "train.compile=true"]}),
         peers,
         {"timm as it ships": 1.8, "timm at its best": 1.1, "MAE at its best": 1.1},
         PRODUCT,
@@ -215,11 +216,12 @@ def probe_rows() -> list[Row]:
             [Contender("bare forward", "_contenders_probe:extraction", {"images": 2048, "bare": True})],
             {"bare forward": 0.95},
         ),
-        Row(
-            "logistic regression",
-            "images/s",
-            Contender("ldae", "_contenders_probe:lbfgs", size),
-            [Contender("scikit-learn", "_contenders_probe:lbfgs_sklearn", size)],
-            {"scikit-learn": 1 / 0.6},
-        ),
+        *(_logistic(size, correlated) for correlated in (True, False)),
     ]
+
+
+def _logistic(size: Mapping[str, Any], correlated: bool) -> Row:
+    given = {**size, "correlated": correlated}
+    peer = Contender("scikit-learn", "_contenders_probe:lbfgs_sklearn", given)
+    name = f"logistic regression, {'correlated' if correlated else 'independent'} features"
+    return Row(name, "images/s", Contender("ldae", "_contenders_probe:lbfgs", given), [peer], {peer.name: 1 / 0.6})

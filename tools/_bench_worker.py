@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from _interleaved import function
 
-from ldae.engine.runtime import peak_gib
+from ldae.engine.runtime import peak_gib, use_threads
 
 WARM = 3  # calls before any is timed
 
@@ -25,7 +25,7 @@ class Work:
     """
 
     def __init__(self, told: Mapping[str, Any]):
-        torch.set_num_threads(told["threads"])
+        use_threads(told["threads"])
         self.call: Callable[[], object]
         self.call, self.amount = function(told["make"])(**told["arguments"])
         for _ in range(WARM):

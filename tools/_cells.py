@@ -33,6 +33,7 @@ HERE = Path(__file__).resolve().parent
 HELD = "is held by another process"
 LONGEST_WAIT = 20.0  # seconds between two tries of a folder that another process holds
 PLACEHOLDERS = {"data.root": "DIR", "partner.root": "DIR", "data.cache": "CACHE", "out": "RUN", "run": "RUN"}
+PLACEHOLDERS |= dict.fromkeys(("mae", "cold", "site", "images", "jpegs"), "DIR")  # of tools/bench.py
 
 
 @dataclass(frozen=True)

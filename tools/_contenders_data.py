@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,14 @@ from torch import Tensor
 from ldae.data.folder import list_images
 from ldae.data.images import FileImages, MemoryImages, encode_names
 from ldae.data.loader import Loader, in_order
+from ldae.data.reading import files_loader
 from ldae.data.transforms import Augment, PadCrop, RandomResizedCrop
+from ldae.engine.runtime import keep_freed_memory
 from ldae.tokenizers.patch_linear import PatchPCA
 from ldae.tokenizers.patch_moments import PatchMoments
 
 WORKERS = 2
+AT_A_TIME = 16  # batches of a piece of work: what workers make ahead must not fall into another's turn
 AUGMENTS: dict[str, Augment] = {"pad_crop": PadCrop(4, 0.5), "random_resized_crop": RandomResizedCrop(0.2, 1.0, 0.5)}
 
 
@@ -54,10 +57,17 @@ def small_torchvision(folder: str, batch: int) -> Work:
 
 
 def large(folder: str, batch: int, size: int) -> Work:
-    """Ours: files decoded, cut and resized by two workers."""
-    images = files_of(folder, 100 * batch, size)
-    batches = Loader(images, AUGMENTS["random_resized_crop"], batch, 0, torch.device("cpu"), workers=WORKERS).batches(0)
-    return lambda: next(batches), batch
+    """Ours: files decoded, cut and resized by two workers; a piece is from their start to their end."""
+    keep_freed_memory()  # as pretraining does
+    images = files_of(folder, AT_A_TIME * batch, size)
+    keys = [[(0, i) for i in range(k * batch, (k + 1) * batch)] for k in range(AT_A_TIME)]
+
+    def some() -> None:
+        augment, device = AUGMENTS["random_resized_crop"], torch.device("cpu")
+        for pixels, _, _ in files_loader(images, augment, 0, keys, WORKERS, device):
+            pixels.float().div_(255)
+
+    return some, AT_A_TIME * batch
 
 
 def decoded(folder: str, batch: int) -> Work:
@@ -80,32 +90,33 @@ def pixels_in(path: Path) -> int:
     return found.width * found.height
 
 
-def batches_in_order(folder: str, batch: int, size: int) -> Iterator[Tensor]:
-    """The centre squares of files without end, (B, 3, size, size) in [-1, 1], as a tokenizer is fitted on them."""
-    images = files_of(folder, 20 * batch, size)
-    while True:
+def in_turn(folder: str, batch: int, size: int, use: Callable[[Tensor], object]) -> Work:
+    """The centre squares of files, (B, 3, size, size) in [-1, 1], as a tokenizer is fitted on them."""
+    keep_freed_memory()  # as pretraining does
+    images = files_of(folder, AT_A_TIME * batch, size)
+
+    def some() -> None:
         for found in in_order(images, batch, torch.device("cpu"), WORKERS):
-            yield 2 * found.images - 1
+            use(2 * found.images - 1)
+
+    return some, len(images)
 
 
 def read_alone(folder: str, batch: int, size: int) -> Work:
     """Images as PCA is fitted on, without the fitting."""
-    batches = batches_in_order(folder, batch, size)
-    return lambda: next(batches), batch
+    return in_turn(folder, batch, size, lambda x: None)
 
 
 def read_and_summed(folder: str, batch: int, size: int, patch: int) -> Work:
     """The same images, their patches' moments summed: PCA but for the last step."""
-    batches = batches_in_order(folder, batch, size)
     tokenizer = PatchPCA((3, size, size), patch, 16)
-    moments = PatchMoments(tokenizer.D)
-    return lambda: moments.add(tokenizer.rows(next(batches))), batch
+    moments = PatchMoments(tokenizer.D, tokenizer.rows)
+    return in_turn(folder, batch, size, moments.add)
 
 
 def read_and_summed_sklearn(folder: str, batch: int, size: int, patch: int) -> Work:
     """The same images through scikit-learn's IncrementalPCA."""
     from sklearn.decomposition import IncrementalPCA
 
-    batches = batches_in_order(folder, batch, size)
     tokenizer, model = PatchPCA((3, size, size), patch, 16), IncrementalPCA()
-    return lambda: model.partial_fit(tokenizer.rows(next(batches)).numpy()), batch
+    return in_turn(folder, batch, size, lambda x: model.partial_fit(tokenizer.rows(x).numpy()))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from _session import Session
 from _tokenizers import classifier_config, ensure_perceptual
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ldae.data.images import ImageSet, Splits
@@ -82,9 +83,18 @@ def reader_of(kind: str, session: Session, splits: Splits) -> Reader:
         return Reader(inception.features, inception, session)
     if kind == "classifier":
         network, key = classifier(session, splits)
-        return Reader(f"classifier {key[:8]}", lambda x: network.described(2 * x - 1), session)
+        name = f"classifier {key[:8]}-{mark_of(network)}"
+        return Reader(name, lambda x: network.described(2 * x - 1), session)
     encoder = load_encoder(Path(kind), device=device)
-    return Reader(f"encoder {Path(kind).name}", lambda x: (encoder(x), None), session)
+    return Reader(f"encoder {Path(kind).name}-{mark_of(encoder)}", lambda x: (encoder(x), None), session)
+
+
+def mark_of(network: nn.Module) -> str:
+    """Eight hexadecimal digits that change with the weights: distances in other features cannot be compared."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:8]
 
 
 def classifier(session: Session, splits: Splits) -> tuple[Classifier, str]:

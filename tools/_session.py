@@ -29,7 +29,7 @@ from ldae.engine.signals import StopFlag
 from ldae.errors import ConfigError, Fault
 from ldae.export import Run
 from ldae.files import read_json, write_json
-from ldae.parts import Natural, construct
+from ldae.parts import Natural, Positive, construct
 from ldae.system import System
 
 # keys that may change between a run and its resumption: none of them changes what is computed
@@ -45,10 +45,12 @@ class Runtime:
     Attributes:
         threads: of this process's matrix products; 0 for torch's choice.
         progress: whether to draw progress bars; `auto` draws them on a terminal.
+        timeout: seconds after which a process gives up waiting for another one.
     """
 
     threads: Natural = 0
     progress: Literal["auto", True, False] = "auto"
+    timeout: Positive = World.timeout
 
     def prepare(self) -> None:
         """Sets allocator and threads. Call it before tensors are made."""
@@ -90,11 +92,12 @@ class Session:
     def running(self, run: RunFolder) -> Iterator[None]:
         """Listens to signals, joins the other processes, holds the folder, and leaves its status behind."""
         with self.stop.listening():
-            self.world = join_world(self.device)
+            self.world = join_world(self.device, self.runtime.timeout)
             if self.world.main:
                 run.acquire()
             try:
-                yield
+                with self.world.watching():
+                    yield
             except Fault as fault:
                 if self.world.main:
                     state = "interrupted" if fault.code == 75 else "failed"

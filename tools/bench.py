@@ -114,7 +114,7 @@ def planned(cost: Cost, gpu: str) -> str:
         f"{cost.images:,} images in batches of {cost.batch}",
         f"memory: {cost.state:.2f} GiB of weights and their state, {each:.2f} MiB of activations an image: "
         f"{whole:.2f} GiB for a batch in one process",
-        f"here ({describe_hardware()}): {cost.rate:.0f} images/s{timed}, {cost.images / cost.rate / 3600:.2g} hours",
+        f"here ({describe_hardware()}): {cost.rate:.3g} images/s{timed}, {cost.images / cost.rate / 3600:.2g} hours",
         f"one {gpu.upper()}: {cost.hours_on(gpu):.2g} hours, if steps reach {limit} and nothing else is in the way",
     ]
     if cost.tokenizer_steps:

@@ -8,10 +8,11 @@ import os
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from ldae.files import json_hash, published_folder, read_json, write_json
 from ldae.parts import Count, Fraction, Natural
 
 FORMAT = 1
+AT_ONCE = 256  # images of a stream that are held before they are decoded
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Squares:
 
     def sources(self, listing: Listing) -> Iterable[Any]:
         """What `square` is to read for each file of a listing."""
-        return (listing.locate(listing.root, name) for name in listing.files)
+        return listing.sources
 
     @staticmethod
     def square(source: Any, size: int, max_pixels: int) -> np.ndarray:
@@ -104,7 +106,7 @@ def in_memory(
             manifest = read_json(folder / "manifest.json")
     bad = [(name, reason) for name, reason in manifest["bad"]]
     _check_share(bad, listing, context)
-    names, labels = _kept(listing, bad)
+    names, labels = readable(listing, bad)
     pixels = np.load(folder / "pixels.npy", mmap_mode="r")
     return MemoryImages.of(listing.root, _as_tensor(pixels), names, labels), bad, manifest["fingerprint"]
 
@@ -118,22 +120,33 @@ def as_files(listing: Listing, size: int, context: Context) -> tuple[FileImages,
     Raises:
         DataError: more than max_bad of the files are unreadable.
     """
+    bad = scanned(listing, context)
+    names, labels = readable(listing, bad)
+    fingerprint = json_hash([listing.files, listing.sizes, listing.labels, bad])
+    return FileImages(listing.root, names, labels, size, locate=listing.locate), bad, fingerprint
+
+
+def scanned(listing: Listing, context: Context) -> Bad:
+    """Decodes every image once; which of them are unreadable, and why.
+
+    Raises:
+        DataError: more than max_bad of them are.
+    """
     path = context.cache / "scans" / f"{json_hash([FORMAT, 'scan', listing.stamp, context.max_pixels])[:20]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if not path.exists():
             work = partial(_unreadable, max_pixels=context.max_pixels)
-            outcomes = _decoded(listing, Squares().sources(listing), work, context)
+            outcomes = _decoded(listing, listing.sources, work, context)
             found = [(name, why) for name, why in zip(listing.files, outcomes, strict=True) if why]
             write_json(path, {"bad": found})
     bad = [(name, reason) for name, reason in read_json(path)["bad"]]
     _check_share(bad, listing, context)
-    names, labels = _kept(listing, bad)
-    fingerprint = json_hash([listing.files, listing.sizes, listing.labels, bad])
-    return FileImages(listing.root, names, labels, size, locate=listing.locate), bad, fingerprint
+    return bad
 
 
-def _kept(listing: Listing, bad: Bad) -> tuple[np.ndarray, np.ndarray]:
+def readable(listing: Listing, bad: Bad) -> tuple[np.ndarray, np.ndarray]:
+    """Names and labels of a listing's images but the bad ones."""
     out = {name for name, _ in bad}
     rows = [(name, label) for name, label in zip(listing.files, listing.labels, strict=True) if name not in out]
     return encode_names([name for name, _ in rows]), np.array([label for _, label in rows], dtype=np.int64)
@@ -188,7 +201,7 @@ def _decode_all(listing: Listing, size: int, context: Context, folder: Path, squ
         np.save(folder / "pixels.npy", short)
         scratch = short
     pixels = _pixel_hash(scratch)
-    names, labels = _kept(listing, bad)
+    names, labels = readable(listing, bad)
     fingerprint = json_hash([pixels, [os.fsdecode(bytes(n)) for n in names], labels.tolist()])
     write_json(folder / "manifest.json", {"bad": bad, "pixels": pixels, "fingerprint": fingerprint})
 
@@ -201,6 +214,12 @@ def _decoded(listing: Listing, sources: Iterable[Any], work: Callable[[Any], Any
             context.poll()
             yield work(source)
         return
+    if listing.stream is not None:  # a pool of processes would take it all in at once
+        with ThreadPoolExecutor(context.workers) as threads:
+            for outcome in bar(_threaded(threads, work, sources)):
+                context.poll()
+                yield outcome
+        return
     pool = ProcessPoolExecutor(context.workers, multiprocessing.get_context("fork"), ignore_signals)
     try:
         for outcome in bar(pool.map(work, sources, chunksize=64)):
@@ -210,6 +229,13 @@ def _decoded(listing: Listing, sources: Iterable[Any], work: Callable[[Any], Any
         raise DataError(f"a process that decoded images below {listing.root} was killed; give it more memory") from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _threaded(threads: ThreadPoolExecutor, work: Callable[[Any], Any], sources: Iterable[Any]) -> Iterator[Any]:
+    """`work` on every source, in order, some sources at a time."""
+    rest = iter(sources)
+    while some := list(islice(rest, AT_ONCE)):
+        yield from threads.map(work, some)
 
 
 def ignore_signals(*_: Any) -> None:

@@ -25,6 +25,7 @@ class Listing:
         classes: class names, sorted.
         stamp: hash of names, sizes and modification times: changes when a file does.
         locate: (root, name) -> where an image's bytes lie.
+        stream: gives the bytes of all images in order, where they can only be read so.
     """
 
     root: Path
@@ -34,6 +35,12 @@ class Listing:
     classes: tuple[str, ...]
     stamp: str
     locate: Callable[[Path, str], Source] = in_folder
+    stream: Callable[[], Iterable[bytes]] | None = None
+
+    @property
+    def sources(self) -> Iterable[Source]:
+        """Where the bytes of each image lie."""
+        return self.stream() if self.stream else (self.locate(self.root, name) for name in self.files)
 
 
 def list_classes(root: Path) -> list[str]:

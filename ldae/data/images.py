@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldae.counter import permutation
 from ldae.data.sources import Source, in_folder
 
 
@@ -38,6 +39,10 @@ class ImageSet:
     def subset(self, chosen: np.ndarray) -> ImageSet:
         """The images at `chosen` positions of this set."""
         return type(self)(self.root, self.names, self.labels, self.size, self.ids[chosen])
+
+    def order(self, seed: int, epoch: int) -> Tensor:
+        """The ids in the order of an epoch: (N,) int64."""
+        return torch.from_numpy(self.ids)[permutation(seed, epoch, len(self))]
 
     @property
     def own_labels(self) -> Tensor:

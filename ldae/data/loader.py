@@ -5,25 +5,20 @@ The loader's whole state is the step: any process can begin at any step, with an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from ldae.counter import permutation, uniforms
-from ldae.data.cache import ignore_signals
-from ldae.data.decode import BadImage, cut_and_resized, read_rgb
+from ldae.counter import uniforms
 from ldae.data.images import FileImages, ImageSet, LatentImages, MemoryImages
+from ldae.data.reading import Cutter, files_loader, streamed
+from ldae.data.streamed import Held, StreamedImages
 from ldae.data.transforms import Augment, Centre
 from ldae.errors import ConfigError, DataError
 from ldae.types import Batch
-
-ATTEMPTS = 64
 
 
 @dataclass(frozen=True)
@@ -68,7 +63,7 @@ class Loader:
     ):
         if batch > len(images):
             raise ConfigError("train.batch", batch, f"exceeds the {len(images)} training images")
-        if isinstance(images, FileImages) and not augment.streams:
+        if isinstance(images, (FileImages, StreamedImages)) and not augment.streams:
             kind = type(augment).__name__
             raise ConfigError("augment", kind, "works on small images held in memory; use another or data.store=memory")
         self.images, self.augment, self.batch, self.seed, self.device = images, augment, batch, seed, device
@@ -81,27 +76,31 @@ class Loader:
             yield from self._from_memory(self.images, start)
         elif isinstance(self.images, LatentImages):
             yield from self._from_latents(self.images, start)
+        elif isinstance(self.images, StreamedImages):
+            yield from self._from_stream(self.images, start)
         else:
             assert isinstance(self.images, FileImages)
             yield from self._from_files(self.images, start)
 
-    def _indices(self, start: int) -> Iterator[tuple[int, Tensor]]:
-        """(epoch, index of this process's images) for each step."""
-        ids, step, order, known = torch.from_numpy(self.images.ids), start, None, -1
+    def _indices(self, start: int, device: torch.device | str = "cpu") -> Iterator[tuple[int, Tensor]]:
+        """(epoch, index of this process's images) for each step; an epoch's order goes to the device at once."""
+        step, order, known = start, None, -1
         while True:
             epoch, position = divmod(step, self.steps_per_epoch)
             if epoch != known or order is None:
-                order, known = ids[permutation(self.seed, epoch, len(ids))], epoch
+                order, known = self.images.order(self.seed, epoch).to(device), epoch
             yield epoch, self.share.of(order[position * self.batch : (position + 1) * self.batch])
             step += 1
 
     def _from_memory(self, images: MemoryImages, start: int) -> Iterator[Batch]:
         pixels, labels = images.pixels.to(self.device), torch.from_numpy(images.labels).to(self.device)
-        for epoch, index in self._indices(start):
-            index = index.to(self.device)
-            floats = pixels[index].float() / 255  # (B, 3 or 4, H, W)
-            u = uniforms(self.seed, epoch, index, self.augment.n)
-            yield _batch(self.augment(floats, u), labels[index], index)
+        for epoch, index in self._indices(start, self.device):
+            found, u = pixels[index], uniforms(self.seed, epoch, index, self.augment.n)  # (B, 3 or 4, H, W)
+            if self.augment.moves:
+                found = self.augment(found, u).float().div_(255)
+            else:
+                found = self.augment(found.float().div_(255), u)
+            yield _batch(found, labels[index], index)
 
     def _from_latents(self, images: LatentImages, start: int) -> Iterator[Batch]:
         labels = torch.from_numpy(images.labels)
@@ -111,14 +110,27 @@ class Loader:
 
     def _from_files(self, images: FileImages, start: int) -> Iterator[Batch]:
         keys = ([(epoch, int(i)) for i in index] for epoch, index in self._indices(start))
-        loader = _data_loader(_Files(images, self.augment, self.seed), keys, self.workers, self.device)
         bad: set[int] = set()
-        for pixels, index, wanted in loader:
+        for pixels, index, wanted in files_loader(images, self.augment, self.seed, keys, self.workers, self.device):
             bad.update(wanted[wanted != index].tolist())
             if len(bad) > self.max_bad * len(images):
                 names = ", ".join(images.name(i) for i in sorted(bad)[:3])
                 raise DataError(f"{len(bad)} images have become unreadable, more than data.max_bad: {names}")
             yield _delivered(pixels, index, images, self.device)
+
+    def _from_stream(self, images: StreamedImages, start: int) -> Iterator[Batch]:
+        cutter = Cutter(self.augment, self.seed)
+        for pixels, index in streamed(self._streamed(images, start), cutter, images.size, self.workers):
+            yield _delivered(pixels, index, images, self.device)
+
+    def _streamed(self, images: StreamedImages, start: int) -> Iterator[tuple[int, Tensor, list[bytes]]]:
+        """(epoch, index, bytes) for each step."""
+        held, known = Held(iter(())), -1
+        for step, (epoch, index) in enumerate(self._indices(start), start):
+            if epoch != known:
+                begin = step % self.steps_per_epoch * self.batch
+                held, known = Held(images.windows(images.order(self.seed, epoch), begin)), epoch
+            yield epoch, index, held.take(index)
 
 
 def in_order(
@@ -126,67 +138,38 @@ def in_order(
 ) -> Iterator[Batch]:
     """Every image once, centre crop, in the set's order; the last batch may be smaller."""
     positions = torch.from_numpy(np.asarray(images.ids)).split(batch)
-    if isinstance(images, MemoryImages):
-        for index in positions:
-            poll()
-            yield _delivered(images.pixels[index], index, images, device)
-        return
-    assert isinstance(images, FileImages)
-    keys = [[(0, int(i)) for i in index] for index in positions]
-    for pixels, index, wanted in _data_loader(_Files(images, Centre(), 0), keys, workers, device):
+    for pixels, index in _squares(images, positions, device, workers):
         poll()
-        if (wanted != index).any():
-            name = images.name(int(wanted[wanted != index][0]))
-            raise DataError(f"{images.root / name} has become unreadable")
         yield _delivered(pixels, index, images, device)
+
+
+def _squares(
+    images: ImageSet, positions: Sequence[Tensor], device: torch.device, workers: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(pixels (B, C, H, W) uint8, index) of each part of a set's ids."""
+    if isinstance(images, MemoryImages):
+        yield from ((images.pixels[index], index) for index in positions)
+    elif isinstance(images, StreamedImages):
+        held = Held(images.windows(torch.from_numpy(images.ids), 0))
+        steps = ((0, index, held.take(index)) for index in positions)
+        yield from streamed(steps, Cutter(Centre(), 0), images.size, workers)
+    else:
+        assert isinstance(images, FileImages)
+        keys = [[(0, int(i)) for i in index] for index in positions]
+        for pixels, index, wanted in files_loader(images, Centre(), 0, keys, workers, device):
+            if (wanted != index).any():
+                name = images.name(int(wanted[wanted != index][0]))
+                raise DataError(f"{images.root / name} has become unreadable")
+            yield pixels, index
 
 
 def _delivered(pixels: Tensor, index: Tensor, images: ImageSet, device: torch.device) -> Batch:
     labels = torch.from_numpy(images.labels)[index]
     move = lambda x: x.to(device, non_blocking=True)  # noqa: E731
-    return _batch(move(pixels).float() / 255, move(labels), move(index))
+    return _batch(move(pixels).float().div_(255), move(labels), move(index))
 
 
 def _batch(floats: Tensor, labels: Tensor, index: Tensor) -> Batch:
     """Of pixels (B, 3 or 4, H, W) in [0, 1]; a fourth channel is the mask, which a resize has blurred."""
     images, figure = floats[:, :3], floats[:, 3:]
     return Batch(images, labels, index, masks=(figure > 0.5).float() if figure.shape[1] else None)
-
-
-def _data_loader(files: _Files, keys: Any, workers: int, device: torch.device) -> DataLoader:
-    return DataLoader(
-        files,
-        batch_sampler=keys,
-        num_workers=workers,
-        worker_init_fn=ignore_signals,
-        pin_memory=device.type == "cuda",
-        prefetch_factor=4 if workers else None,
-    )
-
-
-class _Files(Dataset):
-    """(epoch, index) -> (pixels (3, H, W) uint8, index, index asked for); an unreadable file gives way to the next."""
-
-    def __init__(self, images: FileImages, augment: Augment, seed: int):
-        self.images, self.augment, self.seed = images, augment, seed
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int]:
-        epoch, wanted = key
-        place = int(np.searchsorted(self.images.ids, wanted))
-        for offset in range(ATTEMPTS):
-            index = int(self.images.ids[(place + offset) % len(self.images)])
-            try:
-                return self._cut(epoch, index), index, wanted
-            except BadImage:
-                continue
-        raise DataError(f"{ATTEMPTS} images in a row from {self.images.name(wanted)} on are unreadable")
-
-    def _cut(self, epoch: int, index: int) -> Tensor:
-        image = read_rgb(self.images.source(index), max_pixels=1 << 62)
-        u = uniforms(self.seed, epoch, torch.tensor([index]), self.augment.n)
-        sizes = torch.tensor([image.height]), torch.tensor([image.width])
-        image = cut_and_resized(image, self.augment.boxes(u, *sizes)[0].long().tolist(), self.images.size)
-        if bool(self.augment.flips(u)[0]):
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        image = self.augment.finish(image, u[0])
-        return torch.from_numpy(np.asarray(image).copy()).movedim(-1, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,6 +18,7 @@ from ldae.parts import Count, Fraction, NonNegative, Positive
 
 HIGHEST = 9.99  # at 10 timm's posterise keeps 0 bits, which Pillow refuses
 SEEDS = 2**24  # as many as a float32 uniform on [0, 1) tells apart
+ONE = threading.Lock()  # those numbers belong to the whole process, and threads of a stream share it
 
 
 class RandAugment(Augment):
@@ -28,6 +30,8 @@ class RandAugment(Augment):
         operations: of an image.
         low, high, flip: of the crop.
     """
+
+    exact = moves = False
 
     def __init__(
         self,
@@ -54,16 +58,16 @@ class RandAugment(Augment):
     def flips(self, u: Tensor) -> Tensor:
         return self.crop.flips(u[:, :-1])
 
-    def finish(self, image: Image.Image, u: Tensor) -> Image.Image:
-        with seeded(int(u[-1] * SEEDS)):
-            return self.operations(image)
+    def finish(self, pixels: Tensor, u: Tensor) -> Tensor:
+        image = Image.fromarray(pixels.movedim(0, -1).contiguous().numpy())
+        with ONE, seeded(int(u[-1] * SEEDS)):
+            return torch.from_numpy(np.array(self.operations(image))).movedim(-1, 0)
 
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
         if images.shape[1] != 3:
             raise ConfigError("augment", "rand_augment", "would move images away from their masks; use another")
-        cut = (self.crop(images, u[:, :-1]) * 255).round().byte().movedim(1, -1).cpu().numpy()
-        done = [np.asarray(self.finish(Image.fromarray(x), own)) for x, own in zip(cut, u, strict=True)]
-        return torch.from_numpy(np.stack(done)).movedim(-1, 1).to(images) / 255
+        cut = (self.crop(images, u[:, :-1]) * 255).round().byte().cpu()
+        return torch.stack([self.finish(x, own) for x, own in zip(cut, u, strict=True)]).to(images) / 255
 
 
 @contextlib.contextmanager

@@ -21,18 +21,29 @@ class Member:
     offset: int
     size: int
 
-    def opened(self) -> IO[bytes]:
-        """Those bytes, as a file.
+    def read(self) -> bytes:
+        """Those bytes.
 
         Raises:
             OSError: the file cannot be read.
         """
         with open(self.file, "rb") as whole:
             whole.seek(self.offset)
-            return io.BytesIO(whole.read(self.size))
+            return whole.read(self.size)
 
 
-Source = Path | Member
+Source = Path | Member | bytes
+
+
+def opened(source: Source) -> Path | IO[bytes]:
+    """What Pillow can open.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    if isinstance(source, Path):
+        return source
+    return io.BytesIO(source.read() if isinstance(source, Member) else source)
 
 
 def in_folder(root: Path, name: str) -> Source:

@@ -7,19 +7,18 @@ import re
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from filelock import FileLock
 
 from ldae.data.cache import Context
-from ldae.data.datasets import Division, ImageFolder, existing_root
+from ldae.data.datasets import ImageFolder, existing_root
 from ldae.data.decode import SUFFIXES
 from ldae.data.folder import Listing, stamp_of
 from ldae.data.images import Splits
 from ldae.data.sources import in_tar
 from ldae.errors import DataError
 from ldae.files import json_hash, read_json, write_json
-from ldae.parts import Count
 
 FORMAT = 1
 KEYS = ("cls", "label")  # of KEY.json
@@ -33,19 +32,8 @@ class TarShards(ImageFolder):
     augmentation and resumption are those of any other set, exactly. Classes are called by their numbers, or by the
     lines of root/classes.txt.
 
-    Args: as Dataset, and
-        root: the folder.
-        store: as in ImageFolder.
+    Args: as ImageFolder, all classes kept.
     """
-
-    def __init__(
-        self,
-        size: Count,
-        division: Division,
-        root: str | None = None,
-        store: Literal["auto", "memory", "stream"] = "auto",
-    ):
-        super().__init__(size, division, root, store)
 
     def open(self, context: Context) -> Splits:
         root = existing_root(self.root, "train-000.tar, train-001.tar, ...")

@@ -1,7 +1,7 @@
 """Augmentations: a crop box and a flip for each image, as pure functions of uniform numbers.
 
 The box is drawn once, then cut either from tensors (small images, all of a batch at once, on the training
-device) or by Pillow (large files, in a worker).
+device) or from a decoded file (in a worker).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import math
 from abc import ABC, abstractmethod
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ldae.parts import Fraction, Natural, Positive
@@ -22,10 +21,14 @@ class Augment(ABC):
     Attributes:
         n: how many uniform numbers an image needs.
         streams: whether it can be applied to files of any size (else to small images alone).
+        exact: whether what it cuts from files is resized as stored images are, to the last bit (else quicker).
+        moves: whether it moves pixels and changes none, so that bytes will do.
     """
 
     n = 0
     streams = True
+    exact = True
+    moves = True
 
     def boxes(self, u: Tensor, height: Tensor, width: Tensor) -> Tensor:
         """Crop boxes (top, left, height, width) in whole pixels for images of the given sizes, (B, 4) float64.
@@ -43,13 +46,16 @@ class Augment(ABC):
         """Which images are mirrored: (B,) bool."""
         return torch.zeros(len(u), dtype=torch.bool, device=u.device)
 
-    def finish(self, image: Image.Image, u: Tensor) -> Image.Image:
-        """What is left to do to a picture of any size after crop, resize and mirroring; u: (n,) uniform on [0, 1)."""
-        return image
+    def finish(self, pixels: Tensor, u: Tensor) -> Tensor:
+        """What is left to do to (3, H, W) uint8 after crop, resize and mirroring; u: (n,) uniform on [0, 1)."""
+        return pixels
 
     @abstractmethod
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
-        """Applies it to images of one size, (B, C, H, W) float -> (B, C, H, W); a mask is one more channel."""
+        """Applies it to images of one size, (B, C, H, W) -> (B, C, H, W); a mask is one more channel.
+
+        In [0, 1]; or bytes, where it `moves` pixels alone.
+        """
 
 
 class Centre(Augment):
@@ -110,6 +116,7 @@ class RandomResizedCrop(Flip):
 
     TRIES = 10
     n = 1 + 4 * TRIES
+    exact = moves = False
 
     def __init__(self, low: Positive = 0.2, high: Positive = 1.0, flip: Fraction = 0.5):
         super().__init__(flip)
@@ -153,14 +160,15 @@ def resized_crops(images: Tensor, boxes: Tensor) -> Tensor:
 
 
 def _bicubic(start: Tensor, length: Tensor, size: int) -> Tensor:
-    """Weights that resample [start, start + length) of `size` pixels to `size` pixels: (B, size, size) float64."""
+    """Weights that resample [start, start + length) of `size` pixels to `size` pixels: (B, size, size) float32."""
     pixel = torch.arange(size, device=start.device, dtype=torch.float64)
     ratio = (length.double() / size)[:, None, None]  # input pixels for one output pixel
     centre = start.double()[:, None, None] + (pixel[None, :, None] + 0.5) * ratio
-    x = ((pixel[None, None, :] + 0.5 - centre) / ratio.clamp(min=1)).abs()  # (B, size out, size in)
-    near = (1.5 * x - 2.5) * x**2 + 1
-    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    weights = torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+    apart = (pixel + 0.5 - centre).div_(ratio.clamp(min=1)).abs_()  # (B, size out, size in)
+    x = apart.float()  # its size is lost where numbers are subtracted, not in what follows
+    near = (1.5 * x).sub_(2.5).mul_(x).mul_(x).add_(1)
+    far = (-0.5 * x).add_(2.5).mul_(x).sub_(4).mul_(x).add_(2)
+    weights = torch.where(x < 1, near, far).mul_(x < 2)
     inside = (pixel >= start[:, None]) & (pixel < (start + length)[:, None])  # (B, size)
-    weights = weights * inside[:, None, :]
-    return weights / weights.sum(-1, keepdim=True)
+    weights = weights.mul_(inside[:, None, :])
+    return weights.div_(weights.sum(-1, keepdim=True))

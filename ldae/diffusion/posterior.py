@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ldae.diffusion.schedules import NoiseSchedule
+from ldae.diffusion.tables import taken
 from ldae.diffusion.trajectory import Stage
 from ldae.errors import ConfigError
 from ldae.types import NoiseLevel, expand
@@ -102,7 +103,7 @@ class Posterior:
     @staticmethod
     def at(table: Tensor, level: NoiseLevel, like: Tensor) -> Tensor:
         """A table's numbers at `level`, float32, shaped to multiply `like`, (B, ...)."""
-        return expand(table[level.t.cpu()].float().to(like.device), like)
+        return expand(taken(table, level.t).float(), like)
 
 
 def _check(schedule: NoiseSchedule, beta: Tensor) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ldae.diffusion.schedules import NoiseSchedule, below_one, variance_preserving
+from ldae.diffusion.tables import taken
 from ldae.parts import Count, Positive
 from ldae.types import Draws, NoiseLevel
 
@@ -43,6 +44,7 @@ class ContinuousGamma(NoiseSchedule):
         below_one(beta_first=beta_first, beta_last=beta_last)
         self.beta = torch.linspace(beta_first, beta_last, T, dtype=torch.float64)
         super().__init__(T)
+        self.ends = torch.cat([torch.ones(1, dtype=torch.float64), self.gamma**2])  # gamma^2 of -1, 0, ..., T-1
 
     def table(self) -> tuple[Tensor, Tensor]:
         return variance_preserving((1 - self.beta).cumprod(0))
@@ -50,8 +52,7 @@ class ContinuousGamma(NoiseSchedule):
     def draw(self, count: int, draws: Draws) -> NoiseLevel:
         """A level for each of `count` images: t uniform on {0, ..., T-1}, gamma and sigma from its interval."""
         t, u = draws.integers(self.T, count), draws.uniform((count,))
-        ends = torch.cat([torch.ones(1, dtype=torch.float64), self.gamma**2])
-        index = t.cpu()
-        gamma2 = torch.lerp(ends[index + 1], ends[index], u.cpu().double())  # (B,); u < 1, so never quite 1
-        gamma, sigma = (x.float().to(t.device) for x in variance_preserving(gamma2))
+        low, high = taken(self.ends, t + 1), taken(self.ends, t)
+        gamma2 = torch.lerp(low, high, u.double())  # (B,); u < 1, so never quite 1
+        gamma, sigma = (x.float() for x in variance_preserving(gamma2))
         return NoiseLevel(t, gamma, sigma)

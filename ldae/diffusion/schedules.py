@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from ldae.diffusion.tables import taken
 from ldae.errors import ConfigError
 from ldae.parts import Count, NonNegative, Positive
 from ldae.types import Draws, NoiseLevel
@@ -32,9 +33,7 @@ class NoiseSchedule(ABC):
 
     def at(self, t: Tensor) -> NoiseLevel:
         """The level of each step in `t`, (B,) int64 in [0, T-1]."""
-        index = t.cpu()
-        gamma, sigma = self.gamma[index].float(), self.sigma[index].float()
-        return NoiseLevel(t, gamma.to(t.device), sigma.to(t.device))
+        return NoiseLevel(t, taken(self.gamma, t).float(), taken(self.sigma, t).float())
 
     def draw(self, count: int, draws: Draws) -> NoiseLevel:
         """A level for each of `count` images, t uniform on {0, ..., T-1}."""

@@ -1,9 +1,10 @@
-"""How the blocks of networks are run: compiled, or without keeping their activations."""
+"""How networks are run: their blocks compiled, or without keeping activations; in eval mode for a while."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -23,3 +24,16 @@ def prepare_blocks(networks: Iterable[nn.Module], compiled: bool, recomputed: bo
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
         if compiled:
             block.compile()
+
+
+@contextlib.contextmanager
+def evaluating(networks: Any) -> Iterator[None]:
+    """The networks are in eval mode while the block lasts."""
+    training = [(network, network.training) for network in networks]
+    for network, _ in training:
+        network.eval()
+    try:
+        yield
+    finally:
+        for network, was in training:
+            network.train(was)

@@ -6,6 +6,7 @@ silently from a file with flipped bits, so our own hash is what detects damage. 
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
@@ -17,9 +18,9 @@ from typing import Any
 from torch import Tensor
 
 from ldae.errors import CheckpointError
-from ldae.files import load_tensors, published_folder, read_json, save_tensors, sha256, write_json
+from ldae.files import json_hash, load_tensors, published_folder, read_json, save_tensors, sha256, write_json
 
-FORMAT = "ldae-checkpoint-1"
+FORMAT, FIRST = "ldae-checkpoint-2", "ldae-checkpoint-1"  # the first had no hash of the manifest itself
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,15 @@ def verify(path: Path) -> Checkpoint:
         CheckpointError: naming what is missing or damaged.
     """
     manifest = read_json(path / "manifest.json")
-    if manifest.get("format") != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") not in (FORMAT, FIRST):
         raise CheckpointError(f"{path}: manifest.json is not of format {FORMAT}")
+    if manifest["format"] == FORMAT and manifest.get("own") != own_hash(manifest):
+        raise CheckpointError(f"{path}: manifest.json is damaged (its SHA-256 is not the one it names)")
     files = manifest.get("files")
     if not isinstance(files, dict) or not files or not isinstance(manifest.get("step"), int):
         raise CheckpointError(f"{path}: manifest.json lists no files or no step")
+    if not all(isinstance(known, dict) and {"size", "sha256"} <= known.keys() for known in files.values()):
+        raise CheckpointError(f"{path}: manifest.json lists a file without its size or hash")
     for name, known in files.items():
         file = path / name
         if not file.is_file():
@@ -77,6 +82,11 @@ def verify(path: Path) -> Checkpoint:
         if file.stat().st_size != known["size"] or sha256(file) != known["sha256"]:
             raise CheckpointError(f"{path}: {name} is damaged (its SHA-256 is not the manifest's)")
     return Checkpoint(path, manifest)
+
+
+def own_hash(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of all that a manifest says but this."""
+    return json_hash({key: value for key, value in manifest.items() if key != "own"})
 
 
 def publish(
@@ -100,7 +110,8 @@ def publish(
             path = temporary / f"{name}.safetensors"
             save_tensors(path, named)
             files[path.name] = {"size": path.stat().st_size, "sha256": sha256(path)}
-        write_json(temporary / "manifest.json", {**manifest, "format": FORMAT, "files": files})
+        whole = json.loads(json.dumps({**manifest, "format": FORMAT, "files": files}))  # as it will be read
+        write_json(temporary / "manifest.json", {**whole, "own": own_hash(whole)})
     done = verify(target)
     for old in listed(root)[max(2, keep) :]:
         shutil.rmtree(old, ignore_errors=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -12,7 +15,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-TIMEOUT = timedelta(minutes=30)
+from ldae.errors import PeerError
+
+ANSWER = 3.0  # seconds in which a process that is well answers when another asks who is left
 
 
 @dataclass(frozen=True)
@@ -23,11 +28,13 @@ class World:
         device: what this process computes on.
         rank: its number; 0 writes files.
         size: how many there are.
+        timeout: seconds after which waiting for another process is given up.
     """
 
     device: torch.device
     rank: int = 0
     size: int = 1
+    timeout: float = 1800.0
 
     @property
     def main(self) -> bool:
@@ -58,6 +65,35 @@ class World:
         if self.size > 1:
             dist.barrier()
 
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """While it lasts, a failure of the processes to reach each other is told as one: which of them do not answer.
+
+        Raises:
+            PeerError: another process is gone, or did not answer in time.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+                raise
+            lost = self._silent()
+            which = " and ".join(f"process {rank}" for rank in lost) or "another process"
+            raise PeerError(
+                f"{which} of {self.size} is gone, or did not answer within runtime.timeout={self.timeout:g} seconds; "
+                "run the same command again to go on from the last checkpoint"
+            ) from None
+
+    def _silent(self) -> list[int]:
+        """The processes that do not say within some seconds that they have noticed it too."""
+        store = dist.distributed_c10d._get_default_store()
+        store.set(f"ldae/noticed/{self.rank}", "1")
+        deadline, lost = time.monotonic() + ANSWER, list(range(self.size))
+        while lost and time.monotonic() < deadline:
+            time.sleep(0.05)
+            lost = [rank for rank in lost if not store.check([f"ldae/noticed/{rank}"])]
+        return lost
+
     def _reduced(self, value: Tensor, how: Any) -> Tensor:
         if self.size > 1:
             value = value.clone()
@@ -65,11 +101,12 @@ class World:
         return value
 
 
-def join_world(device: str) -> World:
+def join_world(device: str, timeout: float = World.timeout) -> World:
     """Joins the processes that torchrun started, if it did: nccl on CUDA, gloo on a CPU.
 
     Args:
         device: `cpu`, `cuda`, `cuda:N`; under torchrun each process takes the card of its local rank.
+        timeout: seconds after which waiting for another process is given up.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -78,8 +115,8 @@ def join_world(device: str) -> World:
     place = torch.device("cuda", local) if device.startswith("cuda") else torch.device(device)
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=TIMEOUT)
-    return World(place, dist.get_rank(), dist.get_world_size())
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
+    return World(place, dist.get_rank(), dist.get_world_size(), timeout)
 
 
 def leave_world() -> None:

@@ -13,19 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from ldae.counter import seed_of
-from ldae.engine.blocks import prepare_blocks
+from ldae.engine.blocks import evaluating, prepare_blocks
 from ldae.engine.checkpoint import Checkpoint, folder_of, newest, publish
 from ldae.engine.distributed import World
 from ldae.engine.ema import EMA
 from ldae.engine.fsdp import divide, own_rows, unsynchronised, whole
+from ldae.engine.guard import Guard
 from ldae.engine.logging import Meter, RunLog
 from ldae.engine.optim import Optim
 from ldae.engine.run import RunFolder
 from ldae.engine.settings import TrainSettings
 from ldae.engine.signals import StopFlag
 from ldae.engine.state import load_state, save_state
-from ldae.errors import ConfigError, Interrupted, NonFiniteError
-from ldae.files import write_json
+from ldae.errors import ConfigError, Interrupted
 from ldae.types import Batch, Draws, Player
 
 # (step) -> scalars, pictures. Called with the averaged weights in place.
@@ -117,12 +117,18 @@ class Trainer:
         self.wrapped: dict[str, Any] = dict(players)
         if not self.sharded:
             self.wrapped = {name: job.world.wrapped(player) for name, player in players.items()}  # type: ignore[arg-type]
-        self.meter, self.step, self.saved, self.stopping = Meter(), 0, -1, False
+        self.meter, self.step, self.saved = Meter(), 0, -1
+        self.guard = Guard(job.world, job.stop, job.run.path, self._made_of, self._deferred())
 
     def _divide(self) -> None:
         if not self.job.divides or len(self.players) > 1:
             raise ConfigError("train.shard", True, "is for pretraining (tools/pretrain.py) alone; use false")
         divide(self.networks.values(), self.world)
+
+    def _deferred(self) -> bool:
+        """Whether steps are judged late: on a GPU, by optimisers that can be told so."""
+        fused = all(o.defaults.get("fused") for o in self.optimizers.values())
+        return self.world.device.type == "cuda" and fused and not self.sharded
 
     def fit(self) -> None:
         """Runs from the newest checkpoint, or from the start, to the end.
@@ -140,7 +146,7 @@ class Trainer:
                 self._look(log)
                 losses, norms, rate = self.advance(next(batches))
                 self._report(log, losses, norms, rate)
-                if self.stopping:
+                if self.guard.stopping:
                     self.stop.poll()
                 if self.step % self.settings.checkpoint_every == 0:
                     self._save(log)
@@ -170,12 +176,14 @@ class Trainer:
             losses[name] = self._gradients(name, batch)
             norm = nn.utils.get_total_norm([p.grad for p in self._trained(name) if p.grad is not None])
             norms[name], found[name] = whole(norm), norm
-            self._check(name, batch, losses[name], norms[name])
-        for name in playing:  # nobody moves before all are checked
+        bad = self.guard.judge(self.step + 1, losses, norms, batch)
+        for name in playing:  # nobody moves before all are judged
             if self.settings.clip:
                 nn.utils.clip_grads_with_norm_(self._trained(name), self.settings.clip, found[name])
             for group in self.optimizers[name].param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
+            if self.guard.deferred:
+                self.optimizers[name].found_inf = bad  # type: ignore[attr-defined]
             self.optimizers[name].step()
         return losses, norms
 
@@ -190,7 +198,7 @@ class Trainer:
             piece = batch.rows(part * rows, (part + 1) * rows)
             with self._waiting(name) if part < parts - 1 else contextlib.nullcontext():
                 with self._autocast():
-                    loss, metrics = wrapped(piece, self._draws(part))
+                    loss, metrics = wrapped(piece, self._draws(part, self.step))
                 (loss / parts).backward()
             losses.append(loss.detach())
             self.meter.add(self._prefix(name), metrics)
@@ -205,29 +213,16 @@ class Trainer:
         enabled = self.settings.precision == "bf16"
         return torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=enabled)
 
-    def _draws(self, part: int) -> Draws:
-        """The noise of one part of this process's share: the slices of the global batch that lie in it."""
+    def _draws(self, part: int, step: int) -> Draws:
+        """The noise of one part of this process's share at a step: the slices of the global batch that lie in it."""
         count = self.slices // (self.world.size * self.settings.accumulate)
         first = (self.world.rank * self.settings.accumulate + part) * count
-        return Draws([seed_of(self.seed, 2, self.step, first + k) for k in range(count)], self.world.device)
+        return Draws([seed_of(self.seed, 2, step, first + k) for k in range(count)], self.world.device)
 
-    def _check(self, name: str, batch: Batch, loss: Tensor, norm: Tensor) -> None:
-        """Before the optimiser moves: nothing may be NaN or infinite, on any process."""
-        bad = (~torch.isfinite(torch.stack([loss, norm.to(loss.dtype)]))).any().float()
-        asked = torch.full_like(bad, float(bool(self.stop.asked)))
-        bad, asked = self.world.highest(torch.stack([bad, asked])).tolist()
-        self.stopping = bool(asked)  # agreed by all: each of them stops after this step
-        if asked and not self.stop.asked:
-            self.stop.asked = "a signal to another process"
-        if bad:
-            draws = [self.players[name].describe(batch, self._draws(0))] if self.settings.accumulate == 1 else []
-            report = {"step": self.step + 1, "player": name, "loss": str(float(loss)), "norm": str(float(norm))}
-            where = self.run.path / f"nonfinite-rank{self.world.rank}.json"
-            write_json(where, {**report, "images": self._names(batch), "levels": draws})
-            raise NonFiniteError(
-                f"loss {float(loss):g}, gradient norm {float(norm):g} at step {self.step + 1}; the step was not made. "
-                f"The batch and its noise levels are in {where}. Lower optim.blr, or look at those images"
-            )
+    def _made_of(self, batch: Batch, step: int, player: str) -> Mapping[str, Any]:
+        """What a step was made of: file names, and what was drawn for each image."""
+        draws = [self.players[player].describe(batch, self._draws(0, step))] if self.settings.accumulate == 1 else []
+        return {"images": self._names(batch), "levels": draws}
 
     def _names(self, batch: Batch) -> list[str]:
         name = getattr(getattr(self.loader, "images", None), "name", str)
@@ -248,9 +243,9 @@ class Trainer:
         self, log: RunLog | None, losses: Mapping[str, Tensor], norms: Mapping[str, Tensor], rate: float
     ) -> None:
         """Every log_every steps a row; every step the bar moves."""
-        due = self.step % self.settings.log_every == 0 or self.step == self.total
         row: dict[str, Any] = {}
-        if due:
+        if self.step % self.settings.log_every == 0 or self.step == self.total:
+            self.guard.settle()
             for name, loss in losses.items():
                 value = float(self.world.summed(loss) / self.world.size)
                 row |= {f"{self._prefix(name)}loss": value, f"{self._prefix(name)}loss_hex": value.hex()}
@@ -261,7 +256,7 @@ class Trainer:
             row["epoch"] = self.step / self.loader.steps_per_epoch
             self._clock, self._since = time.perf_counter(), self.step
         if log is not None:
-            if due:
+            if row:
                 log.row(self.step, row)
             log.advance(self.settings.batch, row.get(f"{self._prefix(next(iter(losses)))}loss"))
 
@@ -288,6 +283,7 @@ class Trainer:
         if self.saved == self.step:
             return
         began = time.perf_counter()
+        self.guard.settle()
         state = save_state(self) if self.world.main or self.sharded else {}
         if self.world.main:
             if log is not None:
@@ -315,16 +311,3 @@ class Trainer:
             found = Checkpoint(folder_of(self.run.checkpoints, step), {"step": step})
         load_state(self, found)
         self.step = self.saved = step
-
-
-@contextlib.contextmanager
-def evaluating(networks: Any) -> Iterator[None]:
-    """The networks are in eval mode while the block lasts."""
-    training = [(network, network.training) for network in networks]
-    for network, _ in training:
-        network.eval()
-    try:
-        yield
-    finally:
-        for network, was in training:
-            network.train(was)

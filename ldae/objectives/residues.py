@@ -68,7 +68,7 @@ class PCAWeighted(Metric):
     def weights(self) -> Tensor:
         """w_i for i = 1..D, (D, 1, 1) float32; 1 for i <= d unless `whiten` is on."""
         variance = self.basis.eigenvalues.float()  # (D,)
-        w = variance.clamp(min=float(variance[self.d - 1])) ** -self.whiten
+        w = variance.clamp(min=variance[self.d - 1]) ** -self.whiten
         w = w / w[: self.d].mean()
         w[self.d :] *= self.tail
         return w.reshape(-1, 1, 1)

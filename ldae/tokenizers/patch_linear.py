@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 import torch
-from einops import einsum, reduce
+from einops import einsum, rearrange, reduce
 from torch import Tensor, nn
 
 from ldae.errors import ConfigError
@@ -61,7 +61,7 @@ class PatchLinear(Tokenizer):
 
     def rows(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> patches one below the other, (B h w, D)."""
-        return patchify(x, self.patch).movedim(1, -1).reshape(-1, self.D)
+        return rearrange(x, "b c (h p) (w q) -> (b h w) (p q c)", p=self.patch, q=self.patch)
 
     def to_raw(self, x: Tensor) -> Tensor:
         return _apply(self.encoder, self.centred(x))  # (B, d, h, w)
@@ -114,9 +114,9 @@ class PatchPCA(PatchLinear):
 
         Signs are fixed: the largest entry of every eigenvector is positive.
         """
-        found = PatchMoments(self.D)
+        found = PatchMoments(self.D, self.rows)
         for x in batches:
-            found.add(self.rows(x))
+            found.add(x)
         mean, covariance = found.moments
         values, vectors = torch.linalg.eigh(covariance)
         basis = vectors.flip(1).T

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 ROWS = 65536  # at once; so many products of int8 add up to 2^30 at most
+AT_ONCE = 1 << 17  # numbers that are looked at together: what comes of them stays in a core's cache
+FEWEST = 32  # rows of a matrix that torch multiplies as int8
 
 
 @dataclass
@@ -48,19 +50,20 @@ class PatchMoments:
 
     Args:
         size: D, numbers of a patch.
+        rows: images (B, ...) -> their patches, one below the other (n, D), of the same type.
     """
 
-    def __init__(self, size: int):
-        self.size, self.parts = size, dict[str, Sums]()
+    def __init__(self, size: int, rows: Callable[[Tensor], Tensor]):
+        self.size, self.rows, self.parts = size, rows, dict[str, Sums]()
 
-    def add(self, rows: Tensor) -> None:
-        """Patches (n, D) float32."""
-        for part in rows.split(ROWS):
-            levels = whole_levels(part) if part.device.type == "cpu" and multiplies_int8() else None
+    def add(self, images: Tensor) -> None:
+        """Takes in images (B, ...) float32; as bytes, if they are, a quarter of the memory is moved about."""
+        levels = whole_levels(images) if images.device.type == "cpu" and multiplies_int8() else None
+        for part in self.rows(images if levels is None else levels).split(ROWS):
             if levels is None:
                 self._add_floats(part.double())
             else:
-                self._add_levels(levels)
+                self._add_levels(part)
 
     @property
     def moments(self) -> tuple[Tensor, Tensor]:
@@ -89,16 +92,21 @@ class PatchMoments:
     def _add_levels(self, levels: Tensor) -> None:
         sums = self._sums("levels", torch.tensor(2 * 128 / 255 - 1, dtype=torch.float64), 127.5)
         sums.count += len(levels)
-        sums.total += levels.sum(0, dtype=torch.int64)
+        ones = torch.ones(FEWEST, len(levels), dtype=torch.int8)
+        sums.total += torch._int_mm(ones, levels)[0]  # a sum along columns of bytes takes longer
         sums.outer += torch._int_mm(levels.T, levels)
 
 
 def whole_levels(x: Tensor) -> Tensor | None:
-    """k - 128 as int8 where all of x are 2 k / 255 - 1 with k of 0 to 255; None elsewhere."""
-    k = ((x + 1) * 127.5).round_()
-    if not torch.equal(2 * (k / 255) - 1, x) or k.min() < 0 or k.max() > 255:
-        return None
-    return (k - 128).to(torch.int8)
+    """k - 128 as int8 where all of x, (B, ...), are 2 k / 255 - 1 with k of 0 to 255; None elsewhere."""
+    levels = torch.empty(x.shape, dtype=torch.int8)
+    for part, out in zip(x.flatten().split(AT_ONCE), levels.flatten().split(AT_ONCE), strict=True):
+        k = part.add(1).mul_(127.5).round_()
+        low, high = k.aminmax()
+        if low < 0 or high > 255 or not torch.equal(k.div(255).mul_(2).sub_(1), part):
+            return None
+        out.copy_(k.sub_(128))
+    return levels
 
 
 def multiplies_int8() -> bool:

@@ -10,7 +10,7 @@ import shutil
 import pytest
 import torch
 
-from ldae.engine.checkpoint import listed, newest, publish, verify
+from ldae.engine.checkpoint import listed, newest, own_hash, publish, verify
 from ldae.errors import CheckpointError, StorageError
 from ldae.files import published_folder, read_json, write_json, write_text
 
@@ -107,7 +107,7 @@ def test_a_pickle_in_a_checkpoints_place_is_never_opened(tmp_path):
     from ldae.files import sha256
 
     manifest["files"]["model.safetensors"] = {"size": path.stat().st_size, "sha256": sha256(path)}
-    write_json(path.parent / "manifest.json", manifest)
+    write_json(path.parent / "manifest.json", {**manifest, "own": own_hash(manifest)})
     with pytest.raises(CheckpointError, match="not a readable safetensors file"):
         verify(path.parent).tensors("model")
     assert not canary.exists()
@@ -153,3 +153,26 @@ def test_json_that_is_none_is_refused(tmp_path):
     for name in "abc":
         with pytest.raises(CheckpointError):
             read_json(tmp_path / name)
+
+
+def test_every_flipped_bit_of_a_manifest_is_detected(tmp_path):
+    path = listed(filled(tmp_path / "c", [1]))[0] / "manifest.json"
+    whole = path.read_bytes()
+    for bit in range(8 * len(whole)):
+        path.write_bytes(whole[: bit // 8] + bytes([whole[bit // 8] ^ 1 << bit % 8]) + whole[bit // 8 + 1 :])
+        try:
+            verify(path.parent)
+        except CheckpointError:
+            continue
+        assert json.loads(path.read_text()) == json.loads(whole)  # a blank became another
+
+
+def test_a_checkpoint_of_the_first_format_is_read(tmp_path):
+    path = listed(filled(tmp_path / "c", [1]))[0] / "manifest.json"
+    manifest = read_json(path)
+    del manifest["own"]
+    write_json(path, manifest)
+    with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):
+        verify(path.parent)
+    write_json(path, {**manifest, "format": "ldae-checkpoint-1"})
+    assert verify(path.parent).step == 1

@@ -24,6 +24,14 @@ def test_mix_is_splitmix64():
     assert int(ours[0]) == 0xE220A8397B1DCDAF  # the published first output for seed 0
 
 
+def test_a_seed_is_mixed_from_counter_to_counter():
+    for counters in ((0,), (1, 2, 3), (-5, 2**63 - 1), (2**70 + 3,)):
+        x = torch.zeros((), dtype=torch.int64)
+        for counter in counters:
+            x = mix(x ^ ((counter + 2**63) % 2**64 - 2**63))
+        assert seed_of(*counters) == (int(x) % 2**64) >> 1
+
+
 def test_uniforms_are_uniform_and_uncorrelated():
     u = uniforms(0, 3, torch.arange(200_000), 4)
     assert u.min() >= 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldae.data.decode import BadImage, centre_square, read_rgb
+from ldae.data.decode import BadImage, centre_square, cut_and_resized, read_rgb
 
 LIMIT = 10**8
 RAMP = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
@@ -16,6 +16,7 @@ def pixels(path):
     return np.asarray(read_rgb(path, LIMIT))
 
 
+@pytest.mark.case("19", "CMYK, palettes, LA, 1-bit, GIF, WebP: their pixels")
 def test_grey_kinds_become_three_equal_channels(tmp_path):
     Image.fromarray(RAMP).save(tmp_path / "l.png")
     Image.fromarray(np.stack([RAMP, 255 - RAMP], -1), "LA").save(tmp_path / "la.png")
@@ -34,6 +35,7 @@ def test_deep_grey_is_scaled_by_its_range_not_cut(tmp_path, bits):
     assert np.abs(pixels(path)[..., 0].astype(int) - RAMP).max() <= 1
 
 
+@pytest.mark.case("19", "CMYK, palettes, LA, 1-bit, GIF, WebP: their pixels")
 def test_palette_with_transparency_keeps_its_colours(tmp_path):
     image = Image.fromarray((RAMP // 64).astype(np.uint8), "P")
     image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9])
@@ -42,6 +44,7 @@ def test_palette_with_transparency_keeps_its_colours(tmp_path):
     assert pixels(tmp_path / "p.png")[7, 7].tolist() == [9, 9, 9]
 
 
+@pytest.mark.case("19", "CMYK, palettes, LA, 1-bit, GIF, WebP: their pixels")
 def test_cmyk_gif_and_webp_are_read(tmp_path):
     solid = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
     solid.save(tmp_path / "c.jpg", quality=100)
@@ -86,3 +89,17 @@ def test_centre_square_takes_the_middle():
     cut = np.asarray(centre_square(Image.fromarray(wide), 5))
     assert cut.shape == (5, 5, 3)
     assert (cut == 200).all()
+
+
+@pytest.mark.parametrize("box", [(0, 0, 80, 120), (11, 7, 61, 90), (30, 50, 20, 17)])
+def test_the_quick_resize_is_pillows_to_a_grey_level(box):
+    waves = np.sin(np.linspace(0, 9, 80))[:, None, None] * np.cos(np.linspace(0, 7, 120))[:, None] * np.ones(3)
+    noise = np.random.default_rng(0).normal(0, 12, (80, 120, 3))
+    image = Image.fromarray(np.clip(128 + 90 * waves + noise, 0, 255).astype(np.uint8))
+    exact, quick = (cut_and_resized(image, box, 32, kind).int() for kind in (True, False))
+    top, left, height, width = box
+    pillow = image.crop((left, top, left + width, top + height)).resize((32, 32), Image.Resampling.BICUBIC)
+    assert np.array_equal(exact.movedim(0, -1), np.asarray(pillow))
+    apart = (exact - quick).abs()
+    assert apart.max() <= 1
+    assert apart.float().mean() < 0.05

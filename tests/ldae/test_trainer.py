@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -197,6 +198,15 @@ def test_bf16_learns_as_fp32_does(config, tmp_path):
     a, b = ([row["loss"] for row in rows(tmp_path / name)] for name in ("fp32", "bf16"))
     assert a[-10:] == pytest.approx(b[-10:], rel=0.02)
     assert a != b
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_have_the_golden_losses(config, tmp_path):
+    compiled = trainer(config, tmp_path, compile=True)
+    compiled.fit()
+    assert all(block._compiled_call_impl is not None for block in compiled.networks["denoiser"].blocks)
+    golden = json.loads(GOLDEN.read_text())["ldae/digits"]
+    assert [row["loss"] for row in rows(tmp_path)] == pytest.approx(golden, rel=2e-4)
 
 
 def duel(config, path, *, start=3, stop=None, monitors=(), **settings):

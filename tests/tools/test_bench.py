@@ -93,14 +93,14 @@ def test_contenders_take_turns_in_processes_of_their_own():
 
 def test_a_contender_that_fails_is_named():
     with pytest.raises(Fault, match="wrong: TypeError"):
-        interleaved([Contender("wrong", "_contenders:matmul", {"side": 3})], threads=1, rounds=1, seconds=0.01)
+        interleaved([Contender("wrong", "_contenders:matmul", {"side": 3})], threads=0, rounds=1, seconds=0.01)
 
 
 def test_every_contender_can_be_made():
     """Each names a function that takes its arguments."""
     rows = [*training_rows("DIR"), *unet_rows(None), *cold_rows("DIR", None), *knn_rows(), *probe_rows()]
     for row in [*rows, *input_rows("DIR", "DIR")]:
-        assert set(row.marks) >= {peer.name for peer in row.peers} - {"scikit-learn"}
+        assert set(row.marks) >= {peer.name for peer in row.peers} - {"scikit-learn", "l-DAE, not compiled"}
         for contender in row.contenders:
             inspect.signature(function(contender.make)).bind(**contender.arguments)
         if row.same:
@@ -127,10 +127,10 @@ def photographs(tmp_path):
 
 def test_files_are_read_cut_and_summed(photographs):
     step, images = contenders_data.large(photographs, batch=4, size=32)
-    assert (step().images.shape, images) == ((4, 3, 32, 32), 4)
+    assert (step(), images) == (None, 64)
     assert contenders_data.decoded(photographs, batch=4)[0]() == 4 * 90 * 60
     summed, images = contenders_data.read_and_summed(photographs, batch=4, size=32, patch=8)
-    assert (summed(), images) == (None, 4)
+    assert (summed(), images) == (None, 64)
 
 
 def test_blur_and_trajectory_are_the_operators():

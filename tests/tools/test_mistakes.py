@@ -47,6 +47,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.case("20, 21, 22", "mistakes on the command line, each with its sentence")
 @pytest.mark.parametrize(("words", "sentence"), MISTAKES, ids=[m[0][0] for m in MISTAKES])
 def test_a_mistake_is_answered_with_one_sentence(tmp_path, words, sentence, in_process):
     code, message = in_process("pretrain", f"out={tmp_path / 'r'}", *words)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
-from helpers import ENVIRONMENT, ROOT, SHORT, losses, rows, run, start, status, torchrun, weights
+from helpers import ENVIRONMENT, ROOT, SHORT, as_if_stopped, losses, rows, run, status, torchrun
 from safetensors.torch import load_file
 
 
@@ -24,10 +21,6 @@ def reference(tmp_path_factory):
     out, _ = run("pretrain", f"out={folder}", *SHORT)
     assert "tensorboard --logdir" in out
     return folder
-
-
-def same(a, b):
-    return losses(a) == losses(b) and weights(a) == weights(b)
 
 
 def test_a_run_leaves_what_it_promises(reference):
@@ -54,141 +47,8 @@ def test_a_run_leaves_what_it_promises(reference):
     assert events[0].stat().st_size > 5000  # with pictures
 
 
-def test_two_runs_are_one(reference, tmp_path):
-    run("pretrain", f"out={tmp_path / 'r'}", *SHORT)
-    assert same(reference, tmp_path / "r")
-
-
-def test_a_finished_run_is_left_alone(reference):
-    before = {p: p.stat().st_mtime_ns for p in reference.rglob("*") if p.is_file()}
-    out, _ = run("pretrain", f"out={reference}", *SHORT)
-    assert "is finished; nothing to do" in out
-    assert before == {p: p.stat().st_mtime_ns for p in reference.rglob("*") if p.is_file()}
-    _, err = run("pretrain", f"out={reference}", *SHORT, "optim.blr=0.5", code=2)
-    assert "optim.blr was 0.016, is 0.5" in err
-
-
-def halted(tmp_path, number):
-    """Starts a run, signals it after some steps, waits for its end."""
-    folder = tmp_path / "r"
-    process = start("pretrain", f"out={folder}", *SHORT)
-    until_step(folder, 3, process)
-    process.send_signal(number)
-    process.communicate(timeout=60)
-    return folder, process.returncode
-
-
-def until_step(folder, step, process):
-    """Waits until the run has logged a step."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if (folder / "metrics.jsonl").exists() and any(
-            f'"step": {s},' in (folder / "metrics.jsonl").read_text() for s in range(step, step + 9)
-        ):
-            return
-        time.sleep(0.01)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_is_saved_answered_with_75_and_resumed(reference, tmp_path, number):
-    folder, code = halted(tmp_path, number)
-    if code == 0:
-        pytest.skip("the run was over before the signal came")
-    assert code == 75
-    assert status(folder)["state"] == "interrupted"
-    assert status(folder)["code"] == 75
-    run("pretrain", f"out={folder}", *SHORT)
-    assert same(reference, folder)
-
-
-def killed_and_rerun(folder, delays, words=SHORT):
-    """Kills a run after each delay, starts it again each time, and lets it end; how many kills found it alive."""
-    alive = 0
-    for delay in delays:
-        process = start("pretrain", f"out={folder}", *words)
-        try:
-            process.communicate(timeout=delay)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            alive += 1
-    run("pretrain", f"out={folder}", *words)
-    return alive
-
-
-def test_kill_9_at_random_instants_loses_nothing(reference, tmp_path):
-    chance = random.Random(0)
-    killed_and_rerun(tmp_path / "r", [chance.uniform(3, 9) for _ in range(3)])
-    assert same(reference, tmp_path / "r")
-
-
-@pytest.mark.slow
-def test_kill_9_at_20_random_instants_loses_nothing(tmp_path):
-    words = (
-        "train.steps=3000",
-        "train.log_every=1",
-        "train.checkpoint_every=10",
-        "monitor.looks=3",
-        "runtime.threads=1",
-    )
-    run("pretrain", f"out={tmp_path / 'straight'}", *words)
-    chance = random.Random(1)
-    assert killed_and_rerun(tmp_path / "killed", [chance.uniform(1, 10) for _ in range(20)], words) == 20
-    assert len(losses(tmp_path / "killed")) == 3000
-    assert same(tmp_path / "straight", tmp_path / "killed")
-
-
-def test_a_live_run_is_not_disturbed(tmp_path):
-    folder, words = tmp_path / "r", ("train.steps=3000", "train.log_every=1", "monitor.looks=0", "runtime.threads=1")
-    process = start("pretrain", f"out={folder}", *words)
-    until_step(folder, 3, process)
-    _, err = run("pretrain", f"out={folder}", *words, code=73)
-    assert "held by another process" in err
-    at = max(losses(folder))
-    until_step(folder, at + 3, process)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 75
-    assert sorted(losses(folder)) == list(range(1, max(losses(folder)) + 1))
-    assert status(folder)["state"] == "interrupted"
-
-
-def copied(reference, tmp_path, step=8):
-    """The reference as if it had stopped at a step."""
-    folder = tmp_path / "r"
-    shutil.copytree(reference, folder)
-    for path in (folder / "checkpoints").glob("step-*"):
-        if int(path.name[5:]) > step:
-            shutil.rmtree(path)
-    (folder / "status.json").write_text("{}")
-    return folder
-
-
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(reference, tmp_path):
-    folder = tmp_path / "r"
-    shutil.copytree(reference, folder)
-    (folder / "status.json").write_text("{}")
-    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
-    raw = bytearray((newest / "model.safetensors").read_bytes())
-    raw[-9] ^= 4
-    (newest / "model.safetensors").write_bytes(raw)
-    assert "1 of 2 checkpoints are damaged" in run("checkpoint", "verify", folder, code=65)[1]
-    _, err = run("pretrain", f"out={folder}", *SHORT)
-    assert "model.safetensors is damaged" in err
-    assert same(reference, folder)
-
-
-def test_without_a_whole_checkpoint_there_is_no_fresh_start(reference, tmp_path):
-    folder = copied(reference, tmp_path)
-    for manifest in (folder / "checkpoints").rglob("manifest.json"):
-        manifest.unlink()
-    _, err = run("pretrain", f"out={folder}", *SHORT, code=65)
-    assert "no checkpoint in" in err
-    assert status(folder)["code"] == 65
-
-
 def test_another_config_is_refused_unless_allowed_by_name(reference, tmp_path):
-    folder = copied(reference, tmp_path)
+    folder = as_if_stopped(reference, tmp_path / "r")
     _, err = run("pretrain", f"out={folder}", *SHORT, "seed=1", "optim.blr=0.5", code=2)
     assert "optim.blr was 0.016, is 0.5; seed was 0, is 1" in err
     assert "allow=[optim.blr,seed]" in err
@@ -197,7 +57,7 @@ def test_another_config_is_refused_unless_allowed_by_name(reference, tmp_path):
 
 
 def test_keys_of_the_machine_may_change(reference, tmp_path):
-    folder = copied(reference, tmp_path)
+    folder = as_if_stopped(reference, tmp_path / "r")
     run("pretrain", f"out={folder}", *SHORT, "train.checkpoint_every=3", "data.workers=0")
     assert losses(folder) == losses(reference)
 

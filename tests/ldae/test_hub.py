@@ -1,0 +1,192 @@
+"""Data sets of the Hugging Face hub, streamed: the pictures of the same files, exactly again from any step."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldae.data.cache import Context
+from ldae.data.datasets import Division, ImageFolder
+from ldae.data.hub import HubImages
+from ldae.data.images import MemoryImages
+from ldae.data.loader import Loader, Share, in_order
+from ldae.data.reading import ahead
+from ldae.data.streamed import StreamedImages
+from ldae.data.transforms import PadCrop, RandomResizedCrop
+from ldae.errors import ConfigError, DataError
+
+datasets = pytest.importorskip("datasets", reason="pip install 'ldae[hub]'")
+CPU = torch.device("cpu")
+
+
+def png(pixels):
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "PNG")
+    return data.getvalue()
+
+
+def write(path, pictures, labels, kind=None):
+    kind = kind or datasets.ClassLabel(names=["a", "b", "c"])
+    features = datasets.Features({"image": datasets.Image(), "label": kind})
+    rows = {"image": [{"bytes": data, "path": None} for data in pictures], "label": labels}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(path))
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
+def both(tmp_path):
+    """The same 60 images of 3 classes in class folders and in three parquet files; 6 for test."""
+    generator, tree, hub = np.random.default_rng(0), tmp_path / "tree", tmp_path / "hub"
+    hub.mkdir()
+    for split, count in (("train", 60), ("test", 6)):
+        pictures = [
+            png(generator.integers(0, 255, (*generator.integers(20, 40, 2), 3), np.uint8)) for _ in range(count)
+        ]
+        labels = [3 * i // count for i in range(count)]
+        for i, data in enumerate(pictures):
+            (tree / split / "abc"[labels[i]]).mkdir(parents=True, exist_ok=True)
+            (tree / split / "abc"[labels[i]] / f"{i:02d}.png").write_bytes(data)
+        parts = (0, 25, 40, 60) if split == "train" else (0, 6)
+        for k, (a, b) in enumerate(itertools.pairwise(parts)):
+            write(hub / f"{split}-{k:05d}-of-{len(parts) - 1:05d}.parquet", pictures[a:b], labels[a:b])
+    return tree, hub
+
+
+@pytest.fixture
+def context(tmp_path):
+    return Context(tmp_path / "cache", workers=0, max_bad=0.0)
+
+
+def streamed(root, context, window=16, **given):
+    return HubImages(16, Division(), str(root), store="stream", window=window, **given).open(context)
+
+
+@pytest.mark.parametrize("store", ["memory", "stream"])
+def test_images_and_classes_are_those_of_the_folders(both, context, store):
+    tree = ImageFolder(16, Division(), str(both[0])).open(context)
+    hub = HubImages(16, Division(), str(both[1]), store=store, window=16).open(context)
+    assert list(hub.classes) == ["a", "b", "c"]
+    for split in ("train", "holdout", "test"):
+        a, b = (getattr(s, split) for s in (tree, hub))
+        assert isinstance(b, StreamedImages if store == "stream" else MemoryImages)
+        assert np.array_equal(a.ids, b.ids)
+        assert torch.equal(a.own_labels, b.own_labels)
+        for one, other in zip(in_order(a, 7, CPU), in_order(b, 7, CPU), strict=True):
+            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.index, other.index)
+
+
+def taken(loader, start, count):
+    return [(b.index, b.images, b.labels) for b in itertools.islice(loader.batches(start), count)]
+
+
+def same(a, b):
+    return len(a) == len(b) and all(
+        torch.equal(x, y) for one, two in zip(a, b, strict=True) for x, y in zip(one, two, strict=True)
+    )
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_every_epoch_has_every_image_once_and_any_step_can_be_gone_on_from(both, context, threads):
+    train = streamed(both[1], context).train
+    loader = Loader(train, RandomResizedCrop(), 9, 3, CPU, workers=threads)
+    assert loader.steps_per_epoch == 6
+    straight = taken(loader, 0, 18)
+    for epoch in range(3):
+        seen = torch.cat([index for index, _, _ in straight[6 * epoch : 6 * epoch + 6]])
+        assert sorted(seen.tolist()) == sorted(train.ids.tolist())
+    assert not torch.equal(straight[0][0], straight[6][0])
+    for start in (1, 5, 6, 13):
+        assert same(taken(loader, start, 18 - start), straight[start:])
+
+
+def test_crops_are_those_of_the_files(both, context):
+    tree = ImageFolder(16, Division(), str(both[0]), "stream").open(context).train
+    whole = {
+        int(i): x
+        for b in taken(Loader(tree, RandomResizedCrop(), 9, 3, CPU), 0, 6)
+        for i, x in zip(*b[:2], strict=True)
+    }
+    for index, images, _ in taken(Loader(streamed(both[1], context).train, RandomResizedCrop(), 9, 3, CPU), 0, 6):
+        assert all(torch.equal(whole[int(i)], x) for i, x in zip(index, images, strict=True))
+
+
+def test_processes_share_the_batches_of_one(both, context):
+    train = streamed(both[1], context, window=10).train
+    one = taken(Loader(train, RandomResizedCrop(), 12, 3, CPU), 2, 8)
+    two = [taken(Loader(train, RandomResizedCrop(), 12, 3, CPU, Share(rank, 2)), 2, 8) for rank in (0, 1)]
+    joined = [[torch.cat(pair) for pair in zip(a, b, strict=True)] for a, b in zip(*two, strict=True)]
+    assert same(one, joined)
+
+
+def test_an_order_reads_shards_whole_and_mixes_within_windows(both, context):
+    train = streamed(both[1], context, window=1).train
+    shards = [train.places[train.order(0, epoch).numpy(), 0] for epoch in range(8)]
+    assert all(len(list(itertools.groupby(s.tolist()))) == 3 for s in shards)
+    assert len({tuple(dict.fromkeys(s.tolist())) for s in shards}) > 2
+    train.window = 1000
+    mixed = train.order(0, 0).numpy()
+    assert len(list(itertools.groupby(train.places[mixed, 0].tolist()))) > 10
+
+
+def test_a_damaged_image_is_left_out_and_named(tmp_path, both):
+    hub = tmp_path / "other"
+    hub.mkdir()
+    good = png(np.zeros((20, 20, 3), np.uint8))
+    write(hub / "train.parquet", [good, good[:40], good, good], [0, 1, 2, 1])
+    found = HubImages(16, Division(holdout=0, test=0), str(hub), store="stream").open(Context(tmp_path / "c", 0, 0.5))
+    assert [name for name, _ in found.bad] == ["0/1"]
+    assert found.train.own_labels.tolist() == [0, 2, 1]
+    with pytest.raises(DataError, match="1 of 4 images"):
+        streamed(hub, Context(tmp_path / "c", 0, 0.0))
+
+
+def test_what_is_missing_is_named(both, context, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="root"):
+        streamed("", context)
+    with pytest.raises(DataError, match="nowhere cannot be read by datasets"):
+        streamed(tmp_path / "nowhere", context)
+    with pytest.raises(ConfigError, match=r"image='imag' is no column of .*did you mean 'image'"):
+        streamed(both[1], context, image="imag")
+    with pytest.raises(ConfigError, match="label='class' is no column"):
+        streamed(both[1], context, label="class")
+    with pytest.raises(ConfigError, match="image='label' is a column of"):
+        streamed(both[1], context, image="label")
+    with pytest.raises(ConfigError, match="works on small images held in memory"):
+        Loader(streamed(both[1], context).train, PadCrop(), 4, 0, CPU)
+    (tmp_path / "fractions").mkdir()
+    write(
+        tmp_path / "fractions" / "train.parquet",
+        [png(np.zeros((20, 20, 3), np.uint8))],
+        [0.5],
+        datasets.Value("float32"),
+    )
+    with pytest.raises(DataError, match=r"label of row 0 of shard 0 is 0.5, no class"):
+        streamed(tmp_path / "fractions", context)
+
+
+def test_what_was_read_is_kept(both, context, monkeypatch):
+    first = streamed(both[1], context)
+    monkeypatch.setattr("ldae.data.hub.Shards._rows", lambda *a: pytest.fail("read again"))
+    assert streamed(both[1], context).fingerprint == first.fingerprint
+
+
+def test_ahead_keeps_the_order_makes_no_more_than_it_may_and_ends_its_thread():
+    made, before = [], set(threading.enumerate())
+    items = ahead((made.append(i) or i for i in range(100)), 3)
+    assert [next(items) for _ in range(5)] == list(range(5))
+    items.close()
+    assert len(made) <= 5 + 3 + 1
+    assert set(threading.enumerate()) <= before  # others may still end theirs
+    assert list(ahead(iter(range(4)), 9)) == list(range(4))
