@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-faults lint audit clean
 
 demo: .venv/installed
 	$(BIN)/python tools/demo.py
@@ -10,10 +10,20 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
+# All faults of tests/faults, the long ones too (about an hour on two cores); the table goes to results/faults.json.
+test-faults: .venv/installed
+	LDAE_FAULTS=results/faults.json $(BIN)/python -m pytest -n 2 --dist loadfile tests -m case
+
 lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# What is installed fits together, and the versions of constraints.txt have no known vulnerability (asks pypi.org).
+audit: .venv/installed
+	$(BIN)/python -m pip check
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 # Torch's CPU or CUDA build, whichever pip finds for this machine.
 .venv/installed: setup.py

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -14,6 +16,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
 from _cli import compose, resolved  # noqa: E402
+from _session import commit  # noqa: E402
+
+from ldae.engine.runtime import describe_hardware  # noqa: E402
+from linear_probe.results import markdown  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -54,3 +60,56 @@ def real_data():
     if not folder or not Path(folder, "cifar10").is_dir():
         pytest.skip("set LDAE_DATA=DIR with DIR/cifar10 to run the tests on real images")
     return Path(folder)
+
+
+@pytest.fixture
+def tries(record_property):
+    """tries(count, lost=0): how often a test of a fault tried it, and how often it was not survived."""
+
+    def note(count, lost=0):
+        record_property("tries", count)
+        record_property("lost", lost)
+
+    return note
+
+
+@pytest.fixture(autouse=True)
+def _case(request, record_property):
+    """What the table of faults calls a test that is marked `case(number, title)`."""
+    if marker := request.node.get_closest_marker("case"):
+        record_property("case", list(marker.args))
+
+
+def faults(reports):
+    """A record for each fault; tests of one fault are summed."""
+    found = {}
+    for verdict, some in reports.items():
+        for report in some:
+            known = dict(getattr(report, "user_properties", ()))
+            if "case" not in known:
+                continue
+            number, title = known["case"]
+            tried = known.get("tries", 0 if verdict == "skipped" else 1)
+            lost = known.get("lost", tried if verdict in ("failed", "error") else 0)
+            record = {"case": number, "what": title, "tries": 0, "lost": 0, "verdict": "passed", "seconds": 0.0}
+            record = found.setdefault((number, title), record)
+            record["tries"] += tried
+            record["lost"] += lost
+            record["seconds"] = round(record["seconds"] + report.duration, 1)
+            if verdict != "passed" and record["verdict"] != "failed":
+                record["verdict"] = "failed" if verdict == "error" else verdict
+    return sorted(found.values(), key=lambda r: ([int(n) for n in re.findall(r"\d+", r["case"])] or [99], r["what"]))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The table of faults, where $LDAE_FAULTS names the file that it is to be written to."""
+    wanted = ("passed", "failed", "error", "skipped")
+    found = faults({key: terminalreporter.stats.get(key, []) for key in wanted})
+    if not found or "LDAE_FAULTS" not in os.environ:
+        return
+    columns = ["case", "what", "tries", "lost", "verdict", "seconds"]
+    lines = [columns, *([str(record[c]) for c in columns] for record in found)]
+    terminalreporter.write_line(markdown(lines))
+    path = Path(os.environ["LDAE_FAULTS"])
+    known = {"command": "make test-faults", "commit": commit(), "hardware": describe_hardware()}
+    path.write_text(json.dumps({**known, "cases": found}, indent=1) + "\n")

@@ -1,0 +1,130 @@
+"""Signals and kills: what was saved goes on bit for bit (RELIABILITY, cases 1 to 6, 12, 13, 15)."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+
+import pytest
+from disturbed import at_step, ended, killed_and_rerun, same, signalled, started, until
+from helpers import SHORT, losses, run, status
+
+LONG = ("train.steps=3000", "train.log_every=1", "train.checkpoint_every=10", "monitor.looks=3", "runtime.threads=1")
+
+
+@pytest.mark.slow
+@pytest.mark.case("1", "two runs are one")
+def test_two_runs_are_one(reference, tmp_path):
+    run("pretrain", f"out={tmp_path / 'r'}", *SHORT)
+    assert same(reference, tmp_path / "r")
+
+
+@pytest.mark.case("2", "kill -9 at random times, run again")
+def test_kill_9_at_random_instants_loses_nothing(reference, tmp_path, tries):
+    chance = random.Random(0)
+    delays = [1.0, chance.uniform(2, 4), chance.uniform(4, 6)]  # the first while Python still starts, on any machine
+    alive = killed_and_rerun(tmp_path / "r", delays, SHORT)
+    assert same(reference, tmp_path / "r")
+    assert alive
+    tries(alive)
+
+
+@pytest.mark.slow
+@pytest.mark.case("2", "kill -9 at 100 random times of a run of 3,000 steps, run again each time")
+def test_kill_9_at_100_random_instants_loses_nothing(tmp_path, tries):
+    run("pretrain", f"out={tmp_path / 'straight'}", *LONG)
+    chance, killed, alive, runs = random.Random(1), tmp_path / "killed", 0, 0
+    while alive < 100:  # a run that comes to its end between two kills is begun anew
+        delays = [chance.uniform(1, 10) for _ in range(min(20, 100 - alive))]
+        alive += killed_and_rerun(killed / str(runs), delays, LONG)
+        assert same(tmp_path / "straight", killed / str(runs))
+        assert len(losses(killed / str(runs))) == 3000
+        runs += 1
+    tries(alive)
+
+
+SIGNALS = [(signal.SIGTERM, "3"), (signal.SIGINT, "5"), (signal.SIGUSR1, "5")]
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(
+            n, marks=[pytest.mark.case(c, f"{n.name} at a step, run again"), *([pytest.mark.slow] * (c != "3"))]
+        )
+        for n, c in SIGNALS
+    ],
+)
+def test_a_signal_is_saved_answered_with_75_and_resumed(reference, tmp_path, number):
+    code = signalled(tmp_path / "r", SHORT, number, step=2)
+    if code == 0:
+        pytest.skip("the run was over before the signal came")
+    assert code == 75
+    assert status(tmp_path / "r")["state"] == "interrupted"
+    assert status(tmp_path / "r")["code"] == 75
+    run("pretrain", f"out={tmp_path / 'r'}", *SHORT)
+    assert same(reference, tmp_path / "r")
+
+
+@pytest.mark.slow
+@pytest.mark.case("4", "SIGTERM to the whole process group, loader workers too")
+def test_workers_that_get_the_signal_too_lose_nothing(tree, tmp_path):
+    words = (*tree, "train.steps=60", "train.batch=16", "train.log_every=1", "monitor.looks=0", "runtime.threads=1")
+    run("pretrain", f"out={tmp_path / 'straight'}", *words)
+    assert signalled(tmp_path / "r", words, signal.SIGTERM, group=True) == 75
+    run("pretrain", f"out={tmp_path / 'r'}", *words)
+    assert same(tmp_path / "straight", tmp_path / "r")
+
+
+@pytest.mark.slow
+@pytest.mark.case("6", "SIGTERM while a checkpoint is written")
+def test_a_signal_while_a_checkpoint_is_written(tmp_path, tries):
+    words = ("train.steps=300", "train.log_every=1", "train.checkpoint_every=1", "monitor.looks=0", "runtime.threads=1")
+    run("pretrain", f"out={tmp_path / 'straight'}", *words)
+    for k in range(5):
+        folder = tmp_path / str(k)
+        process = started(f"out={folder}", *words)
+        writing = lambda at=folder / "checkpoints": at.exists() and any(at.glob(".tmp-*"))  # noqa: E731
+        assert until(writing, process)
+        os.kill(process.pid, signal.SIGTERM)
+        assert ended(process)[0] == 75
+        assert not any((folder / "checkpoints").glob(".tmp-*"))
+        run("pretrain", f"out={folder}", *words)
+        assert same(tmp_path / "straight", folder)
+    tries(5)
+
+
+@pytest.mark.case("12", "a second process on a live run")
+def test_a_live_run_is_not_disturbed(tmp_path):
+    folder, words = tmp_path / "r", ("train.steps=3000", "train.log_every=1", "monitor.looks=0", "runtime.threads=1")
+    process = started(f"out={folder}", *words)
+    assert until(at_step(folder, 3), process)
+    _, err = run("pretrain", f"out={folder}", *words, code=73)
+    assert "held by another process" in err
+    assert until(at_step(folder, max(losses(folder)) + 3), process)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == 75
+    assert sorted(losses(folder)) == list(range(1, max(losses(folder)) + 1))
+    assert status(folder)["state"] == "interrupted"
+
+
+@pytest.mark.slow
+@pytest.mark.case("13", "kill -9, run again at once: the lock is free")
+def test_a_lock_dies_with_its_process(reference, tmp_path):
+    process = started(f"out={tmp_path / 'r'}", *SHORT)
+    assert until(at_step(tmp_path / "r", 2), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    run("pretrain", f"out={tmp_path / 'r'}", *SHORT)
+    assert same(reference, tmp_path / "r")
+
+
+@pytest.mark.case("15", "a finished run, run again")
+def test_a_finished_run_is_left_alone(reference):
+    before = {p: p.stat().st_mtime_ns for p in reference.rglob("*") if p.is_file()}
+    out, _ = run("pretrain", f"out={reference}", *SHORT)
+    assert "is finished; nothing to do" in out
+    assert before == {p: p.stat().st_mtime_ns for p in reference.rglob("*") if p.is_file()}
+    _, err = run("pretrain", f"out={reference}", *SHORT, "optim.blr=0.5", code=2)
+    assert "optim.blr was 0.016, is 0.5" in err
