@@ -7,7 +7,7 @@ import json
 import pytest
 from helpers import SHORT, losses, rows, run, weights
 
-QUICK = (*SHORT, "data=digits")
+QUICK = (*SHORT, "data=digits", "train.compile=false")
 
 
 @pytest.fixture(scope="module")
