@@ -58,6 +58,14 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder, and those it is in where they are not there, on the disk itself."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        fsync(folder.parent)
+
+
 def write_text(path: Path, text: str) -> None:
     """Replaces `path` by `text` in one step: a reader sees the old file or the new one, never a part."""
     with replaced(path) as f:
@@ -67,16 +75,22 @@ def write_text(path: Path, text: str) -> None:
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[IO[bytes]]:
     """A file to write; when the block ends well it replaces `path` in one step, on the disk."""
-    with storage_errors(path):
-        temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{path.name}")
-        try:
-            with open(temporary, "wb") as f:
-                yield f
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with storage_errors(path), _beside(path) as temporary, open(temporary, "wb") as f:
+        yield f
+        f.flush()
+        os.fsync(f.fileno())
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """The name of a file to write and to sync; when the block ends well it replaces `path`."""
+    temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+        fsync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -105,7 +119,7 @@ def published_folder(target: Path) -> Iterator[Path]:
 
     Whatever was at `target` gives way. A block that raises leaves nothing behind.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     temporary = target.parent / f".tmp-{target.name}-{uuid.uuid4().hex[:8]}"
     with storage_errors(target):
         temporary.mkdir()
@@ -123,11 +137,11 @@ def published_folder(target: Path) -> Iterator[Path]:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes named tensors as safetensors and flushes them to the disk."""
-    with storage_errors(path):
-        plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        save_file(plain, path, metadata=dict(metadata or {}))
-        fsync(path)
+    """Replaces `path` by named tensors as safetensors, in one step, on the disk."""
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with storage_errors(path), _beside(path) as temporary:
+        save_file(plain, temporary, metadata=dict(metadata or {}))
+        fsync(temporary)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ from ldae.engine.signals import StopFlag
 from ldae.errors import ConfigError, Fault
 from ldae.export import Run
 from ldae.files import read_json, write_json
-from ldae.parts import Natural, Positive, construct
+from ldae.parts import Count, Natural, Positive, conform, construct
 from ldae.system import System
 
 # keys that may change between a run and its resumption: none of them changes what is computed
@@ -78,6 +78,7 @@ class Session:
             construct(_seeded, {key: config[key]}, {})
         if not isinstance(config["allow"], list):
             raise ConfigError("allow", config["allow"], "must be a list of keys, e.g. allow=[train.steps]")
+        conform("data.classes", config["data"].get("classes"), Count | None)  # not every network asks for it
         self.runtime: Runtime = settings_of(config, "runtime", Runtime)
         self.device = pick_device(str(config["device"]))
         self.runtime.prepare()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -25,7 +24,7 @@ from ldae.engine.settings import TrainSettings
 from ldae.engine.trainer import Job, Monitor, Trainer
 from ldae.errors import CheckpointError, ConfigError
 from ldae.export import TOKENIZER_FILE
-from ldae.files import json_hash, load_tensors, save_tensors
+from ldae.files import json_hash, load_tensors, replaced, save_tensors
 from ldae.nn.perceptual import Perceptual
 from ldae.objectives.base import Objective
 from ldae.objectives.classify import Classify
@@ -51,9 +50,8 @@ def ensure_tokenizer(session: Session, splits: Splits, run: RunFolder) -> str:
         source = given_weights(session) or _cached_tokenizer(session, splits)
         load_tokenizer(source, tokenizer)
         if session.world.main:
-            temporary = target.with_name(f".tmp-{target.name}")
-            shutil.copyfile(source, temporary)
-            temporary.rename(target)
+            with replaced(target) as copy:
+                copy.write(source.read_bytes())
         session.world.wait()
     found = load_tokenizer(target, tokenizer)
     tokenizer.to(session.world.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,8 @@ class BadImage(Exception):
 def read_rgb(source: Source, max_pixels: int) -> Image.Image:
     """The first frame of an image file as RGB, upright.
 
-    EXIF orientation is applied. Transparency is dropped. 16-bit and float images are scaled by their range.
+    EXIF orientation is applied where it can be read. Transparency is dropped. 16-bit and float images are scaled by
+    their range.
 
     Args:
         max_pixels: width x height above which the file is refused, before it is decoded.
@@ -38,7 +40,8 @@ def read_rgb(source: Source, max_pixels: int) -> Image.Image:
                 if image.width * image.height > max_pixels:
                     raise BadImage(f"{image.width} x {image.height} exceeds data.max_pixels={max_pixels}")
                 image.load()
-                ImageOps.exif_transpose(image, in_place=True)
+                with contextlib.suppress(Exception):  # the pixels are whole, and what says how to hold them is not
+                    ImageOps.exif_transpose(image, in_place=True)
                 return _rgb(image)
     except BadImage:
         raise

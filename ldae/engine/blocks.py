@@ -25,7 +25,9 @@ def prepare_blocks(networks: Iterable[nn.Module], compiled: bool, recomputed: bo
     """
     networks = list(networks)
     if compiled and not _can_compile(networks):
-        print(f"warning: train.compile=true needs a C++ compiler ({_COMPILER}); blocks are not compiled", file=sys.stderr)
+        print(
+            f"warning: train.compile=true needs a C++ compiler ({_COMPILER}); blocks are not compiled", file=sys.stderr
+        )
         compiled = False
     blocks: list[Any] = [m for network in networks for m in network.modules() if hasattr(m, "compiles")]
     for block in blocks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldae.engine.run import RunFolder
-from ldae.files import storage_errors, write_text
+from ldae.files import fsync, storage_errors, write_text
 from ldae.types import Metrics
 
 
@@ -85,9 +86,11 @@ class RunLog:
         self.bar.update(images)
 
     def flush(self) -> None:
-        """Brings everything written so far to the disk."""
+        """Brings everything written so far to the disk; the rows, at least, to the disk itself."""
         with storage_errors(self.path):
             self.file.flush()
+            os.fsync(self.file.fileno())
+            fsync(self.path.parent)
             self.board.flush()
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ldae.errors import OutputError, UsageError
-from ldae.files import write_json
+from ldae.files import make_folder, write_json
 
 
 class RunFolder:
@@ -44,7 +44,7 @@ class RunFolder:
             OutputError: it cannot be made or written, or another process holds it.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             self._lock = FileLock(self.path / ".lock", timeout=1)
             self._lock.acquire()
             write_json(self.path / ".writable", {})

@@ -25,6 +25,7 @@ NOWHERE = "data.root=/nonexistent"  # whoever looks at the data first answers 65
 # what a text may be is up to the file system or to the user
 FREE_TEXT = {"out", "root", "cache", "weights", "experiment", "name", "only"}
 REFERRED = {"data.d", "data.patch"}  # others refer to them, and the answer names those that do
+FRACTIONS = {"train.epochs"}  # written as whole numbers, and need not be
 UNUSED = {("mae/cifar10_cpu", "timesteps")}  # a part that the experiment has and does not ask for
 
 
@@ -71,7 +72,7 @@ def _of(experiment: str) -> Iterator[Mistake]:
         unused = path[:2] == ("tokenizer", "fit") and len(path) > 3 and not plain["tokenizer"]["fit"]["steps"]
         unused = unused or (experiment, path[0]) in UNUSED
         if path[-1] not in FREE_TEXT and key not in REFERRED and not unused:
-            for kind, wrong in _wrong(value):
+            for kind, wrong in _wrong(float(value) if key in FRACTIONS and value else value):
                 yield Mistake(experiment, f"{key}={wrong}", kind, path[-1])
 
 

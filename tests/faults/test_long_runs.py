@@ -23,7 +23,14 @@ def resident(process):
 @pytest.mark.slow
 @pytest.mark.case("long run", f"{STEPS:,} tiny steps: memory, open files, TensorBoard files, checkpoints")
 def test_nothing_grows_with_the_steps(tmp_path, tries, record_property):
-    words = ("denoiser.width=16", "denoiser.heads=2", "denoiser.depth=2", "train.batch=8", f"train.steps={STEPS}")
+    words = (
+        "denoiser.width=16",
+        "denoiser.heads=2",
+        "denoiser.encoder_depth=1",
+        "denoiser.decoder_depth=1",
+        "train.batch=8",
+        f"train.steps={STEPS}",
+    )
     folder = tmp_path / "r"
     whole = (*words, "train.keep=3", "train.log_every=100", "train.checkpoint_every=1000", "monitor.looks=20")
     process = started(f"out={folder}", *whole, "runtime.threads=1")

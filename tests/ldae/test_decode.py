@@ -69,6 +69,12 @@ def test_a_photograph_on_its_side_is_put_upright(tmp_path):
     assert upright[:8].min() == 255
 
 
+def test_a_whole_picture_with_a_damaged_orientation_is_read_as_it_lies(tmp_path):
+    wide = np.random.default_rng(0).integers(0, 255, (8, 16, 3), np.uint8)
+    Image.fromarray(wide).save(tmp_path / "e.webp", exif=b"MM *\0\0\0\x08\0\x01\x01\x12", lossless=True)
+    assert np.array_equal(pixels(tmp_path / "e.webp"), wide)
+
+
 def test_what_is_no_image_says_why(tmp_path):
     good = tmp_path / "good.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(good)

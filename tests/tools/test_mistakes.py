@@ -40,6 +40,7 @@ MISTAKES = [
     (("task=labelled", "task.dropout=2"), "task.dropout=2.0 must be at least 0 and at most 1"),
     (("task=labelled", "data.classes=7"), "task.classes=7 is not how many classes the data has; give task.classes=10"),
     (("data=cifar10",), "data.root=None is not set; give data.root=FOLDER"),
+    (("experiment=cold_blur/cifar10_cpu", "corruption.growth=25"), "corruption.growth=25.0 makes sigma inf pixels"),
     (("device=tpu",), "device='tpu' is no device"),
     (("seed=-1",), "seed=-1 must be at least 0"),
     (("allow=train.steps",), "allow='train.steps' must be a list"),

@@ -54,6 +54,8 @@ class Blur(Corruption):
         self.discrete = discrete
         i = torch.arange(schedule.T, dtype=torch.float64)
         self.sigma = (first + step * i) * torch.exp(growth * i)  # (T,)
+        if not ((self.sigma > 1e-6) & (self.sigma < 1e6)).all():
+            raise ConfigError("growth", growth, f"makes sigma {float(self.sigma[-1]):g} pixels; give one nearer to 0")
         steps = [convolution(taps(float(s), kernel), n, fold) for s in self.sigma]
         if mean_at_end:
             steps[-1] = torch.full((n, n), 1 / n, dtype=torch.float64) @ steps[-1]
