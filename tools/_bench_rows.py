@@ -64,7 +64,7 @@ def _training(width: int, depth: int, heads: int, network: str, mae: str | None)
     timm = {"width": width, "depth": depth, "heads": heads, "precision": "bf16"}
     ships, best = {"batch": 128, "fused": True, "compiled": False}, {"batch": 64, "fused": False, "compiled": True}
     peers = [
-        Contender("l-DAE, not compiled", "_contenders:training", {"words": words}),
+        Contender("l-DAE, not compiled", "_contenders:training", {"words": [*words, "train.compile=false"]}),
         Contender("timm as it ships", "_contenders:vit", {**timm, **ships}),
         Contender("timm at its best", "_contenders:vit", {**timm, **best}, MALLOC),
     ]
