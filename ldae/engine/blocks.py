@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _COMPILER = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # the one that torch.compile calls
 
 
@@ -29,6 +32,8 @@ def prepare_blocks(networks: Iterable[nn.Module], compiled: bool, recomputed: bo
             f"warning: train.compile=true needs a C++ compiler ({_COMPILER}); blocks are not compiled", file=sys.stderr
         )
         compiled = False
+    if compiled:
+        _compile_apart()
     blocks: list[Any] = [m for network in networks for m in network.modules() if hasattr(m, "compiles")]
     for block in blocks:
         if recomputed:
@@ -40,6 +45,17 @@ def prepare_blocks(networks: Iterable[nn.Module], compiled: bool, recomputed: bo
 def _can_compile(networks: Iterable[nn.Module]) -> bool:
     on_cpu = any(p.device.type == "cpu" for network in networks for p in network.parameters())
     return not on_cpu or shutil.which(_COMPILER) is not None
+
+
+def _compile_apart() -> None:
+    """Has torch.compile keep what it makes in a folder of this process, unless $TORCHINDUCTOR_CACHE_DIR names one.
+
+    Its own cache is for all processes, and one that is killed while the C++ compiler writes leaves half a file there,
+    on which every later process fails.
+    """
+    if CACHE not in os.environ:
+        os.environ[CACHE] = tempfile.mkdtemp(prefix="ldae-compiled-")
+        atexit.register(shutil.rmtree, os.environ[CACHE], ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 
 import pytest
@@ -41,6 +42,19 @@ def test_kill_9_at_100_random_instants_loses_nothing(tmp_path, tries):
         assert same(tmp_path / "straight", killed / str(runs))
         assert len(losses(killed / str(runs))) == 3000
         runs += 1
+    tries(alive)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.case("2", "kill -9 while blocks are compiled, run again each time")
+def test_kill_9_while_blocks_are_compiled_loses_nothing(tmp_path, tries):
+    words = (*SHORT, "train.compile=true")
+    run("pretrain", f"out={tmp_path / 'straight'}", *words)
+    delays = [4 + 0.7 * k for k in range(12)]  # steps begin after some 3 seconds, and compiling takes about 10
+    alive = killed_and_rerun(tmp_path / "r", delays, words)
+    assert same(tmp_path / "straight", tmp_path / "r")
+    assert alive > 6
     tries(alive)
 
 
