@@ -23,7 +23,7 @@ lint: .venv/installed
 audit: .venv/installed
 	$(BIN)/python -m pip check
 	$(BIN)/python -m pip install --quiet pip-audit
-	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
+	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 # Torch's CPU or CUDA build, whichever pip finds for this machine.
 .venv/installed: setup.py
