@@ -46,7 +46,7 @@ def test_no_power_cut_loses_what_was_saved(cuts, tries):
 
 
 @pytest.mark.slow
-@pytest.mark.case("power", "... each eighth of them run again")
+@pytest.mark.case("power", "a power cut after each eighth of them, run again")
 def test_after_a_power_cut_a_run_goes_on(cuts, reference, tmp_path, tries):
     chosen = cuts[7::8]
     for folder, _ in chosen:
