@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
 from ldae.diffusion.corruptions.base import Mixed, State
@@ -36,6 +37,11 @@ class Target(ABC):
             ZeroDivisionError: the level leaves nothing of x0 in x_t, so `out` cannot tell.
         """
 
+    @abstractmethod
+    def magnified(self, level: NoiseLevel) -> Tensor:
+        """What a squared error in x0 is multiplied by when it is stated in the target: (B,), infinite where sigma = 0
+        unless the target is x0."""
+
 
 class X0(Target):
     """The clean signal itself (step 8 of arXiv 2401.14404)."""
@@ -47,6 +53,9 @@ class X0(Target):
 
     def to_x0(self, out: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
         return out
+
+    def magnified(self, level: NoiseLevel) -> Tensor:
+        return torch.ones_like(level.sigma)
 
 
 class Eps(Target):
@@ -60,6 +69,9 @@ class Eps(Target):
             raise ZeroDivisionError("gamma = 0 at one of the levels: x0 cannot be had from a predicted eps there")
         return (x_t - expand(level.sigma, x_t) * out) / expand(level.gamma, x_t)
 
+    def magnified(self, level: NoiseLevel) -> Tensor:
+        return level.gamma**2 / level.sigma**2
+
 
 class V(Target):
     """v = gamma eps - sigma x0; x0 = (gamma x_t - sigma v) / (gamma^2 + sigma^2)."""
@@ -70,6 +82,9 @@ class V(Target):
     def to_x0(self, out: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
         gamma, sigma = expand(level.gamma, x_t), expand(level.sigma, x_t)
         return (gamma * x_t - sigma * out) / (gamma**2 + sigma**2)
+
+    def magnified(self, level: NoiseLevel) -> Tensor:
+        return (level.gamma**2 + level.sigma**2) ** 2 / level.sigma**2
 
 
 def _noise(state: State) -> Tensor:

@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from ldae.diffusion.targets import Target
+from ldae.parts import Positive
 from ldae.types import NoiseLevel
 
 
@@ -51,3 +53,22 @@ class InverseVariance(Weight):
 
     def __call__(self, level: NoiseLevel) -> Tensor:
         return 1 / (1 + level.sigma**2)
+
+
+class MinSNR(Weight):
+    """min(SNR, cap) on the error in x0, whatever the target (Sec. 3.4, arXiv 2303.09556).
+
+    SNR = gamma^2 / sigma^2. With eps as the target it is min(1, cap / SNR), with v min(SNR, cap) / (SNR + 1): levels
+    that are nearly clean, where SNR is largest, no longer drown out the others.
+
+    Args:
+        target: what the loss states errors in.
+        cap: the published one is 5.
+    """
+
+    def __init__(self, target: Target, cap: Positive = 5.0):
+        self.target, self.cap = target, cap
+
+    def __call__(self, level: NoiseLevel) -> Tensor:
+        snr = level.gamma**2 / level.sigma**2
+        return snr.clamp(max=self.cap) / self.target.magnified(level)

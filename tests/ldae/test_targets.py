@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ldae.diffusion.corruptions.gaussian import Gaussian
-from ldae.diffusion.schedules import Cosine, LinearGamma2, LinearSigma
+from ldae.diffusion.schedules import Cosine, DDPMLinear, LinearGamma2, LinearSigma
 from ldae.diffusion.targets import X0, Eps, V
-from ldae.diffusion.weights import SNR, Gamma2, InverseVariance, One
+from ldae.diffusion.weights import SNR, Gamma2, InverseVariance, MinSNR, One
 from ldae.types import Draws
 
 SCHEDULES = [Cosine(), LinearGamma2(), LinearSigma()]
@@ -53,6 +53,14 @@ def test_one_error_expressed_in_three_targets(t):
     assert wrong["v"] == pytest.approx(float(1 + snr), rel=1e-3)
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("target", [X0(), Eps(), V()], ids=lambda t: type(t).__name__)
+def test_a_target_knows_how_it_magnifies_an_error_in_x0(schedule, target):
+    _, level, _, x_t = corrupted(schedule, 700)
+    in_x0 = target.to_x0(torch.full_like(x_t, 0.1), x_t, level) - target.to_x0(torch.zeros_like(x_t), x_t, level)
+    torch.testing.assert_close(0.01 / (in_x0**2).mean((1, 2, 3)), target.magnified(level), rtol=1e-3, atol=0)
+
+
 def test_eps_cannot_tell_x0_where_nothing_of_it_is_left():
     _, level, state, x_t = corrupted(LinearGamma2(T=10), 9)
     assert level.gamma[0] == 0
@@ -67,6 +75,17 @@ def test_weights_are_their_formulas():
     assert InverseVariance()(level).tolist() == pytest.approx([1, 2 / 3, 1 / 3])
     assert SNR()(level)[0] == torch.inf
     assert SNR()(level)[1:].tolist() == pytest.approx([2, 0.5])
+
+
+def test_min_snr_caps_the_weight_of_an_error_in_x0_whatever_the_target():
+    level = DDPMLinear().at(torch.tensor([0, 200, 400, 999]))
+    snr = SNR()(level)
+    assert (snr > 5).tolist() == [True, False, False, False]
+    for target in (X0(), Eps(), V()):
+        costs = MinSNR(target)(level) * target.magnified(level)
+        torch.testing.assert_close(costs, snr.clamp(max=5))
+    torch.testing.assert_close(MinSNR(Eps())(level), (5 / snr).clamp(max=1))
+    torch.testing.assert_close(MinSNR(V())(level), snr.clamp(max=5) / (snr + 1), rtol=1e-5, atol=0)
 
 
 def test_gaussian_noise_has_the_levels_moments():
