@@ -29,6 +29,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 def run_tool(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Runs `main` on the command line's words; every failure is one sentence and an exit code."""
     words = sys.argv[1:]
+    sys.stdout, sys.stderr = Unheard(sys.stdout), Unheard(sys.stderr)
     if {"-h", "--help"} & set(words):
         print(sys.modules["__main__"].__doc__)
         sys.exit(0)
@@ -50,6 +51,39 @@ def run_tool(main: Callable[[Sequence[str]], None]) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(code)
+
+
+class Unheard:
+    """A text stream that goes on in silence once nobody reads it, so that a run does not end with its reader.
+
+    That is a pipe whose other end is closed (`| head`), or a terminal that is gone.
+
+    Args:
+        stream: what is written to, with a file descriptor of its own.
+    """
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self.stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def _try(self, act: Callable[[], Any]) -> None:
+        try:
+            act()
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())  # what is buffered still goes somewhere
+            os.close(nowhere)
 
 
 def compose(root: str, words: Sequence[str], optional: Sequence[str] = ()) -> DictConfig:

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from helpers import ENVIRONMENT, ROOT, SHORT, as_if_stopped, losses, rows, run, status, torchrun
+from helpers import ENVIRONMENT, ROOT, SHORT, as_if_stopped, command, losses, rows, run, status, torchrun
 from safetensors.torch import load_file
 
 
@@ -45,6 +45,17 @@ def test_a_run_leaves_what_it_promises(reference):
     assert {"step", "epoch", "position", "config", "data", "tokenizer", "world", "files"} <= set(manifest)
     events = list((reference / "tensorboard").iterdir())
     assert events[0].stat().st_size > 5000  # with pictures
+
+
+@pytest.mark.parametrize("ends", [os.pipe, os.openpty], ids=["pipe", "terminal"])
+def test_a_run_outlives_whoever_reads_what_it_prints(reference, tmp_path, ends):
+    read, write = ends()
+    words = command("pretrain", f"out={tmp_path / 'r'}", *SHORT, "runtime.progress=true")
+    process = subprocess.Popen(words, stdout=write, stderr=write, env={**os.environ, **ENVIRONMENT})
+    os.close(write)
+    os.close(read)
+    assert process.wait(300) == 0
+    assert losses(tmp_path / "r") == losses(reference)
 
 
 def test_another_config_is_refused_unless_allowed_by_name(reference, tmp_path):
