@@ -29,7 +29,8 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 def run_tool(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Runs `main` on the command line's words; every failure is one sentence and an exit code."""
     words = sys.argv[1:]
-    sys.stdout, sys.stderr = Unheard(sys.stdout), Unheard(sys.stderr)
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (Unheard(stream) for stream in streams)
     if {"-h", "--help"} & set(words):
         print(sys.modules["__main__"].__doc__)
         sys.exit(0)
@@ -50,6 +51,7 @@ def run_tool(main: Callable[[Sequence[str]], None]) -> NoReturn:
         code = Fault.code
     sys.stdout.flush()
     sys.stderr.flush()
+    sys.stdout, sys.stderr = streams  # an interpreter that ends runs no more of our code while threads are still there
     sys.exit(code)
 
 
