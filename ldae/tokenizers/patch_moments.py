@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -44,9 +45,10 @@ class Sums:
 class PatchMoments:
     """Sums over patches; memory does not grow with their number.
 
-    Pixels of 8 bits are whole numbers k of 0 to 255 at x = 2 k / 255 - 1. Where the CPU has instructions for it (VNNI),
-    products of k - 128 are summed as int8 without rounding, several times as fast as in float64. All other numbers are
-    summed in float64, about the first batch's mean so that large means cost no digits.
+    Pixels of 8 bits are whole numbers k of 0 to 255 at x = 2 k / 255 - 1. On a CPU their products of k - 128 are summed
+    without rounding, so that all CPUs return the same bits: as int8 where there are instructions for it (VNNI), several
+    times as fast as in float64, elsewhere in float64. All other numbers are summed in float64, about the first batch's
+    mean so that large means cost no digits.
 
     Args:
         size: D, numbers of a patch.
@@ -58,7 +60,7 @@ class PatchMoments:
 
     def add(self, images: Tensor) -> None:
         """Takes in images (B, ...) float32; as bytes, if they are, a quarter of the memory is moved about."""
-        levels = whole_levels(images) if images.device.type == "cpu" and multiplies_int8() else None
+        levels = whole_levels(images) if images.device.type == "cpu" else None
         for part in self.rows(images if levels is None else levels).split(ROWS):
             if levels is None:
                 self._add_floats(part.double())
@@ -92,9 +94,14 @@ class PatchMoments:
     def _add_levels(self, levels: Tensor) -> None:
         sums = self._sums("levels", torch.tensor(2 * 128 / 255 - 1, dtype=torch.float64), 127.5)
         sums.count += len(levels)
-        ones = torch.ones(FEWEST, len(levels), dtype=torch.int8)
-        sums.total += torch._int_mm(ones, levels)[0]  # a sum along columns of bytes takes longer
-        sums.outer += torch._int_mm(levels.T, levels)
+        if multiplies_int8():
+            ones = torch.ones(FEWEST, len(levels), dtype=torch.int8)
+            sums.total += torch._int_mm(ones, levels)[0]  # a sum along columns of bytes takes longer
+            sums.outer += torch._int_mm(levels.T, levels)
+        else:
+            exact = levels.double()  # whole numbers below 2^53 are added exactly
+            sums.total += exact.sum(0)
+            sums.outer += exact.T @ exact
 
 
 def whole_levels(x: Tensor) -> Tensor | None:
@@ -109,7 +116,16 @@ def whole_levels(x: Tensor) -> Tensor | None:
     return levels
 
 
+@cache
 def multiplies_int8() -> bool:
-    """Whether this CPU sums products of int8 without rounding or overflow on the way."""
-    found: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(found.get("avx512_vnni") or found.get("avx_vnni") or found.get("amx_int8"))
+    """Return whether this CPU has instructions for products of int8, and torch's sums of them are exact.
+
+    Without those instructions, or where a limit on oneDNN's instruction set (`ONEDNN_MAX_CPU_ISA`) keeps them from
+    being used, pairs of products saturate at 16 bits. The processor's flags do not show the limit; a product does.
+    """
+    capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    if not any(capabilities.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8")):
+        return False
+    extreme = torch.tensor([-128, 127], dtype=torch.int8).repeat_interleave(FEWEST).repeat(2 * FEWEST, 1)
+    rows = torch.cat([extreme, -1 - extreme])  # (4 * FEWEST, 2 * FEWEST), every pair of signs
+    return torch.equal(torch._int_mm(rows.T, rows).double(), rows.T.double() @ rows.double())
