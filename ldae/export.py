@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,9 @@ def usual_t(objective: Representing) -> int:
 class Encoder(nn.Module):
     """Images to features: owns normalisation, tokenizer, noise level and pooling.
 
+    The noise of a noised input is a function of (seed, t, the image's number): an image has the same features in
+    every batch, at every place in it, and no two images share their noise.
+
     Args:
         objective: one whose network is read, with its tokenizer if it has one.
         layer: whose tokens are the representation; the end of the encoder half if None.
@@ -147,17 +151,45 @@ class Encoder(nn.Module):
             raise ConfigError("layer", self.layer, f"is not one of the network's layers 1..{len(self.network.layers)}")
         objective.check_readable(self.t, noised)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> (B, D), tokens averaged."""
-        return self.tokens(images, [self.layer])[self.layer].mean(1)
+    def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
+        """Return the features of a batch, its tokens averaged: (B, D).
+
+        Args:
+            images, index: as for `tokens`.
+        """
+        return self.tokens(images, [self.layer], index)[self.layer].mean(1)
 
     @torch.no_grad()
-    def tokens(self, images: Tensor, layers: Collection[int]) -> dict[int, Tensor]:
-        """Tokens after each of `layers` in one pass: {layer: (B, N, D)} float32."""
-        draws = Draws([seed_of(self.seed, self.t)], images.device) if self.noised else None
+    def tokens(self, images: Tensor, layers: Collection[int], index: Tensor | None = None) -> dict[int, Tensor]:
+        """Return the tokens after each of `layers`, in one pass.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+            layers: of the network.
+            index: (B,) int64 numbers of the images, one of its own for each image of all splits. Noise alone depends
+                on them. If None, a number is a hash of the image's pixels: only equal images share their noise.
+
+        Returns:
+            {layer: (B, N, D)} float32.
+        """
+        draws = self._draws(images, index) if self.noised else None
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             found = self.objective.tokens(images, layers, self.t, draws)
         return {layer: tokens.float() for layer, tokens in found.items()}
+
+    def _draws(self, images: Tensor, index: Tensor | None) -> Draws:
+        numbers = numbers_of(images) if index is None else index.tolist()
+        return Draws([seed_of(self.seed, self.t, number) for number in numbers], images.device)
+
+
+def numbers_of(images: Tensor) -> list[int]:
+    """Return a 63-bit number for each image, a hash of its pixels on 256 levels.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+    """
+    pixels = (images.float().clamp(0, 1) * 255).round().to("cpu", torch.uint8).contiguous().numpy()
+    return [int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=8).digest(), "big") >> 1 for image in pixels]
 
 
 def load_encoder(

@@ -79,14 +79,14 @@ class Bank:
         return Features(_mapped(self.folder / f"{cell}.npy"), self.y)
 
 
-Encode = Callable[[Tensor], Mapping[Cell, Tensor]]
+Encode = Callable[[Any], Mapping[Cell, Tensor]]
 
 
 def extract(encode: Encode, cells: Sequence[Cell], batches: Iterable[ImageBatch], count: int, folder: Path) -> Bank:
     """Features of every image for every cell in one pass over the images, or those found from before.
 
     Args:
-        encode: images (B, 3, H, W) in [0, 1] -> {cell: (B, D)}.
+        encode: one of `batches` -> {cell: (B, D)}.
         cells: which cells to keep.
         batches: all images, in order.
         count: N, how many images there are.
@@ -114,7 +114,7 @@ def _fill(encode: Encode, cells: Sequence[Cell], batches: Iterable[ImageBatch], 
     maps: dict[Cell, np.memmap] = {}
     labels, done = np.empty(count, dtype=np.int64), 0
     for batch in batches:
-        found = encode(batch.images)
+        found = encode(batch)
         stop = done + len(batch.labels)
         for cell in cells:
             rows = found[cell].float().cpu().numpy()

@@ -103,7 +103,13 @@ def extraction(images: int, bare: bool) -> Work:
 
     def whole() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            extract(lambda x: {cell: encoder(x)}, [cell], in_order(held, 128, device), images, Path(folder) / "bank")
+            extract(
+                lambda batch: {cell: encoder(batch.images)},
+                [cell],
+                in_order(held, 128, device),
+                images,
+                Path(folder) / "bank",
+            )
 
     return (forward if bare else whole), images
 

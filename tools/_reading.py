@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,11 @@ AUGMENTS: Mapping[str, Callable[[], Augment]] = {
 }
 VIEWS = RandomResizedCrop(low=0.2, high=1.0, flip=0.5)  # how an image is seen twice
 
-# images (B, 3, H, W) in [0, 1], cells -> features of those cells alone, (B, D) each
-EncodeAt = Callable[[Tensor, Sequence[Cell]], Mapping[Cell, Tensor]]
+SPLITS = ("train", "holdout", "test")
+NOISE_PER_IMAGE = "noise is a function of the image"  # part of a noised bank's key: the noise that its features have
+
+# batch (its `index` numbers the images of all splits), cells -> features of those cells alone, (B, D) each
+EncodeAt = Callable[[Batch, Sequence[Cell]], Mapping[Cell, Tensor]]
 
 
 class Images:
@@ -54,11 +58,16 @@ class Images:
     def read(self, key: str, encode: EncodeAt, cells: Sequence[Cell], split: str, cell: Cell) -> Features:
         """Features of a split at a cell: train and hold-out for all cells at once, test for one cell alone."""
         wanted = [cell] if split == "test" else cells
-        name = json_hash([key, self.splits.fingerprint, split, [str(c) for c in wanted], self.seed])[:20]
+        of = [key, self.splits.fingerprint, split, [str(c) for c in wanted], self.seed]
+        name = json_hash(of + [NOISE_PER_IMAGE] * any(c.input == "noised" for c in wanted))[:20]
         if (key, name) not in self.banks:
             images, folder = self.split(split), self.out / "features" / f"{key}-{split}-{name}"
             self.banks[key, name] = extract(
-                lambda batch: encode(batch, wanted), wanted, self.in_order(images), len(images), folder
+                lambda batch: encode(numbered(batch, split), wanted),
+                wanted,
+                self.in_order(images),
+                len(images),
+                folder,
             )
         return self.banks[key, name][cell]
 
@@ -88,11 +97,12 @@ class Images:
         seed: int,
     ) -> Iterator[Encoded]:
         """Features of such batches at some cells, and labels, on the CPU."""
-        for found in self.augmented(parts, augment, batch, seed):
-            pieces = []
-            for images in found.images.split(self.batch):
+        per_epoch = sum(len(_ids(self.split(part.split), part)) for part in parts) // batch
+        for step, found in enumerate(self.augmented(parts, augment, batch, seed)):
+            whole, pieces = numbered(found, "train", view=1 + step // per_epoch), []
+            for start in range(0, len(whole), self.batch):
                 self.session.stop.poll()
-                pieces.append(encode(images, cells))
+                pieces.append(encode(whole.rows(start, start + self.batch), cells))
             yield {c: torch.cat([p[c] for p in pieces]).float().cpu() for c in cells}, found.labels.cpu()
 
     def views(self, encode: EncodeAt, cells: Sequence[Cell], images: ImageSet, view: int) -> dict[Cell, Tensor]:
@@ -100,9 +110,21 @@ class Images:
         found: dict[Cell, list[Tensor]] = {cell: [] for cell in cells}
         for batch in self.in_order(images):
             u = uniforms(self.seed, view, batch.index, VIEWS.n)
-            for cell, x in encode(VIEWS(batch.images, u), cells).items():
+            seen = replace(batch, images=VIEWS(batch.images, u))
+            for cell, x in encode(numbered(seen, "holdout", view=1 + view), cells).items():
                 found[cell].append(x.float().cpu())
         return {cell: torch.cat(parts) for cell, parts in found.items()}
+
+
+def numbered(batch: Batch, split: str, view: int = 0) -> Batch:
+    """Return a batch of one split whose `index` tells its images from those of the other splits, and from other views.
+
+    Train and test may each count their images from 0; the noise of an encoder's input is a function of this number.
+
+    Args:
+        view: 0 for the images as they are, 1 and above for those that are cut and mirrored anew.
+    """
+    return replace(batch, index=batch.index + (view * len(SPLITS) + SPLITS.index(split)) * 2**40)
 
 
 def _ids(images: ImageSet, part: Part) -> np.ndarray:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ldae.errors import ConfigError
 from ldae.export import Encoder, Run
 from ldae.files import json_hash
+from ldae.types import Batch
 from linear_probe.banks import FeatureFile
 from linear_probe.features import Cell, Features
 from linear_probe.floors import PIXELS, SIDE, pixels_name, raw_pixels, whole_image_pca
@@ -82,12 +83,12 @@ def of_run(name: str, run: Run, images: Images, settings: ProbeSettings, trained
     encoder = Encoder(run.objective, precision=settings.precision, seed=settings.seed)
     cells = list(_cells_of_run(name, encoder, settings))
 
-    def encode(batch: Tensor, cells: Sequence[Cell]) -> Mapping[Cell, Tensor]:
+    def encode(batch: Batch, cells: Sequence[Cell]) -> Mapping[Cell, Tensor]:
         found: dict[Cell, Tensor] = {}
         for t, kind in sorted({(c.t, c.input) for c in cells}):
             own = [c for c in cells if (c.t, c.input) == (t, kind)]
             encoder.t, encoder.noised = t, kind == "noised"
-            found |= pooled(encoder.tokens(batch, layers_of(own)), own, prefix=0)
+            found |= pooled(encoder.tokens(batch.images, layers_of(own), batch.index), own, prefix=0)
         return found
 
     key = f"{hash_[:16] if trained else 'untrained'}-{weights}"
@@ -112,8 +113,8 @@ def of_timm(images: Images, settings: ProbeSettings, device: str, trained: bool 
     name = name if trained else UNTRAINED
     cells = list(_cells_of_timm(encoder, settings))
 
-    def encode(batch: Tensor, cells: Sequence[Cell]) -> Mapping[Cell, Tensor]:
-        return pooled(encoder.tokens(batch, layers_of(cells)), cells, encoder.prefix)
+    def encode(batch: Batch, cells: Sequence[Cell]) -> Mapping[Cell, Tensor]:
+        return pooled(encoder.tokens(batch.images, layers_of(cells)), cells, encoder.prefix)
 
     key = f"timm-{json_hash([encoder.name, encoder.hash, settings.size, settings.precision])[:16]}"
     return of_images(name, key, cells, encode, images, checkpoint=encoder.hash)
@@ -151,7 +152,9 @@ def of_file(name: str, file: FeatureFile) -> Subject:
 def pixels(images: Images) -> Subject:
     """Raw pixels; whitened, they are the PCA's row."""
     name = pixels_name(images.splits.train.size)
-    return of_images(name, "pixels", [PIXELS], lambda batch, cells: raw_pixels(batch), images, skip=["knn_whitened"])
+    return of_images(
+        name, "pixels", [PIXELS], lambda batch, cells: raw_pixels(batch.images), images, skip=["knn_whitened"]
+    )
 
 
 def pca(images: Images) -> Subject:
@@ -170,8 +173,8 @@ def pca(images: Images) -> Subject:
         found = below.read(split, PIXELS)
         return Features(through(cell, found.x), found.y)
 
-    def encode(batch: Tensor, cells: Sequence[Cell]) -> Mapping[Cell, Tensor]:
-        return {cell: through(cell, raw_pixels(batch)[PIXELS].cpu()) for cell in cells}
+    def encode(batch: Batch, cells: Sequence[Cell]) -> Mapping[Cell, Tensor]:
+        return {cell: through(cell, raw_pixels(batch.images)[PIXELS].cpu()) for cell in cells}
 
     return Subject("whole-image PCA", cells, read, (encode, images))
 

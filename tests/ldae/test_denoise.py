@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_sample_images
 
 from ldae.errors import ConfigError
-from ldae.export import Encoder
+from ldae.export import Encoder, numbers_of
 from ldae.fold import plain_vit
 from ldae.nn.patchify import patchify
 from ldae.objectives.panels import DenoisingPanel, filter_tiles
@@ -203,6 +203,48 @@ def test_noised_features_differ_and_are_repeatable(config, images):
     clean, noised = Encoder(objective, t=200)(images), Encoder(objective, t=200, noised=True)(images)
     assert not torch.allclose(clean, noised, atol=1e-3)
     assert torch.equal(noised, Encoder(objective, t=200, noised=True)(images))
+
+
+@pytest.mark.parametrize("numbered", [True, False])
+def test_noised_features_do_not_depend_on_the_batch_or_on_the_place_in_it(config, images, numbered):
+    encoder = Encoder(system_of(config, images)["objective"], t=800, noised=True)
+    index = torch.arange(100, 124)
+
+    def features(rows):
+        return encoder(images[rows], index[rows] if numbered else None)
+
+    whole, order = features(torch.arange(24)), torch.arange(24).flip(0)
+    assert torch.allclose(features(order)[order], whole, atol=1e-5)
+    for rows in (order[:7], order[3:4]):
+        assert torch.allclose(features(rows), whole[rows], atol=1e-5)
+
+
+def test_the_noise_of_an_encoders_input_is_normal_and_another_one_for_every_image_level_and_seed(config, images):
+    objective = system_of(config, images)["objective"]
+    level = objective.schedule.at(torch.full((200,), 800))
+    same = images[:1].expand(200, -1, -1, -1)
+
+    def noise(seed=0, t=800, first=0):
+        encoder = Encoder(objective, t=t, noised=True, seed=seed)
+        draws = encoder._draws(same, torch.arange(first, first + 200))
+        return ((objective.tokenizer.encode(objective.clean_input(same, level, draws)) - z0) / level.sigma[0]).flatten(
+            1
+        )
+
+    z0 = objective.tokenizer.encode(2 * same - 1)
+    eps = noise()  # (200, 16 * 64)
+    assert abs(eps.mean()) < 0.01
+    assert eps.std() == pytest.approx(1, abs=0.01)
+    others = torch.cat([eps, noise(seed=1), noise(t=799), noise(first=200)])
+    correlations = torch.corrcoef(others).triu(1)
+    assert correlations.abs().max() < 7 / 1024**0.5  # of 319,600 pairs; 1 where noise is shared
+
+
+def test_images_without_numbers_share_noise_only_if_they_are_equal(images):
+    numbers = numbers_of(images)
+    assert len(set(numbers)) == 24
+    assert numbers_of(images.flip(0)) == numbers[::-1]
+    assert numbers_of(images + 1e-4) == numbers
 
 
 def test_the_panel_measures_noise_and_shows_it(config, images):

@@ -80,8 +80,8 @@ def batches(n=25):
 A, B = Cell(1, 10), Cell(2, 10, "noised")
 
 
-def encode(images):
-    return {A: images.flatten(1), B: images.mean((2, 3))}
+def encode(batch):
+    return {A: batch.images.flatten(1), B: batch.images.mean((2, 3))}
 
 
 def test_a_bank_holds_every_cell_and_is_found_again(tmp_path):
@@ -108,7 +108,7 @@ def test_a_bank_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="25 images came where 26"):
         extract(encode, [A], batches(), 26, tmp_path / "bank")
     with pytest.raises(ValueError, match="not finite"):
-        extract(lambda x: {A: x.flatten(1) * np.nan}, [A], batches(), 25, tmp_path / "bank")
+        extract(lambda batch: {A: batch.images.flatten(1) * np.nan}, [A], batches(), 25, tmp_path / "bank")
     assert not list(tmp_path.iterdir())
 
 

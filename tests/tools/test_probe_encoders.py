@@ -9,9 +9,12 @@ import statistics
 import numpy as np
 import pytest
 import torch
+from _reading import numbered
 from helpers import SHORT, run
 from PIL import Image
 from sklearn.datasets import load_digits
+
+from ldae.types import Batch
 
 DIGITS = ("data=digits", "runtime.threads=1", "runtime.progress=false")
 TIMM = ("timm=test_vit", "size=32", "precision=fp32", *DIGITS)
@@ -212,3 +215,23 @@ def test_what_a_run_or_a_file_does_not_have_is_refused(pretrained, in_process, t
     np.savez(tmp_path / "f.npz", train_x=np.eye(40))
     code, message = in_process("probe", file, f"out={tmp_path}")
     assert (code, "f.npz has no train_y; there are: train_x" in message) == (65, True)
+
+
+def test_noised_features_are_those_of_the_image_in_whatever_batch_it_is_read(probe, pretrained, tmp_path):
+    words = (f"run={pretrained}", "protocols=[knn]", "floors=false", "layers=[2]", "t=[800]", "precision=fp32")
+
+    def read(name, batch):
+        file = tmp_path / f"{name}.npz"
+        probe(tmp_path / name, *words, "inputs=[noised]", f"batch={batch}", f"save={file}")
+        return np.load(file)
+
+    small, large = read("small", 50), read("large", 128)
+    for split in ("train_x", "holdout_x", "test_x"):
+        np.testing.assert_allclose(small[split], large[split], atol=1e-4)
+
+
+def test_an_image_of_each_split_and_view_has_a_number_of_its_own():
+    index = torch.arange(50)
+    batch = Batch(torch.zeros(50, 3, 1, 1), index, index)
+    found = [numbered(batch, split, view).index for split in ("train", "holdout", "test") for view in (0, 1, 2)]
+    assert len(torch.cat(found).unique()) == 9 * 50
