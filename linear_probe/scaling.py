@@ -54,17 +54,25 @@ def standardiser(x: Tensor, floor: float = 1e-6) -> Affine:
 
 
 def whitener(x: Tensor, dimensions: int | None = None, floor: float = 1e-5) -> Affine:
-    """Principal components scaled to variance 1: the leading `dimensions`, or all above `floor` x the largest."""
+    """Principal components scaled to variance 1: the leading `dimensions`, or all above `floor` x the largest.
+
+    Constant features become one dimension of 0.
+    """
     mean, values, vectors = principal(x)
-    count = int((values > floor * values[0]).sum())
+    count = int((values > max(0.0, floor * float(values[:1].sum()))).sum())  # 0 where all features are constant
     count = count if dimensions is None else min(count, dimensions)
-    return Affine(mean.float(), (vectors[:, :count] * values[:count].rsqrt()).float())
+    return _affine(mean, vectors[:, :count] * values[:count].rsqrt())
 
 
 def projector(x: Tensor, dimensions: int) -> Affine:
-    """The leading principal components, unscaled."""
+    """The leading principal components, unscaled. Constant features become one dimension of 0."""
     mean, _, vectors = principal(x)
-    return Affine(mean.float(), vectors[:, :dimensions].float())
+    return _affine(mean, vectors[:, :dimensions])
+
+
+def _affine(mean: Tensor, matrix: Tensor) -> Affine:
+    """Return the map of float64 mean (D,) and matrix (D, D'); where D' = 0, to one dimension of 0."""
+    return Affine(mean.float(), (matrix if matrix.shape[1] else matrix.new_zeros(len(mean), 1)).float())
 
 
 def principal(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -30,7 +30,7 @@ from ldae.objectives.base import Objective
 from ldae.objectives.classify import Classify
 from ldae.objectives.panels import FilterPanel, ReconstructionPanel, filter_tiles
 from ldae.parts import Count, Fraction, Natural, NonNegative, construct
-from ldae.tokenizers.base import Tokenizer, load_tokenizer, save_tokenizer
+from ldae.tokenizers.base import HasBasis, Tokenizer, load_tokenizer, save_tokenizer, varies
 
 PERCEPTUAL_FILE = "perceptual.safetensors"
 LOOKS = 8  # at a tokenizer in the course of its training
@@ -55,7 +55,22 @@ def ensure_tokenizer(session: Session, splits: Splits, run: RunFolder) -> str:
         session.world.wait()
     found = load_tokenizer(target, tokenizer)
     tokenizer.to(session.world.device)
+    _warn_of_rank(session, tokenizer)
     return found
+
+
+def _warn_of_rank(session: Session, tokenizer: Tokenizer) -> None:
+    """Print a warning where the training images' patches vary in fewer dimensions than the latent has."""
+    if not isinstance(tokenizer, HasBasis):
+        return
+    d, rank = tokenizer.shape[0], int(varies(tokenizer.eigenvalues).sum())
+    if rank < d:
+        reason = "every image is the same flat colour" if rank == 0 else "grey or flat pictures have such patches"
+        _say(
+            session,
+            f"warning: patches of the training images have rank {rank}, fewer than the {d} latent dimensions "
+            f"({reason}); the other {d - rank} are 0 in every image",
+        )
 
 
 def given_weights(session: Session) -> Path | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
 from ldae.errors import ConfigError
 from ldae.objectives.spaces import OutputSpace
 from ldae.parts import Fraction, NonNegative
-from ldae.tokenizers.base import HasBasis, Tokenizer
+from ldae.tokenizers.base import HasBasis, Tokenizer, varies
 
 
 class Metric(ABC):
@@ -40,7 +41,8 @@ class PCAWeighted(Metric):
     Step 12 of arXiv 2401.14404 (tail = 0.1): the noise lives in the first d dimensions, what the PCA lost in
     the rest. Mean over the D numbers of a patch, where the paper sums. With `whiten` 1 every residue is first
     divided by its dimension's standard deviation (that of the d-th for those beyond d), with 0.5 by its root;
-    both rescaled to leave the mean weight of the first d as it was.
+    both rescaled to leave the mean weight of the first d as it was. Dimensions that are constant over the training
+    images count as the one with the smallest variance does.
 
     Args:
         tokenizer: one with an orthonormal basis (patch_pca, pixel).
@@ -68,10 +70,17 @@ class PCAWeighted(Metric):
     def weights(self) -> Tensor:
         """w_i for i = 1..D, (D, 1, 1) float32; 1 for i <= d unless `whiten` is on."""
         variance = self.basis.eigenvalues.float()  # (D,)
-        w = variance.clamp(min=variance[self.d - 1]) ** -self.whiten
+        w = variance.clamp(min=_smallest(variance[: self.d])) ** -self.whiten
         w = w / w[: self.d].mean()
         w[self.d :] *= self.tail
         return w.reshape(-1, 1, 1)
 
     def __call__(self, out: Tensor, y: Tensor) -> Tensor:
         return (self.weights() * self.basis.rotate(y - out) ** 2).flatten(1).mean(1)
+
+
+def _smallest(variance: Tensor) -> Tensor:
+    """Return the last of some variances (d,), or where it is 0 the smallest that is not; 1 where all are 0."""
+    varying = varies(variance)
+    least = torch.where(varying, variance, torch.inf).min()
+    return torch.where(varying[-1], variance[-1], torch.where(varying.any(), least, 1.0))

@@ -16,6 +16,12 @@ from ldae.files import load_tensors, save_tensors, sha256
 from ldae.types import Draws, Metrics
 
 FORMAT = "ldae-tokenizer-1"
+CONSTANT = 1e-10  # share of the largest variance below which a variance is rounding; 8-bit quantisation leaves 1e-8
+
+
+def varies(variance: Tensor) -> Tensor:
+    """Return which of some variances (d,) exceed rounding, as booleans (d,); none where all images are one colour."""
+    return variance > (CONSTANT * variance.max()).clamp(min=1e-12)
 
 
 @runtime_checkable
@@ -131,12 +137,13 @@ class Tokenizer(nn.Module, ABC):
     def set_scale(self, variance: Tensor) -> None:
         """Fixes the latent scale, given the variance of each raw dimension, (d,).
 
-        A dimension that is constant over the training set keeps its own unit: its scale is not 0.
+        A dimension that is constant over the training set gets the scale of `one`; where all are, the scale is 1.
         """
         variance = variance.clamp(min=0)
-        chosen = variance if self.scaling == "each" else variance.mean().expand(self.shape[0])
-        floor = 1e-6 * variance.max().clamp(min=1e-12)
-        self.scale.copy_(chosen.clamp(min=floor).sqrt().reshape(-1, 1, 1))
+        average = torch.where(varies(variance).any(), variance.mean(), 1.0)
+        chosen = torch.where(varies(variance), variance, average) if self.scaling == "each" else average
+        floor = 1e-6 * variance.max()
+        self.scale.copy_(chosen.clamp(min=floor).sqrt().expand(self.shape[0]).reshape(-1, 1, 1))
         self.fitted.fill_(True)
 
     @torch.no_grad()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ldae.objectives.residues import AbsoluteError, SquaredError
+from ldae.objectives.residues import AbsoluteError, PCAWeighted, SquaredError
+from ldae.tokenizers.patch_linear import PatchPCA
 
 
 def test_errors_are_means_over_the_numbers_of_each_image():
@@ -22,3 +23,21 @@ def test_the_absolute_error_asks_for_the_median_the_squared_one_for_the_mean(met
     answers = torch.linspace(-1, 2, 301)
     losses = torch.stack([metric(a.expand_as(y), y).mean() for a in answers])
     assert answers[losses.argmin()].item() == pytest.approx(best, abs=1e-4)
+
+
+class _Image:
+    latent = False
+
+
+@pytest.mark.parametrize("whiten", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("rank", [0, 3, 8, 12])
+def test_weights_are_finite_where_patches_have_a_rank_below_d(whiten, rank):
+    tokenizer = PatchPCA((3, 4, 4), 2, 8)
+    tokenizer.eigenvalues = torch.where(torch.arange(12) < rank, 2.0 ** -torch.arange(12), 0).double()
+    w = PCAWeighted(tokenizer, _Image(), 0.1, whiten).weights().flatten()
+    assert w[:8].mean() == pytest.approx(1)
+    known = min(rank, 8)
+    relative = 2.0 ** (whiten * torch.arange(known)) if rank else torch.ones(1)
+    expected = torch.cat([relative, relative[-1:].expand(8 - len(relative))])
+    assert torch.allclose(w[:8], expected / expected.mean(), rtol=1e-5)
+    assert torch.allclose(w[8:], 0.1 * w[7].expand(4))

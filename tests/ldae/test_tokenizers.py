@@ -10,7 +10,7 @@ from sklearn.decomposition import PCA
 
 from ldae.errors import CheckpointError, ConfigError
 from ldae.nn.patchify import patchify, unpatchify
-from ldae.tokenizers.base import load_tokenizer, save_tokenizer
+from ldae.tokenizers.base import load_tokenizer, save_tokenizer, varies
 from ldae.tokenizers.identity import Identity
 from ldae.tokenizers.patch_linear import PatchAE, PatchPCA, PatchVAE
 from ldae.tokenizers.pixel import Pixel
@@ -35,6 +35,27 @@ def fitted(images, d=16, patch=4, scaling="one", kind=PatchPCA):
     tokenizer = kind(SHAPE, patch, d, scaling)
     tokenizer.fit(images.split(64))
     return tokenizer
+
+
+def flat(images):
+    """Pictures whose patches have rank 16, 3 and 0: grey, one flat colour each, all one colour."""
+    grey, colours = images[:, :1].expand(-1, 3, -1, -1), images[:, :, :1, :1].expand_as(images)
+    return {"grey": grey, "colours": colours, "one": colours[:1].expand_as(images)}
+
+
+@pytest.mark.parametrize(("kind", "rank"), [("grey", 16), ("colours", 3), ("one", 0)])
+@pytest.mark.parametrize("scaling", ["one", "each"])
+def test_dimensions_in_which_no_patch_varies_leave_latents_finite(images, kind, rank, scaling):
+    x = flat(images)[kind]
+    tokenizer = fitted(x, 32, scaling=scaling)
+    assert varies(tokenizer.eigenvalues).sum() == rank
+    z = tokenizer.encode(x)
+    assert z.isfinite().all()
+    assert z[:, rank:].abs().max() < 1e-4
+    assert (tokenizer.decode(z) - x).abs().max() < 1e-4
+    assert tokenizer.encode(images).abs().max() < 100  # pictures of another kind keep the scale of pixels
+    if scaling == "each" and rank:
+        assert (z[:, :rank].var((0, 2, 3)) - 1).abs().max() < 0.02
 
 
 def test_patchify_names_rows_columns_channels_and_is_undone():

@@ -75,6 +75,17 @@ def test_whitened_features_have_the_identity_as_covariance(digits):
     assert whitener(x, 10)(x).shape == (1200, 10)
 
 
+@pytest.mark.parametrize("count", [5, 100])  # fewer images than features, and more
+@pytest.mark.parametrize("x", [torch.zeros(1, 20), torch.linspace(-3, 7, 20)[None]])
+def test_constant_features_become_one_dimension_of_0(x, count):
+    x = x.expand(count, -1)
+    for fit in (whitener, lambda rows: projector(rows, 4)):
+        scaled = fit(x)(x)
+        assert scaled.shape[1] >= 1
+        assert scaled.abs().max() < 1e-4
+    assert (standardiser(whitener(x)(x))(whitener(x)(x))).isfinite().all()
+
+
 def test_projection_keeps_the_most_variance_there_is(digits):
     from sklearn.decomposition import PCA
 

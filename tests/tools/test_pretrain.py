@@ -8,9 +8,11 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from helpers import ENVIRONMENT, ROOT, SHORT, as_if_stopped, command, losses, rows, run, status, torchrun
+from PIL import Image
 from safetensors.torch import load_file
 
 
@@ -129,3 +131,18 @@ def test_a_batch_that_two_processes_cannot_share_is_refused(tmp_path):
     assert done.returncode != 0
     assert "train.batch=33 cannot be shared by 2 processes" in done.stderr
     assert status(tmp_path / "r")["code"] == 2
+
+
+@pytest.mark.parametrize(("kind", "rank"), [("grey", 16), ("black", 0)])
+def test_pictures_whose_patches_have_a_low_rank_are_trained_on_with_a_warning(tmp_path, in_process, capsys, kind, rank):
+    generator = np.random.default_rng(0)
+    for i in range(40):
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 256, (16, 16), np.uint8) if kind == "grey" else np.zeros((16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(path)
+    words = ["experiment=ldae/imagefolder_cpu", f"data.root={tmp_path / 'images'}", f"out={tmp_path / 'r'}"]
+    size = ["data.size=16", "data.patch=4", "denoiser=vit_64x4", "train.batch=8", "train.steps=3", "train.log_every=1"]
+    assert in_process("pretrain", *words, *size, "train.precision=fp32", "monitor.looks=0") == (0, "")
+    assert f"have rank {rank}, fewer than the 32 latent dimensions" in capsys.readouterr().err
+    assert all(0 < row["loss"] < 10 for row in rows(tmp_path / "r"))
