@@ -17,7 +17,8 @@ setup(
         "numpy>=1.26",  # memory-mapped images and features
         "scipy>=1.11",  # L-BFGS for logistic regression
         "threadpoolctl>=3.1",  # keeps L-BFGS' short sums on one thread
-        "scikit-learn>=1.4",  # the embedded digits; the reference that the probes are tested against
+        "scikit-learn>=1.4",  # the embedded digits; two photographs; what the probes are tested against
+        "scikit-image>=0.22",  # ten of the photographs of data=photos lie in its wheel
         "faiss-cpu>=1.8",  # exact nearest neighbours
         "pillow>=10.1",  # decodes images; torchvision's decoder crashes on malformed PNGs
         "einops>=0.8",  # reshapes with named axes

@@ -168,7 +168,7 @@ def _intact(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         manifest = read_json(folder / "manifest.json")
-        if _pixel_hash(np.load(folder / "pixels.npy", mmap_mode="r")) == manifest["pixels"]:
+        if pixel_hash(np.load(folder / "pixels.npy", mmap_mode="r")) == manifest["pixels"]:
             return manifest
     except (CheckpointError, OSError, ValueError, KeyError):
         pass
@@ -176,7 +176,8 @@ def _intact(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _pixel_hash(pixels: np.ndarray) -> str:
+def pixel_hash(pixels: np.ndarray) -> str:
+    """Return the hex SHA-256 of the shape and the bytes of an array."""
     digest = hashlib.sha256(str(pixels.shape).encode())
     for start in range(0, len(pixels), 4096):
         digest.update(np.ascontiguousarray(pixels[start : start + 4096]).data)
@@ -200,7 +201,7 @@ def _decode_all(listing: Listing, size: int, context: Context, folder: Path, squ
         del scratch
         np.save(folder / "pixels.npy", short)
         scratch = short
-    pixels = _pixel_hash(scratch)
+    pixels = pixel_hash(scratch)
     names, labels = readable(listing, bad)
     fingerprint = json_hash([pixels, [os.fsdecode(bytes(n)) for n in names], labels.tolist()])
     write_json(folder / "manifest.json", {"bad": bad, "pixels": pixels, "fingerprint": fingerprint})

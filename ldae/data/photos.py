@@ -1,0 +1,190 @@
+"""Crops of a dozen photographs that scikit-learn and scikit-image carry: natural images without a download.
+
+| photograph | source and licence, as those packages state them |
+|---|---|
+| china | danielbuechele, flickr.com/photos/danielbuechele/6061409035, CC BY 2.0 |
+| flower | vultilion, flickr.com/photos/vultilion/6056698931, CC BY 2.0 |
+| astronaut | NASA Great Images, flic.kr/p/r9qvLn, public domain |
+| brick | cc0textures.com, Bricks25, CC0 |
+| camera | Lav Varshney, CC0 |
+| chelsea | Stefan van der Walt, CC0 |
+| coffee | Rachel Michetti, courtesy of Pikolo Espresso Bar, CC0 |
+| grass | linolafett, deviantart.com, Grass-01, CC0 |
+| gravel | cc0textures.com, Gravel04, CC0 |
+| hubble_deep_field | NASA, hubblesite.org 2012/37, public domain |
+| ihc | Center for Microscopy and Molecular Imaging, no known copyright restrictions |
+| motorcycle_left | Middlebury stereo benchmark 2014, Scharstein et al., vision.middlebury.edu/stereo |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ldae.counter import seed_of, uniforms
+from ldae.data.cache import Context, pixel_hash
+from ldae.data.datasets import Dataset, Division
+from ldae.data.decode import BadImage, read_rgb
+from ldae.data.images import MemoryImages, Splits
+from ldae.errors import ConfigError, DataError
+from ldae.files import json_hash
+from ldae.parts import Count
+
+SKLEARN, SKIMAGE = ("sklearn", "datasets/images"), ("skimage", "data")
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "skimage": "scikit-image"}
+PHOTOGRAPHS = {
+    "china": (*SKLEARN, "china.jpg"),
+    "flower": (*SKLEARN, "flower.jpg"),
+    "astronaut": (*SKIMAGE, "astronaut.png"),
+    "brick": (*SKIMAGE, "brick.png"),
+    "camera": (*SKIMAGE, "camera.png"),
+    "chelsea": (*SKIMAGE, "chelsea.png"),
+    "coffee": (*SKIMAGE, "coffee.png"),
+    "grass": (*SKIMAGE, "grass.png"),
+    "gravel": (*SKIMAGE, "gravel.png"),
+    "hubble_deep_field": (*SKIMAGE, "hubble_deep_field.jpg"),
+    "ihc": (*SKIMAGE, "ihc.png"),
+    "motorcycle_left": (*SKIMAGE, "motorcycle_left.png"),
+}
+COLUMNS = ("train", "held out", "train", "held out", "train")  # of each photograph, from left to right
+LARGEST = 50  # pixels: the narrowest photograph, 451 wide, has room for five columns and four gaps of this width
+CONTRAST = 1.5  # a crop's deviations from its mean are multiplied by a factor between 1 / CONTRAST and CONTRAST
+BRIGHTNESS = 32  # grey levels: a crop's mean is moved to 127.5 plus or minus at most this
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle of a photograph in pixels; `bottom` and `right` are excluded."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+
+class Photos(Dataset):
+    """Grey square crops of twelve photographs, as RGB; the class is the photograph.
+
+    Train, hold-out and test come from disjoint regions with gaps as wide as a crop between them (`regions`), so that no
+    pixel of a crop lies within `size` pixels of a pixel of another split's crops. Crops are taken at the photograph's
+    own resolution, at random places, uniform in their region. Each gets a random mean, which therefore tells nothing
+    about the class, and a random contrast.
+
+    Args: as Dataset, and
+        size: side of the crops in pixels, at most 50.
+        division: `holdout` is the share of `crops` that comes from the hold-out's region instead of train's; `test` is
+            not used, since test has a region of its own; `split_seed` draws places, means and contrasts.
+        crops: of train and hold-out together; each photograph has the same number, rounded down.
+        test_crops: of the test split, likewise.
+    """
+
+    def __init__(self, size: Count, division: Division, crops: Count = 6000, test_crops: Count = 1440):
+        super().__init__(size, division)
+        self.crops, self.test_crops = crops, test_crops
+
+    def open(self, context: Context) -> Splits:
+        if self.size > LARGEST:
+            raise ConfigError("size", self.size, f"must be at most {LARGEST}: the narrowest photograph is 451 wide")
+        counts = self._counts()
+        pixels, names, labels, splits = [], [], [], []
+        for label, name in enumerate(PHOTOGRAPHS):
+            grey = photograph(name, context.max_pixels)
+            for split, boxes in regions(*grey.shape, self.size).items():
+                seed = seed_of(self.division.split_seed, label, list(counts).index(split))
+                crops, corners = _crops(grey, boxes, self.size, counts[split], seed)
+                pixels.append(crops)
+                names += [f"{name}/{split}-{i:04d}-x{x:03d}-y{y:03d}" for i, (y, x) in enumerate(corners)]
+                labels += [label] * counts[split]
+                splits += [split] * counts[split]
+        grey_crops = torch.from_numpy(np.concatenate(pixels))  # (N, size, size)
+        rgb = grey_crops[:, None].expand(-1, 3, -1, -1).contiguous()  # (N, 3, size, size)
+        whole = MemoryImages.of(Path("photos"), rgb, names, np.array(labels, dtype=np.int64))
+        train, holdout, test = (whole.subset(np.flatnonzero(np.array(splits) == split)) for split in counts)
+        fingerprint = json_hash([pixel_hash(grey_crops.numpy()), names, astuple(self.division)])
+        return Splits(train, holdout, test, list(PHOTOGRAPHS), fingerprint)
+
+    def _counts(self) -> dict[str, int]:
+        """Crops of one photograph in each split.
+
+        Raises:
+            DataError: train or test would have none.
+        """
+        held = round(self.division.holdout * self.crops)
+        sizes = {"train": self.crops - held, "holdout": held, "test": self.test_crops}
+        counts = {split: size // len(PHOTOGRAPHS) for split, size in sizes.items()}
+        for key, split in (("crops", "train"), ("test_crops", "test")):
+            if not counts[split]:
+                raise DataError(
+                    f"data.{key}={getattr(self, key)} with data.holdout={self.division.holdout:g} leaves {split} "
+                    f"fewer crops than there are photographs; give at least {len(PHOTOGRAPHS)} to each split"
+                )
+        return counts
+
+
+def regions(height: int, width: int, gap: int) -> dict[str, Sequence[Box]]:
+    """Return the rectangles of a photograph that each split's crops come from.
+
+    Five columns of equal width, a gap apart: the first, third and fifth are train's. The second is test's above and the
+    hold-out's below, the fourth the other way round, a gap apart too. So every split meets most of what the photograph
+    shows, and hold-out and test are equally far from train.
+
+    Args:
+        height, width: of the photograph in pixels.
+        gap: least distance of two splits in pixels.
+    """
+    column = (width - gap * (len(COLUMNS) - 1)) // len(COLUMNS)
+    half = (height - gap) // 2
+    boxes: dict[str, list[Box]] = {"train": [], "holdout": [], "test": []}
+    for i, owner in enumerate(COLUMNS):
+        left, right = i * (column + gap), i * (column + gap) + column
+        if owner == "train":
+            boxes["train"].append(Box(0, height, left, right))
+            continue
+        above, below = ("test", "holdout") if i == 1 else ("holdout", "test")
+        boxes[above].append(Box(0, half, left, right))
+        boxes[below].append(Box(half + gap, height, left, right))
+    return dict(boxes)
+
+
+def photograph(name: str, max_pixels: int = 100_000_000) -> np.ndarray:
+    """Return a photograph in grey, (H, W) uint8 (ITU-R 601 luma).
+
+    Args:
+        name: a key of PHOTOGRAPHS.
+        max_pixels: width x height above which it is refused.
+
+    Raises:
+        DataError: the installed package does not contain it, or it cannot be read.
+    """
+    package, folder, file = PHOTOGRAPHS[name]
+    spec = find_spec(package)  # its place alone: importing these packages takes seconds
+    if spec is None or spec.origin is None:
+        raise DataError(f"data=photos needs {package}; pip install {DISTRIBUTIONS[package]}")
+    path = Path(spec.origin).parent / folder / file
+    try:
+        return np.asarray(read_rgb(path, max_pixels).convert("L"))
+    except BadImage as error:
+        raise DataError(f"data=photos: {path} cannot be read ({error}); reinstall {DISTRIBUTIONS[package]}") from None
+
+
+def _crops(
+    grey: np.ndarray, boxes: Sequence[Box], size: int, count: int, seed: int
+) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """`count` crops, (count, size, size) uint8, from the boxes in turn, and their top left corners (y, x)."""
+    if not count:
+        return np.empty((0, size, size), np.uint8), []
+    u = uniforms(seed, 0, torch.arange(count), 4).double().numpy()
+    turns = [boxes[i % len(boxes)] for i in range(count)]
+    y = [box.top + int(r * (box.bottom - box.top - size + 1)) for box, r in zip(turns, u[:, 0], strict=True)]
+    x = [box.left + int(r * (box.right - box.left - size + 1)) for box, r in zip(turns, u[:, 1], strict=True)]
+    corners = list(zip(y, x, strict=True))
+    crops = np.stack([grey[top : top + size, left : left + size] for top, left in corners]).astype(np.float64)
+    deviations = crops - crops.mean((1, 2), keepdims=True)
+    contrast = CONTRAST ** (2 * u[:, 2, None, None] - 1)
+    mean = 127.5 + BRIGHTNESS * (2 * u[:, 3, None, None] - 1)
+    return np.clip(np.round(mean + contrast * deviations), 0, 255).astype(np.uint8), corners
