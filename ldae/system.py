@@ -135,7 +135,8 @@ OPTIONAL = ("perceptual", "discriminator")
 PLACES = {group: f"tokenizer.fit.{group}" for group in OPTIONAL}
 
 # keys of a data set that are not its own
-READ_ELSEWHERE = ("classes", "patch", "d", "holdout", "test", "split_seed", "cache", "workers", "max_bad", "max_pixels")
+READ_ELSEWHERE = ("classes", "patch", "d", "holdout", "test", "split_seed", "cache", "workers", "max_bad", "max_pixels",
+                  "channels", "range")  # fmt: skip
 
 # keys of a group that are read elsewhere: by other groups, by what divides and reads images, by what fits tokenizers
 NOT_ARGUMENTS: Mapping[str, tuple[str, ...]] = {

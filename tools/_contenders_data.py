@@ -17,7 +17,7 @@ from torch import Tensor
 from ldae.data.folder import list_images
 from ldae.data.images import FileImages, MemoryImages, encode_names
 from ldae.data.loader import Loader, in_order
-from ldae.data.reading import files_loader
+from ldae.data.reading import file_batches
 from ldae.data.transforms import Augment, PadCrop, RandomResizedCrop
 from ldae.engine.runtime import keep_freed_memory
 from ldae.tokenizers.patch_linear import PatchPCA
@@ -64,7 +64,7 @@ def large(folder: str, batch: int, size: int) -> Work:
 
     def some() -> None:
         augment, device = AUGMENTS["random_resized_crop"], torch.device("cpu")
-        for pixels, _, _ in files_loader(images, augment, 0, keys, WORKERS, device):
+        for pixels, _, _ in file_batches(images, augment, 0, keys, batch, WORKERS, device):
             pixels.float().div_(255)
 
     return some, AT_A_TIME * batch

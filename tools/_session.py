@@ -37,6 +37,8 @@ FREE = ("out", "device", "runtime", "allow", "experiment", "data.root", "data.ca
         "data.max_pixels", "data.download", "tokenizer.weights", "monitor", "train.checkpoint_every", "train.keep",
         "train.log_every", "train.recompute", "train.shard", "split", "run", "partner.root")  # fmt: skip
 
+READING = ("workers", "max_bad", "max_pixels", "channels", "range")  # keys of a data set that say how files are read
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -111,7 +113,7 @@ class Session:
     def splits(self, group: str = "data") -> Splits:
         """Reads the data set of a group; names the files that were left out."""
         dataset: Dataset = self.system[group]
-        own = {k: v for k, v in self.config[group].items() if k in ("workers", "max_bad", "max_pixels")}
+        own = {k: v for k, v in self.config[group].items() if k in READING}
         given = {"cache": self.cache, "poll": self.stop.poll, "progress": self.runtime.bars and self.world.main}
         try:
             found = dataset.open(construct(Context, own, given))

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import multiprocessing
 import os
-import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +19,18 @@ import torch
 from filelock import FileLock
 from tqdm import tqdm
 
-from ldae.data.decode import BadImage, centre_square, read_rgb
+from ldae.data.decode import BadImage, Bands, centre_square, read_rgb
 from ldae.data.folder import Listing
 from ldae.data.images import FileImages, MemoryImages, encode_names
 from ldae.data.sources import Source
+from ldae.data.workers import WorkerPool
 from ldae.errors import CheckpointError, DataError
 from ldae.files import json_hash, published_folder, read_json, write_json
 from ldae.parts import Count, Fraction, Natural
 
 FORMAT = 1
+DECODER = 2  # changes when a file other than a JPEG may be decoded otherwise
+PORTION = 64  # files that a process decodes at a time
 AT_ONCE = 256  # images of a stream that are held before they are decoded
 
 
@@ -42,6 +43,7 @@ class Context:
         workers: processes that decode.
         max_bad: share of unreadable files above which reading stops.
         max_pixels: width x height above which a file counts as unreadable.
+        channels, range: see `Bands`.
         poll: called now and then; raises when the run is to stop.
         progress: whether to draw a progress bar.
     """
@@ -50,8 +52,18 @@ class Context:
     workers: Natural = 2
     max_bad: Fraction = 0.01
     max_pixels: Count = 100_000_000
+    channels: tuple[Natural, ...] | None = None
+    range: tuple[float, ...] | None = None
     poll: Callable[[], None] = field(default=lambda: None)
     progress: bool = False
+
+    def __post_init__(self) -> None:
+        self.bands  # noqa: B018  checked before anything is read
+
+    @property
+    def bands(self) -> Bands:
+        """How a file's numbers become colours."""
+        return Bands(self.channels, self.range)
 
 
 Bad = list[tuple[str, str]]
@@ -72,13 +84,13 @@ class Squares:
         return listing.sources
 
     @staticmethod
-    def square(source: Any, size: int, max_pixels: int) -> np.ndarray:
+    def square(source: Any, size: int, max_pixels: int, bands: Bands) -> np.ndarray:
         """(channels, size, size) uint8.
 
         Raises:
             BadImage: it cannot be read.
         """
-        return np.asarray(centre_square(read_rgb(source, max_pixels), size)).transpose(2, 0, 1)
+        return np.asarray(centre_square(read_rgb(source, max_pixels, bands), size)).transpose(2, 0, 1)
 
 
 def in_memory(
@@ -96,7 +108,8 @@ def in_memory(
         DataError: more than max_bad of the files are unreadable.
     """
     squares = squares or Squares()
-    folder = context.cache / "images" / json_hash([FORMAT, squares.kind, listing.stamp, listing.classes, size])[:20]
+    key = [FORMAT, squares.kind, listing.stamp, listing.classes, size, *_decoder(listing), *context.bands.key]
+    folder = context.cache / "images" / json_hash(key)[:20]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         manifest = _intact(folder)
@@ -122,8 +135,14 @@ def as_files(listing: Listing, size: int, context: Context) -> tuple[FileImages,
     """
     bad = scanned(listing, context)
     names, labels = readable(listing, bad)
-    fingerprint = json_hash([listing.files, listing.sizes, listing.labels, bad])
-    return FileImages(listing.root, names, labels, size, locate=listing.locate), bad, fingerprint
+    fingerprint = json_hash([listing.files, listing.sizes, listing.labels, bad, *context.bands.key])
+    return FileImages(listing.root, names, labels, size, None, listing.locate, context.bands), bad, fingerprint
+
+
+def _decoder(listing: Listing) -> list[int]:
+    """Return what a cache's key says of the decoder: nothing for JPEGs alone, which it decodes as ever."""
+    names = (name.partition("@")[0].lower() for name in listing.files)
+    return [] if all(name.endswith((".jpg", ".jpeg")) for name in names) else [DECODER]
 
 
 def scanned(listing: Listing, context: Context) -> Bad:
@@ -132,11 +151,12 @@ def scanned(listing: Listing, context: Context) -> Bad:
     Raises:
         DataError: more than max_bad of them are.
     """
-    path = context.cache / "scans" / f"{json_hash([FORMAT, 'scan', listing.stamp, context.max_pixels])[:20]}.json"
+    key = [FORMAT, "scan", listing.stamp, context.max_pixels, *_decoder(listing), *context.bands.key]
+    path = context.cache / "scans" / f"{json_hash(key)[:20]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if not path.exists():
-            work = partial(_unreadable, max_pixels=context.max_pixels)
+            work = partial(_unreadable, max_pixels=context.max_pixels, bands=context.bands)
             outcomes = _decoded(listing, listing.sources, work, context)
             found = [(name, why) for name, why in zip(listing.files, outcomes, strict=True) if why]
             write_json(path, {"bad": found})
@@ -187,7 +207,7 @@ def pixel_hash(pixels: np.ndarray) -> str:
 def _decode_all(listing: Listing, size: int, context: Context, folder: Path, squares: Squares) -> None:
     total, kept, bad = len(listing.files), 0, []
     scratch = np.lib.format.open_memmap(folder / "pixels.npy", "w+", np.uint8, (total, squares.channels, size, size))
-    work = partial(_attempted, squares.square, size=size, max_pixels=context.max_pixels)
+    work = partial(_attempted, squares.square, size=size, max_pixels=context.max_pixels, bands=context.bands)
     outcomes = _decoded(listing, squares.sources(listing), work, context)
     for name, outcome in zip(listing.files, outcomes, strict=True):
         if isinstance(outcome, str):
@@ -221,15 +241,16 @@ def _decoded(listing: Listing, sources: Iterable[Any], work: Callable[[Any], Any
                 context.poll()
                 yield outcome
         return
-    pool = ProcessPoolExecutor(context.workers, multiprocessing.get_context("fork"), ignore_signals)
-    try:
-        for outcome in bar(pool.map(work, sources, chunksize=64)):
+    rest = iter(sources)
+    portions = iter(lambda: list(islice(rest, PORTION)), [])
+    with contextlib.closing(WorkerPool(partial(_each, work), context.workers).map(portions, 2, context.poll)) as found:
+        for outcome in bar(chain.from_iterable(found)):
             context.poll()
             yield outcome
-    except BrokenProcessPool:
-        raise DataError(f"a process that decoded images below {listing.root} was killed; give it more memory") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+
+
+def _each(work: Callable[[Any], Any], sources: list[Any]) -> list[Any]:
+    return [work(source) for source in sources]
 
 
 def _threaded(threads: ThreadPoolExecutor, work: Callable[[Any], Any], sources: Iterable[Any]) -> Iterator[Any]:
@@ -239,22 +260,18 @@ def _threaded(threads: ThreadPoolExecutor, work: Callable[[Any], Any], sources: 
         yield from threads.map(work, some)
 
 
-def ignore_signals(*_: Any) -> None:
-    """For worker processes: the main process answers signals; workers end when it lets them."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _attempted(square: Callable[..., np.ndarray], source: Any, size: int, max_pixels: int) -> np.ndarray | str:
+def _attempted(
+    square: Callable[..., np.ndarray], source: Any, size: int, max_pixels: int, bands: Bands
+) -> np.ndarray | str:
     try:
-        return square(source, size, max_pixels)
+        return square(source, size, max_pixels, bands)
     except BadImage as error:
         return str(error)
 
 
-def _unreadable(source: Source, max_pixels: int) -> str:
+def _unreadable(source: Source, max_pixels: int, bands: Bands) -> str:
     try:
-        read_rgb(source, max_pixels)
+        read_rgb(source, max_pixels, bands)
         return ""
     except BadImage as error:
         return str(error)

@@ -175,5 +175,6 @@ class HubImages(Dataset):
             return in_memory(listing, self.size, context)
         bad = scanned(listing, context)
         names, labels = readable(listing, bad)
-        fingerprint = json_hash([listing.stamp, listing.labels, bad])
-        return StreamedImages(listing.root, names, labels, self.size, shards, self.window), bad, fingerprint
+        fingerprint = json_hash([listing.stamp, listing.labels, bad, *context.bands.key])
+        images = StreamedImages(listing.root, names, labels, self.size, shards, self.window, bands=context.bands)
+        return images, bad, fingerprint

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ldae.counter import permutation
+from ldae.data.decode import PLAIN, Bands
 from ldae.data.sources import Source, in_folder
 
 
@@ -55,6 +56,7 @@ class FileImages(ImageSet):
 
     Args: as ImageSet, and
         locate: (root, name) -> where an image's bytes lie.
+        bands: how a file's numbers become colours.
     """
 
     def __init__(
@@ -65,12 +67,13 @@ class FileImages(ImageSet):
         size: int,
         ids: np.ndarray | None = None,
         locate: Callable[[Path, str], Source] = in_folder,
+        bands: Bands = PLAIN,
     ):
         super().__init__(root, names, labels, size, ids)
-        self.locate = locate
+        self.locate, self.bands = locate, bands
 
     def subset(self, chosen: np.ndarray) -> FileImages:
-        return FileImages(self.root, self.names, self.labels, self.size, self.ids[chosen], self.locate)
+        return FileImages(self.root, self.names, self.labels, self.size, self.ids[chosen], self.locate, self.bands)
 
     def source(self, position: int) -> Source:
         """Where the image at a position of the full set lies."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ldae.counter import uniforms
 from ldae.data.images import FileImages, ImageSet, LatentImages, MemoryImages
-from ldae.data.reading import Cutter, files_loader, streamed
+from ldae.data.reading import Cutter, file_batches, streamed
 from ldae.data.streamed import Held, StreamedImages
 from ldae.data.transforms import Augment, Centre
 from ldae.errors import ConfigError, DataError
@@ -111,7 +111,9 @@ class Loader:
     def _from_files(self, images: FileImages, start: int) -> Iterator[Batch]:
         keys = ([(epoch, int(i)) for i in index] for epoch, index in self._indices(start))
         bad: set[int] = set()
-        for pixels, index, wanted in files_loader(images, self.augment, self.seed, keys, self.workers, self.device):
+        size = -(-self.batch // self.share.world)
+        found = file_batches(images, self.augment, self.seed, keys, size, self.workers, self.device)
+        for pixels, index, wanted in found:
             bad.update(wanted[wanted != index].tolist())
             if len(bad) > self.max_bad * len(images):
                 names = ", ".join(images.name(i) for i in sorted(bad)[:3])
@@ -120,7 +122,7 @@ class Loader:
 
     def _from_stream(self, images: StreamedImages, start: int) -> Iterator[Batch]:
         cutter = Cutter(self.augment, self.seed)
-        for pixels, index in streamed(self._streamed(images, start), cutter, images.size, self.workers):
+        for pixels, index in streamed(self._streamed(images, start), cutter, images.size, self.workers, images.bands):
             yield _delivered(pixels, index, images, self.device)
 
     def _streamed(self, images: StreamedImages, start: int) -> Iterator[tuple[int, Tensor, list[bytes]]]:
@@ -152,11 +154,11 @@ def _squares(
     elif isinstance(images, StreamedImages):
         held = Held(images.windows(torch.from_numpy(images.ids), 0))
         steps = ((0, index, held.take(index)) for index in positions)
-        yield from streamed(steps, Cutter(Centre(), 0), images.size, workers)
+        yield from streamed(steps, Cutter(Centre(), 0), images.size, workers, images.bands)
     else:
         assert isinstance(images, FileImages)
         keys = [[(0, int(i)) for i in index] for index in positions]
-        for pixels, index, wanted in files_loader(images, Centre(), 0, keys, workers, device):
+        for pixels, index, wanted in file_batches(images, Centre(), 0, keys, len(positions[0]), workers, device):
             if (wanted != index).any():
                 name = images.name(int(wanted[wanted != index][0]))
                 raise DataError(f"{images.root / name} has become unreadable")

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ldae.counter import uniforms
-from ldae.data.cache import ignore_signals
-from ldae.data.decode import BadImage, cut_and_resized, read_rgb
+from ldae.data.decode import PLAIN, BadImage, Bands, cut_and_resized, read_rgb
 from ldae.data.images import FileImages
 from ldae.data.sources import Source
 from ldae.data.transforms import Augment
-from ldae.errors import DataError
+from ldae.data.workers import METHOD, WorkerPool
+from ldae.errors import DataError, StorageError
 
 ATTEMPTS = 64
 AT_ONCE = 8  # images that are held decoded: what is asked of torch is asked for all of them
@@ -50,65 +51,90 @@ class Cutter:
             out[row] = self.augment.finish(pixels.flip(-1) if flip else pixels, u[row])
 
 
-class _Files(Dataset):
-    """(epoch, index) of some images, of one epoch -> (pixels (B, 3, H, W) uint8, index, index asked for).
+Keys = Sequence[tuple[int, int]]  # (epoch, index) of the images of a batch, of one epoch
 
-    An unreadable file gives way to the next.
+
+@dataclass(frozen=True)
+class _Files:
+    """Reads batches of files. An unreadable file gives way to the next.
+
+    Attributes:
+        slots: (S, B, 3, size, size) uint8 that all processes share: batches are left there, not sent.
     """
 
-    def __init__(self, images: FileImages, augment: Augment, seed: int):
-        self.images, self.cutter = images, Cutter(augment, seed)
+    images: FileImages
+    cutter: Cutter
+    slots: Tensor
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor]:
-        epoch, wanted, size = keys[0][0], torch.tensor([index for _, index in keys]), self.images.size
-        pixels, index = torch.empty(len(keys), 3, size, size, dtype=torch.uint8), wanted.clone()
-        if get_worker_info() is not None:
-            pixels.share_memory_()  # so that it is not copied on its way
+    def __call__(self, task: tuple[int, Keys]) -> tuple[np.ndarray, np.ndarray]:
+        """Fill a slot with a batch; (index read, index asked for), each (B,)."""
+        slot, keys = task
+        epoch, wanted = keys[0][0], torch.tensor([index for _, index in keys])
+        pixels, index = self.slots[slot], wanted.clone()
         for first in range(0, len(keys), AT_ONCE):
-            part = slice(first, first + AT_ONCE)
-            found = [self._read(int(i)) for i in wanted[part]]
-            index[part] = torch.tensor([i for _, i in found])
-            self.cutter([image for image, _ in found], epoch, index[part], pixels[part])
-        return pixels, index, wanted
+            part = slice(first, min(first + AT_ONCE, len(keys)))
+            images, places = zip(*(self._read(int(i)) for i in wanted[part]), strict=True)
+            index[part] = torch.tensor(places)
+            self.cutter(images, epoch, index[part], pixels[part])
+        return index.numpy(), wanted.numpy()  # a tensor would be passed by a file that dies with its process
 
     def _read(self, wanted: int) -> tuple[Image.Image, int]:
         place = int(np.searchsorted(self.images.ids, wanted))
         for offset in range(ATTEMPTS):
             index = int(self.images.ids[(place + offset) % len(self.images)])
             try:
-                return read_rgb(self.images.source(index), max_pixels=1 << 62), index
+                return read_rgb(self.images.source(index), 1 << 62, self.images.bands), index
             except BadImage:
-                continue
+                if not self.images.root.exists():
+                    raise StorageError(
+                        f"data.root={self.images.root} is no longer there; bring it back and run the same command again"
+                    ) from None
         raise DataError(f"{ATTEMPTS} images in a row from {self.images.name(wanted)} on are unreadable")
 
 
-def files_loader(
-    images: FileImages, augment: Augment, seed: int, keys: Any, workers: int, device: torch.device
-) -> DataLoader:
-    """Gives (pixels (B, 3, H, W) uint8, index, index asked for) for each batch of keys, lists of (epoch, index).
+def file_batches(
+    images: FileImages,
+    augment: Augment,
+    seed: int,
+    keys: Iterable[Keys],
+    batch: int,
+    workers: int,
+    device: torch.device,
+) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
+    """Yield (pixels (B, 3, H, W) uint8, index, index asked for) of each batch of keys.
 
     Args:
+        batch: the largest number of keys at a time.
         workers: processes that read; 0 for this one.
         device: where the batches will go.
+
+    Raises:
+        PeerError: a process died.
+        StorageError: the disk or the network fails, or the data's folder is gone.
+        DataError: many images in a row are unreadable.
     """
-    return DataLoader(
-        _Files(images, augment, seed),
-        batch_sampler=keys,
-        num_workers=workers,
-        worker_init_fn=ignore_signals,
-        collate_fn=_whole,
-        pin_memory=device.type == "cuda",
-        prefetch_factor=4 if workers else None,
-    )
+    slots = _shared((max(1, workers * AHEAD), batch, 3, images.size, images.size), workers)
+    work = _Files(images, Cutter(augment, seed), slots)
+    tasks = ((turn % len(slots), list(some)) for turn, some in enumerate(keys))
+    if workers:
+        results: Iterator[tuple[Any, Any]] = WorkerPool(work, workers).map(tasks, AHEAD)
+    else:
+        results = map(work, tasks)  # lazily
+    for turn, (index, wanted) in enumerate(results):
+        pixels = torch.empty(slots[0, : len(index)].shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        pixels.copy_(slots[turn % len(slots), : len(index)])  # the slot is free for another batch
+        yield pixels, torch.as_tensor(index), torch.as_tensor(wanted)
 
 
-def _whole(batch: Any) -> Any:
-    """What is a batch already."""
-    return batch
+def _shared(shape: tuple[int, ...], workers: int) -> Tensor:
+    """Return uint8 numbers that worker processes share with this one."""
+    if workers and METHOD == "fork":  # memory of no file: /dev/shm may be as small as 64 MiB
+        return torch.frombuffer(mmap.mmap(-1, int(np.prod(shape))), dtype=torch.uint8).reshape(shape)
+    return torch.empty(shape, dtype=torch.uint8).share_memory_() if workers else torch.empty(shape, dtype=torch.uint8)
 
 
 def streamed(
-    steps: Iterable[tuple[int, Tensor, Sequence[Source]]], cutter: Cutter, size: int, threads: int
+    steps: Iterable[tuple[int, Tensor, Sequence[Source]]], cutter: Cutter, size: int, threads: int, bands: Bands = PLAIN
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(epoch, index, bytes of those images) of each step -> (pixels (B, 3, size, size) uint8, index).
 
@@ -126,7 +152,7 @@ def streamed(
 
             def part(first: int) -> None:
                 rows = slice(first, first + AT_ONCE)
-                cutter([_readable(source) for source in sources[rows]], epoch, index[rows], pixels[rows])
+                cutter([_readable(source, bands) for source in sources[rows]], epoch, index[rows], pixels[rows])
 
             list(pool.map(part, range(0, len(index), AT_ONCE)))
             return pixels, index
@@ -135,9 +161,9 @@ def streamed(
             yield from batches
 
 
-def _readable(source: Source) -> Image.Image:
+def _readable(source: Source, bands: Bands) -> Image.Image:
     try:
-        return read_rgb(source, max_pixels=1 << 62)
+        return read_rgb(source, 1 << 62, bands)
     except BadImage as error:
         raise DataError(f"an image of the stream has become unreadable ({error})") from None
 

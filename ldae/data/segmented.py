@@ -11,7 +11,7 @@ from PIL import Image
 
 from ldae.data.cache import Bad, Context, Squares, in_memory
 from ldae.data.datasets import Dataset, Division, existing_root
-from ldae.data.decode import BadImage, centre_square, read_mask, read_rgb
+from ldae.data.decode import BadImage, Bands, centre_square, read_mask, read_rgb
 from ldae.data.folder import Listing, list_pairs
 from ldae.data.images import MemoryImages, Splits
 from ldae.errors import DataError
@@ -38,7 +38,7 @@ class FigureSquares(Squares):
         return zip(super().sources(listing), self.masks, strict=True)
 
     @staticmethod
-    def square(source: Any, size: int, max_pixels: int) -> np.ndarray:
+    def square(source: Any, size: int, max_pixels: int, bands: Bands) -> np.ndarray:
         """(4, size, size) uint8 from the paths of an image and its mask.
 
         Raises:
@@ -46,7 +46,7 @@ class FigureSquares(Squares):
             DataError: they are of different sizes.
         """
         path, mask_path = source
-        image, mask = read_rgb(path, max_pixels), _read_mask(mask_path, max_pixels)
+        image, mask = read_rgb(path, max_pixels, bands), _read_mask(mask_path, max_pixels)
         if image.size != mask.size:
             (w, h), (v, u) = image.size, mask.size
             raise DataError(f"{mask_path} is {v} x {u}, its image {path.name} is {w} x {h}; a mask is as large")

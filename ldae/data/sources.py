@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 
 @dataclass(frozen=True)
@@ -33,17 +31,6 @@ class Member:
 
 
 Source = Path | Member | bytes
-
-
-def opened(source: Source) -> Path | IO[bytes]:
-    """What Pillow can open.
-
-    Raises:
-        OSError: a file cannot be read.
-    """
-    if isinstance(source, Path):
-        return source
-    return io.BytesIO(source.read() if isinstance(source, Member) else source)
 
 
 def in_folder(root: Path, name: str) -> Source:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ldae.counter import permutation, uniforms
+from ldae.data.decode import PLAIN, Bands
 from ldae.data.images import ImageSet
 from ldae.errors import DataError
 
@@ -26,6 +27,7 @@ class StreamedImages(ImageSet):
     Args: as ImageSet, names SHARD/ROW, and
         shards: reads them.
         window: images that are mixed, and held in memory.
+        bands: how a file's numbers become colours.
     """
 
     def __init__(
@@ -37,13 +39,15 @@ class StreamedImages(ImageSet):
         shards: Shards,
         window: int,
         ids: np.ndarray | None = None,
+        bands: Bands = PLAIN,
     ):
         super().__init__(root, names, labels, size, ids)
-        self.shards, self.window = shards, window
+        self.shards, self.window, self.bands = shards, window, bands
         self.places = np.array([[int(n) for n in name.split(b"/")] for name in names], np.int64).reshape(-1, 2)
 
     def subset(self, chosen: np.ndarray) -> StreamedImages:
-        return StreamedImages(self.root, self.names, self.labels, self.size, self.shards, self.window, self.ids[chosen])
+        ids = self.ids[chosen]
+        return StreamedImages(self.root, self.names, self.labels, self.size, self.shards, self.window, ids, self.bands)
 
     def order(self, seed: int, epoch: int) -> Tensor:
         read, keys = self._as_read(seed, epoch), uniforms(seed, epoch, torch.from_numpy(self.ids), 1)[:, 0].numpy()

@@ -108,8 +108,8 @@ ALL = (
     ),
     Sabotage(
         "workers that ignore signals",
-        "ldae/data/reading.py",
-        "        worker_init_fn=ignore_signals,\n",
+        "ldae/data/workers.py",
+        "    ignore_signals()\n",
         "",
         f"{FAULTS}/test_stops.py::test_workers_that_get_the_signal_too_lose_nothing",
     ),

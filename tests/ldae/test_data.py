@@ -19,7 +19,7 @@ from ldae.data.folder import list_images
 from ldae.data.images import FileImages, MemoryImages
 from ldae.data.loader import Loader, Share, in_order
 from ldae.data.transforms import Centre, Flip, PadCrop, RandomResizedCrop
-from ldae.errors import ConfigError, DataError
+from ldae.errors import ConfigError, DataError, PeerError
 
 CPU = torch.device("cpu")
 
@@ -142,7 +142,7 @@ def test_a_killed_worker_is_one_clear_error(many, tmp_path):
         for child in multiprocessing.active_children():
             child.kill()
 
-    with pytest.raises(DataError, match="was killed"):
+    with pytest.raises(PeerError, match=r"worker process \d+.* was killed \(SIGKILL\), .* memory ran out"):
         folder(many, 8).open(Context(tmp_path / "cache", 2, poll=poll))
 
 

@@ -1,0 +1,196 @@
+"""Red, green and blue out of the bands and the numbers of a picture file: by its bit depth, never by its maximum."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ldae.errors import ConfigError
+
+# tags of TIFF 6.0, and GDAL's for the value of pixels that hold no data
+BITS, PHOTOMETRIC, SAMPLES, EXTRA, SAMPLE_FORMAT = 258, 262, 277, 338, 339
+HEIGHT, STRIP_ROWS, STRIP_OFFSETS, STRIP_BYTES, PLANAR, NODATA = 257, 278, 273, 279, 284, 42113
+COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3, 9: 3}  # bands by photometric interpretation
+ALPHA = (1, 2)  # kinds of extra samples that are transparency
+RGB = 2
+
+
+class BadImage(Exception):
+    """A file that is no readable image; the text says why."""
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Which bands of a file are red, green and blue, and which numbers are black and white.
+
+    Attributes:
+        channels: indices of the three bands taken as red, green and blue, from 0, or of the one taken as grey. None
+            takes grey and colour pictures alone, and drops their transparency.
+        range: (low, high): the numbers of files deeper than 8 bits that become black and white; others are clipped.
+            None takes 0 to 2^bits - 1 of unsigned whole numbers up to 16 bits, and 0 to 1 of floats.
+
+    Raises:
+        ConfigError: the channels are not one or three, or the range is empty.
+    """
+
+    channels: tuple[int, ...] | None = None
+    range: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.channels is not None and (len(self.channels) not in (1, 3) or min(self.channels) < 0):
+            raise ConfigError("channels", list(self.channels), "must be one band (grey) or three, each from 0")
+        if self.range is not None and (len(self.range) != 2 or not self.range[0] < self.range[1]):
+            raise ConfigError("range", list(self.range), "must be [LOW, HIGH] with LOW below HIGH")
+
+    @property
+    def key(self) -> list[Any]:
+        """What a cache's key says of them: nothing where they are not set."""
+        return [] if self == Bands() else [self.channels, self.range]
+
+    def taken(self, values: np.ndarray) -> np.ndarray:
+        """Return the chosen bands of (H, W, C): (H, W, 1 or 3).
+
+        Raises:
+            BadImage: there are fewer bands.
+        """
+        if self.channels is None:
+            return values
+        if max(self.channels) >= values.shape[-1]:
+            raise BadImage(f"has {values.shape[-1]} bands, fewer than data.channels={list(self.channels)} names")
+        return values[..., list(self.channels)]
+
+    def as_bytes(self, values: np.ndarray, bits: int | None = None) -> np.ndarray:
+        """Return numbers of any type as uint8, on the scale that their type or `range` sets.
+
+        Args:
+            values: any shape.
+            bits: of unsigned whole numbers, where fewer than their type has.
+
+        Raises:
+            BadImage: a number is NaN or infinite, or the type has no usual scale and `range` is not set.
+        """
+        if values.dtype.kind == "f" and not (finite := np.isfinite(values)).all():
+            raise BadImage(f"holds {values[~finite].flat[0]}, which is no colour")
+        if values.dtype == np.uint8 and bits in (None, 8):
+            return values
+        low, high = self.range or _usual_range(values, bits)
+        scaled = (values.astype(np.float64) - low) / (high - low) * 255
+        return np.round(scaled.clip(0, 255)).astype(np.uint8)
+
+
+def _usual_range(values: np.ndarray, bits: int | None) -> tuple[float, float]:
+    if values.dtype == bool:
+        return 0.0, 1.0
+    if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
+        return 0.0, 2.0 ** (bits or 8 * values.dtype.itemsize) - 1
+    if values.dtype.kind != "f":
+        raise BadImage(
+            f"{values.dtype} pixels ({values.min()} to {values.max()}) have no usual scale; give "
+            "data.range=[LOW,HIGH], the values that are black and white"
+        )
+    if values.min() < 0 or values.max() > 1:
+        out = float(values.max() if values.max() > 1 else values.min())
+        raise BadImage(
+            f"{values.dtype} pixels reach {out:g}, where 0 is black and 1 is white; give data.range=[LOW,HIGH], "
+            "the values that are black and white"
+        )
+    return 0.0, 1.0
+
+
+def check_nodata(values: np.ndarray, nodata: Any) -> None:
+    """Refuse a picture (H, W, C) with pixels all of whose bands have the value that its file gives to missing ones.
+
+    Args:
+        nodata: the text of GDAL's tag, or None.
+
+    Raises:
+        BadImage: there is one.
+    """
+    try:
+        missing = values.dtype.type(float(str(nodata).strip("\0 ")))
+    except (ValueError, OverflowError):
+        return
+    if (values == missing).all(-1).any():
+        raise BadImage(f"has pixels without data (its nodata value is {str(nodata).strip()})")
+
+
+class TiffLayout:
+    """How the pixels of a TIFF file lie, by its tags.
+
+    Args:
+        tags: number -> value.
+    """
+
+    def __init__(self, tags: Mapping[int, Any]):
+        self.tags = tags
+        self.samples = int(tags.get(SAMPLES, 1))
+        self.bits = max(_as_tuple(tags.get(BITS, 1)))
+        self.extra = _as_tuple(tags.get(EXTRA, ()))
+
+    @property
+    def is_colour(self) -> bool:
+        """Whether the bands are grey or a colour, with or without transparency."""
+        colours = COLOURS.get(self.tags.get(PHOTOMETRIC, RGB), 3 if self.samples > 1 else 1)
+        alpha = len(self.extra) == 1 and self.extra[0] in ALPHA
+        return self.samples == colours + alpha
+
+    @property
+    def is_unsigned(self) -> bool:
+        """Whether the numbers are unsigned whole ones."""
+        return set(_as_tuple(self.tags.get(SAMPLE_FORMAT, 1))) <= {1, 4}
+
+    def check(self, bands: Bands) -> None:
+        """Refuse what would be cut or is not whole.
+
+        Raises:
+            BadImage: there are more bands than colours and none is chosen, or parts of the picture are absent.
+        """
+        if bands.channels is None and not self.is_colour:
+            raise BadImage(
+                f"has {self.samples} bands that are not grey or red, green and blue; give "
+                "data.channels=[RED,GREEN,BLUE], the bands to take, from 0"
+            )
+        if STRIP_OFFSETS in self.tags and HEIGHT in self.tags:
+            rows, height = self.tags.get(STRIP_ROWS, 2**32 - 1), int(self.tags[HEIGHT])
+            strips = -(-height // min(int(rows), height)) * (self.samples if self.tags.get(PLANAR, 1) == 2 else 1)
+            sizes = _as_tuple(self.tags.get(STRIP_BYTES, (1,) * strips))
+            present = min(len(_as_tuple(self.tags[STRIP_OFFSETS])), sum(size > 0 for size in sizes))
+            if present < strips:
+                raise BadImage(f"ends early: {present} of its {strips} strips are there")
+
+
+def read_tiff(content: bytes, max_pixels: int, bands: Bands) -> tuple[np.ndarray, int]:
+    """Decode the first picture of a TIFF file with any number of bands of any type.
+
+    Returns:
+        The chosen bands, (H, W, 1 or 3) uint8, and the EXIF orientation.
+
+    Raises:
+        BadImage: it is too large, or cannot be taken so.
+    """
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        page: Any = file.pages[0]
+        if page.imagewidth * page.imagelength > max_pixels:
+            raise BadImage(f"{page.imagewidth} x {page.imagelength} exceeds data.max_pixels={max_pixels}")
+        tags = {tag.code: tag.value for tag in page.tags}
+        layout = TiffLayout(tags)
+        layout.check(bands)
+        if layout.samples * page.imagewidth * page.imagelength > 16 * max_pixels or page.imagedepth > 1:
+            raise BadImage(f"{page.shape} numbers are more than a picture has")
+        values = page.asarray()
+    values = np.atleast_3d(values if page.axes[0] != "S" else np.moveaxis(values, 0, -1))
+    if values.ndim != 3:
+        raise BadImage(f"{page.axes} axes are not those of a picture")
+    taken = bands.taken(values if bands.channels is not None else values[..., :3])
+    check_nodata(taken, tags.get(NODATA))
+    return bands.as_bytes(taken, layout.bits if taken.dtype.kind == "u" else None), int(tags.get(274, 1))
+
+
+def _as_tuple(value: Any) -> tuple[int, ...]:
+    return tuple(int(v) for v in value) if isinstance(value, Sequence) and not isinstance(value, str) else (int(value),)
