@@ -21,6 +21,7 @@ setup(
         "scikit-image>=0.22",  # ten of the photographs of data=photos lie in its wheel
         "faiss-cpu>=1.8",  # exact nearest neighbours
         "pillow>=10.1",  # decodes images; torchvision's decoder crashes on malformed PNGs
+        "tifffile>=2024.1",  # TIFF files with more bands or other numbers than Pillow has
         "einops>=0.8",  # reshapes with named axes
         "safetensors>=0.4.5",  # weights on disk that cannot run code
         "hydra-core>=1.3.2",  # composes configs, one group for each axis
@@ -33,6 +34,7 @@ setup(
         "fid": ["torch-fidelity>=0.3"],  # Inception-v3 as FID has it; its weights are the user's to fetch
         "hub": ["datasets>=4"],  # streams data sets of the Hugging Face hub; from 4 on it runs no code of theirs
         "slurm": ["hydra-submitit-launcher>=1.2"],  # ablations as jobs of a cluster
+        "tiff": ["imagecodecs>=2024.1"],  # TIFF files of many bands that are compressed (LZW, JPEG, ...)
         "onnx": ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"],  # writes graphs (torch's way), and runs them
         "dev": [
             "datasets>=4",  # as in the extra hub

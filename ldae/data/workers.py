@@ -157,9 +157,7 @@ class WorkerPool:
         if code is None or code >= 0:
             return PeerError(f"{name} ended with exit code {code}; run the same command again")
         spelt = {number.value: number.name for number in signal.Signals}.get(-code, f"signal {-code}")
-        cause = CAUSES.get(
-            -code, "maybe by a fault of a library that decodes images; lower data.workers"
-        )
+        cause = CAUSES.get(-code, "maybe by a fault of a library that decodes images; lower data.workers")
         return PeerError(f"{name} was killed ({spelt}), {cause}, and run the same command again")
 
     def close(self) -> None:
