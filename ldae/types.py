@@ -16,7 +16,7 @@ class Batch:
 
     Attributes:
         images: (B, 3, H, W) float in [0, 1].
-        labels: (B,) int64 class indices.
+        labels: (B,) int64 class indices; -1 for images without a class.
         index: (B,) int64 positions of the images in their set; names them in reports.
         latents: (B, ...) what a tokenizer stores of the images, where that is kept; `images` then has no pixels.
         masks: (B, 1, H, W) 0 or 1, figure or ground of every pixel, where the set has them.

@@ -123,7 +123,7 @@ def _file(settings: ProbeSettings, config: Mapping[str, Any], out: Path) -> Prob
 
 
 def _images(settings: ProbeSettings, run: Run | None, session: Session, out: Path) -> Probed:
-    splits: Splits = session.splits()
+    splits: Splits = session.splits(labels_for="probing")
     batch = settings.batch or (BATCH if session.world.device.type == "cpu" else BATCH_OF_GPU)
     images = Images(session, splits, out, batch, settings.seed)
     known = {"timm": settings.timm, "size": settings.size, "data": session.config["data"]}

@@ -26,7 +26,7 @@ from ldae.engine.run import RunFolder, check_same
 from ldae.engine.runtime import keep_freed_memory, pick_device, use_threads
 from ldae.engine.settings import TrainSettings
 from ldae.engine.signals import StopFlag
-from ldae.errors import ConfigError, Fault
+from ldae.errors import ConfigError, DataError, Fault
 from ldae.export import Run
 from ldae.files import read_json, write_json
 from ldae.parts import Count, Natural, Positive, conform, construct
@@ -110,8 +110,15 @@ class Session:
                 run.release()
                 leave_world()
 
-    def splits(self, group: str = "data") -> Splits:
-        """Reads the data set of a group; names the files that were left out."""
+    def splits(self, group: str = "data", labels_for: str = "") -> Splits:
+        """Read the data set of a group; say what was left out of it.
+
+        Args:
+            labels_for: the purpose that needs labels, e.g. "probing"; empty where none are needed.
+
+        Raises:
+            DataError: the images cannot be read, or have no labels and need them.
+        """
         dataset: Dataset = self.system[group]
         own = {k: v for k, v in self.config[group].items() if k in READING}
         given = {"cache": self.cache, "poll": self.stop.poll, "progress": self.runtime.bars and self.world.main}
@@ -119,6 +126,12 @@ class Session:
             found = dataset.open(construct(Context, own, given))
         except ConfigError as error:
             raise error.inside(group) from None
+        if labels_for and not found.labelled:
+            place = self.config[group].get("root") or dataset.name
+            hint = dataset.label_hint
+            raise DataError(f"data.root={place}: the images have no classes, and {labels_for} needs them; {hint}")
+        if self.world.main:
+            print("".join(f"warning: {note}\n" for note in found.notes), end="", file=sys.stderr)
         if found.bad and self.world.main:
             print(f"{len(found.bad)} unreadable images left out, the first: {', '.join(found.bad[0])}", file=sys.stderr)
         return found

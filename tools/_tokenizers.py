@@ -22,7 +22,7 @@ from ldae.engine.optim import AdamW, Optim
 from ldae.engine.run import RunFolder
 from ldae.engine.settings import TrainSettings
 from ldae.engine.trainer import Job, Monitor, Trainer
-from ldae.errors import CheckpointError, ConfigError
+from ldae.errors import CheckpointError, ConfigError, DataError
 from ldae.export import TOKENIZER_FILE
 from ldae.files import json_hash, load_tensors, replaced, save_tensors
 from ldae.nn.perceptual import Perceptual
@@ -242,6 +242,11 @@ def ensure_perceptual(session: Session, splits: Splits) -> str | None:
     perceptual: Perceptual | None = session.system["perceptual"]
     if perceptual is None or not perceptual.needs_training:
         return None
+    if not splits.labelled:
+        raise DataError(
+            "the images have no classes, which the classifier of the perceptual loss is trained on; "
+            f"{session.system['data'].label_hint}, or use a tokenizer without it, such as kl_gan or conv_vae"
+        )
     spec = {k: v for k, v in session.config["perceptual"].items() if k != "factor"}
     key = json_hash([spec, session.system["data"].size, splits.fingerprint, session.seed])[:20]
     folder = session.cache / "perceptual" / key

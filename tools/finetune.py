@@ -84,7 +84,7 @@ def main(words: Sequence[str]) -> None:
         if finished(folder, session.config):
             print(f"{folder.path} is finished; nothing to do")
             return
-        splits = session.splits()
+        splits = session.splits(labels_for="fine-tuning")
         if session.world.main:
             begin(folder, session.config, splits)
         player = classifier(encoder, settings, splits, session)

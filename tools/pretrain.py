@@ -102,6 +102,11 @@ def check_classes(session: Session, splits: Splits) -> None:
         ConfigError: it is told of more or fewer.
     """
     told, found = session.system["task"].classes, len(splits.classes)
+    if told and not splits.labelled:
+        hint = session.system["data"].label_hint
+        raise ConfigError(
+            "task.classes", told, f"is for images with classes, and these have none; {hint}, or task=images"
+        )
     if told and told != found:
         raise ConfigError("task.classes", told, f"is not how many classes the data has; give task.classes={found}")
 

@@ -2,91 +2,25 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 
-from ldae.counter import seed_of, uniforms
+from ldae.data.base import Dataset, Division
 from ldae.data.cache import Bad, Context, as_files, in_memory
-from ldae.data.folder import Listing, list_classes, list_images
+from ldae.data.folder import Listing, list_classes, list_flat, list_images
 from ldae.data.images import ImageSet, MemoryImages, Splits
+from ldae.data.layout import NONE, SplitNames, is_usual, some
+from ldae.data.walk import MOST_COUNTED, Contents, contents, count_images, unreadable
 from ldae.errors import ConfigError, DataError, nearest
 from ldae.files import json_hash
-from ldae.parts import Count, Fraction, Natural
+from ldae.parts import Count
 
 SMALL = 2 << 30  # bytes of pixels that are held in memory by default
-
-
-@dataclass(frozen=True)
-class Division:
-    """How a data set is divided.
-
-    Attributes:
-        holdout: share of train that is set aside for every choice.
-        test: share of all images for the test split, where the data has none of its own.
-        split_seed: seed of the division; not the run's, so that runs compare.
-    """
-
-    holdout: Fraction = 0.1
-    test: Fraction = 0.2
-    split_seed: Natural = 0
-
-
-class Dataset(ABC):
-    """Where images come from.
-
-    Args:
-        size: side of the images in pixels.
-        division: into train, hold-out and test.
-    """
-
-    def __init__(self, size: Count, division: Division):
-        self.size, self.division = size, division
-
-    @property
-    def name(self) -> str:
-        """What result lines call it."""
-        return type(self).__name__
-
-    @abstractmethod
-    def open(self, context: Context) -> Splits:
-        """Reads or finds the images and divides them.
-
-        Raises:
-            DataError: they are missing, or too many are unreadable.
-        """
-
-    def _divided(self, whole: ImageSet, fraction: float, salt: int) -> tuple[ImageSet, ImageSet]:
-        """(the rest, a `fraction` of the set), drawn by seed, every class in proportion."""
-        order = _proportional_order(whole.labels[whole.ids], seed_of(self.division.split_seed, salt))
-        chosen = np.sort(order[: round(fraction * len(whole))])
-        rest = np.setdiff1d(np.arange(len(whole)), chosen)
-        return whole.subset(rest), whole.subset(chosen)
-
-    def _splits(self, train: ImageSet, test: ImageSet | None, classes: list[str], marks: list[str], bad: Bad) -> Splits:
-        if test is None:
-            train, test = self._divided(train, self.division.test, salt=1)
-        train, holdout = self._divided(train, self.division.holdout, salt=2)
-        if not len(train):
-            raise DataError(f"data: no image is left to train on with {self.division}")
-        fingerprint = json_hash([marks, self.size, astuple(self.division)])
-        return Splits(train, holdout, test, classes, fingerprint, tuple(bad))
-
-
-def _proportional_order(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Positions in an order each of whose beginnings holds every class in proportion, as nearly as whole numbers go."""
-    u = uniforms(seed, 0, torch.arange(len(labels)), 2).double().numpy()
-    place = np.empty(len(labels))
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        shuffled = rows[np.argsort(u[rows, 0], kind="stable")]
-        place[shuffled] = (np.arange(len(rows)) + u[shuffled, 1]) / len(rows)
-    return np.argsort(place, kind="stable")
 
 
 class Digits(Dataset):
@@ -117,24 +51,61 @@ def existing_root(root: str | None, layout: str) -> Path:
     Raises:
         ConfigError: it is not set.
         DataError: it is no folder.
+        StorageError: reading failed.
     """
     if not root:
         raise ConfigError("root", root, f"is not set; give data.root=FOLDER with {layout}")
     folder = Path(root).expanduser()
-    if not folder.is_dir():
-        raise DataError(f"data.root={root} is {'a file' if folder.exists() else 'missing'}; a folder is needed")
+    try:
+        if not folder.is_dir():
+            raise DataError(f"data.root={root} is {'a file' if folder.exists() else 'missing'}; a folder is needed")
+    except OSError as error:
+        raise unreadable(f"data.root={root} cannot be read", error) from None
     return folder
 
 
+def unread_folders(root: Path, there: Contents, names: Mapping[str, str]) -> list[str]:
+    """Return the folders of `root` that hold images and are no split, with how many images.
+
+    Args:
+        there: what is directly in `root`.
+        names: folders of the splits.
+    """
+    counts = {name: count_images(root / name) for name in there.folders if name not in names.values()}
+    return [f"{name}/ ({'at least ' * (n >= MOST_COUNTED)}{n:,} images)" for name, n in counts.items() if n]
+
+
+def unread_notes(root: Path, there: Contents, names: Mapping[str, str]) -> list[str]:
+    """Return what to say of images that lie beside the splits.
+
+    Args: as unread_folders.
+    """
+    unread = unread_folders(root, there, names)
+    notes = [f"{root}: folders that are not read: {some(unread)}"] if unread else []
+    if there.images:
+        notes.append(f"{root}: {len(there.images)} images lie in no split and are not read: {some(there.images)}")
+    return notes
+
+
 class ImageFolder(Dataset):
-    """Images in class folders: root/train/CLASS/NAME and root/{test,val}/CLASS/NAME, or root/CLASS/NAME alone.
+    """Images in class folders, or without classes.
+
+    root/train/CLASS/NAME with root/val/CLASS/NAME, root/test/CLASS/NAME or both (see `USUAL` for the names, in any
+    letter case; val is the hold-out where there is a test split too, and else the test split), or root/CLASS/NAME
+    alone. Below CLASS images may lie at any depth. Where no folder holds images, those directly in root, or in
+    root/train, are read without classes.
 
     Args: as Dataset, and
         root: the folder.
         store: `memory` decodes all images once to size x size squares, `stream` reads files as they come;
             `auto` takes memory up to 2 GiB of images of at most 96 pixels.
         only: names of the classes that are kept; all if null.
+        labels: `none` to read every image below root, or below its splits, without classes.
+        train_split, holdout_split, test_split: name of the folder of each split; the usual ones if null; `none` for
+            no such split (for train: root itself holds the classes).
     """
+
+    label_hint = "give each class a folder of its own, CLASS/NAME"
 
     def __init__(
         self,
@@ -143,28 +114,73 @@ class ImageFolder(Dataset):
         root: str | None = None,
         store: Literal["auto", "memory", "stream"] = "auto",
         only: list[str] | None = None,
+        labels: Literal["none"] | None = None,
+        train_split: str | None = None,
+        holdout_split: str | None = None,
+        test_split: str | None = None,
     ):
         super().__init__(size, division)
-        self.root, self.store, self.only = root, store, only
+        self.root, self.store, self.only, self.labels = root, store, only, labels
+        self.split_names = SplitNames(train_split, holdout_split, test_split)
+        if only is not None and labels == NONE:
+            raise ConfigError("only", only, "names classes, and data.labels=none reads none; leave one of them out")
 
     def open(self, context: Context) -> Splits:
-        root = existing_root(self.root, "train/CLASS/NAME images")
-        if not (root / "train").is_dir():
-            listing = list_images(root, self._chosen(list_classes(root), root))
-            train, bad, mark = self._read(listing, context)
-            return self._splits(train, None, list(listing.classes), [mark], bad)
-        classes = self._chosen(list_classes(root / "train"), root / "train")
-        train, bad, mark = self._read(list_images(root / "train", classes), context)
-        held = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-        if held is None:
-            return self._splits(train, None, classes, [mark], bad)
-        if extra := sorted(set(list_classes(held)) - set(list_classes(root / "train"))):
-            raise DataError(f"{held} has classes that {root / 'train'} lacks: {', '.join(extra[:5])}")
-        test, test_bad, test_mark = self._read(list_images(held, classes), context)
-        return self._splits(train, test, classes, [mark, test_mark], bad + test_bad)
+        root = existing_root(self.root, "images in it: NAME, CLASS/NAME or train/CLASS/NAME")
+        there = contents(root)
+        names = self.split_names.among(there.folders, str(root))
+        read = partial(self._read, context=context)
+        if "train" not in names:
+            notes = self._undivided_notes(root, there, names)
+            return self._opened({"train": self._listed(root, None, context)}, read, {"train": str(root)}, notes)
+        train = self._listed(root / names["train"], None, context)
+        self._check_train(train, unread_folders(root, there, names), names["train"])
+        listings = {key: self._listed(root / name, train, context) for key, name in names.items() if key != "train"}
+        listings = {"train": train, **listings}
+        if "holdout" in names:  # one set with train: names that say which
+            listings |= {key: listings[key].below(root) for key in ("train", "holdout")}
+        called = {key: f"{name}/" for key, name in names.items()}
+        return self._opened(listings, read, called, unread_notes(root, there, names))
+
+    def _listed(self, folder: Path, train: Listing | None, context: Context) -> Listing:
+        """Return the images of a split, which has the classes of train."""
+        if self.labels == NONE or (train is not None and not train.labelled):
+            return list_flat(folder, context.poll)
+        if train is None:
+            return list_images(folder, self._chosen(list_classes(folder), folder), context.poll)
+        if extra := sorted(set(list_classes(folder)) - set(list_classes(train.root))):
+            raise DataError(f"{folder} has classes that {train.root} lacks: {some(extra)}")
+        return list_images(folder, train.classes, context.poll)
+
+    def _undivided_notes(self, root: Path, there: Contents, names: Mapping[str, str]) -> list[str]:
+        """Return what to say of a root without a training folder whose folders are called like splits.
+
+        Raises:
+            DataError: a split is named, or all folders are called like splits.
+        """
+        named = [name for key, name in names.items() if getattr(self.split_names, key) is not None]
+        called = [name for name in there.folders if is_usual(name) and self.split_names.train is None]
+        if named or (called and (len(called) == len(there.folders) or len(names) > 1)):
+            raise DataError(
+                f"data.root={root} has {some(named or called)} and no train/; name the training split by "
+                f"data.train_split=FOLDER{'' if named else ', or give data.train_split=none if these are classes'}"
+            )
+        return [f"{root}: {some(called)} is read as a class, for there is no train/ beside it"] if called else []
+
+    def _check_train(self, train: Listing, unread: Sequence[str], name: str) -> None:
+        """Refuse a train/ that may be a class.
+
+        Raises:
+            DataError: it holds images directly, as the folders beside it do.
+        """
+        if unread and not train.labelled and self.split_names.train is None and self.labels != NONE:
+            raise DataError(
+                f"{train.root} holds images directly, beside {some(unread)}: if it is a class, give "
+                f"data.train_split=none; if it is the training split, data.train_split={name}"
+            )
 
     def _chosen(self, classes: Sequence[str], place: Path) -> list[str]:
-        """Those of the classes found in a place that are kept, in their order."""
+        """Return those of the classes of a place that are kept, in their order."""
         if self.only is None:
             return list(classes)
         for name in self.only or [""]:
@@ -208,12 +224,13 @@ class CIFAR(ImageFolder):
         if self.download:
             return self._downloaded(context)
         root = existing_root(self.root, "train/CLASS/NAME images")
-        if not (root / "train").is_dir():
+        train = self.split_names.among(list_classes(root), str(root)).get("train")
+        if train is None:
             raise DataError(
                 f"data.root={self.root} has no folder train/; give a CIFAR-{self.classes} tree "
                 "(train/CLASS/NAME.png, test/CLASS/NAME.png) or data.download=true"
             )
-        if (n := len(list_classes(root / "train"))) != self.classes:
+        if (n := len(list_classes(root / train))) != self.classes:
             raise DataError(f"data.root={self.root} has {n} classes in train/, CIFAR-{self.classes} has {self.classes}")
         return super().open(context)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,32 +12,32 @@ from filelock import FileLock
 
 from ldae.data.cache import Bad, Context, in_memory, readable, scanned
 from ldae.data.datasets import SMALL, Dataset, Division
-from ldae.data.folder import Listing
+from ldae.data.folder import UNLABELLED, Listing, number_of_classes
 from ldae.data.images import ImageSet, Splits
+from ldae.data.layout import NONE, SplitNames, some
 from ldae.data.streamed import StreamedImages
 from ldae.errors import ConfigError, DataError, nearest
 from ldae.files import json_hash, read_json, write_json
 from ldae.parts import Count
 
 FORMAT = 1
-HELD = ("test", "validation", "val", "valid")  # names of the split that is tested on, the first that there is
 
 
 @dataclass(frozen=True)
 class Shards:
-    """A split's shards, each read from its beginning.
+    """The shards of one split, or of several, each read from its beginning.
 
     Attributes:
-        found: a `datasets.IterableDataset`.
+        splits: a `datasets.IterableDataset` of each.
         image: the column that has the pictures, as bytes.
     """
 
-    found: Any
+    splits: Sequence[Any]
     image: str
 
     @property
     def count(self) -> int:
-        return int(self.found.num_shards)
+        return sum(int(split.num_shards) for split in self.splits)
 
     def __call__(self, shard: int, skip: int = 0) -> Iterator[bytes]:
         """The images of a shard but the first `skip`."""
@@ -46,9 +47,9 @@ class Shards:
                 raise DataError(f"{row[self.image]['path']} lies in a file of its own; use data=imagefolder")
             yield content
 
-    def labels(self, shard: int, column: str) -> Iterator[int]:
-        """The classes of a shard's images."""
-        return (row[column] for row in self._rows(shard, [column]))
+    def labels(self, shard: int, column: str | None) -> Iterator[Any]:
+        """Yield the classes of a shard's images: of each None where there is no column of them."""
+        return (row[column] if column else None for row in self._rows(shard, [column] if column else []))
 
     def all(self) -> Iterator[bytes]:
         """Every image."""
@@ -56,7 +57,11 @@ class Shards:
             yield from self(shard)
 
     def _rows(self, shard: int, columns: list[str]) -> Any:
-        return self.found.shard(num_shards=self.count, index=shard).select_columns(columns)
+        for split in self.splits:
+            if shard < split.num_shards:
+                return split.shard(num_shards=split.num_shards, index=shard).select_columns(columns)
+            shard -= split.num_shards
+        raise IndexError(shard)
 
 
 class HubImages(Dataset):
@@ -68,10 +73,15 @@ class HubImages(Dataset):
     Args: as Dataset, and
         root: its name on the hub, or a folder of train*.parquet, test*.parquet.
         subset: which of several data sets of that name; the only one if null.
-        image, label: names of the columns.
+        image, label: names of the columns; label null for images without classes. A split whose labels are all None
+            or -1 has no classes either.
         store: as in ImageFolder.
         window: images of a stream that are mixed, and held in memory as files.
+        train_split, holdout_split, test_split: names of the splits; the usual ones if null (see `USUAL`); `none` for
+            no such split.
     """
+
+    label_hint = "name the column of classes by data.label=COLUMN"
 
     def __init__(
         self,
@@ -80,35 +90,41 @@ class HubImages(Dataset):
         root: str | None = None,
         subset: str | None = None,
         image: str = "image",
-        label: str = "label",
+        label: str | None = "label",
         store: Literal["auto", "memory", "stream"] = "auto",
         window: Count = 4096,
+        train_split: str | None = None,
+        holdout_split: str | None = None,
+        test_split: str | None = None,
     ):
         super().__init__(size, division)
+        self.split_names = SplitNames(train_split, holdout_split, test_split)
+        if train_split == NONE:
+            raise ConfigError("train_split", train_split, "leaves nothing to train on; name a split")
         self.root, self.subset, self.image, self.label = root, subset, image, label
         self.store, self.window = store, window
 
     def open(self, context: Context) -> Splits:
         found, mark = self._found()
-        if "train" not in found:
-            raise DataError(f"data.root={self.root} has no split train; it has {', '.join(found)}")
-        held = next((name for name in HELD if name in found), None)
-        classes: list[str] = []
-        sets: list[tuple[ImageSet, Bad, str]] = []
-        for split in ("train", *([held] if held else [])):
-            shards, names = self._columns(found[split])
-            listing = self._listing(shards, names, f"{mark}/{split}", context)
-            if sets and max(listing.labels) >= len(classes):
-                raise DataError(
-                    f"data.root={self.root}: split {split} has class {max(listing.labels)}, train has {len(classes)}"
-                )
-            classes = classes or list(listing.classes)
-            sets.append(self._read(listing, shards, context))
-        (train, bad, first), rest = sets[0], sets[1:]
-        if not rest:
-            return self._splits(train, None, classes, [first], bad)
-        test, test_bad, second = rest[0]
-        return self._splits(train, test, classes, [first, second], bad + test_bad)
+        names = self.split_names.among(list(found), f"data.root={self.root}")
+        if "train" not in names:
+            raise DataError(
+                f"data.root={self.root} has no split train; give data.train_split=NAME, one of {', '.join(found)}"
+            )
+        shards, listings = dict[str, Shards](), dict[str, Listing]()
+        for key, split in names.items():
+            shards[key], classes = self._columns(found[split], split)
+            listings[key] = self._listing(shards[key], classes, split, mark, context)
+        if "holdout" in names and listings["holdout"].labelled == listings["train"].labelled:
+            # one set with train, whose shards come first
+            offset = shards["train"].count
+            shards["train"] = Shards([*shards["train"].splits, *shards["holdout"].splits], self.image)
+            listings["holdout"] = _moved(listings["holdout"], offset)
+            listings["train"] = replace(listings["train"], stream=shards["train"].all)
+        unread = [split for split in found if split not in names.values()]
+        notes = [f"data.root={self.root}: splits that are not read: {some(unread)}"] if unread else []
+        called = {key: f"split {split}" for key, split in names.items()}
+        return self._opened(listings, partial(self._read, shards=shards, context=context), called, notes)
 
     def _found(self) -> tuple[dict[str, Any], str]:
         """The splits, and what names this version of them."""
@@ -128,53 +144,69 @@ class HubImages(Dataset):
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise DataError(f"data.root={self.root} cannot be read by datasets ({first})") from None
 
-    def _columns(self, found: Any) -> tuple[Shards, list[str] | None]:
+    def _columns(self, found: Any, split: str) -> tuple[Shards, list[str] | None]:
         """The images of a split, and its classes if they have names."""
         import datasets
 
         found = found if found.features else found._resolve_features()
         columns = list(found.features)
         for key, name in (("image", self.image), ("label", self.label)):
-            if name not in columns:
+            if name is not None and name not in columns:
+                without = "; data.label=null reads the images without classes" if key == "label" else ""
                 raise ConfigError(
-                    key, name, f"is no column of {self.root}{nearest(name, columns)}; {', '.join(columns)}"
+                    key,
+                    name,
+                    f"is no column of split {split} of {self.root}{nearest(name, columns)}; "
+                    f"it has {', '.join(columns)}{without}",
                 )
         if not isinstance(found.features[self.image], datasets.Image):
             raise ConfigError("image", self.image, f"is a column of {found.features[self.image]}, not of images")
-        kind = found.features[self.label]
+        kind = found.features[self.label] if self.label else None
         names = list(kind.names) if isinstance(kind, datasets.ClassLabel) else None
-        return Shards(found.cast_column(self.image, datasets.Image(decode=False)), self.image), names
+        return Shards([found.cast_column(self.image, datasets.Image(decode=False))], self.image), names
 
-    def _listing(self, shards: Shards, names: list[str] | None, mark: str, context: Context) -> Listing:
-        stamp = json_hash([FORMAT, mark, self.image, self.label])
+    def _listing(self, shards: Shards, names: list[str] | None, split: str, mark: str, context: Context) -> Listing:
+        stamp = json_hash([FORMAT, f"{mark}/{split}", self.image, self.label])
         path = context.cache / "streams" / f"{stamp[:20]}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
+        place = f"data.root={self.root}, split {split}"
         with FileLock(f"{path}.lock"):
             if not path.exists():
-                write_json(path, {"labels": [list(self._labels(shards, k, context)) for k in range(shards.count)]})
+                labels = [list(self._labels(shards, k, place, context)) for k in range(shards.count)]
+                write_json(path, {"labels": labels})
         labels = read_json(path)["labels"]
         files = tuple(f"{k}/{row}" for k, of_shard in enumerate(labels) for row in range(len(of_shard)))
         flat = tuple(label for of_shard in labels for label in of_shard)
         if not flat:
-            raise DataError(f"data.root={self.root} holds no images")
-        classes = names or [str(i) for i in range(1 + max(flat))]
+            raise DataError(f"{place} holds no images")
+        count = number_of_classes(flat, files, place)
+        if names is not None and count > len(names):
+            raise DataError(f"{place} has class {count - 1}, and its labels have {len(names)} names")
+        classes = (names or [str(i) for i in range(count)]) if count else []
         return Listing(Path(self.root or ""), files, (0,) * len(files), flat, tuple(classes), stamp, stream=shards.all)
 
-    def _labels(self, shards: Shards, shard: int, context: Context) -> Iterable[int]:
+    def _labels(self, shards: Shards, shard: int, place: str, context: Context) -> Iterable[int]:
         for row, label in enumerate(shards.labels(shard, self.label)):
             context.poll()
-            if isinstance(label, bool) or not isinstance(label, int) or label < 0:
-                raise DataError(
-                    f"data.root={self.root}: {self.label} of row {row} of shard {shard} is {label!r}, no class"
-                )
+            if label is None:
+                label = UNLABELLED
+            if isinstance(label, bool) or not isinstance(label, int) or label < UNLABELLED:
+                raise DataError(f"{place}: {self.label} of row {row} of shard {shard} is {label!r}, no class")
             yield label
 
-    def _read(self, listing: Listing, shards: Shards, context: Context) -> tuple[ImageSet, Bad, str]:
+    def _read(self, listing: Listing, shards: dict[str, Shards], context: Context) -> tuple[ImageSet, Bad, str]:
         small = self.size <= 96 and len(listing.files) * 3 * self.size**2 <= SMALL
         if self.store == "memory" or (self.store == "auto" and small):
             return in_memory(listing, self.size, context)
         bad = scanned(listing, context)
         names, labels = readable(listing, bad)
         fingerprint = json_hash([listing.stamp, listing.labels, bad, *context.bands.key])
-        images = StreamedImages(listing.root, names, labels, self.size, shards, self.window, bands=context.bands)
+        (own,) = (s for s in shards.values() if s.all == listing.stream)
+        images = StreamedImages(listing.root, names, labels, self.size, own, self.window, bands=context.bands)
         return images, bad, fingerprint
+
+
+def _moved(listing: Listing, shards: int) -> Listing:
+    """Return a listing whose shards come after some others."""
+    places = (name.split("/") for name in listing.files)
+    return replace(listing, files=tuple(f"{shards + int(shard)}/{row}" for shard, row in places))

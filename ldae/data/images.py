@@ -21,7 +21,7 @@ class ImageSet:
 
     Attributes:
         ids: (N,) positions in the full set; an augmentation depends on an image's id, not on its split.
-        labels: (N,) int64.
+        labels: (N,) int64; -1 for images without a class.
         names: (N,) bytes, file names relative to `root`.
         size: side that images are delivered at, in pixels.
     """
@@ -134,9 +134,10 @@ class Splits:
     """A data set, divided. Every choice is made on `holdout`; `test` is read once, at the end.
 
     Attributes:
-        classes: class names.
+        classes: class names; empty where the images have no labels.
         fingerprint: hash of the images, the labels and the division.
         bad: (name, reason) of the files that were left out.
+        notes: sentences on what was not read, and on scores that would mean little.
     """
 
     train: ImageSet
@@ -145,6 +146,12 @@ class Splits:
     classes: Sequence[str]
     fingerprint: str
     bad: Sequence[tuple[str, str]] = field(default=())
+    notes: Sequence[str] = field(default=())
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the images have classes."""
+        return bool(self.classes)
 
     @property
     def development(self) -> ImageSet:

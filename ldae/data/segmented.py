@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import numpy as np
 from PIL import Image
 
 from ldae.data.cache import Bad, Context, Squares, in_memory
-from ldae.data.datasets import Dataset, Division, existing_root
+from ldae.data.datasets import Dataset, Division, existing_root, unread_notes
 from ldae.data.decode import BadImage, Bands, centre_square, read_mask, read_rgb
 from ldae.data.folder import Listing, list_pairs
-from ldae.data.images import MemoryImages, Splits
+from ldae.data.images import ImageSet, Splits
+from ldae.data.layout import SplitNames
+from ldae.data.walk import contents
 from ldae.errors import DataError
 from ldae.parts import Count
 
@@ -63,13 +66,16 @@ def _read_mask(path: Path, max_pixels: int) -> Image.Image:
 
 
 class Segmented(Dataset):
-    """Images and figure-ground masks: root/{train,test}/images/NAME.jpg and root/{train,test}/masks/NAME.png.
+    """Images and figure-ground masks: root/{train,val,test}/images/NAME.jpg and root/{train,val,test}/masks/NAME.png.
 
-    Of a mask 128 and more is figure. Without test/ a share of train/ is set aside. Held in memory; one class.
+    Of a mask 128 and more is figure. The names of splits are as in ImageFolder; without a test split a share of train/
+    is set aside. Held in memory; one class.
 
     Args: as Dataset, and
         root: the folder.
     """
+
+    classifies = False  # of its pixels, not of its images
 
     def __init__(self, size: Count, division: Division, root: str | None = None):
         super().__init__(size, division)
@@ -77,15 +83,16 @@ class Segmented(Dataset):
 
     def open(self, context: Context) -> Splits:
         root = existing_root(self.root, LAYOUT)
-        train, bad, mark = self._read(root / "train", context)
-        if not (root / "test").is_dir():
-            return self._splits(train, None, ["figure"], [mark], bad)
-        test, test_bad, test_mark = self._read(root / "test", context)
-        return self._splits(train, test, ["figure"], [mark, test_mark], bad + test_bad)
+        there = contents(root)
+        names = {"train": "train", **SplitNames().among(there.folders, str(root))}
+        listings = {key: list_pairs(root / name, context.poll) for key, name in names.items()}
+        if "holdout" in names:  # one set with train: names that say which
+            listings |= {key: listings[key].below(root) for key in ("train", "holdout")}
+        called = {key: f"{name}/" for key, name in names.items()}
+        return self._opened(listings, partial(self._read, context=context), called, unread_notes(root, there, names))
 
-    def _read(self, folder: Path, context: Context) -> tuple[MemoryImages, Bad, str]:
-        listing, masks = list_pairs(folder)
-        images, bad, mark = in_memory(listing, self.size, context, FigureSquares(masks))
+    def _read(self, listing: Listing, context: Context) -> tuple[ImageSet, Bad, str]:
+        images, bad, mark = in_memory(listing, self.size, context, FigureSquares(listing.masks))
         if not images.pixels[:, 3].any():
-            raise DataError(f"no mask below {folder / 'masks'} has a figure: 128 and more is figure, less is ground")
+            raise DataError(f"no mask below {listing.root} has a figure: 128 and more is figure, less is ground")
         return images, bad, mark

@@ -169,7 +169,7 @@ def test_links_are_followed_once(tree):
     [
         (lambda p: p / "none", "is missing; a folder is needed"),
         (lambda p: Path(shutil.copy(__file__, p / "file")), "is a file; a folder is needed"),
-        (lambda p: p, "has no images in class folders"),
+        (lambda p: p, "holds no images"),
     ],
 )
 def test_a_root_that_cannot_be_is_refused(tmp_path, context, make, words):

@@ -172,8 +172,79 @@ def test_what_is_missing_is_named(both, context, tmp_path, monkeypatch):
         [0.5],
         datasets.Value("float32"),
     )
-    with pytest.raises(DataError, match=r"label of row 0 of shard 0 is 0.5, no class"):
+    with pytest.raises(DataError, match=r"split train: label of row 0 of shard 0 is 0.5, no class"):
         streamed(tmp_path / "fractions", context)
+
+
+def lone(path, splits, kind=None):
+    """A folder of one parquet file for each {split: labels}; row i of a split is of one grey."""
+    path.mkdir(exist_ok=True)
+    for split, labels in splits.items():
+        pictures = [png(np.full((20, 20, 3), 10 * i, np.uint8)) for i in range(len(labels))]
+        write(path / f"{split}.parquet", pictures, labels, kind or datasets.Value("int64"))
+    return path
+
+
+@pytest.mark.parametrize("store", ["memory", "stream"])
+@pytest.mark.parametrize("missing", [-1, None])
+def test_a_split_without_labels_is_passed_over_and_named(tmp_path, context, store, missing):
+    root = lone(tmp_path / "hub", {"train": [0, 1] * 20, "test": [missing] * 5, "validation": [missing] * 3})
+    splits = HubImages(16, Division(), str(root), store=store).open(context)
+    assert [len(s) for s in (splits.train, splits.holdout, splits.test)] == [29, 3, 8]
+    said = [note for note in splits.notes if "passed over" in note]
+    assert said == [
+        "the 3 images of split validation have no classes and are passed over; the hold-out is cut from split train",
+        "the 5 images of split test have no classes and are passed over; the test split is cut from split train",
+    ]
+
+
+@pytest.mark.parametrize("store", ["memory", "stream"])
+@pytest.mark.parametrize("label", [None, "label"])
+def test_images_without_labels_are_read(tmp_path, context, store, label):
+    labels = [0, 1] * 5 if label is None else [None] * 10
+    root = lone(tmp_path / "hub", {"train": labels, "test": labels[:4]})
+    splits = HubImages(16, Division(), str(root), store=store, label=label).open(context)
+    assert not splits.labelled
+    assert [len(s) for s in (splits.train, splits.holdout, splits.test)] == [9, 1, 4]
+    assert splits.train.own_labels.unique().tolist() == [-1]
+    assert any("have no classes; pretraining needs none, scores do: name the column" in note for note in splits.notes)
+
+
+def test_labels_in_part_or_beyond_reason_are_refused_by_split(tmp_path, context):
+    part = lone(tmp_path / "part", {"train": [0, 1, 0], "test": [0, None, 1]})
+    with pytest.raises(DataError, match="split test: 1 of 3 images have no class, the first: 0/1"):
+        streamed(part, context)
+    large = lone(tmp_path / "large", {"train": [0, 999999999]})
+    with pytest.raises(DataError, match="split train: 0/1 has class 999999999, and there are 2 images"):
+        streamed(large, context)
+    more = lone(tmp_path / "more", {"train": [0, 1], "test": [2]})
+    with pytest.raises(DataError, match="split test has class 2, split train has 2 classes"):
+        streamed(more, context)
+
+
+@pytest.mark.parametrize("store", ["memory", "stream"])
+def test_keys_choose_the_splits(tmp_path, context, store):
+    root = lone(tmp_path / "hub", {"train": [0, 1] * 5, "validation": [0, 1, 0], "test": [1, 1]})
+
+    def opened(**keys):
+        return HubImages(16, Division(), str(root), store=store, window=4, **keys).open(context)
+
+    usual = opened()
+    assert [len(s) for s in (usual.train, usual.holdout, usual.test)] == [10, 3, 2]
+    assert usual.holdout.own_labels.tolist() == [0, 1, 0]
+    (batch,) = in_order(usual.holdout, 5, CPU)
+    assert (batch.images[:, 0, 0, 0] * 255).round().tolist() == [0, 10, 20]
+    assert sorted(usual.development.ids) == list(range(13))
+    other = opened(train_split="validation", holdout_split="none", test_split="train")
+    assert [len(s) for s in (other.train, other.holdout, other.test)] == [3, 0, 10]
+    assert "splits that are not read: test" in " ".join(other.notes)
+    with pytest.raises(ConfigError, match=r"holdout_split='valid' is not in data.root=.*it has .*validation"):
+        opened(holdout_split="valid")
+    with pytest.raises(ConfigError, match="stands for two splits"):
+        opened(holdout_split="test", test_split="test")
+    bare = lone(tmp_path / "bare", {"test": [0, 1]})
+    with pytest.raises(DataError, match=r"has no split train; give data\.train_split=NAME, one of test"):
+        streamed(bare, context)
 
 
 def test_what_was_read_is_kept(both, context, monkeypatch):

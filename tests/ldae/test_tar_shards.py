@@ -108,9 +108,19 @@ def test_names_of_classes_come_from_a_file(both, context):
 @pytest.mark.parametrize(
     ("members", "sentence"),
     [
-        ([("1.png", b"x")], "1 has no class; 1.cls with its number is needed"),
+        (
+            [("1.png", b"x"), ("2.png", b"x"), ("2.cls", b"0")],
+            r"1 of 2 images have no class, the first: train.tar/1.png@.*give each of them one, or none at all",
+        ),
         ([("1.png", b"x"), ("1.cls", b"cat")], "1.cls tells no class; a whole number"),
-        ([("1.png", b"x"), ("1.cls", b"-1")], "1.cls tells no class"),
+        ([("1.png", b"x"), ("1.cls", b"-2")], "1.cls tells no class"),
+        (
+            [("1.png", b"x"), ("1.cls", b"999999999")],
+            "1.png@.* has class 999999999, and there are 1 images; a class is",
+        ),
+        ([("1.png", b"x"), ("1.json", b'{"cls": 999999999}')], "has class 999999999, and there are 1 images"),
+        ([("1.png", b"x"), ("1.jpg", b"x")], "train.tar has two images called 1; give each a key of its own"),
+        ([("1.png", b"x"), ("1.cls", b"0"), ("1.json", b'{"label": 1}')], "1 has the classes 0 and 1; keep one"),
         ([("1.png", b"x"), ("1.json", b'{"label": true}')], "1.json tells no class"),
         ([("1.png", b"x"), ("1.json", b"{")], "1.json tells no class"),
         ([("1.cls", b"0")], "holds no images"),
@@ -131,8 +141,78 @@ def test_a_cut_or_compressed_file_is_named(both, context):
     path.write_bytes(b"\x1f\x8b" + whole[2:])
     with pytest.raises(DataError, match=r"train-1\.tar is no whole"):
         opened(both[1], context)
-    with pytest.raises(DataError, match=r"has no train\*\.tar"):
+    with pytest.raises(DataError, match=r"has no \*\.tar"):
         opened(both[0], context)
+
+
+@pytest.mark.parametrize("content", [bytes(512), b"\1" * 512], ids=["zeroed", "damaged"])
+def test_a_damaged_header_loses_nothing_in_silence(both, context, content):
+    """Python's tarfile takes such a header for the end of the file."""
+    path = both[1] / "train-0.tar"
+    with tarfile.open(path) as tar:
+        offset = tar.getmembers()[6].offset
+    raw = bytearray(path.read_bytes())
+    raw[offset : offset + 512] = content
+    path.write_bytes(raw)
+    with pytest.raises(
+        DataError, match=rf"train-0\.tar is no whole.*header at byte {offset} is damaged, and more comes"
+    ):
+        opened(both[1], context)
+
+
+def without_classes(source, target, keep=lambda name: False):
+    """A copy of a tar file without the members that say a class."""
+    with tarfile.open(source) as tar:
+        members = [(m.name, tar.extractfile(m).read()) for m in tar]
+    write_tar(target, [(name, data) for name, data in members if name.endswith("png") or keep(name)])
+
+
+def test_files_without_classes_are_read_and_so_are_captions(both, context, tmp_path):
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for name in ("train-0.tar", "train-1.tar"):
+        without_classes(both[1] / name, plain / name.removeprefix("train-"))
+    images = [(f"{i}.png", png(np.full((16, 16, 3), i, np.uint8))) for i in range(3)]
+    write_tar(plain / "2.TAR", [*images, ("0.json", b'{"caption": "a cat"}'), ("1.cls", b"-1"), ("2.depth.npy", b"x")])
+    splits = opened(plain, context)
+    assert (splits.labelled, len(splits.classes)) == (False, 0)
+    assert sum(map(len, (splits.train, splits.holdout, splits.test))) == 33
+    assert splits.train.own_labels.unique().tolist() == [-1]
+    assert any("33 images of" in note and "have no classes" in note for note in splits.notes)
+    assert any(note.endswith("1 members are not read: .depth.npy (1)") for note in splits.notes)
+    named = TarShards(16, Division(), str(both[1]), labels="none").open(context)
+    assert not named.labelled
+    assert len(named.test) == 6
+
+
+def test_val_is_the_hold_out_beside_a_test_split(both, context):
+    reference = opened(both[1], context)
+    (both[1] / "test-1.tar").rename(both[1] / "Validation-0.tar")
+    splits = opened(both[1], context)
+    assert [len(s) for s in (splits.train, splits.holdout, splits.test)] == [30, 3, 3]
+    assert {splits.holdout.name(int(i)).split("/")[0] for i in splits.holdout.ids} == {"Validation-0.tar"}
+    assert len(splits.development) == 33
+    test = [splits.test.name(int(i)) for i in splits.test.ids]
+    assert test == [reference.test.name(int(i)) for i in reference.test.ids][:3]
+    (both[1] / "extra-0.tar").write_bytes((both[1] / "test-0.tar").read_bytes())
+    assert any(note.endswith("tar files that are not read: extra-0.tar") for note in opened(both[1], context).notes)
+    named = TarShards(16, Division(), str(both[1]), holdout_split="extra", test_split="Validation").open(context)
+    assert [len(s) for s in (named.train, named.holdout, named.test)] == [30, 3, 3]
+    assert {named.holdout.name(int(i)).split("/")[0] for i in named.holdout.ids} == {"extra-0.tar"}
+    (both[1] / "val-0.tar").write_bytes((both[1] / "test-0.tar").read_bytes())
+    with pytest.raises(DataError, match="has Validation and val, which mean the same split"):
+        opened(both[1], context)
+
+
+def test_a_test_split_without_classes_is_passed_over(both, context):
+    for name in ("test-0.tar", "test-1.tar"):
+        without_classes(both[1] / name, both[1] / name)
+    splits = opened(both[1], context)
+    assert [len(s) for s in (splits.train, splits.holdout, splits.test)] == [22, 2, 6]
+    (note,) = (note for note in splits.notes if "passed over" in note)
+    assert note == (
+        "the 6 images of test*.tar have no classes and are passed over; the test split is cut from train*.tar"
+    )
 
 
 def test_a_damaged_image_is_left_out_and_named(both, tmp_path):

@@ -1,0 +1,69 @@
+"""Images without classes: pretrained on; tools that need classes say in one sentence how they are given."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+DIGITS_LIKE = (
+    "experiment=ldae/digits",
+    "data=imagefolder",
+    "data.size=8",
+    "data.patch=2",
+    "data.d=4",
+    "data.workers=0",
+)
+SHORT = ("train.steps=2", "train.batch=16", "train.precision=fp32", "runtime.threads=1", "runtime.progress=false")
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory):
+    """80 pictures of noise in one folder."""
+    root = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for i in range(80):
+        Image.fromarray(generator.integers(0, 256, (8, 8, 3), np.uint8)).save(root / f"{i:02d}.png")
+    return root
+
+
+def test_a_flat_folder_is_pretrained_and_a_probe_says_what_is_missing(flat, tmp_path, in_process, capsys):
+    run = tmp_path / "run"
+    words = (*DIGITS_LIKE, *SHORT, f"data.root={flat}", f"out={run}", "monitor.looks=1")
+    assert in_process("pretrain", *words) == (0, "")
+    note = f"warning: the 80 images of {flat} have no classes; pretraining needs none, scores do: "
+    assert capsys.readouterr().err.count(note) == 1
+    for tool, purpose in (("probe", "probing"), ("finetune", "fine-tuning")):
+        assert in_process(tool, f"run={run}", f"out={tmp_path / tool}") == (
+            65,
+            f"data.root={flat}: the images have no classes, and {purpose} needs them; "
+            "give each class a folder of its own, CLASS/NAME",
+        )
+        assert not (tmp_path / tool / "results.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (("task=labelled",), 2, "task.classes=1000 needs images with classes, and these have none; give each class"),
+        (
+            ("tokenizer=vqgan",),
+            65,
+            "the images have no classes, which the classifier of the perceptual loss is trained on",
+        ),
+    ],
+)
+def test_what_needs_classes_refuses_images_without(flat, tmp_path, in_process, words, code, sentence):
+    words = (*DIGITS_LIKE, *SHORT, f"data.root={flat}", f"out={tmp_path / 'run'}", *words)
+    found, message = in_process("pretrain", *words)
+    assert found == code
+    assert message.startswith(sentence)
+    assert len(message.splitlines()) == 1
+
+
+def test_one_class_is_a_warning(flat, tmp_path, in_process, capsys):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "all").symlink_to(flat)
+    words = (*DIGITS_LIKE, *SHORT, f"data.root={tmp_path / 'pictures'}", f"out={tmp_path / 'run'}", "monitor.looks=0")
+    assert in_process("pretrain", *words) == (0, "")
+    assert "warning: the images have one class (all): there is nothing to score\n" in capsys.readouterr().err
