@@ -167,7 +167,7 @@ def scoring_notes(splits: Splits) -> Iterator[str]:
     if 0 < (count := len(splits.holdout)) < FEW:
         yield (
             f"the hold-out has {count} images: one of them is {100 / count:.2g} points of accuracy, and choices made "
-            f"on it are uncertain (data.holdout sets its share of train)"
+            f"on it are uncertain (where it is cut from train, data.holdout is its share)"
         )
     for name, part, known in (
         ("hold-out", splits.holdout, splits.train),

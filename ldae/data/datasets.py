@@ -75,12 +75,13 @@ def unread_folders(root: Path, there: Contents, names: Mapping[str, str]) -> lis
     return [f"{name}/ ({'at least ' * (n >= MOST_COUNTED)}{n:,} images)" for name, n in counts.items() if n]
 
 
-def unread_notes(root: Path, there: Contents, names: Mapping[str, str]) -> list[str]:
+def unread_notes(root: Path, there: Contents, unread: Sequence[str]) -> list[str]:
     """Return what to say of images that lie beside the splits.
 
-    Args: as unread_folders.
+    Args:
+        there: what is directly in `root`.
+        unread: what `unread_folders` returns.
     """
-    unread = unread_folders(root, there, names)
     notes = [f"{root}: folders that are not read: {some(unread)}"] if unread else []
     if there.images:
         notes.append(f"{root}: {len(there.images)} images lie in no split and are not read: {some(there.images)}")
@@ -134,13 +135,14 @@ class ImageFolder(Dataset):
             notes = self._undivided_notes(root, there, names)
             return self._opened({"train": self._listed(root, None, context)}, read, {"train": str(root)}, notes)
         train = self._listed(root / names["train"], None, context)
-        self._check_train(train, unread_folders(root, there, names), names["train"])
+        unread = unread_folders(root, there, names)
+        self._check_train(train, unread, names["train"])
         listings = {key: self._listed(root / name, train, context) for key, name in names.items() if key != "train"}
         listings = {"train": train, **listings}
-        if "holdout" in names:  # one set with train: names that say which
+        if "holdout" in names and listings["holdout"].labelled == train.labelled:  # one set: names that say which part
             listings |= {key: listings[key].below(root) for key in ("train", "holdout")}
         called = {key: f"{name}/" for key, name in names.items()}
-        return self._opened(listings, read, called, unread_notes(root, there, names))
+        return self._opened(listings, read, called, unread_notes(root, there, unread))
 
     def _listed(self, folder: Path, train: Listing | None, context: Context) -> Listing:
         """Return the images of a split, which has the classes of train."""

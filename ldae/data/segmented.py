@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ldae.data.cache import Bad, Context, Squares, in_memory
-from ldae.data.datasets import Dataset, Division, existing_root, unread_notes
+from ldae.data.datasets import Dataset, Division, existing_root, unread_folders, unread_notes
 from ldae.data.decode import BadImage, Bands, centre_square, read_mask, read_rgb
 from ldae.data.folder import Listing, list_pairs
 from ldae.data.images import ImageSet, Splits
@@ -89,7 +89,8 @@ class Segmented(Dataset):
         if "holdout" in names:  # one set with train: names that say which
             listings |= {key: listings[key].below(root) for key in ("train", "holdout")}
         called = {key: f"{name}/" for key, name in names.items()}
-        return self._opened(listings, partial(self._read, context=context), called, unread_notes(root, there, names))
+        notes = unread_notes(root, there, unread_folders(root, there, names))
+        return self._opened(listings, partial(self._read, context=context), called, notes)
 
     def _read(self, listing: Listing, context: Context) -> tuple[ImageSet, Bad, str]:
         images, bad, mark = in_memory(listing, self.size, context, FigureSquares(listing.masks))

@@ -258,7 +258,7 @@ def contents(root: Path) -> Contents:
     for entry in entries(root):
         if entry.name.startswith("."):
             continue
-        if not leads_somewhere(entry):
+        if entry.is_symlink() and not leads_somewhere(entry):
             found.nowhere.append(entry.name)
         elif is_folder(entry):
             found.folders.append(entry.name)
