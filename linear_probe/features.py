@@ -111,28 +111,35 @@ def extract(encode: Encode, cells: Sequence[Cell], batches: Iterable[ImageBatch]
 
 
 def _fill(encode: Encode, cells: Sequence[Cell], batches: Iterable[ImageBatch], count: int, folder: Path) -> None:
-    maps: dict[Cell, np.memmap] = {}
     labels, done = np.empty(count, dtype=np.int64), 0
     for batch in batches:
         found = encode(batch)
         stop = done + len(batch.labels)
         for cell in cells:
-            rows = found[cell].float().cpu().numpy()
-            if cell not in maps:
-                path = folder / f"{cell}.npy"
-                maps[cell] = np.lib.format.open_memmap(path, "w+", np.float32, (count, rows.shape[1]))
-            maps[cell][done:stop] = rows
+            _append(folder / f"{cell}.npy", found[cell].float().cpu().numpy(), count, cell)
         labels[done:stop] = batch.labels.cpu().numpy()
         done = stop
     if done != count:
         raise ValueError(f"{done} images came where {count} were announced")
-    for cell, found_map in maps.items():
-        if not np.isfinite(found_map).all():
-            raise ValueError(f"features at {cell} are not finite")
-        found_map.flush()
     np.save(folder / "labels.npy", labels)
     hashes = {str(cell): digest(folder / f"{cell}.npy") for cell in cells}
     (folder / "meta.json").write_text(json.dumps({"count": count, "sha256": hashes}))
+
+
+def _append(path: Path, rows: np.ndarray, count: int, cell: Cell) -> None:
+    """Write rows (B, D) at the end of an .npy file of `count` rows: a full disk is an error where a map would crash.
+
+    Raises:
+        ValueError: they are not finite.
+        OSError: the disk is full or fails.
+    """
+    if not np.isfinite(rows).all():
+        raise ValueError(f"features at {cell} are not finite")
+    with open(path, "ab") as file:
+        if file.tell() == 0:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (count, rows.shape[1])}
+            np.lib.format.write_array_header_1_0(file, header)
+        file.write(np.ascontiguousarray(rows, "<f4").data)
 
 
 def _whole(folder: Path, cells: Sequence[Cell], count: int) -> bool:

@@ -15,7 +15,7 @@ from _cli import user_cache
 from torch import Tensor
 
 from ldae.counter import seed_of
-from ldae.data.cache import Context
+from ldae.data.cache import Context, cache_errors
 from ldae.data.datasets import Dataset
 from ldae.data.images import ImageSet, MemoryImages, Splits
 from ldae.data.loader import Loader, Share, in_order
@@ -123,7 +123,8 @@ class Session:
         own = {k: v for k, v in self.config[group].items() if k in READING}
         given = {"cache": self.cache, "poll": self.stop.poll, "progress": self.runtime.bars and self.world.main}
         try:
-            found = dataset.open(construct(Context, own, given))
+            with cache_errors(self.cache):
+                found = dataset.open(construct(Context, own, given))
         except ConfigError as error:
             raise error.inside(group) from None
         if labels_for and not found.labelled:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -24,7 +26,7 @@ from ldae.data.folder import Listing
 from ldae.data.images import FileImages, MemoryImages, encode_names
 from ldae.data.sources import Source
 from ldae.data.workers import WorkerPool
-from ldae.errors import CheckpointError, DataError
+from ldae.errors import CheckpointError, DataError, OutputError, StorageError
 from ldae.files import json_hash, published_folder, read_json, write_json
 from ldae.parts import Count, Fraction, Natural
 
@@ -110,13 +112,13 @@ def in_memory(
     squares = squares or Squares()
     key = [FORMAT, squares.kind, listing.stamp, listing.classes, size, *_decoder(listing), *context.bands.key]
     folder = context.cache / "images" / json_hash(key)[:20]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        manifest = _intact(folder)
-        if manifest is None:
-            with published_folder(folder) as temporary:
-                _decode_all(listing, size, context, temporary, squares)
-            manifest = read_json(folder / "manifest.json")
+    manifest = _intact(folder)  # before the lock: a cache that may only be read serves too
+    if manifest is None:
+        with cache_errors(context.cache), _locked(folder):
+            if (manifest := _intact(folder, warn=True)) is None:
+                with published_folder(folder) as temporary, cache_errors(context.cache):
+                    _decode_all(listing, size, context, temporary, squares)
+                manifest = read_json(folder / "manifest.json")
     bad = [(name, reason) for name, reason in manifest["bad"]]
     _check_share(bad, listing, context)
     names, labels = readable(listing, bad)
@@ -153,16 +155,48 @@ def scanned(listing: Listing, context: Context) -> Bad:
     """
     key = [FORMAT, "scan", listing.stamp, context.max_pixels, *_decoder(listing), *context.bands.key]
     path = context.cache / "scans" / f"{json_hash(key)[:20]}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        if not path.exists():
-            work = partial(_unreadable, max_pixels=context.max_pixels, bands=context.bands)
-            outcomes = _decoded(listing, listing.sources, work, context)
-            found = [(name, why) for name, why in zip(listing.files, outcomes, strict=True) if why]
-            write_json(path, {"bad": found})
+    if not path.exists():
+        with cache_errors(context.cache), _locked(path):
+            if not path.exists():
+                work = partial(_unreadable, max_pixels=context.max_pixels, bands=context.bands)
+                outcomes = _decoded(listing, listing.sources, work, context)
+                found = [(name, why) for name, why in zip(listing.files, outcomes, strict=True) if why]
+                write_json(path, {"bad": found})
     bad = [(name, reason) for name, reason in read_json(path)["bad"]]
     _check_share(bad, listing, context)
     return bad
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        yield
+
+
+@contextlib.contextmanager
+def cache_errors(cache: Path) -> Iterator[None]:
+    """Turn a failed write below the cache into an error that names `data.cache`; errors of other files pass.
+
+    Raises:
+        OutputError: it may not be written.
+        StorageError: the disk is full or fails.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            place = Path(os.fsdecode(error.filename))
+            if not place.is_relative_to(cache) and not cache.is_relative_to(place):
+                raise
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise OutputError(
+                f"data.cache={cache} cannot be written ({error.strerror}); give another data.cache=FOLDER"
+            ) from None
+        raise StorageError(
+            f"writing below data.cache={cache} failed ({error.strerror or error}); free space there, or give another "
+            "data.cache=FOLDER, and run the same command again"
+        ) from None
 
 
 def readable(listing: Listing, bad: Bad) -> tuple[np.ndarray, np.ndarray]:
@@ -182,7 +216,7 @@ def _check_share(bad: Bad, listing: Listing, context: Context) -> None:
         )
 
 
-def _intact(folder: Path) -> dict[str, Any] | None:
+def _intact(folder: Path, warn: bool = False) -> dict[str, Any] | None:
     """The manifest of a cached set whose pixels still have the hash they were written with."""
     if not folder.exists():
         return None
@@ -192,7 +226,8 @@ def _intact(folder: Path) -> dict[str, Any] | None:
             return manifest
     except (CheckpointError, OSError, ValueError, KeyError):
         pass
-    warnings.warn(f"the cached images in {folder} are damaged; they are read anew", stacklevel=2)
+    if warn:
+        warnings.warn(f"the cached images in {folder} are damaged; they are read anew", stacklevel=2)
     return None
 
 
@@ -205,26 +240,37 @@ def pixel_hash(pixels: np.ndarray) -> str:
 
 
 def _decode_all(listing: Listing, size: int, context: Context, folder: Path, squares: Squares) -> None:
-    total, kept, bad = len(listing.files), 0, []
-    scratch = np.lib.format.open_memmap(folder / "pixels.npy", "w+", np.uint8, (total, squares.channels, size, size))
+    bad: Bad = []
+    shape, total = (squares.channels, size, size), len(listing.files)
     work = partial(_attempted, squares.square, size=size, max_pixels=context.max_pixels, bands=context.bands)
-    outcomes = _decoded(listing, squares.sources(listing), work, context)
-    for name, outcome in zip(listing.files, outcomes, strict=True):
-        if isinstance(outcome, str):
-            bad.append((name, outcome))
-        else:
-            scratch[kept] = outcome
-            kept += 1
-    scratch.flush()
-    if bad:
-        short = scratch[:kept].copy()
-        del scratch
-        np.save(folder / "pixels.npy", short)
-        scratch = short
-    pixels = pixel_hash(scratch)
+    path = folder / "pixels.npy"
+    with open(path, "wb") as file:  # written, not mapped: a full disk is an error here and a crash there
+        _check_room(folder, total * int(np.prod(shape)))
+        _write_header(file, (total, *shape))
+        outcomes = _decoded(listing, squares.sources(listing), work, context)
+        for name, outcome in zip(listing.files, outcomes, strict=True):
+            if isinstance(outcome, str):
+                bad.append((name, outcome))
+            else:
+                file.write(np.ascontiguousarray(outcome, np.uint8).data)
+        file.seek(0)
+        _write_header(file, (total - len(bad), *shape))  # as long as the first: numpy pads it
+    pixels = pixel_hash(np.load(path, mmap_mode="r"))
     names, labels = readable(listing, bad)
     fingerprint = json_hash([pixels, [os.fsdecode(bytes(n)) for n in names], labels.tolist()])
     write_json(folder / "manifest.json", {"bad": bad, "pixels": pixels, "fingerprint": fingerprint})
+
+
+def _check_room(folder: Path, size: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if 0 < free < size:  # some file systems always say 0
+        raise OSError(
+            errno.ENOSPC, f"{size / 2**20:.0f} MiB of pixels are to be kept and {free / 2**20:.0f} MiB are free"
+        )
+
+
+def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
 def _decoded(listing: Listing, sources: Iterable[Any], work: Callable[[Any], Any], context: Context) -> Iterator[Any]:
