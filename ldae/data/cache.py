@@ -264,9 +264,7 @@ def _decode_all(listing: Listing, size: int, context: Context, folder: Path, squ
 def _check_room(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if 0 < free < size:  # some file systems always say 0
-        raise OSError(
-            errno.ENOSPC, f"{size / 2**20:.0f} MiB of pixels are to be kept and {free / 2**20:.0f} MiB are free"
-        )
+        raise OSError(errno.ENOSPC, f"{size / 2**20:.0f} MiB of pixels do not fit into the {free / 2**20:.0f} MiB left")
 
 
 def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import re
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -19,7 +24,7 @@ from ldae.data.folder import list_images
 from ldae.data.images import FileImages, MemoryImages
 from ldae.data.loader import Loader, Share, in_order
 from ldae.data.transforms import Centre, Flip, PadCrop, RandomResizedCrop
-from ldae.errors import ConfigError, DataError, PeerError
+from ldae.errors import ConfigError, DataError, OutputError, PeerError, StorageError
 
 CPU = torch.device("cpu")
 
@@ -144,6 +149,89 @@ def test_a_killed_worker_is_one_clear_error(many, tmp_path):
 
     with pytest.raises(PeerError, match=r"worker process \d+.* was killed \(SIGKILL\), .* memory ran out"):
         folder(many, 8).open(Context(tmp_path / "cache", 2, poll=poll))
+
+
+@contextlib.contextmanager
+def mounted(place, options):
+    """A small disk of its own, or a read-only one; skips where this process may not mount one."""
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], capture_output=True).returncode:
+        pytest.skip("this process may not mount a tmpfs")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def in_a_process(root, cache, size):
+    """The error that decoding into a cache ends with, or a signal's number: a process of its own, it might crash."""
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom ldae.data import cache\nfrom ldae.data.folder import list_images\n"
+        "cache._check_room = lambda *_: None\n"  # as where a disk fills up meanwhile
+        "try: cache.in_memory(list_images(Path(sys.argv[1])), int(sys.argv[3]), cache.Context(Path(sys.argv[2]), 0))\n"
+        "except Exception as error: print(type(error).__name__, getattr(error, 'code', 0), error)\n"
+    )
+    words = [sys.executable, "-c", script, str(root), str(cache), str(size)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100)
+    return done.stdout + (str(done.returncode) if done.returncode else "")
+
+
+def test_a_disk_that_fills_up_under_the_cache_is_74_and_leaves_nothing(many, tmp_path):
+    with mounted(tmp_path / "disk", "size=4m") as disk:
+        assert re.match(rf"StorageError 74 .*data\.cache={disk} failed \(No space left", in_a_process(many, disk, 64))
+        assert not list(disk.rglob("*.npy"))
+        with pytest.raises(StorageError, match=r"data\.cache=.* failed \(7 MiB of pixels do not fit into the \d MiB"):
+            folder(many, 64, "memory").open(Context(disk, 0))
+        assert len(folder(many, 8, "memory").open(Context(disk, 0)).train) == 432
+
+
+@pytest.mark.parametrize("store", ["memory", "stream"])
+def test_a_read_only_cache_is_73_unless_it_has_the_images(tree, many, tmp_path, store):
+    with mounted(tmp_path / "disk", "size=9m") as disk:
+        folder(tree, store=store).open(Context(disk, 0, 0.0))
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        assert len(folder(tree, store=store).open(Context(disk, 0, 0.0)).train) == 54
+        with pytest.raises(OutputError, match=r"data\.cache=.*disk cannot be written \(Read-only") as caught:
+            folder(many, store=store).open(Context(disk, 0, 0.0))
+        assert caught.value.code == 73
+
+
+def test_a_root_that_goes_away_in_the_course_of_training_is_74(tree, context):
+    images = folder(tree, store="stream").open(context).train
+    stream = Loader(images, RandomResizedCrop(), 10, 0, CPU, workers=2).batches(0)
+    next(stream)
+    tree.rename(tree.with_name("elsewhere"))
+    with pytest.raises(StorageError, match=r"data\.root=.*train is no longer there"):
+        [next(stream) for _ in range(20)]
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_killed_in_training_is_named(tree, context):
+    images = folder(tree, store="stream").open(context).train
+    stream = Loader(images, RandomResizedCrop(), 10, 0, CPU, workers=2).batches(0)
+    next(stream)
+    multiprocessing.active_children()[0].kill()
+    with pytest.raises(PeerError, match=r"was killed \(SIGKILL\).*memory"):
+        [next(stream) for _ in range(200)]
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("store", ["memory", "stream"])
+def test_channels_and_range_are_part_of_what_a_set_is(tmp_path, store):
+    for i in range(20):
+        path = tmp_path / "deep" / "a" / f"{i}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tifffile.imwrite(path, np.full((8, 8, 4), [10, 20, 30, i], np.float32), photometric="rgb", extrasamples=[0])
+    opened = []
+    for channels, span in (((0, 1, 2), (0, 100)), ((3, 1, 2), (0, 100)), ((3, 1, 2), (0, 50))):
+        context = Context(tmp_path / "cache", 0, channels=channels, range=span)
+        opened.append(folder(tmp_path / "deep", 8, store, holdout=0.0, test=0.0).open(context))
+        pixels = next(in_order(opened[-1].train, 20, CPU)).images
+        assert (pixels[:, 1] - 20 / span[1]).abs().max() < 0.01
+        first = torch.arange(20) if channels[0] == 3 else torch.full((20,), 10)
+        order = [int(opened[-1].train.name(i)[2:-4]) for i in range(20)]
+        assert (pixels[:, 0, 0, 0] - first[order] / span[1]).abs().max() < 0.01
+    assert len({splits.fingerprint for splits in opened}) == 3
 
 
 @pytest.mark.parametrize("store", ["memory", "stream"])
