@@ -94,6 +94,8 @@ def test_every_part_is_what_its_group_promises(config, name):
         "workers",
         "max_bad",
         "max_pixels",
+        "channels",
+        "range",
     }
     assert set(spec) - known <= {"weights", "fit"}
 
