@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
+from functools import cache
+
 import torch
 from torch import Tensor
 
 SPARE = 12  # candidates beyond those that are asked for
 GROUP = 16  # entries of which the largest product stands for all, at first
 BLOCK = 256  # queries at once
+
+
+@cache
+def multiplies_bf16() -> bool:
+    """Return whether this CPU has instructions for products of bf16, and they are faster than those of float32.
+
+    The flags do not show a limit on oneDNN's instruction set (`ONEDNN_MAX_CPU_ISA`), under which bf16 is emulated and
+    slower; a product of either kind is timed. With the instructions it takes 0.4 of the time, emulated 2 to 100 times.
+    """
+    capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    if not (capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")):
+        return False
+    single = torch.ones(256, 256)
+    half = single.bfloat16()
+    return min(_seconds(half) for _ in range(5)) < min(_seconds(single) for _ in range(5))
+
+
+def _seconds(square: Tensor) -> float:
+    began = time.perf_counter()
+    square @ square
+    return time.perf_counter() - began
 
 
 class Candidates:

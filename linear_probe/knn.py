@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import faiss
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from linear_probe.candidates import Candidates
+from linear_probe.candidates import Candidates, multiplies_bf16
 
 PART = 65536  # bank entries that are normalised and searched at once
 
@@ -87,10 +87,8 @@ def nearest(
 
 
 def by_candidates(queries: int, dimensions: int, count: int) -> bool:
-    """Whether bf16 pays: this CPU multiplies it, and products outweigh sorting and preparation (tools/bench.py knn)."""
-    found: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    multiplies = bool(found.get("avx512_bf16") or found.get("amx_bf16"))
-    return multiplies and queries >= 1024 and dimensions >= 192 and count <= 32
+    """Return whether candidates in bf16 are faster: products outweigh sorting and preparation (tools/bench.py knn)."""
+    return queries >= 1024 and dimensions >= 192 and count <= 32 and multiplies_bf16()
 
 
 def _searched(entries: Tensor, asked: Tensor, count: int) -> tuple[Tensor, Tensor]:

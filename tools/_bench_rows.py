@@ -14,8 +14,13 @@ from _peers import installed
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1", "MALLOC_TOP_PAD_": "268435456"}
 
 
-# the machine's limit
-PRODUCT = Contender("matrix product", "_contenders:matmul", {"size": 2048, "precision": "bfloat16"})
+# torch's names of the precisions
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+def product(precision: str) -> Contender:
+    """Return a square matrix product in `fp32` or `bf16`: the machine's limit."""
+    return Contender("matrix product", "_contenders:matmul", {"size": 2048, "precision": DTYPES[precision]})
 
 
 @dataclass(frozen=True)
@@ -50,18 +55,20 @@ class Row:
         return [self.ours, *self.peers, *([self.peak] if self.peak else [])]
 
 
-def training_rows(mae: str | None) -> list[Row]:
-    """Training steps at 32 px in patches of 4, bf16; the rates are of FLOP, so that sizes compare.
+def training_rows(mae: str | None, precision: str) -> list[Row]:
+    """Training steps at 32 px in patches of 4; the rates are of FLOP, so that sizes compare.
 
     Args:
         mae: folder of a checkout of facebookresearch/mae, or None.
+        precision: `fp32` or `bf16`, of all.
     """
-    return [_training(192, 12, 3, "vit_192x12", mae), _training(128, 8, 4, "vit_128x8", None)]
+    sizes = (192, 12, 3, "vit_192x12", mae), (128, 8, 4, "vit_128x8", None)
+    return [_training(*size, precision) for size in sizes]
 
 
-def _training(width: int, depth: int, heads: int, network: str, mae: str | None) -> Row:
-    words = ["experiment=ldae/cifar10_cpu", f"denoiser={network}", "train.batch=64"]
-    timm = {"width": width, "depth": depth, "heads": heads, "precision": "bf16"}
+def _training(width: int, depth: int, heads: int, network: str, mae: str | None, precision: str) -> Row:
+    words = ["experiment=ldae/cifar10_cpu", f"denoiser={network}", "train.batch=64", f"train.precision={precision}"]
+    timm = {"width": width, "depth": depth, "heads": heads, "precision": precision}
     ships, best = {"batch": 128, "fused": True, "compiled": False}, {"batch": 64, "fused": False, "compiled": True}
     peers = [
         Contender("l-DAE, not compiled", "_contenders:training", {"words": [*words, "train.compile=false"]}),
@@ -69,7 +76,7 @@ def _training(width: int, depth: int, heads: int, network: str, mae: str | None)
         Contender("timm at its best", "_contenders:vit", {**timm, **best}, MALLOC),
     ]
     if mae:
-        given = {"folder": mae, "batch": 128, "precision": "bf16", "compiled": True}
+        given = {"folder": mae, "batch": 128, "precision": precision, "compiled": True}
         peers.append(Contender("MAE at its best", "_contenders:official_mae", given, MALLOC))
     return Row(
         f"training step, {width} x {depth}",
@@ -77,18 +84,19 @@ def _training(width: int, depth: int, heads: int, network: str, mae: str | None)
         Contender("l-DAE, compiled", "_contenders:training", {"words": [*words, "train.compile=true"]}),
         peers,
         {"timm as it ships": 1.8, "timm at its best": 1.1, "MAE at its best": 1.1},
-        PRODUCT,
+        product(precision),
         0.68,
     )
 
 
-def unet_rows(site: str | None) -> list[Row]:
-    """The U-Net of DDPM on CIFAR-10 in bf16, training and sampling; SegDiff's image encoder.
+def unet_rows(site: str | None, precision: str) -> list[Row]:
+    """The U-Net of DDPM on CIFAR-10, training and sampling; SegDiff's image encoder.
 
     Args:
         site: folder where peers are installed, beside those that can be imported anyway.
+        precision: `fp32` or `bf16`, of all.
     """
-    words, batch = ["experiment=ddpm/cifar10", "train.batch=32"], {"batch": 32}
+    words, batch = ["experiment=ddpm/cifar10", "train.batch=32"], {"batch": 32, "precision": precision}
     training, sampling = [], []
     if _found("diffusers", site):
         for name, last in (("diffusers", False), ("diffusers, channels last", True)):
@@ -100,13 +108,14 @@ def unet_rows(site: str | None) -> list[Row]:
         compiled = {**given, "compiled": True}
         training.append(Contender(f"{name}, compiled", "_contenders_unet:lucidrains_training", compiled, MALLOC))
         sampling.append(Contender(name, "_contenders_unet:lucidrains_ddim", given, {**MALLOC, "TQDM_DISABLE": "1"}))
-    ours = Contender("ldae", "_contenders:training", {"words": words})
+    ours = Contender("ldae", "_contenders:training", {"words": [*words, f"train.precision={precision}"]})
     drawing = Contender("ldae", "_contenders_unet:ddim", {"words": words, **batch})
     found = [
-        Row("U-Net, training step", "FLOP/s", ours, training, _even(training), PRODUCT, 0.75),
-        Row("U-Net, DDIM steps", "FLOP/s", drawing, sampling, _even(sampling), PRODUCT, 0.83),
+        Row("U-Net, training step", "FLOP/s", ours, training, _even(training), product(precision), 0.75),
+        Row("U-Net, DDIM steps", "FLOP/s", drawing, sampling, _even(sampling), product(precision), 0.83),
     ]
-    once, each = ({"words": ["experiment=segdiff/horses_cpu"], "batch": 4, "once": once} for once in (True, False))
+    given = {"words": ["experiment=segdiff/horses_cpu"], "batch": 4, "precision": precision}
+    once, each = ({**given, "once": once} for once in (True, False))
     peer = Contender("at every step", "_contenders_unet:segmenting", each)
     ours = Contender("G(I) once", "_contenders_unet:segmenting", once)
     return [*(row for row in found if row.peers), Row("SegDiff, sampling", "steps/s", ours, [peer], _even([peer]))]
@@ -130,12 +139,13 @@ def cold_rows(folder: str | None, site: str | None) -> list[Row]:
     ]
 
 
-def input_rows(images: str | None, jpegs: str | None) -> list[Row]:
+def input_rows(images: str | None, jpegs: str | None, precision: str) -> list[Row]:
     """How images come to a network.
 
     Args:
         images: folder of class folders of small images, for torchvision to read.
         jpegs: the same of full-size ones.
+        precision: `fp32` or `bf16`, of training steps.
     """
     found = []
     if images:
@@ -144,7 +154,7 @@ def input_rows(images: str | None, jpegs: str | None) -> list[Row]:
             given = {"folder": images, "batch": 128}
             peers = [Contender("torchvision", "_contenders_data:small_torchvision", given)]
             found.append(Row(f"32 px, {augment}", "images/s", ours, peers, _even(peers), least=least))
-    words = ["experiment=ldae/cifar10_cpu", "train.batch=64"]
+    words = ["experiment=ldae/cifar10_cpu", "train.batch=64", f"train.precision={precision}"]
     step, bare = ({"words": words, "input": wanted} for wanted in (True, False))
     peer = Contender("the same batch again", "_contenders:training", bare)
     found.append(
@@ -197,8 +207,9 @@ def knn_rows() -> list[Row]:
     return found
 
 
-def probe_rows() -> list[Row]:
-    """Linear probes on 50,000 x 384 features of 10 classes."""
+def probe_rows(precision: str) -> list[Row]:
+    """Linear probes on 50,000 x 384 features of 10 classes; reading features in `fp32` or `bf16`."""
+    read = {"images": 2048, "precision": precision}
     size = {"images": 50000, "dimensions": 384}
     one, all_ = ({**size, "epochs": 2.0, "together": together} for together in (False, True))
     return [
@@ -212,8 +223,8 @@ def probe_rows() -> list[Row]:
         Row(
             "feature extraction",
             "images/s",
-            Contender("ldae", "_contenders_probe:extraction", {"images": 2048, "bare": False}),
-            [Contender("bare forward", "_contenders_probe:extraction", {"images": 2048, "bare": True})],
+            Contender("ldae", "_contenders_probe:extraction", {**read, "bare": False}),
+            [Contender("bare forward", "_contenders_probe:extraction", {**read, "bare": True})],
             {"bare forward": 0.95},
         ),
         *(_logistic(size, correlated) for correlated in (True, False)),

@@ -104,9 +104,9 @@ def compose(root: str, words: Sequence[str], optional: Sequence[str] = ()) -> Di
     OmegaConf.clear_resolver("oc.env")  # a config says all; nothing leaks in from the environment
     overrides = _parsed(_one_length(words))
     choices = [str(o.input_line) for o in overrides if _is_group(o)]
-    values = [o for o in overrides if not _is_group(o)]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         known = _composed(root, choices)
+        values = [_as_here(o, known) for o in overrides if not _is_group(o)]
         for override in values:
             _check_key(override, known)
         extra = [o for o in _parsed(optional) if has_key(known, o.key_or_group)]
@@ -147,6 +147,14 @@ def _one_length(words: Sequence[str]) -> list[str]:
     pairs = (("train.steps", "train.epochs"), ("train.epochs", "train.steps"))
     extra = [f"{b}=null" for a, b in pairs if a in keys and keys[a] != "null" and b not in keys]
     return [*words, *extra]
+
+
+def _as_here(override: Override, config: DictConfig) -> Override:
+    """`precision` and `train.precision` name one setting: where this config has only the other, that is meant."""
+    other = {"precision": "train.precision", "train.precision": "precision"}.get(override.key_or_group)
+    if other is None or has_key(config, override.key_or_group) or not has_key(config, other):
+        return override
+    return _parsed([f"{other}={str(override.input_line).partition('=')[2]}"])[0]
 
 
 def _is_group(override: Override) -> bool:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ldae.data.images import MemoryImages
 from ldae.data.loader import in_order
+from ldae.engine.precision import PrecisionName
 from ldae.export import Encoder
 from linear_probe.features import Cell, extract
 from linear_probe.heads import train_heads
@@ -81,14 +82,14 @@ def sweep(images: int, dimensions: int, epochs: float, together: bool) -> Work:
     return lambda: [train_heads(x, y, CLASSES, r) for r in recipes], images * len(DINOV2.recipe.rates)
 
 
-def extraction(images: int, bare: bool) -> Work:
-    """Features of images of 32 px by l-DAE's encoder half, in bf16 and batches of 128.
+def extraction(images: int, bare: bool, precision: PrecisionName) -> Work:
+    """Features of images of 32 px by l-DAE's encoder half, in batches of 128.
 
     Args:
         bare: the network alone, on its input at hand; else all that tools/probe.py does, from bytes to a file.
     """
     objective = Session(resolved(compose("pretrain", ["experiment=ldae/cifar10_cpu"]))).system["objective"]
-    encoder = Encoder(objective.eval(), precision="bf16")
+    encoder = Encoder(objective.eval(), precision=precision)
     pixels = torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8)
     held = MemoryImages.of(Path(), pixels, [str(i) for i in range(images)], np.zeros(images, np.int64))
     cell, device = Cell(encoder.layer, encoder.t), torch.device("cpu")
@@ -98,7 +99,7 @@ def extraction(images: int, bare: bool) -> Work:
     @torch.no_grad()
     def forward() -> None:
         for _ in range(images // 128):
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
                 objective.denoiser.encode(seen, level, layers=[encoder.layer])
 
     def whole() -> None:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ldae.diffusion.samplers import DDIM, Small, sample
 from ldae.diffusion.spacing import Linear
 from ldae.diffusion.trajectory import stages
+from ldae.engine.precision import PrecisionName
 from ldae.generate import Generator, Walk
 from ldae.objectives.denoise import Denoise
 from ldae.types import Cond
@@ -23,21 +24,21 @@ from ldae.types import Cond
 STEPS = 4  # of a trajectory that is timed
 
 
-def ddim(words: Sequence[str], batch: int) -> Work:
-    """Some steps of DDIM from noise in bf16: ours, with the network that `words` of pretrain.py make."""
-    generator = generating(words)
+def ddim(words: Sequence[str], batch: int, precision: PrecisionName) -> Work:
+    """Some steps of DDIM from noise: ours, with the network that `words` of pretrain.py make."""
+    generator = generating(words, precision)
     noise = generator.noise(generator.draws(range(batch)), batch)
     draws = generator.draws(range(batch))
     return counted_work(lambda: generator.walked(noise, draws))
 
 
-def generating(words: Sequence[str]) -> Generator:
+def generating(words: Sequence[str], precision: PrecisionName) -> Generator:
     """An untrained network as a generator of some DDIM steps."""
     objective = Session(resolved(compose("pretrain", list(words)))).system["objective"]
     assert isinstance(objective, Denoise)
     objective.denoiser.eval()
     visited = stages(objective.schedule, Linear(STEPS).steps(objective.schedule.T))
-    return Generator(objective, Walk(DDIM(), visited, clip=True, precision="bf16"))
+    return Generator(objective, Walk(DDIM(), visited, clip=True, precision=precision))
 
 
 def counted_work(call: Callable[[], object]) -> Work:
@@ -61,8 +62,8 @@ def diffusers_unet() -> nn.Module:
     return found
 
 
-def diffusers_training(batch: int, last: bool, site: str | None) -> Work:
-    """A training step of diffusers' U-Net in bf16.
+def diffusers_training(batch: int, precision: str, last: bool, site: str | None) -> Work:
+    """A training step of diffusers' U-Net.
 
     Args:
         last: whether channels come last in memory.
@@ -71,10 +72,10 @@ def diffusers_training(batch: int, last: bool, site: str | None) -> Work:
     images, t = torch.randn(batch, 3, 32, 32), torch.arange(batch)
     noise = torch.randn_like(images)
     model = _laid_out(diffusers_unet(), last)
-    return learning(model, lambda m: F.mse_loss(m(_laid(images, last), t).sample.float(), noise), "bf16", False)
+    return learning(model, lambda m: F.mse_loss(m(_laid(images, last), t).sample.float(), noise), precision, False)
 
 
-def diffusers_ddim(batch: int, last: bool, site: str | None) -> Work:
+def diffusers_ddim(batch: int, precision: str, last: bool, site: str | None) -> Work:
     """The same steps by diffusers' UNet2DModel and DDIMScheduler."""
     use_site(site)
     from diffusers import DDIMScheduler
@@ -88,7 +89,7 @@ def diffusers_ddim(batch: int, last: bool, site: str | None) -> Work:
     def steps() -> Tensor:
         x = noise
         for t in scheduler.timesteps:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
                 eps = model(x, t).sample
             x = scheduler.step(eps.float(), t, x).prev_sample
         return x
@@ -104,16 +105,16 @@ def lucidrains_unet() -> nn.Module:
     return found
 
 
-def lucidrains_training(batch: int, last: bool, compiled: bool, site: str | None) -> Work:
-    """A training step of that Unet in bf16."""
+def lucidrains_training(batch: int, precision: str, last: bool, compiled: bool, site: str | None) -> Work:
+    """A training step of that Unet."""
     use_site(site)
     images, t = torch.randn(batch, 3, 32, 32), torch.arange(batch)
     noise = torch.randn_like(images)
     model = _laid_out(lucidrains_unet(), last)
-    return learning(model, lambda m: F.mse_loss(m(_laid(images, last), t).float(), noise), "bf16", compiled)
+    return learning(model, lambda m: F.mse_loss(m(_laid(images, last), t).float(), noise), precision, compiled)
 
 
-def lucidrains_ddim(batch: int, last: bool, site: str | None) -> Work:
+def lucidrains_ddim(batch: int, precision: str, last: bool, site: str | None) -> Work:
     """The same number of DDIM steps by its GaussianDiffusion."""
     use_site(site)
     from denoising_diffusion_pytorch import GaussianDiffusion
@@ -122,23 +123,23 @@ def lucidrains_ddim(batch: int, last: bool, site: str | None) -> Work:
     diffusion: Any = GaussianDiffusion(model, image_size=32, timesteps=1000, sampling_timesteps=STEPS)
     forward = model.forward
 
-    def in_bf16(x: Tensor, *given: Any) -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+    def in_precision(x: Tensor, *given: Any) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
             return forward(_laid(x, last), *given).float()
 
     with torch.no_grad():
-        each = counted(lambda: in_bf16(torch.randn(batch, 3, 32, 32), torch.zeros(batch, dtype=torch.long)))
-    model.forward = in_bf16
+        each = counted(lambda: in_precision(torch.randn(batch, 3, 32, 32), torch.zeros(batch, dtype=torch.long)))
+    model.forward = in_precision
     return lambda: diffusion.sample(batch_size=batch), STEPS * each  # the counter fails in its inference mode
 
 
-def segmenting(words: Sequence[str], batch: int, once: bool) -> Work:
+def segmenting(words: Sequence[str], batch: int, precision: PrecisionName, once: bool) -> Work:
     """SegDiff's sampling, in images times steps.
 
     Args:
         once: whether G(I) is worked out once for all steps, or at each.
     """
-    generator = generating(words)
+    generator = generating(words, precision)
     shape = generator.objective.tokenizer.shape
     image = torch.rand(batch, 3, *shape[1:]) * 2 - 1
     told = Cond(image=image)

@@ -81,6 +81,7 @@ def described(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
         "step": run.checkpoint.step,
         "run": run.name,
         "seed": config["seed"],
+        "precision": config["precision"],
         "sampler": config.get("sampler"),
         "spacing": config["spacing"],
     }

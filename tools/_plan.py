@@ -11,6 +11,7 @@ from typing import Any
 
 from _cli import CONFIGS, compose, has_key, resolved
 from _grid import Cell
+from _precision import settle_precision
 from _session import FREE, Session, train_settings
 from omegaconf import DictConfig
 
@@ -122,7 +123,7 @@ def plan(cell: Cell, budget: Budget, images: int, user: Sequence[str]) -> Planne
     words = [*cell.words, *_matching(cell, budget), *budget.words]
     with _named(cell):
         found = _composed(words, {} if cell.beside else budget.keys, user)
-        config = resolved(found[1])
+        config, _ = settle_precision(resolved(found[1]))
         steps = max(1, round(images / conform("train.batch", config["train"]["batch"], Count)))
     config["train"] = {**config["train"], "steps": steps, "epochs": None}
     of_probe = [w.removeprefix(PROBE) for w in latest([*words, *user]) if w.startswith(PROBE)]

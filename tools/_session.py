@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from _cli import user_cache
+from _precision import settle_precision
 from torch import Tensor
 
 from ldae.counter import seed_of
@@ -69,13 +70,17 @@ class Session:
 
     Args:
         config: resolved.
+        saved: the config that the run was begun with, if it was.
+
+    Attributes:
+        config: with every `auto` among its precisions replaced.
+        precision: of the training, if the config is of one.
 
     Raises:
         ConfigError: a key cannot work; nothing was read or written yet.
     """
 
-    def __init__(self, config: Mapping[str, Any]):
-        self.config = config
+    def __init__(self, config: Mapping[str, Any], saved: Mapping[str, Any] | None = None):
         for key in ("seed",):
             construct(_seeded, {key: config[key]}, {})
         if not isinstance(config["allow"], list):
@@ -83,10 +88,11 @@ class Session:
         conform("data.classes", config["data"].get("classes"), Count | None)  # not every network asks for it
         self.runtime: Runtime = settings_of(config, "runtime", Runtime)
         self.device = pick_device(str(config["device"]))
+        self.config, self.precision = settle_precision(config, saved)
         self.runtime.prepare()
         self.seed: int = config["seed"]
         torch.manual_seed(seed_of(self.seed))  # the networks' start
-        self.system = System(config)
+        self.system = System(self.config)
         self.cache = user_cache(config["data"].get("cache"))
         self.stop = StopFlag()
         self.world = World(torch.device(self.device))

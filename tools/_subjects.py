@@ -91,7 +91,7 @@ def of_run(name: str, run: Run, images: Images, settings: ProbeSettings, trained
             found |= pooled(encoder.tokens(batch.images, layers_of(own), batch.index), own, prefix=0)
         return found
 
-    key = f"{hash_[:16] if trained else 'untrained'}-{weights}"
+    key = f"{hash_[:16] if trained else 'untrained'}-{weights}-{settings.precision}"
     return of_images(name, key, cells, encode, images, checkpoint=hash_, step=run.checkpoint.step * trained)
 
 

@@ -28,8 +28,10 @@ from _bench_rows import Row, cold_rows, input_rows, knn_rows, probe_rows, traini
 from _cells import told
 from _cli import compose, resolved, run_tool
 from _interleaved import Timed, function, interleaved
+from _precision import announce, settle_precision
 from _session import commit, own_settings
 
+from ldae.engine.precision import PrecisionName
 from ldae.engine.runtime import describe_hardware, use_threads
 from ldae.errors import UsageError
 from ldae.files import write_json, write_text
@@ -51,6 +53,7 @@ class BenchSettings:
         site: folder of peers' packages, or None.
         images, jpegs: folders of class folders of small and of full-size images, or None.
         out: folder.
+        precision: of training steps, sampling and features.
     """
 
     rounds: Count
@@ -62,15 +65,16 @@ class BenchSettings:
     images: str | None
     jpegs: str | None
     out: str
+    precision: PrecisionName
 
 
 BENCHES: Mapping[str, Callable[[BenchSettings], list[Row]]] = {
-    "training": lambda settings: training_rows(settings.mae),
-    "unet": lambda settings: unet_rows(settings.site),
+    "training": lambda settings: training_rows(settings.mae, settings.precision),
+    "unet": lambda settings: unet_rows(settings.site, settings.precision),
     "cold": lambda settings: cold_rows(settings.cold, settings.site),
     "knn": lambda settings: knn_rows(),
-    "probe": lambda settings: probe_rows(),
-    "input": lambda settings: input_rows(settings.images, settings.jpegs),
+    "probe": lambda settings: probe_rows(settings.precision),
+    "input": lambda settings: input_rows(settings.images, settings.jpegs, settings.precision),
 }
 
 
@@ -85,7 +89,7 @@ def main(words: Sequence[str]) -> None:
     if not names or set(names) - {*BENCHES, FEATURES, ALL}:
         known_names = ", ".join([*BENCHES, FEATURES, ALL, PLAN])
         raise UsageError(f"words without = say what is measured: {known_names}")
-    config = resolved(compose("bench", [word for word in words if "=" in word]))
+    config, precision = settle_precision(resolved(compose("bench", [word for word in words if "=" in word])))
     settings: BenchSettings = own_settings(BenchSettings, config)
     features: FeatureBench = own_settings(FeatureBench, config)
     use_threads(settings.threads)
@@ -93,7 +97,9 @@ def main(words: Sequence[str]) -> None:
         "command": told(" ".join(["python", "tools/bench.py", *words])),
         "commit": commit(),
         "hardware": describe_hardware(),
+        "precision": settings.precision,
     }
+    announce(precision)
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
     if FEATURES in names:

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import torch
 from _cli import compose, resolved, run_tool
+from _precision import announce, settle_precision
 from _session import Runtime, Session, commit, own_settings
 from torch import Tensor
 
@@ -119,8 +120,9 @@ class Figures:
 
 def main(words: Sequence[str]) -> None:
     """Composes, reads, chooses, scores."""
-    config = resolved(compose("dense", words))
+    config, precision = settle_precision(resolved(compose("dense", words)))
     settings: DenseSettings = own_settings(DenseSettings, config)
+    announce(precision)
     device = pick_device(str(config["device"]))
     Runtime(**config["runtime"]).prepare()
     run = load_run(Path(settings.run or ""), settings.step, settings.weights, device)

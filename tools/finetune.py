@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from _cli import compose, resolved, run_tool
+from _precision import announce, saved_config
 from _session import Session, begin, commit, finished, own_settings, session_of, train_settings
 from torch import Tensor
 
@@ -77,13 +78,14 @@ def main(words: Sequence[str]) -> None:
     settings: FinetuneSettings = own_settings(FinetuneSettings, config)
     run = load_run(Path(settings.run), settings.step, settings.weights)
     encoder = Encoder(run.objective, settings.layer, settings.t)
-    session = session_for(run, config)
-    train = train_settings(session.config)
     folder = RunFolder(Path(config["out"] or Path(settings.run) / "finetune"))
+    session = session_for(run, config, saved_config(folder.path))
+    train = train_settings(session.config)
     with session.running(folder):
         if finished(folder, session.config):
             print(f"{folder.path} is finished; nothing to do")
             return
+        announce(session.precision)
         splits = session.splits(labels_for="fine-tuning")
         if session.world.main:
             begin(folder, session.config, splits)
@@ -104,11 +106,11 @@ def main(words: Sequence[str]) -> None:
             folder.set_status("done", trainer.total)
 
 
-def session_for(run: Run, config: Mapping[str, Any]) -> Session:
+def session_for(run: Run, config: Mapping[str, Any], saved: Mapping[str, Any] | None) -> Session:
     """The run's data, and the recipe of this tool; the config also says which checkpoint it began with."""
     data = session_of(run, config).config["data"]
     system = {key: run.config[key] for key in ("task",)}
-    return Session({**config, **system, "data": data, "encoder": run.checkpoint.hash})
+    return Session({**config, **system, "data": data, "encoder": run.checkpoint.hash}, saved)
 
 
 def classifier(encoder: Encoder, settings: FinetuneSettings, splits: Splits, session: Session) -> FineTuning:

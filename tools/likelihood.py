@@ -18,6 +18,7 @@ import torch
 from _cli import compose, resolved, run_tool
 from _generators import described, generator_of
 from _monitors import spread
+from _precision import announce, settle_precision
 from _session import own_settings, session_of
 from tqdm import tqdm
 
@@ -49,7 +50,7 @@ class LikelihoodSettings:
 
 def main(words: Sequence[str]) -> None:
     """Composes, loads, goes over all steps, prints."""
-    config = resolved(compose("likelihood", words))
+    config, precision = settle_precision(resolved(compose("likelihood", words)))
     settings: LikelihoodSettings = own_settings(LikelihoodSettings, config)
     generator, run = generator_of(config)
     rule = generator.walk.rule
@@ -60,6 +61,7 @@ def main(words: Sequence[str]) -> None:
     session = session_of(run, config)
     folder = RunFolder(Path(config["out"] or Path(config["run"]) / "likelihood"))
     with session.running(folder):
+        announce(precision)
         images = spread(getattr(session.splits(), settings.split), settings.count)
         batches = in_order(images, settings.batch, session.world.device, 0, session.stop.poll)
         bar = tqdm(batches, "bounding", -(-len(images) // settings.batch), disable=not session.runtime.bars)

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from _cli import compose, resolved, run_tool
 from _latents import train_images
 from _monitors import MonitorSettings, OnlineKNN, preview
+from _precision import announce, saved_config
 from _session import Session, begin, finished, settings_of, train_settings
 from _tokenizers import check_fit, ensure_tokenizer
 from omegaconf import OmegaConf
@@ -39,7 +40,9 @@ def main(words: Sequence[str]) -> None:
     if "--cfg" in words:
         print(OmegaConf.to_yaml(OmegaConf.create(config)))
         return
-    session = Session(config)
+    run = RunFolder(Path(config["out"] or default_out(config)))
+    session = Session(config, saved_config(run.path))
+    config = session.config
     conform("latents", config["latents"], Literal["auto", "never"])
     settings = train_settings(config)  # all parts are made before any data is read: a bad key costs seconds
     objective = objective_of(session)
@@ -47,11 +50,11 @@ def main(words: Sequence[str]) -> None:
     if objective.tokenizer is not None:
         check_fit(session)
     _, optim = (session.system[group] for group in ("augment", "optim"))
-    run = RunFolder(Path(config["out"] or default_out(config)))
     with session.running(run):
         if finished(run, config):
             print(f"{run.path} is finished; nothing to do")
             return
+        announce(session.precision)
         splits = session.splits()
         check_classes(session, splits)
         if isinstance(objective, Denoise):

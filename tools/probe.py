@@ -24,6 +24,7 @@ from pathlib import Path
 
 from _cli import compose, resolved, run_tool
 from _looks import draw_heatmaps, measure_geometry, project
+from _precision import announce, settle_precision
 from _probe_settings import ProbeSettings
 from _probed import Probed, open_probed
 from _scores import others_of, tables
@@ -166,8 +167,10 @@ class Probing:
 
 def main(words: Sequence[str]) -> None:
     """Composes, checks, extracts, scores."""
-    config = resolved(compose("probe", words))
+    config, precision = settle_precision(resolved(compose("probe", words)))
     settings: ProbeSettings = own_settings(ProbeSettings, config)
+    if settings.run or settings.timm:
+        announce(precision)
     with open_probed(settings, config) as probed:
         probing = Probing(settings, probed)
         labels = subsets.told(settings.labels)

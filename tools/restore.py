@@ -24,6 +24,7 @@ from _features import compared, reader_of
 from _films import Film
 from _generators import described, generator_of
 from _pictures import Pictures
+from _precision import announce, settle_precision
 from _session import Session, own_settings, session_of
 from torch import Tensor
 from tqdm import tqdm
@@ -84,12 +85,13 @@ class RestoreSettings:
 
 def main(words: Sequence[str]) -> None:
     """Composes, loads, restores, measures."""
-    config = resolved(compose("restore", words))
+    config, precision = settle_precision(resolved(compose("restore", words)))
     settings: RestoreSettings = own_settings(RestoreSettings, config)
     generator, run = generator_of(config)
     session = session_of(run, config)
     folder = RunFolder(Path(config["out"] or Path(config["run"]) / "restored"))
     with session.running(folder):
+        announce(precision)
         session.show_partners(generator.objective.corruption)
         pictures = Pictures(session, settings.pictures, settings.split, settings.count, settings.batch)
         restoration = restoration_of(generator, settings, pictures)

@@ -26,6 +26,7 @@ from _features import compared, reader_of
 from _films import Film
 from _generators import described, generator_of
 from _pictures import files_of, picture
+from _precision import announce, saved_config, settle_precision
 from _session import Session, finished, own_settings, session_of
 from einops import rearrange
 from torch import Tensor
@@ -71,18 +72,20 @@ class SampleSettings:
 
 def main(words: Sequence[str]) -> None:
     """Composes, loads, draws what is missing, puts it together."""
-    config = resolved(compose("sample", words))
+    composed = resolved(compose("sample", words))
+    folder = RunFolder(Path(composed["out"] or Path(str(composed["run"])) / "samples"))
+    config, precision = settle_precision(composed, saved_config(folder.path))
     generator, run = generator_of(config)
     settings: SampleSettings = own_settings(SampleSettings, config)
     conditions = conditions_of(generator, settings)
     session = session_of(run, config)
-    folder = RunFolder(Path(config["out"] or Path(config["run"]) / "samples"))
     with session.running(folder):
         generator.objective.to(session.world.device)
         known = {**config, "checkpoint": run.checkpoint.hash}
         if finished(folder, known):
             print(f"{folder.path} is finished; nothing to do")
             return
+        announce(precision)
         if session.world.main:
             write_json(folder.path / "config.json", known)
             (folder.path / "shards").mkdir(exist_ok=True)

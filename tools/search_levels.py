@@ -20,6 +20,7 @@ from _cli import compose, resolved, run_tool
 from _features import Reader, compared, reader_of
 from _generators import described, generator_of
 from _pictures import Pictures
+from _precision import announce, settle_precision
 from _session import own_settings, session_of
 from tqdm import tqdm
 
@@ -64,7 +65,7 @@ class SearchSettings:
 
 def main(words: Sequence[str]) -> None:
     """Composes, loads, tries all, prints."""
-    config = resolved(compose("search_levels", words))
+    config, precision = settle_precision(resolved(compose("search_levels", words)))
     generator, run = generator_of(config)
     settings: SearchSettings = own_settings(SearchSettings, config)
     if not isinstance(generator.objective.task, SuperResolution):
@@ -77,6 +78,7 @@ def main(words: Sequence[str]) -> None:
     session = session_of(run, config)
     folder = RunFolder(Path(config["out"] or Path(config["run"]) / "levels"))
     with session.running(folder):
+        announce(precision)
         pictures = Pictures(session, None, "holdout", settings.count, settings.batch)
         assert pictures.splits is not None
         reader = reader_of(settings.features, session, pictures.splits)

@@ -23,6 +23,7 @@ from typing import Literal
 import torch
 from _cli import compose, resolved, run_tool
 from _monitors import preview
+from _precision import announce, saved_config
 from _session import Session, begin, finished, train_settings
 from _tokenizers import PANEL_IMAGES, fit_tokenizer, given_weights
 
@@ -43,13 +44,15 @@ def main(words: Sequence[str]) -> None:
     """Composes, checks, fits, measures."""
     config = resolved(compose("train_tokenizer", words))
     conform("split", config["split"], Literal["holdout", "test"])
-    session = Session(config)
+    kind = str(config["tokenizer"]["part"]).rsplit(".", 1)[-1]
+    run = RunFolder(Path(config["out"] or f"runs/tokenizer-{kind}/seed{config['seed']}"))
+    session = Session(config, saved_config(run.path))
+    config = session.config
     tokenizer: Tokenizer = session.system["tokenizer"]
     start = given_weights(session)
     if tokenizer.needs_training and (config["tokenizer"]["fit"]["steps"] or start is None):
         train_settings(config)
         session.system["objective"], session.system["optim"]
-    run = RunFolder(Path(config["out"] or f"runs/tokenizer-{type(tokenizer).__name__}/seed{config['seed']}"))
     with session.running(run):
         splits = session.splits()
         if finished(run, config):
@@ -59,6 +62,8 @@ def main(words: Sequence[str]) -> None:
                 begin(run, config, splits)
             if start is not None:
                 load_start(start, tokenizer)
+            if tokenizer.needs_training:
+                announce(session.precision)
             fit_tokenizer(session, splits, run)
         if session.world.main:
             images: ImageSet = getattr(splits, config["split"])

@@ -31,19 +31,22 @@ def use_threads(n: int) -> None:
 
 
 def pick_device(name: str) -> str:
-    """`auto` becomes `cuda` where there is one, else `cpu`.
+    """Return the device that a setting names; for `auto`, `cuda` where there is one, else `cpu`.
 
     Raises:
-        ConfigError: the device is unknown, or CUDA is asked for where there is none.
+        ConfigError: the device is unknown, or not on this machine.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError("device", name, "is no device; use auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError("device", name, "is not supported; use auto, cpu, cuda or cuda:N")
+        raise ConfigError("device", name, "is no device; use auto, cpu, cuda, cuda:N or mps") from None
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ConfigError("device", name, "is not supported; use auto, cpu, cuda, cuda:N or mps")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        built = "macOS 14 or newer on an Apple GPU" if torch.backends.mps.is_built() else "a build of torch for macOS"
+        raise ConfigError("device", name, f"is not there: it needs {built}; use device=cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device", name, "is not there: torch sees no CUDA device; use device=cpu")
     return name

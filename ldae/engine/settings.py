@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
+from ldae.engine.precision import PrecisionSetting
 from ldae.errors import ConfigError
 from ldae.parts import Count, Fraction, NonNegative, Positive
 
@@ -18,7 +18,7 @@ class TrainSettings:
         batch: images of one step over all processes.
         steps, epochs: the length; one of the two.
         accumulate: parts that a process's share of a batch is worked through in.
-        precision: of the networks' matrix products; weights, tokenizers and losses are fp32.
+        precision: of the networks' matrix products (ldae.engine.precision); weights, tokenizers and losses are fp32.
         clip: highest norm of the gradient; 0 for none.
         ema: decay of the weights' average; 0 for none.
         compile: whether torch.compile works on each transformer block.
@@ -36,7 +36,7 @@ class TrainSettings:
     steps: Count | None = None
     epochs: Positive | None = None
     accumulate: Count = 1
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: PrecisionSetting = "auto"
     clip: NonNegative = 1.0
     ema: Fraction = 0.999
     compile: bool = False

@@ -21,6 +21,7 @@ from ldae.engine.fsdp import divide, own_rows, unsynchronised, whole
 from ldae.engine.guard import Guard
 from ldae.engine.logging import Meter, RunLog
 from ldae.engine.optim import Optim
+from ldae.engine.precision import resolve_precision
 from ldae.engine.run import RunFolder
 from ldae.engine.settings import TrainSettings
 from ldae.engine.signals import StopFlag
@@ -104,6 +105,7 @@ class Trainer:
         self.run, self.world, self.stop = job.run, job.world, job.stop
         self.total = settings.total_steps(loader.steps_per_epoch)
         self.slices = settings.slices_of(job.world.size)
+        self.precision = resolve_precision(settings.precision, str(job.world.device))
         self.networks: dict[str, nn.Module] = {name: player.network for name, player in players.items()}
         prepare_blocks(self.networks.values(), settings.compile, settings.recompute)
         self.sharded = settings.shard and job.world.size > 1
@@ -210,7 +212,7 @@ class Trainer:
         return wrapped.no_sync() if hasattr(wrapped, "no_sync") else unsynchronised(self.networks[name])
 
     def _autocast(self) -> torch.autocast:
-        enabled = self.settings.precision == "bf16"
+        enabled = self.precision.value == "bf16"
         return torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def _draws(self, part: int, step: int) -> Draws:

@@ -98,8 +98,14 @@ def test_a_contender_that_fails_is_named():
 
 def test_every_contender_can_be_made():
     """Each names a function that takes its arguments."""
-    rows = [*training_rows("DIR"), *unet_rows(None), *cold_rows("DIR", None), *knn_rows(), *probe_rows()]
-    for row in [*rows, *input_rows("DIR", "DIR")]:
+    rows = [
+        *training_rows("DIR", "fp32"),
+        *unet_rows(None, "fp32"),
+        *cold_rows("DIR", None),
+        *knn_rows(),
+        *probe_rows("fp32"),
+    ]
+    for row in [*rows, *input_rows("DIR", "DIR", "fp32")]:
         assert set(row.marks) >= {peer.name for peer in row.peers} - {"scikit-learn", "l-DAE, not compiled"}
         for contender in row.contenders:
             inspect.signature(function(contender.make)).bind(**contender.arguments)
@@ -109,10 +115,10 @@ def test_every_contender_can_be_made():
 
 def test_rows_whose_peers_are_not_there_are_left_out(capsys, monkeypatch):
     monkeypatch.setattr("_bench_rows.installed", lambda name, site: False)
-    assert [row.name for row in unet_rows("NOWHERE")] == ["SegDiff, sampling"]
+    assert [row.name for row in unet_rows("NOWHERE", "fp32")] == ["SegDiff, sampling"]
     assert "diffusers is not installed, nor in site=NOWHERE: left out" in capsys.readouterr().err
     assert cold_rows(None, None) == []
-    assert [row.name for row in input_rows(None, None)] == ["training with its input"]
+    assert [row.name for row in input_rows(None, None, "fp32")] == ["training with its input"]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ MISTAKES = [
     (("train.steps=0",), "train.steps=0 must be at least 1"),
     (("train.batch=-4",), "train.batch=-4 must be at least 1"),
     (("train.batch=2.5",), "train.batch=2.5 must be a whole number"),
-    (("train.precision=fp8",), "train.precision='fp8' is none of: fp32, bf16"),
+    (("train.precision=fp8",), "train.precision='fp8' is none of: auto, fp32, bf16"),
     (("tokenizer.patch=3",), "tokenizer.patch=3 does not divide the image, 8 x 8"),
     (("tokenizer.d=800",), "tokenizer.d=800 exceeds 3\\*p\\*p=12; lower tokenizer.d or raise tokenizer.patch"),
     (("denoiser.heads=3",), "denoiser.width=64 must be a multiple of 4 and of denoiser.heads=3"),

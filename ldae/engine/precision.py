@@ -1,0 +1,115 @@
+"""Precision of the networks' matrix products: what a device multiplies natively, and what `auto` is there."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ldae.errors import ConfigError
+
+PrecisionName = Literal["fp32", "bf16"]
+PrecisionSetting = Literal["auto", "fp32", "bf16"]
+SETTINGS = ("auto", "fp32", "bf16")
+SLOWDOWN = 14  # times as long as in fp32 a training step in bf16 takes on a CPU that emulates it (docs/speed.md)
+
+# instruction sets of oneDNN without products of bf16, as the variables that limit it name them
+ONEDNN_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+WITHOUT_BF16 = ("sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2", "avx512_core", "avx512_core_vnni")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Precision of the networks' matrix products; weights, tokenizers and losses are fp32.
+
+    Attributes:
+        value: `fp32` or `bf16`.
+        reason: why, a clause.
+        emulated: whether the device emulates it, and is slower than in fp32.
+    """
+
+    value: PrecisionName
+    reason: str
+    emulated: bool = False
+
+    def __str__(self) -> str:
+        if not self.emulated:
+            return f"precision: {self.value} ({self.reason})"
+        return (
+            f"precision: {self.value} ({self.reason}); warning: this device emulates bf16, a step takes about "
+            f"{SLOWDOWN} times as long as in fp32 on a CPU"
+        )
+
+
+def resolve_precision(setting: str, device: str, saved: str | None = None, key: str = "precision") -> Precision:
+    """Return the precision to compute in.
+
+    Args:
+        setting: `auto`, `fp32` or `bf16`. `auto` is the saved precision if there is one, else bf16 where the device
+            multiplies it natively (not on mps, where autocast to bf16 needs macOS 14 and was not measured), else fp32.
+        device: `cpu`, `cuda`, `cuda:N` or `mps`.
+        saved: `fp32` or `bf16` of the run that is resumed, or None.
+        key: of the setting, for the error.
+
+    Raises:
+        ConfigError: the setting is none of the three.
+    """
+    if setting not in SETTINGS:
+        raise ConfigError(key, setting, f"is none of: {', '.join(SETTINGS)}")
+    kind = torch.device(device).type
+    native = multiplies_bf16(device)
+    if setting == "bf16" or (setting == "auto" and saved == "bf16"):
+        return Precision("bf16", "as this run began" if setting == "auto" else "as set", not native and kind != "mps")
+    if setting == "fp32" or saved == "fp32":
+        return Precision("fp32", "as this run began" if setting == "auto" else "as set")
+    if kind == "mps":
+        return Precision("fp32", "the default on mps")
+    name = "GPU" if kind == "cuda" else "processor"
+    if native:
+        return Precision("bf16", f"this {name} multiplies it natively")
+    return Precision("fp32", f"this {name} has no native bf16 matmul")
+
+
+def multiplies_bf16(device: str) -> bool:
+    """Return whether a device has instructions for products of bf16, and torch uses them.
+
+    On a CPU: AVX512-BF16 or AMX-BF16 on x86, the bf16 extension on ARM under Linux, each through oneDNN, and no lower
+    limit on oneDNN's instruction set in the environment. `ATEN_CPU_CAPABILITY` does not limit matrix products.
+    """
+    kind = torch.device(device).type
+    if kind == "cuda":
+        with torch.cuda.device(torch.device(device)):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if kind != "cpu" or not torch.backends.mkldnn.is_available() or _onednn_is_limited():
+        return False
+    flags = _cpu_flags()
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        return sys.platform == "linux" and "bf16" in flags
+    return bool(flags & {"avx512_bf16", "amx_bf16"})
+
+
+def _onednn_is_limited() -> bool:
+    limit = next((os.environ[name] for name in ONEDNN_LIMITS if os.environ.get(name)), "")
+    if limit.lower() in WITHOUT_BF16:
+        return True
+    query = getattr(getattr(torch.ops, "mkldnn", None), "_is_mkldnn_bf16_supported", None)
+    return query is not None and not query()  # a limit by other means; below AVX512 alone
+
+
+def _cpu_flags() -> set[str]:
+    """The processor's extensions: by torch, or by the kernel where torch does not list them."""
+    capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    flags = {name for name, value in capabilities.items() if value is True}
+    if flags:
+        return flags
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split(":", 1)[1].split()}

@@ -1,0 +1,85 @@
+"""Precision `auto`: what each device is, under limits too; what a resumed run computes in; absent devices."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldae.engine.precision import multiplies_bf16, resolve_precision
+from ldae.engine.runtime import pick_device
+from ldae.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+LIMITED = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+
+
+def seconds(dtype, size=256):
+    """Of a matrix product, the fastest of some."""
+    square, found = torch.ones(size, size, dtype=dtype), []
+    for _ in range(8):
+        began = time.perf_counter()
+        square @ square
+        found.append(time.perf_counter() - began)
+    return min(found)
+
+
+def test_bf16_is_taken_where_it_is_the_faster_one():
+    auto = resolve_precision("auto", "cpu")
+    assert auto.value == ("bf16" if seconds(torch.bfloat16) < seconds(torch.float32) else "fp32")
+    assert auto.value in str(auto)
+    assert auto.reason in str(auto)
+
+
+@pytest.mark.parametrize("limit", ["AVX2", "AVX512_CORE"])
+def test_under_a_limit_without_products_of_bf16_it_is_fp32(limit):
+    """In a process of its own, as oneDNN reads the limit once; kNN takes no candidates in bf16 there."""
+    code = "from ldae.engine.precision import resolve_precision as r; from linear_probe.knn import by_candidates as c\n"
+    code += "print(r('auto', 'cpu')); print(r('bf16', 'cpu')); print(c(4096, 384, 20))"
+    env = {**os.environ, **LIMITED, "ONEDNN_MAX_CPU_ISA": limit, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    auto, bf16, candidates = done.stdout.splitlines()
+    assert auto == "precision: fp32 (this processor has no native bf16 matmul)"
+    assert bf16.startswith("precision: bf16 (as set); warning: this device emulates bf16")
+    assert candidates == "False"
+
+
+@pytest.mark.parametrize("saved", ["fp32", "bf16"])
+def test_a_resumed_run_keeps_its_precision(saved):
+    found = resolve_precision("auto", "cpu", saved)
+    assert (found.value, found.reason) == (saved, "as this run began")
+    assert found.emulated == (saved == "bf16" and not multiplies_bf16("cpu"))
+
+
+@pytest.mark.parametrize("given", ["fp32", "bf16"])
+def test_what_is_set_is_taken(given):
+    assert resolve_precision(given, "cpu", saved="fp32").value == given
+
+
+def test_another_precision_is_refused():
+    with pytest.raises(ConfigError, match=r"train\.precision='fp16' is none of: auto, fp32, bf16"):
+        resolve_precision("fp16", "cpu", key="train.precision")
+
+
+def test_mps_is_fp32():
+    assert str(resolve_precision("auto", "mps")) == "precision: fp32 (the default on mps)"
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "sentence"),
+    [
+        ("mps", torch.backends.mps.is_available(), "device='mps' is not there: it needs .*; use device=cpu"),
+        ("cuda", torch.cuda.is_available(), "device='cuda' is not there: torch sees no CUDA device; use device=cpu"),
+    ],
+)
+def test_a_device_is_accepted_where_torch_has_it(name, there, sentence):
+    if there:
+        assert pick_device(name) == name
+    else:
+        with pytest.raises(ConfigError, match=sentence):
+            pick_device(name)
