@@ -89,6 +89,25 @@ def _training(width: int, depth: int, heads: int, network: str, mae: str | None,
     )
 
 
+def load_rows(precision: str) -> list[Row]:
+    """Training steps of ldae/cifar10_cpu, not compiled, alone and beside one busy process.
+
+    Args:
+        precision: `fp32` or `bf16`, of all.
+    """
+    words = ["experiment=ldae/cifar10_cpu", "train.compile=false", f"train.precision={precision}"]
+
+    def steps(name: str, busy: int, adapted: bool) -> Contender:
+        return Contender(name, "_contenders:training_beside", {"words": words, "busy": busy, "adapted": adapted})
+
+    adapted, fixed = "adapted threads", "fixed threads"
+    alone, beside = steps(f"{fixed}, alone", 0, False), steps(f"{fixed}, beside it", 1, False)
+    return [
+        Row("training step, alone", "images/s", steps(adapted, 0, True), [alone], {alone.name: 0.97}),
+        Row("... beside one busy process", "images/s", steps(adapted, 1, True), [alone, beside], {alone.name: 0.45}),
+    ]
+
+
 def unet_rows(site: str | None, precision: str) -> list[Row]:
     """The U-Net of DDPM on CIFAR-10, training and sampling; SegDiff's image encoder.
 

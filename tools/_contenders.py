@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,8 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from ldae.engine.threads import AdaptiveThreads
+
 Work = tuple[Callable[[], object], float]
 IMAGES = 2048  # random ones, that training steps are timed on
+STEPS_BESIDE = 32  # of a call beside busy processes: the number of threads is adapted within some of them
+SPIN = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
 
 
 def matmul(size: int, precision: str) -> Work:
@@ -40,6 +47,37 @@ def training(words: Sequence[str], input: bool = True) -> Work:
         return trainer.advance(next(batches) if input else first)
 
     return step, counted(step)
+
+
+def training_beside(words: Sequence[str], busy: int, adapted: bool) -> Work:
+    """Our training steps while other processes each keep a core busy.
+
+    Args:
+        words: of pretrain.py.
+        busy: number of other processes; they stand still between calls.
+        adapted: whether the number of threads is adapted to the load, as tools/pretrain.py does.
+    """
+    session = Session(resolved(compose("pretrain", list(words))))
+    trainer, loader = trainer_on(session, train_settings(session.config).batch, IMAGES)
+    batches, threads = loader.batches(0), AdaptiveThreads() if adapted else None
+    others = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(busy)]
+    for other in others:
+        atexit.register(other.kill)
+        other.send_signal(signal.SIGSTOP)
+
+    def steps() -> None:
+        for other in others:
+            other.send_signal(signal.SIGCONT)
+        if threads is not None:
+            threads.reset()
+        for _ in range(STEPS_BESIDE):
+            if threads is not None:
+                threads.update()
+            trainer.advance(next(batches))
+        for other in others:
+            other.send_signal(signal.SIGSTOP)
+
+    return steps, float(STEPS_BESIDE * trainer.settings.batch)
 
 
 def vit(width: int, depth: int, heads: int, batch: int, precision: str, fused: bool, compiled: bool) -> Work:

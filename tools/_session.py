@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,7 @@ from ldae.engine.run import RunFolder, check_same
 from ldae.engine.runtime import keep_freed_memory, pick_device, use_threads
 from ldae.engine.settings import TrainSettings
 from ldae.engine.signals import StopFlag
+from ldae.engine.threads import AdaptiveThreads
 from ldae.errors import ConfigError, DataError, Fault
 from ldae.export import Run
 from ldae.files import read_json, write_json
@@ -46,7 +48,7 @@ class Runtime:
     """The machine's share in a run; nothing here changes what is computed, but for rounding.
 
     Attributes:
-        threads: of this process's matrix products; 0 for torch's choice.
+        threads: of this process's matrix products; 0 for torch's choice, fewer while other processes keep cores busy.
         progress: whether to draw progress bars; `auto` draws them on a terminal.
         timeout: seconds after which a process gives up waiting for another one.
     """
@@ -59,6 +61,12 @@ class Runtime:
         """Sets allocator and threads. Call it before tensors are made."""
         keep_freed_memory()
         use_threads(self.threads)
+
+    def adaptive_threads(self, device: str) -> AdaptiveThreads | None:
+        """Return what adapts the number of threads to the load; None where a number is set, on a GPU, or where
+        several processes share a batch."""
+        fixed = self.threads or "OMP_NUM_THREADS" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1
+        return None if fixed or device != "cpu" else AdaptiveThreads()
 
     @property
     def bars(self) -> bool:
@@ -90,6 +98,7 @@ class Session:
         self.device = pick_device(str(config["device"]))
         self.config, self.precision = settle_precision(config, saved)
         self.runtime.prepare()
+        self.threads = self.runtime.adaptive_threads(self.device)
         self.seed: int = config["seed"]
         torch.manual_seed(seed_of(self.seed))  # the networks' start
         self.system = System(self.config)

@@ -109,7 +109,7 @@ def _cached_tokenizer(session: Session, splits: Splits) -> Path:
     path = folder / TOKENIZER_FILE
     if not session.world.shared(path.exists()):
         sub = Session(tokenizer_config(session))
-        sub.stop, sub.world = session.stop, session.world
+        sub.stop, sub.world, sub.threads = session.stop, session.world, session.threads
         _say(session, f"fitting the tokenizer {type(sub.system['tokenizer']).__name__} (kept in {folder})")
         with _held(session, RunFolder(folder)) as run:
             fit_tokenizer(sub, splits, run)
@@ -219,7 +219,7 @@ def _train(
     looks: Sequence[Monitor] = (),
 ) -> None:
     bars = session.runtime.bars and session.world.main
-    job = Job(run, session.world, record, looks, session.stop, bars)
+    job = Job(run, session.world, record, looks, session.stop, bars, threads=session.threads)
     players = {name: player.to(session.world.device) for name, player in objective.players.items()}  # type: ignore[attr-defined]
     loader = session.loader(splits.train, "augment", settings.batch)
     Trainer(players, loader, optim, settings, session.seed, job).fit()

@@ -6,12 +6,13 @@
     python tools/bench.py features                          # protocols on 1.28 M x 768 features, within 8 GiB
     python tools/bench.py plan experiment=ldae/cifar10_cpu data.root=DIR/cifar10 [gpu=h200]    # what it will cost
 
-Ratios are of contenders that take turns, each in a process of its own. Rows: training unet cold knn probe input. Peers
-come from checkouts of facebookresearch/mae (mae=) and arpitbansal297/Cold-Diffusion-Models (cold=), and from packages
-(diffusers, denoising-diffusion-pytorch, torchgeometry) that are installed here or in site=; images= and jpegs= are
-class folders of small and of full-size pictures. Rows whose peers are not there are left out. Keys: rounds= seconds=
-threads= out= and for `features` rows= holdout= queries= dimensions= classes= epochs= protocols= memory= seed=. Leaves
-OUT/bench.json, a record for each row, and OUT/features.jsonl, a line for each protocol.
+Ratios are of contenders that take turns, each in a process of its own. Rows: training load unet cold knn probe input
+(load: beside another busy process). Peers come from checkouts of facebookresearch/mae (mae=) and arpitbansal297/Cold-
+Diffusion-Models (cold=), and from packages (diffusers, denoising-diffusion-pytorch, torchgeometry) that are installed
+here or in site=; images= and jpegs= are class folders of small and of full-size pictures. Rows whose peers are not
+there are left out. Keys: rounds= seconds= threads= precision= out= and for `features` rows= holdout= queries=
+dimensions= classes= epochs= protocols= memory= seed=. Leaves OUT/bench.json, a record for each row, and
+OUT/features.jsonl, a line for each protocol.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any, Literal
 
 from _bench_features import FeatureBench, Spent, features_bench
 from _bench_plan import GPUS, SHARE, Cost, cost_of
-from _bench_rows import Row, cold_rows, input_rows, knn_rows, probe_rows, training_rows, unet_rows
+from _bench_rows import Row, cold_rows, input_rows, knn_rows, load_rows, probe_rows, training_rows, unet_rows
 from _cells import told
 from _cli import compose, resolved, run_tool
 from _interleaved import Timed, function, interleaved
@@ -70,6 +71,7 @@ class BenchSettings:
 
 BENCHES: Mapping[str, Callable[[BenchSettings], list[Row]]] = {
     "training": lambda settings: training_rows(settings.mae, settings.precision),
+    "load": lambda settings: load_rows(settings.precision),
     "unet": lambda settings: unet_rows(settings.site, settings.precision),
     "cold": lambda settings: cold_rows(settings.cold, settings.site),
     "knn": lambda settings: knn_rows(),

@@ -94,7 +94,8 @@ def main(words: Sequence[str]) -> None:
         record = {"config": session.config, "data": splits.fingerprint}
         every = max(1, math.ceil(train.total_steps(loader.steps_per_epoch) / max(1, settings.looks)))
         looks = [HoldOut(player, splits.holdout, session, every)] if settings.looks and session.world.main else []
-        job = Job(folder, session.world, record, looks, session.stop, session.runtime.bars and session.world.main)
+        bars = session.runtime.bars and session.world.main
+        job = Job(folder, session.world, record, looks, session.stop, bars, threads=session.threads)
         trainer = Trainer({PLAYER: player}, loader, session.system["optim"], train, session.seed, job)
         trainer.fit()
         if session.world.main:

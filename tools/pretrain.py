@@ -73,7 +73,7 @@ def main(words: Sequence[str]) -> None:
         }
         looks = monitors(session, objective, splits, total, watching) if session.world.main or settings.shard else []
         bars = session.runtime.bars and session.world.main
-        job = Job(run, session.world, record, looks, session.stop, bars, divides=True)
+        job = Job(run, session.world, record, looks, session.stop, bars, divides=True, threads=session.threads)
         Trainer({PLAYER: objective}, loader, optim, settings, session.seed, job).fit()
         if session.world.main:
             run.set_status("done", total)

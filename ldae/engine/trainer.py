@@ -26,6 +26,7 @@ from ldae.engine.run import RunFolder
 from ldae.engine.settings import TrainSettings
 from ldae.engine.signals import StopFlag
 from ldae.engine.state import load_state, save_state
+from ldae.engine.threads import AdaptiveThreads
 from ldae.errors import ConfigError, Interrupted
 from ldae.types import Batch, Draws, Player
 
@@ -68,6 +69,7 @@ class Job:
         stop: the flag that signals set.
         progress: whether to draw a progress bar.
         divides: whether `train.shard` is taken care of: all processes have the monitors.
+        threads: adapts the number of threads to the load at every step, or None.
     """
 
     run: RunFolder
@@ -77,6 +79,7 @@ class Job:
     stop: StopFlag = field(default_factory=StopFlag)
     progress: bool = False
     divides: bool = False
+    threads: AdaptiveThreads | None = None
 
 
 class Trainer:
@@ -146,6 +149,8 @@ class Trainer:
         try:
             while self.step < self.total:
                 self._look(log)
+                if self.job.threads is not None:
+                    self.job.threads.update()
                 losses, norms, rate = self.advance(next(batches))
                 self._report(log, losses, norms, rate)
                 if self.guard.stopping:

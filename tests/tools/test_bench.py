@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from _bench_plan import cost_of
-from _bench_rows import Row, cold_rows, input_rows, knn_rows, probe_rows, training_rows, unet_rows
+from _bench_rows import Row, cold_rows, input_rows, knn_rows, load_rows, probe_rows, training_rows, unet_rows
 from _interleaved import Contender, Timed, function, interleaved
 from bench import compared, met_by, table
 from PIL import Image
 
 from ldae.errors import Fault
 
+UNMARKED = {"scikit-learn", "l-DAE, not compiled", "fixed threads, beside it"}
 SMALL = ["features", "rows=400", "holdout=40", "queries=50", "dimensions=384", "classes=4", "epochs=1"]
 
 
@@ -104,9 +105,10 @@ def test_every_contender_can_be_made():
         *cold_rows("DIR", None),
         *knn_rows(),
         *probe_rows("fp32"),
+        *load_rows("fp32"),
     ]
     for row in [*rows, *input_rows("DIR", "DIR", "fp32")]:
-        assert set(row.marks) >= {peer.name for peer in row.peers} - {"scikit-learn", "l-DAE, not compiled"}
+        assert set(row.marks) >= {peer.name for peer in row.peers} - UNMARKED
         for contender in row.contenders:
             inspect.signature(function(contender.make)).bind(**contender.arguments)
         if row.same:
