@@ -76,7 +76,7 @@ class PCAWeighted(Metric):
         return w.reshape(-1, 1, 1)
 
     def __call__(self, out: Tensor, y: Tensor) -> Tensor:
-        return (self.weights() * self.basis.rotate(y - out) ** 2).flatten(1).mean(1)
+        return (self.weights().to(out.device) * self.basis.rotate(y - out) ** 2).flatten(1).mean(1)
 
 
 def _smallest(variance: Tensor) -> Tensor:

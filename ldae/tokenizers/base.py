@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -22,6 +22,15 @@ CONSTANT = 1e-10  # share of the largest variance below which a variance is roun
 def varies(variance: Tensor) -> Tensor:
     """Return which of some variances (d,) exceed rounding, as booleans (d,); none where all images are one colour."""
     return variance > (CONSTANT * variance.max()).clamp(min=1e-12)
+
+
+def _refuses(fn: Callable[[Tensor], Tensor], buffer: Tensor) -> bool:
+    try:
+        if buffer.dtype == torch.float64:
+            fn(buffer)
+    except TypeError:
+        return True
+    return False
 
 
 @runtime_checkable
@@ -117,6 +126,16 @@ class Tokenizer(nn.Module, ABC):
         """The loss of tokenizers that are trained, for images (B, 3, H, W) in [-1, 1]."""
         raise NotImplementedError(f"{type(self).__name__} is fitted, not trained")
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Tokenizer:
+        """Move or cast as nn.Module does; buffers of float64 stay on the CPU where a device has no float64 (mps)."""
+        kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None and _refuses(fn, buffer)}
+        for name in kept:
+            self._buffers[name] = None
+        try:
+            return super()._apply(fn, recurse)
+        finally:
+            self._buffers.update(kept)
+
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Tensor]) -> None:
         """Measures the latent scale, float64, in one pass over images in [-1, 1], and marks the tokenizer fitted.
@@ -126,11 +145,11 @@ class Tokenizer(nn.Module, ABC):
         total, square, count = (torch.zeros(self.shape[0], dtype=torch.float64) for _ in range(3))
         for x in batches:
             mean, deviation = self.posterior(x)
-            raw = mean.double().cpu()
+            raw = mean.cpu().double()
             total += raw.sum((0, 2, 3))
             square += (raw**2).sum((0, 2, 3))
             if deviation is not None:
-                square += (deviation.double().cpu() ** 2).sum((0, 2, 3))
+                square += (deviation.cpu().double() ** 2).sum((0, 2, 3))
             count += raw[:, 0].numel()
         self.set_scale(square / count - (total / count) ** 2)
 

@@ -157,7 +157,7 @@ class PatchAE(PatchLinear):
         """The mean patch, before training; the latent scale comes from `calibrate` after it."""
         total, count = torch.zeros(self.D).double(), 0
         for x in batches:
-            patches = patchify(x, self.patch).double().cpu()
+            patches = patchify(x, self.patch).cpu().double()
             total += patches.sum((0, 2, 3))
             count += patches[:, 0].numel()
         self.mean.copy_(total / count)

@@ -63,7 +63,7 @@ class PatchMoments:
         levels = whole_levels(images) if images.device.type == "cpu" else None
         for part in self.rows(images if levels is None else levels).split(ROWS):
             if levels is None:
-                self._add_floats(part.double())
+                self._add_floats(part.cpu().double() if part.device.type == "mps" else part.double())
             else:
                 self._add_levels(part)
 

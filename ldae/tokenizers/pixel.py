@@ -46,7 +46,7 @@ class Pixel(Tokenizer):
         """Mean and variance of each of the D numbers, float64."""
         total, square, count = torch.zeros(self.shape[0]).double(), torch.zeros(self.shape[0]).double(), 0
         for x in batches:
-            patches = patchify(x, self.patch).double().cpu()
+            patches = patchify(x, self.patch).cpu().double()
             total += patches.sum((0, 2, 3))
             square += (patches**2).sum((0, 2, 3))
             count += patches[:, 0].numel()

@@ -14,6 +14,7 @@ import torch
 from ldae.engine.precision import multiplies_bf16, resolve_precision
 from ldae.engine.runtime import pick_device
 from ldae.errors import ConfigError
+from ldae.tokenizers.patch_linear import PatchPCA
 
 ROOT = Path(__file__).parents[2]
 LIMITED = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
@@ -83,3 +84,22 @@ def test_a_device_is_accepted_where_torch_has_it(name, there, sentence):
     else:
         with pytest.raises(ConfigError, match=sentence):
             pick_device(name)
+
+
+def test_a_tokenizer_moves_to_a_device_without_float64():
+    """As on mps: what converts float64 there raises TypeError. The eigenvalues stay on the CPU, the rest is moved."""
+    tokenizer = PatchPCA((3, 8, 8), patch=4, d=8)
+    tokenizer.fit(iter([2 * torch.rand(40, 3, 8, 8) - 1]))
+    eigenvalues, moved = tokenizer.eigenvalues.clone(), []
+
+    def to_mps(x):
+        if x.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+        moved.append(x)
+        return x.clone()
+
+    tokenizer._apply(to_mps)
+    assert len(moved) == len([x for x in tokenizer.state_dict().values() if x.dtype != torch.float64]) > 0
+    assert torch.equal(tokenizer.eigenvalues, eigenvalues)
+    tokenizer.double()
+    assert tokenizer.scale.dtype == tokenizer.eigenvalues.dtype == torch.float64
