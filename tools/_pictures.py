@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from _monitors import spread
 from _session import Session
 from torch import Tensor
 
-from ldae.data.decode import SUFFIXES, BadImage, centre_square, read_rgb
+from ldae.data.decode import BadImage, centre_square, read_rgb
 from ldae.data.images import ImageSet, Splits
+from ldae.data.layout import some
 from ldae.data.loader import in_order
+from ldae.data.walk import contents, entries
 from ldae.errors import DataError
 from ldae.types import Batch
 
@@ -74,12 +77,23 @@ class Pictures:
 
 
 def files_of(key: str, given: str) -> list[Path]:
-    """A picture, or the pictures of a folder, sorted."""
+    """Return a picture, or the pictures directly in a folder, sorted; say what else is there.
+
+    Raises:
+        DataError: there is no picture, or the folder cannot be listed.
+    """
     path = Path(given).expanduser()
-    found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-    if not found or not found[0].is_file():
+    if not path.is_dir():
+        files = [path]
+    else:
+        names = contents(path).images
+        files = [path / name for name in names]
+        others = [e.name for e in entries(path) if e.name not in names and not e.name.startswith(".")]
+        if others:
+            print(f"warning: {key}={given}: {len(others)} other files are not read: {some(others)}", file=sys.stderr)
+    if not files or not files[0].is_file():
         raise DataError(f"{key}={given} is no picture and no folder of pictures")
-    return found
+    return files
 
 
 def picture(path: Path, size: int) -> Tensor:

@@ -104,6 +104,7 @@ class Session:
         self.system = System(self.config)
         self.cache = user_cache(config["data"].get("cache"))
         self.stop = StopFlag()
+        self.said = set[str]()  # of the data
         self.world = World(torch.device(self.device))
 
     @contextlib.contextmanager
@@ -147,7 +148,9 @@ class Session:
             hint = dataset.label_hint
             raise DataError(f"data.root={place}: the images have no classes, and {labels_for} needs them; {hint}")
         if self.world.main:
-            print("".join(f"warning: {note}\n" for note in found.notes), end="", file=sys.stderr)
+            new = [note for note in found.notes if note not in self.said]
+            print("".join(f"warning: {note}\n" for note in new), end="", file=sys.stderr)
+            self.said.update(new)
         if found.bad and self.world.main:
             print(f"{len(found.bad)} unreadable images left out, the first: {', '.join(found.bad[0])}", file=sys.stderr)
         return found

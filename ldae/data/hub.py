@@ -42,10 +42,10 @@ class Shards:
     def __call__(self, shard: int, skip: int = 0) -> Iterator[bytes]:
         """The images of a shard but the first `skip`."""
         for row in self._rows(shard, [self.image]).skip(skip):
-            content = row[self.image]["bytes"]
-            if content is None:
-                raise DataError(f"{row[self.image]['path']} lies in a file of its own; use data=imagefolder")
-            yield content
+            cell = row[self.image] or {"bytes": b"", "path": None}  # an empty one counts as an unreadable image
+            if cell["bytes"] is None and cell["path"] is not None:
+                raise DataError(f"{cell['path']} lies in a file of its own; use data=imagefolder")
+            yield cell["bytes"] or b""
 
     def labels(self, shard: int, column: str | None) -> Iterator[Any]:
         """Yield the classes of a shard's images: of each None where there is no column of them."""

@@ -176,6 +176,17 @@ def test_what_is_missing_is_named(both, context, tmp_path, monkeypatch):
         streamed(tmp_path / "fractions", context)
 
 
+def test_a_row_without_an_image_is_left_out_and_named(tmp_path):
+    root, image = tmp_path / "hub", {"bytes": png(np.zeros((20, 20, 3), np.uint8)), "path": None}
+    root.mkdir()
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    rows = {"image": [image, None, image, image], "label": [0, 1, 0, 1]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(root / "train.parquet"))
+    for store in ("memory", "stream"):
+        found = HubImages(16, Division(0, 0), str(root), store=store).open(Context(tmp_path / "c", 0, 0.5))
+        assert [name for name, _ in found.bad] == ["0/1"]
+
+
 def lone(path, splits, kind=None):
     """A folder of one parquet file for each {split: labels}; row i of a split is of one grey."""
     path.mkdir(exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from _pictures import files_of
 from PIL import Image
 
 DIGITS_LIKE = (
@@ -60,3 +61,12 @@ def test_one_class_is_a_warning(flat, tmp_path, in_process, capsys):
     words = (*DIGITS_LIKE, *SHORT, f"data.root={tmp_path / 'pictures'}", f"out={tmp_path / 'run'}", "monitor.looks=0")
     assert in_process("pretrain", *words) == (0, "")
     assert "warning: the images have one class (all): there is nothing to score\n" in capsys.readouterr().err
+
+
+def test_what_else_is_in_a_folder_of_pictures_is_named(flat, tmp_path, capsys):
+    (tmp_path / "pictures").mkdir()
+    for name in ("0.png", "notes.txt", ".DS_Store"):
+        (tmp_path / "pictures" / name).write_bytes((flat / "00.png").read_bytes())
+    (tmp_path / "pictures" / "more.png").mkdir()
+    assert [path.name for path in files_of("pictures", str(tmp_path / "pictures"))] == ["0.png"]
+    assert "2 other files are not read: more.png, notes.txt\n" in capsys.readouterr().err
