@@ -36,6 +36,12 @@ def png(pixels):
     return data.getvalue()
 
 
+def bmp(pixels):
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "BMP")
+    return data.getvalue()
+
+
 @pytest.fixture
 def both(tmp_path):
     """The same 30 images of 3 classes in class folders and in two tar files, one of them with json; 6 for test."""
@@ -95,6 +101,16 @@ def test_the_files_are_gone_through_once(both, context, monkeypatch):
     first = opened(both[1], context)
     monkeypatch.setattr(tarfile, "open", lambda *a, **k: pytest.fail("read again"))
     assert opened(both[1], context).fingerprint == first.fingerprint
+
+
+def test_fingerprints_of_known_files_stay(tmp_path, context):
+    """Runs know their data by them."""
+    for split in ("train", "val"):
+        pictures = [np.full((8, 8, 3), (40 * i, len(split), 0), np.uint8) for i in range(6)]
+        members = [(f"{i}.bmp", bmp(pixels)) for i, pixels in enumerate(pictures)]
+        write_tar(tmp_path / f"{split}-0.tar", members + [(f"{i}.cls", str(i % 2).encode()) for i in range(6)])
+    assert opened(tmp_path, context, store="memory").fingerprint[:16] == "85ec0548d2562257"
+    assert opened(tmp_path, context, store="stream").fingerprint[:16] == "821b1364a560f1dd"
 
 
 def test_names_of_classes_come_from_a_file(both, context):
