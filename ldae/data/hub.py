@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +17,7 @@ from ldae.data.folder import UNLABELLED, Listing, number_of_classes
 from ldae.data.images import ImageSet, Splits
 from ldae.data.layout import NONE, SplitNames, some
 from ldae.data.streamed import StreamedImages
-from ldae.errors import ConfigError, DataError, nearest
+from ldae.errors import ConfigError, DataError, Fault, StorageError, nearest
 from ldae.files import json_hash, read_json, write_json
 from ldae.parts import Count
 
@@ -30,10 +31,12 @@ class Shards:
     Attributes:
         splits: a `datasets.IterableDataset` of each.
         image: the column that has the pictures, as bytes.
+        place: what they are, for errors.
     """
 
     splits: Sequence[Any]
     image: str
+    place: str
 
     @property
     def count(self) -> int:
@@ -41,7 +44,7 @@ class Shards:
 
     def __call__(self, shard: int, skip: int = 0) -> Iterator[bytes]:
         """The images of a shard but the first `skip`."""
-        for row in self._rows(shard, [self.image]).skip(skip):
+        for row in self._rows(shard, [self.image], skip):
             cell = row[self.image] or {"bytes": b"", "path": None}  # an empty one counts as an unreadable image
             if cell["bytes"] is None and cell["path"] is not None:
                 raise DataError(f"{cell['path']} lies in a file of its own; use data=imagefolder")
@@ -56,12 +59,29 @@ class Shards:
         for shard in range(self.count):
             yield from self(shard)
 
-    def _rows(self, shard: int, columns: list[str]) -> Any:
-        for split in self.splits:
-            if shard < split.num_shards:
-                return split.shard(num_shards=split.num_shards, index=shard).select_columns(columns)
-            shard -= split.num_shards
-        raise IndexError(shard)
+    def _rows(self, shard: int, columns: list[str], skip: int = 0) -> Iterator[Any]:
+        """Yield some columns of a shard's rows but the first `skip`.
+
+        Raises:
+            DataError: a file is damaged or gone.
+            StorageError: disk or network fails.
+        """
+        number, own = shard, 0
+        while number >= self.splits[own].num_shards:
+            number, own = number - self.splits[own].num_shards, own + 1
+        split = self.splits[own]
+        try:
+            yield from split.shard(num_shards=split.num_shards, index=number).select_columns(columns).skip(skip)
+        except Exception as error:  # the package and those below it raise many kinds
+            raise unreadable(f"shard {shard} of {self.place}", error) from None
+
+
+def unreadable(what: str, error: Exception) -> Fault:
+    """Return the fault for what `datasets` cannot read, with the first line of its error."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.EACCES):
+        return StorageError(f"{what} cannot be read ({first}); run the same command again")
+    return DataError(f"{what} cannot be read by datasets ({first})")
 
 
 class HubImages(Dataset):
@@ -118,7 +138,9 @@ class HubImages(Dataset):
         if "holdout" in names and listings["holdout"].labelled == listings["train"].labelled:
             # one set with train, whose shards come first
             offset = shards["train"].count
-            shards["train"] = Shards([*shards["train"].splits, *shards["holdout"].splits], self.image)
+            shards["train"] = Shards(
+                [*shards["train"].splits, *shards["holdout"].splits], self.image, f"data.root={self.root}"
+            )
             listings["holdout"] = _moved(listings["holdout"], offset)
             listings["train"] = replace(listings["train"], stream=shards["train"].all)
         unread = [split for split in found if split not in names.values()]
@@ -141,14 +163,17 @@ class HubImages(Dataset):
             builder = datasets.load_dataset_builder(self.root, self.subset)
             return dict(builder.as_streaming_dataset()), str(builder.hash)
         except Exception as error:  # the package raises many kinds: not found, no network, ambiguous, no such format
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise DataError(f"data.root={self.root} cannot be read by datasets ({first})") from None
+            raise unreadable(f"data.root={self.root}", error) from None
 
     def _columns(self, found: Any, split: str) -> tuple[Shards, list[str] | None]:
         """The images of a split, and its classes if they have names."""
         import datasets
 
-        found = found if found.features else found._resolve_features()
+        place = f"data.root={self.root}, split {split}"
+        try:
+            found = found if found.features else found._resolve_features()
+        except Exception as error:
+            raise unreadable(place, error) from None
         columns = list(found.features)
         for key, name in (("image", self.image), ("label", self.label)):
             if name is not None and name not in columns:
@@ -163,20 +188,20 @@ class HubImages(Dataset):
             raise ConfigError("image", self.image, f"is a column of {found.features[self.image]}, not of images")
         kind = found.features[self.label] if self.label else None
         names = list(kind.names) if isinstance(kind, datasets.ClassLabel) else None
-        return Shards([found.cast_column(self.image, datasets.Image(decode=False))], self.image), names
+        return Shards([found.cast_column(self.image, datasets.Image(decode=False))], self.image, place), names
 
     def _listing(self, shards: Shards, names: list[str] | None, split: str, mark: str, context: Context) -> Listing:
         stamp = json_hash([FORMAT, f"{mark}/{split}", self.image, self.label])
         path = context.cache / "streams" / f"{stamp[:20]}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        place = f"data.root={self.root}, split {split}"
         with FileLock(f"{path}.lock"):
             if not path.exists():
-                labels = [list(self._labels(shards, k, place, context)) for k in range(shards.count)]
+                labels = [list(self._labels(shards, k, context)) for k in range(shards.count)]
                 write_json(path, {"labels": labels})
         labels = read_json(path)["labels"]
         files = tuple(f"{k}/{row}" for k, of_shard in enumerate(labels) for row in range(len(of_shard)))
         flat = tuple(label for of_shard in labels for label in of_shard)
+        place = shards.place
         if not flat:
             raise DataError(f"{place} holds no images")
         count = number_of_classes(flat, files, place)
@@ -185,13 +210,13 @@ class HubImages(Dataset):
         classes = (names or [str(i) for i in range(count)]) if count else []
         return Listing(Path(self.root or ""), files, (0,) * len(files), flat, tuple(classes), stamp, stream=shards.all)
 
-    def _labels(self, shards: Shards, shard: int, place: str, context: Context) -> Iterable[int]:
+    def _labels(self, shards: Shards, shard: int, context: Context) -> Iterable[int]:
         for row, label in enumerate(shards.labels(shard, self.label)):
             context.poll()
             if label is None:
                 label = UNLABELLED
             if isinstance(label, bool) or not isinstance(label, int) or label < UNLABELLED:
-                raise DataError(f"{place}: {self.label} of row {row} of shard {shard} is {label!r}, no class")
+                raise DataError(f"{shards.place}: {self.label} of row {row} of shard {shard} is {label!r}, no class")
             yield label
 
     def _read(self, listing: Listing, shards: dict[str, Shards], context: Context) -> tuple[ImageSet, Bad, str]:

@@ -187,6 +187,16 @@ def test_a_row_without_an_image_is_left_out_and_named(tmp_path):
         assert [name for name, _ in found.bad] == ["0/1"]
 
 
+@pytest.mark.parametrize("store", ["memory", "stream"])
+def test_a_damaged_file_is_named(both, tmp_path, store):
+    path = both[1] / "train-00001-of-00003.parquet"
+    raw = bytearray(path.read_bytes())
+    raw[4:-3000] = bytes(len(raw) - 3004)
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match=r"shard 1 of data\.root=.*, split train cannot be read by datasets"):
+        HubImages(16, Division(), str(both[1]), store=store).open(Context(tmp_path / "c", 0, 0.5))
+
+
 def lone(path, splits, kind=None):
     """A folder of one parquet file for each {split: labels}; row i of a split is of one grey."""
     path.mkdir(exist_ok=True)

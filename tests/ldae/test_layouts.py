@@ -250,9 +250,11 @@ def test_links_that_lead_nowhere_count_as_unreadable(root, tmp_path):
     write(root / "b", 40)
     os.symlink(tmp_path / "gone.bmp", root / "a" / "gone.bmp")
     os.symlink(tmp_path / "gone", root / "c")
+    os.symlink(tmp_path / "gone", root / "b" / "gone")
     splits = opened(root, Context(tmp_path / "cache", workers=0, max_bad=0.02))
     assert [name for name, _ in splits.bad] == ["a/gone.bmp"]
     assert said(splits, "1 symbolic links lead nowhere: c")
+    assert said(splits, "1 symbolic links lead nowhere: b/gone")
     with pytest.raises(DataError, match=r"1 of 81 images .* more than data\.max_bad=0"):
         opened(root, Context(tmp_path / "cache", workers=0, max_bad=0.0))
 
