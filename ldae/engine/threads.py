@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 INTERVAL = 1.0  # seconds over which the load is averaged
+COMPILED_INTERVAL = 10.0  # the same with compiled blocks: what is compiled for a number of threads takes seconds
 # A core counts as taken from the first share of it on that others use, and as free again below the second. With a
 # thread on a taken core all threads wait for that one at every matrix product (docs/speed.md).
 TAKEN, FREE = 0.45, 0.35
@@ -27,9 +29,19 @@ class AdaptiveThreads:
 
     def __init__(self, most: int | None = None):
         self.most = most or torch.get_num_threads()
+        self.numbers: Sequence[int] = range(1, self.most + 1)
+        self.interval = INTERVAL
         self.cores = cores()
         self.last: tuple[float, float, float] | None = None
         self.reset()
+
+    def for_compiled_blocks(self) -> None:
+        """Choose between all threads and half of them alone, by the load of a longer time.
+
+        torch.compile compiles anew for each number of threads, once, and keeps a limited number of results.
+        """
+        self.numbers = sorted({max(1, self.most // 2), self.most})
+        self.interval = COMPILED_INTERVAL
 
     def reset(self) -> None:
         """Forget the load so far, as after a pause of this process."""
@@ -37,7 +49,7 @@ class AdaptiveThreads:
 
     def update(self) -> None:
         """Adapt the number of threads; to be called at every step, and cheap unless the interval is over."""
-        if self.last is None or time.monotonic() - self.last[0] < INTERVAL:
+        if self.last is None or time.monotonic() - self.last[0] < self.interval:
             return
         now = self._now()
         if now is None:
@@ -49,14 +61,15 @@ class AdaptiveThreads:
             torch.set_num_threads(found)
 
     def threads_beside(self, others: float, threads: int) -> int:
-        """Return the number of threads to use.
+        """Return the number of threads to use: the largest of `numbers` for which there are cores, else the least.
 
         Args:
             others: cores that other processes use, 0 to all, a mean over some time.
             threads: the present number.
         """
         fewest, most = (len(self.cores) - math.ceil(others - bound) for bound in (FREE, TAKEN))
-        return max(1, min(max(threads, fewest), most, self.most))
+        allowed = min(max(threads, fewest), most)
+        return max((n for n in self.numbers if n <= allowed), default=self.numbers[0])
 
     def _now(self) -> tuple[float, float, float] | None:
         """Time, core seconds of all processes on these cores, core seconds of this process; None if unknown."""

@@ -109,6 +109,8 @@ class Trainer:
         self.total = settings.total_steps(loader.steps_per_epoch)
         self.slices = settings.slices_of(job.world.size)
         self.precision = resolve_precision(settings.precision, str(job.world.device))
+        if settings.compile and job.threads is not None:
+            job.threads.for_compiled_blocks()
         self.networks: dict[str, nn.Module] = {name: player.network for name, player in players.items()}
         prepare_blocks(self.networks.values(), settings.compile, settings.recompute)
         self.sharded = settings.shard and job.world.size > 1

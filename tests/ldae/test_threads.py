@@ -64,6 +64,30 @@ def test_the_choice_stays_within_its_bounds(on_cores):
         assert [adaptive.threads_beside(others, n) for n in found] == found  # and the choice is a fixed point
 
 
+def test_compiled_blocks_get_all_threads_or_half_of_them(on_cores):
+    adaptive = on_cores(8, 8)
+    adaptive.for_compiled_blocks()
+    found = {adaptive.threads_beside(o, now) for o in torch.linspace(0, 9, 91).tolist() for now in (4, 8)}
+    assert found == {4, 8}
+    assert [adaptive.threads_beside(o, 8) for o in (0.1, 1.0, 7.0)] == [8, 4, 4]
+    assert adaptive.threads_beside(0.0, 4) == 8
+
+
+def test_torch_compile_compiles_once_for_each_number_of_threads(two_threads):
+    """The reason for two numbers alone; a later torch may keep one result for all."""
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(torch.get_num_threads())
+        return graph.forward
+
+    double = torch.compile(lambda x: 2 * x, backend=backend)
+    for number in (2, 1, 2, 1):
+        torch.set_num_threads(number)
+        double(torch.ones(3))
+    assert len(compiled) <= 2
+
+
 @pytest.mark.skipif(busy_seconds(cores()) is None, reason="no /proc/stat")
 def test_busy_processes_take_threads_away_and_give_them_back(two_threads, monkeypatch):
     monkeypatch.setattr(threads, "INTERVAL", 0.3)
