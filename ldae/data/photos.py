@@ -94,7 +94,7 @@ class Photos(Dataset):
         pixels, names, labels, splits = [], [], [], []
         for label, name in enumerate(PHOTOGRAPHS):
             grey = photograph(name, context.max_pixels)
-            for split, boxes in regions(*grey.shape, self.size).items():
+            for split, boxes in regions(grey.shape[0], grey.shape[1], self.size).items():
                 seed = seed_of(self.division.split_seed, label, list(counts).index(split))
                 crops, corners = _crops(grey, boxes, self.size, counts[split], seed)
                 pixels.append(crops)
