@@ -1,78 +1,153 @@
-"""Pretrains l-DAE on the embedded digits with three seeds, probes each, and prints one table.
+"""Pretrain l-DAE on embedded photographs in two ways, probe both beside baselines, print one table and a picture.
 
-    python tools/demo.py [out=FOLDER]
+    python tools/demo.py [out=FOLDER] [seeds=[0,1,2]] [KEY=VALUE ...]
 
-What `make demo` runs. Minutes on two cores; running it again shows the table at once.
+What `make demo` runs: three minutes on two cores, nothing is downloaded. `out=` is runs/demo if it is not given. With
+several seeds the table shows mean and standard deviation. Every other KEY=VALUE goes to both pretrainings. The same
+command again goes on where it stopped; of a finished demo it prints the table at once.
 """
 
 from __future__ import annotations
 
+import re
+import shlex
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from _cli import run_tool
+from _demo_tasks import Task, run_tasks
 
-from ldae.errors import Fault, UsageError
+from ldae.data.photos import PHOTOGRAPHS
+from ldae.errors import UsageError
 from linear_probe.results import Result, markdown, read_results
 
-HERE = Path(__file__).resolve().parent
-SEEDS = (0, 1, 2)
-NAMES = {"lbfgs": "linear", "knn": "kNN", "knn_whitened": "kNN, whitened"}
+RECIPES = {  # folder below configs/experiment/demo -> what it is called
+    "ldae_eps": "l-DAE, noise predicted in the latent (deconstruct/07_patch_pca)",
+    "ldae_paper": "l-DAE as in the paper (deconstruct/12_ldae)",
+}
+SHORT = {"ldae_eps": "noise predicted in the latent", "ldae_paper": "as in the paper"}
+PROTOCOLS = {"lbfgs": "linear", "knn": "kNN", "knn_whitened": "kNN, whitened"}
+QUIET = ("runtime.threads=1", "runtime.progress=false")  # one core is the faster way for matrices this small
+PICTURE = "denoising.png"
 
 
 def main(words: Sequence[str]) -> None:
-    """Three runs, three probes, one table."""
-    if len(words) > 1 or (words and not words[0].startswith("out=")):
-        raise UsageError("usage: python tools/demo.py [out=FOLDER]")
-    out = Path(words[0][4:] if words else "runs/demo")
-    print(f"pretraining and probing l-DAE on 8 x 8 digits, seeds {SEEDS}, two at a time, in {out}", flush=True)
-    with ThreadPoolExecutor(2) as pool:
-        found = [
-            result for results in pool.map(lambda seed: scored(out / f"seed{seed}", seed), SEEDS) for result in results
-        ]
-    print(
-        f"\nTop-1 accuracy on {found[0].images} test digits, percent, {len(SEEDS)} seeds (mean +- standard deviation)."
+    """Pretrain, probe, then print the table, the picture's path and commands to go on with."""
+    out, seeds, extra = arguments(words)
+    tasks = all_tasks(out, seeds, extra)
+    if any(not task.is_done() for task in tasks):
+        print(f"l-DAE on crops of twelve photographs, two recipes, seeds {seeds}, two processes at a time; in {out}")
+        run_tasks(tasks)
+    print(f"\n{report(out, seeds)}\n")
+    picture = out / PICTURE
+    if not picture.exists():
+        from _demo_picture import draw_denoising
+
+        draw_denoising(out / "ldae_eps" / f"seed{seeds[0]}", picture)
+    print(f"Input, noised and denoised side by side:  {shlex.quote(str(picture))}\n")
+    print(next_steps(out, seeds[0]))
+
+
+def arguments(words: Sequence[str]) -> tuple[Path, list[int], list[str]]:
+    """Return the folder, the seeds and the overrides of a command line.
+
+    Raises:
+        UsageError: a word is no KEY=VALUE, or the seeds are no list of different whole numbers.
+    """
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    if len(given) < len(words):
+        raise UsageError("usage: python tools/demo.py [out=FOLDER] [seeds=[0,1,2]] [KEY=VALUE ...]")
+    out, text = Path(given.pop("out", "runs/demo")).expanduser(), given.pop("seeds", "[0]")
+    if not re.fullmatch(r"\[?\d{1,9}(,\s*\d{1,9})*\]?", text):
+        raise UsageError(f"seeds={text} is no list of whole numbers, e.g. seeds=[0,1,2]")
+    seeds = [int(number) for number in re.findall(r"\d+", text)]
+    if len(set(seeds)) < len(seeds):
+        raise UsageError(f"seeds={text} names a seed twice")
+    if own := {"data", "experiment", "seed"} & set(given):
+        raise UsageError(f"{min(own)}= is the demo's own; tools/pretrain.py takes it")
+    return out, seeds, [f"{key}={value}" for key, value in given.items()]
+
+
+def all_tasks(out: Path, seeds: Sequence[int], extra: Sequence[str]) -> list[Task]:
+    """Return what has to be done, in the order in which it begins: two run at a time."""
+    runs = [(recipe, seed, out / recipe / f"seed{seed}") for seed in seeds for recipe in RECIPES]
+    several = len(seeds) > 1
+    tasks, probes = [], []
+    for recipe, seed, run in runs:
+        label = f"{SHORT[recipe]}, seed {seed}" if several else SHORT[recipe]
+        words = (f"experiment=demo/{recipe}", f"seed={seed}", f"out={run}", *extra)
+        tasks.append(Task(f"pretrain: {label}", "pretrain", (*words, *QUIET), run / "status.json", run / "log.txt"))
+        for kind, more, figures in (("probe", ("floors=false",), 3), ("untrained", ("floor=untrained",), 3)):
+            words = (f"run={run}", *more, *QUIET)
+            done = results_of(run, kind)
+            log = run / f"{kind}.txt"
+            probes.append(Task(f"{kind}: {label}", "probe", words, done, log, figures, needs=run / "status.json"))
+    data = [word for word in extra if word.startswith("data.")]
+    for floor, figures in (("pixels", 2), ("pca", 3)):
+        words = (f"floor={floor}", f"out={out}", "data=photos", *data, *QUIET)
+        tasks.append(Task(f"probe: {floor}", "probe", words, results_of(out, floor), out / f"{floor}.txt", figures))
+    return tasks + probes
+
+
+def results_of(folder: Path, kind: str) -> Path:
+    """Return the file that tools/probe.py writes its results to: of a run (`probe`) or of a baseline alone."""
+    if kind == "probe":
+        return folder / "probe" / "results.jsonl"
+    return folder / ("probe" if kind == "untrained" else "") / f"results-{kind}.jsonl"
+
+
+def report(out: Path, seeds: Sequence[int]) -> str:
+    """Return the table with its caption: recipes first, then baselines and chance."""
+    rows: dict[str, list[Result]] = {name: [] for name in RECIPES.values()}
+    for recipe, name in RECIPES.items():
+        for seed in seeds:
+            run = out / recipe / f"seed{seed}"
+            rows[name] += read_results(results_of(run, "probe"))
+            rows.setdefault(f"untrained network, {SHORT[recipe]}", []).extend(
+                read_results(results_of(run, "untrained"))
+            )
+    rows["raw pixels"] = read_results(results_of(out, "pixels"))
+    rows["whole-image PCA"] = read_results(results_of(out, "pca"))
+    first = rows[RECIPES["ldae_eps"]][0]
+    lines = [["encoder", *PROTOCOLS.values()]]
+    for name, results in rows.items():
+        lines.append([name, *(_cell([r.accuracy for r in results if r.protocol == p]) for p in PROTOCOLS)])
+    lines.append(["chance", *[f"{100 / len(PHOTOGRAPHS):.1f}"] * len(PROTOCOLS)])
+    spread = f", mean +- standard deviation of {len(seeds)} seeds" if len(seeds) > 1 else f", seed {seeds[0]}"
+    return (
+        f"Top-1 accuracy on {first.images} test crops of {len(PHOTOGRAPHS)} photographs in percent{spread}.\n"
+        f"Layer, penalty and k were chosen on a hold-out.\n\n{markdown(lines)}"
     )
-    print("Every choice (layer, penalty, k) was made on a hold-out of train.\n")
-    print(summary(found))
-    print(f"\nCurves, pictures of denoising, the tokenizer's filters:  tensorboard --logdir {out}")
 
 
-def scored(run: Path, seed: int) -> list[Result]:
-    """Pretrains and probes one seed, if that is not done yet."""
-    call("pretrain.py", "experiment=ldae/digits", f"seed={seed}", f"out={run}")
-    print(f"seed {seed}: pretrained; probing it beside the floors", flush=True)
-    results = run / "probe" / "results.jsonl"
-    if not results.exists():
-        call("probe.py", f"run={run}")
-    return read_results(results)
+def _cell(values: Sequence[float]) -> str:
+    """One figure of the table; baselines that no seed changes have a single value."""
+    if not values:
+        return ""
+    spread = f" +- {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
 
 
-def call(tool: str, *words: str) -> None:
-    """Runs a tool on one core, the faster way for matrices this small; its failure is the demo's."""
-    quiet = ("runtime.threads=1", "runtime.progress=false")
-    done = subprocess.run([sys.executable, str(HERE / tool), *words, *quiet], stdout=subprocess.DEVNULL)
-    if done.returncode:
-        fault = Fault(f"{tool} ended with {done.returncode}")
-        fault.code = done.returncode
-        raise fault
+def next_steps(out: Path, seed: int) -> str:
+    """Return three commands that can be pasted into a shell."""
+    python, folder = (_from_here(path) for path in (Path(sys.executable), Path(__file__).resolve().parent))
+    run = shlex.quote(f"run={out / 'ldae_eps' / f'seed{seed}'}")
+    return "\n".join(
+        (
+            "Next: your own pictures (a folder instead of PICTURES); another probe; curves and pictures of training:",
+            f"  {python} {folder}/pretrain.py experiment=ldae/imagefolder_cpu data.root=PICTURES out=runs/mine",
+            f"  {python} {folder}/probe.py {run} 'protocols=[lbfgs,knn,paper]' 'layers=[1,2,3,4]' split=holdout",
+            f"  {python} -m tensorboard.main --logdir {shlex.quote(str(out))}",
+        )
+    )
 
 
-def summary(results: Sequence[Result]) -> str:
-    """Encoders as rows, protocols as columns, mean and deviation over seeds."""
-    encoders = list(dict.fromkeys(r.encoder for r in results))
-    rows = [["encoder", *NAMES.values()]]
-    for encoder in encoders:
-        cells = []
-        for protocol in NAMES:
-            values = [r.accuracy for r in results if (r.encoder, r.protocol) == (encoder, protocol)]
-            cells.append(f"{statistics.mean(values):.1f} +- {statistics.stdev(values):.1f}" if values else "")
-        rows.append([encoder, *cells])
-    return markdown(rows)
+def _from_here(path: Path) -> str:
+    """A path as a shell takes it, relative to the working folder where it lies below that."""
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
 if __name__ == "__main__":
