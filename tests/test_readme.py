@@ -61,12 +61,13 @@ def test_the_keys_of_the_table_are_keys(config):
 
 
 def test_the_python_snippet_runs(tmp_path, monkeypatch):
-    run("pretrain", f"out={tmp_path / 'runs/demo/seed0'}", "train.steps=2", "monitor.looks=0", "runtime.threads=1")
+    words = ("experiment=demo/ldae_eps", "train.steps=2", "data.crops=120", "monitor.looks=0", "runtime.threads=1")
+    run("pretrain", f"out={tmp_path / 'runs/demo/ldae_eps/seed0'}", *words)
     (snippet,) = (block for kind, block in BLOCKS if kind == "python")
     monkeypatch.chdir(tmp_path)
     found: dict = {}
     exec(snippet, found)
-    images = torch.rand(3, 3, 8, 8)
+    images = torch.rand(3, 3, 32, 32)
     torch.testing.assert_close(found["vit"](images * 2 - 1), found["encoder"](images), atol=1e-4, rtol=1e-4)
 
 
