@@ -20,7 +20,8 @@ class Logistic:
     is their second moment times about 1 / classes, plus the penalty; L-BFGS moves in the eigenbasis of the
     moments with each direction in that unit, where the problem is far better
     conditioned. Classes are padded to a multiple of 16 with ones that nothing belongs to: narrow matrix products are
-    ten times slower.
+    ten times slower. Equal features are taken together, m of them as one of sqrt(m) times the size, which is the same
+    problem: grey images have every pixel three times.
 
     Args:
         x: (N, D) float32, best standardised.
@@ -30,6 +31,10 @@ class Logistic:
 
     def __init__(self, x: Tensor, y: Tensor, classes: int):
         self.y, self.classes, self.width = y, classes, -(-classes // PAD) * PAD
+        self.group, counts = equal_columns(x)
+        self.times = counts.sqrt()[:, None]  # (D', 1)
+        if len(counts) < x.shape[1]:
+            x = x[:, members(self.group)] * self.times.T
         if len(x) < x.shape[1]:  # the weights are a sum of features, so few directions matter
             self.moments, basis = narrow_eigh(x.double())
         else:
@@ -52,7 +57,8 @@ class Logistic:
         unit = (self.moments.clamp(min=0) / self.classes + penalty).rsqrt().float()[:, None]
         phi = torch.zeros(len(unit) + 1, self.width)
         if start is not None:
-            phi[:-1, : self.classes] = self.basis.T @ start[:-1] / unit
+            merged = torch.zeros(len(self.times), self.classes).index_add_(0, self.group, start[:-1]) / self.times
+            phi[:-1, : self.classes] = self.basis.T @ merged / unit
             phi[-1, : self.classes] = start[-1]
 
         def loss_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
@@ -71,7 +77,21 @@ class Logistic:
         with threadpool_limits(1, user_api="blas"):  # its sums are short: threads of OpenBLAS would wait, spinning
             found = minimize(loss_and_gradient, begin, jac=True, method="L-BFGS-B", options=options)
         theta = torch.from_numpy(found.x).float().reshape(phi.shape)[:, : self.classes]
-        return torch.cat([self.basis @ (unit * theta[:-1]), theta[-1:]])
+        return torch.cat([(self.basis @ (unit * theta[:-1]) / self.times)[self.group], theta[-1:]])
+
+
+def equal_columns(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which columns of features (N, D) are equal: the group of each (D,) int64, and the groups' sizes (D',)."""
+    marks = torch.linspace(1, 2, len(x), dtype=torch.float64).sin().float() @ x  # (D,): equal for equal columns
+    group, counts = torch.unique(marks, return_inverse=True, return_counts=True)[1:]
+    if len(counts) < x.shape[1] and torch.equal(x, x[:, members(group)][:, group]):
+        return group, counts.float()
+    return torch.arange(x.shape[1]), torch.ones(x.shape[1])  # marks of different columns can coincide
+
+
+def members(group: Tensor) -> Tensor:
+    """Return one column of each group, (D',) int64."""
+    return torch.empty(int(group.max()) + 1, dtype=torch.long).scatter_(0, group, torch.arange(len(group)))
 
 
 def predict(theta: Tensor, x: Tensor, block: int = 16384) -> Tensor:

@@ -153,11 +153,11 @@ class Display:
         self.draws = sys.stderr.isatty()
         self.bars: dict[str, tqdm] = {}  # type: ignore[type-arg]
         self.started: dict[str, float] = {}
-        self.said = time.monotonic()
+        self.said: dict[str, float] = {}
 
     def begin(self, task: Task) -> None:
         """Show a new task."""
-        self.started[task.label] = time.monotonic()
+        self.started[task.label] = self.said[task.label] = time.monotonic()
         if self.draws:
             unit = "step" if task.tool == "pretrain" else "figure"
             self.bars[task.label] = tqdm(desc=f"{task.label:<42}", unit=unit, smoothing=0.1, position=len(self.bars))
@@ -169,8 +169,8 @@ class Display:
             bar.total = total or None
             bar.n = done
             bar.refresh()
-        elif time.monotonic() - self.said > SAY_EVERY:
-            self.said = time.monotonic()
+        elif time.monotonic() - self.said[task.label] > SAY_EVERY:
+            self.said[task.label] = time.monotonic()
             print(f"{task.label}: {done} of {total or '?'}", flush=True)
 
     def end(self, task: Task) -> None:

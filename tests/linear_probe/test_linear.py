@@ -33,8 +33,15 @@ def wide(digits):
     return torch.tanh(x[:90] @ matrix / 60), y[:90], torch.tanh(held @ matrix / 60), truth
 
 
+@pytest.fixture(scope="module")
+def grey(digits):
+    """Every feature three times, as in the pixels of grey images."""
+    x, y, held, truth = digits
+    return x.repeat(1, 3), y, held.repeat(1, 3), truth
+
+
 @pytest.mark.parametrize("penalty", [1e-1, 1e-3])
-@pytest.mark.parametrize("features", ["digits", "wide"])
+@pytest.mark.parametrize("features", ["digits", "wide", "grey"])
 def test_logistic_regression_is_scikit_learns(request, features, penalty):
     x, y, held, truth = request.getfixturevalue(features)
     scale = standardiser(x)
@@ -54,6 +61,18 @@ def test_a_warm_start_ends_at_the_same_optimum(digits):
     model = Logistic(scaled, y, 10)
     warm, cold = model.fit(1e-2, start=model.fit(1.0)), model.fit(1e-2)
     assert loss_of(warm, scaled, y, 1e-2).item() == pytest.approx(loss_of(cold, scaled, y, 1e-2).item(), rel=1e-4)
+
+
+def test_equal_features_are_fitted_as_one_and_weigh_the_same(grey):
+    x, y, _, _ = grey
+    scaled = standardiser(x)(x)
+    model = Logistic(scaled, y, 10)
+    assert model.z.shape[1] <= 64
+    theta = model.fit(1e-2, start=model.fit(1.0))
+    assert torch.equal(theta[:64], theta[64:128])
+    assert loss_of(theta, scaled, y, 1e-2).item() == pytest.approx(
+        loss_of(model.fit(1e-2), scaled, y, 1e-2).item(), rel=1e-4
+    )
 
 
 def test_standardised_features_have_moments_zero_and_one(digits):
