@@ -151,7 +151,7 @@ class Display:
 
     def __init__(self) -> None:
         self.draws = sys.stderr.isatty()
-        self.bars: dict[str, tqdm] = {}  # type: ignore[type-arg]
+        self.bars: dict[str, tqdm] = {}
         self.started: dict[str, float] = {}
         self.said: dict[str, float] = {}
 
