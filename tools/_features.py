@@ -63,8 +63,8 @@ class Reader:
         """Moments of a whole set, worked out once and kept in the user's cache, and features of up to 10,000 of it."""
         key = json_hash([self.name, fingerprint, split, images.size])[:20]
         path = self.session.cache / "moments" / f"{key}.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
+            self.session.writable(path.parent)
             bar = tqdm(
                 self.session.images(images, BATCH), f"features of {split}", disable=not self.session.runtime.bars
             )

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from _session import Session
 
+from ldae.data.cache import cache_errors
 from ldae.data.images import ImageSet, LatentImages, Splits
 from ldae.errors import CheckpointError
 from ldae.files import json_hash, published_folder, read_json, sha256, write_json
@@ -38,7 +39,8 @@ def train_images(session: Session, objective: Objective, splits: Splits, tokeniz
     folder = session.cache / "latents" / json_hash([tokenizer, splits.fingerprint])[:20]
     if session.world.main and not _whole(folder):
         print(f"encoding {len(images)} images once (kept in {folder})", file=sys.stderr)
-        with published_folder(folder) as temporary:
+        session.writable(folder.parent)
+        with published_folder(folder) as temporary, cache_errors(session.cache):
             _write(temporary / FILE, session, objective.tokenizer, images)
             write_json(temporary / MANIFEST, {"sha256": sha256(temporary / FILE)})
     session.world.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import subprocess
 import sys
@@ -154,6 +155,20 @@ class Session:
         if found.bad and self.world.main:
             print(f"{len(found.bad)} unreadable images left out, the first: {', '.join(found.bad[0])}", file=sys.stderr)
         return found
+
+    def writable(self, folder: Path) -> Path:
+        """Make a folder below the cache.
+
+        Raises:
+            OutputError: it cannot be written; names `data.cache`.
+            StorageError: the disk is full or fails.
+        """
+        with cache_errors(self.cache):
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK):
+                number = errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES
+                raise OSError(number, os.strerror(number), str(folder))
+        return folder
 
     def show_partners(self, corruption: Corruption) -> None:
         """Gives a corruption that blends images the other data set's, those of its training split.

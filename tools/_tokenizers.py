@@ -111,6 +111,7 @@ def _cached_tokenizer(session: Session, splits: Splits) -> Path:
         sub = Session(tokenizer_config(session))
         sub.stop, sub.world, sub.threads = session.stop, session.world, session.threads
         _say(session, f"fitting the tokenizer {type(sub.system['tokenizer']).__name__} (kept in {folder})")
+        session.writable(folder.parent)
         with _held(session, RunFolder(folder)) as run:
             fit_tokenizer(sub, splits, run)
     return path
@@ -251,6 +252,7 @@ def ensure_perceptual(session: Session, splits: Splits) -> str | None:
     key = json_hash([spec, session.system["data"].size, splits.fingerprint, session.seed])[:20]
     folder = session.cache / "perceptual" / key
     if not session.world.shared((folder / PERCEPTUAL_FILE).exists()):
+        session.writable(folder.parent)
         _train_perceptual(session, splits, perceptual, spec["fit"], RunFolder(folder))
     perceptual.load_state_dict(load_tensors(folder / PERCEPTUAL_FILE))
     perceptual.to(session.world.device).requires_grad_(False).eval()

@@ -16,10 +16,11 @@ from ldae.data.cache import Bad, Context
 from ldae.data.folder import Listing, joined, shared
 from ldae.data.images import ImageSet, Splits
 from ldae.data.layout import some
-from ldae.errors import DataError
+from ldae.errors import ConfigError, DataError
 from ldae.files import json_hash
 from ldae.parts import Count, Fraction, Natural
 
+LARGEST = 8192  # pixels of a side: a picture of this size is 192 MiB of bytes
 FEW = 50  # images of a hold-out below which an accuracy on it says little
 
 Read = Callable[[Listing], tuple[ImageSet, Bad, str]]
@@ -50,12 +51,17 @@ class Dataset(ABC):
     Args:
         size: side of the images in pixels.
         division: into train, hold-out and test.
+
+    Raises:
+        ConfigError: the size is none that pictures have.
     """
 
     label_hint: ClassVar[str] = "name a data set with classes"
     classifies: ClassVar[bool] = True
 
     def __init__(self, size: Count, division: Division):
+        if size > LARGEST:
+            raise ConfigError("size", size, f"must be at most {LARGEST} pixels")
         self.size, self.division = size, division
 
     @property

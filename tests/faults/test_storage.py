@@ -156,6 +156,14 @@ def test_a_read_only_parent_is_73_before_the_first_step(tmp_path):
         assert "cannot be written" in err
 
 
+@pytest.mark.case("A17", "the cache is read-only")
+def test_a_read_only_cache_is_73_that_names_it(tmp_path, in_process):
+    with mounted(tmp_path / "disk", "ro") as disk:
+        words = ("experiment=ldae/digits", "train.steps=1", "monitor.looks=0", "train.precision=fp32")
+        code, message = in_process("pretrain", *words, f"data.cache={disk}", f"out={tmp_path / 'r'}")
+        assert (code, message.partition(" (")[0]) == (73, f"data.cache={disk} cannot be written")
+
+
 class Canary:
     """What a pickle would run."""
 

@@ -384,6 +384,11 @@ def test_impossible_loaders_are_refused(tree, context):
         Loader(splits.train, PadCrop(), 9, 0, CPU)
 
 
+def test_sizes_that_no_picture_has_are_refused(tree):
+    with pytest.raises(ConfigError, match=r"size=100000000 must be at most 8192 pixels"):
+        folder(tree, 10**8)
+
+
 def test_names_survive_any_spelling(tree, context):
     (tree / "train" / "a" / "00.png").rename(tree / "train" / "a" / "zwölf ☂.png")
     for store in ("memory", "stream"):
