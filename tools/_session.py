@@ -105,7 +105,7 @@ class Session:
         self.system = System(self.config)
         self.cache = user_cache(config["data"].get("cache"))
         self.stop = StopFlag()
-        self.said = set[str]()  # of the data
+        self.printed = set[str]()  # notes on the data
         self.world = World(torch.device(self.device))
 
     @contextlib.contextmanager
@@ -149,9 +149,9 @@ class Session:
             hint = dataset.label_hint
             raise DataError(f"data.root={place}: the images have no classes, and {labels_for} needs them; {hint}")
         if self.world.main:
-            new = [note for note in found.notes if note not in self.said]
+            new = [note for note in found.notes if note not in self.printed]
             print("".join(f"warning: {note}\n" for note in new), end="", file=sys.stderr)
-            self.said.update(new)
+            self.printed.update(new)
         if found.bad and self.world.main:
             print(f"{len(found.bad)} unreadable images left out, the first: {', '.join(found.bad[0])}", file=sys.stderr)
         return found
@@ -276,6 +276,7 @@ def begin(run: RunFolder, config: Mapping[str, Any], splits: Splits) -> None:
     sizes = {name: len(getattr(splits, name)) for name in ("train", "holdout", "test")}
     known = {"fingerprint": splits.fingerprint, "images": sizes, "classes": list(splits.classes)}
     if path.exists():
-        check_same(read_json(path), known, ["unreadable", *config["allow"]])
-    write_json(path, {**known, "unreadable": [list(pair) for pair in splits.bad]})
+        check_same(read_json(path), known, ["unreadable", "notes", *config["allow"]])
+    unreadable = [list(pair) for pair in splits.bad]
+    write_json(path, {**known, "unreadable": unreadable, "notes": list(splits.notes)})
     write_json(run.path / "config.json", dict(config))

@@ -91,12 +91,12 @@ class Dataset(ABC):
         Raises:
             DataError: a split has a class that train lacks, or train has no images that can be read.
         """
-        said = list(notes)
-        listings = dict(self._with_equal_labels(listings, names, said))
-        said += [note for listing in listings.values() for note in listing.notes]
+        remarks = list(notes)
+        listings = dict(self._with_equal_labels(listings, names, remarks))
+        remarks += [note for listing in listings.values() for note in listing.notes]
         for (a, first), (b, second) in itertools.combinations(listings.items(), 2):
             if both := shared(first, second):
-                said.append(
+                remarks.append(
                     f"{len(both)} images of {names[b]} are images of {names[a]} too (links), so scores on {names[b]} "
                     f"flatter: {some([f'{y} = {x}' for x, y in both], 2)}"
                 )
@@ -109,17 +109,17 @@ class Dataset(ABC):
             count, ids = sum(name not in lost for name in train.files), np.arange(len(images))
             images, holdout = images.subset(ids[:count]), images.subset(ids[count:])
         if test is None:
-            return self._splits(images, None, train.classes, [mark], bad, holdout, said)
+            return self._splits(images, None, train.classes, [mark], bad, holdout, remarks)
         tested, test_bad, test_mark = read(test)
-        return self._splits(images, tested, train.classes, [mark, test_mark], bad + test_bad, holdout, said)
+        return self._splits(images, tested, train.classes, [mark, test_mark], bad + test_bad, holdout, remarks)
 
     def _with_equal_labels(
-        self, listings: Mapping[str, Listing], names: Mapping[str, str], said: list[str]
+        self, listings: Mapping[str, Listing], names: Mapping[str, str], remarks: list[str]
     ) -> Iterator[tuple[str, Listing]]:
         """Yield the listings that have labels if train has, and none have if it has not."""
         train = listings["train"]
         if not train.labelled:
-            said.append(
+            remarks.append(
                 f"the {len(train.files)} images of {names['train']} have no classes; pretraining needs none, "
                 f"scores do: {self.label_hint}"
             )
@@ -127,7 +127,7 @@ class Dataset(ABC):
             if not train.labelled:
                 yield key, listing.without_labels()
             elif not listing.labelled:
-                said.append(
+                remarks.append(
                     f"the {len(listing.files)} images of {names[key]} have no classes and are passed over; "
                     f"the {'hold-out' if key == 'holdout' else 'test split'} is cut from {names['train']}"
                 )

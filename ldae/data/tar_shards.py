@@ -109,7 +109,7 @@ def list_shards(root: Path, shards: Sequence[Path], context: Context, labelled: 
 
 
 class _Contents:
-    """What one tar file holds.
+    """Collect the images and classes of one tar file.
 
     Args:
         shard: the file.
@@ -187,7 +187,9 @@ def _contents(shard: Path, context: Context, labelled: bool) -> _Contents:
 
 
 def _check_rest(shard: Path, offset: int) -> None:
-    """Python's tarfile stops at the first damaged header, or one of zeros, and says nothing of what comes after it.
+    """Refuse a file that goes on after the place where tarfile stopped.
+
+    tarfile stops at the first damaged header, or one of zeros, and raises nothing.
 
     Args:
         offset: where it stopped.

@@ -22,7 +22,7 @@ Found = list[tuple[str, os.stat_result]]
 
 
 class Walk:
-    """Lists the image files below some folders of a root.
+    """List the image files below some folders of a root.
 
     A symbolic link that leads to another place below these folders, or to a folder above, is passed over: its images
     count once, at their real place. One that leads elsewhere is followed. One that leads nowhere counts as an image

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from _pictures import files_of
@@ -60,7 +62,9 @@ def test_one_class_is_a_warning(flat, tmp_path, in_process, capsys):
     (tmp_path / "pictures" / "all").symlink_to(flat)
     words = (*DIGITS_LIKE, *SHORT, f"data.root={tmp_path / 'pictures'}", f"out={tmp_path / 'run'}", "monitor.looks=0")
     assert in_process("pretrain", *words) == (0, "")
-    assert "warning: the images have one class (all): there is nothing to score\n" in capsys.readouterr().err
+    note = "the images have one class (all): there is nothing to score"
+    assert f"warning: {note}\n" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run" / "data.json").read_text())["notes"] == [note]
 
 
 def test_what_else_is_in_a_folder_of_pictures_is_named(flat, tmp_path, capsys):
