@@ -63,6 +63,10 @@ class OutputError(Fault):
     code = 73
 
 
+class HeldError(OutputError):
+    """Another process holds the output folder."""
+
+
 class StorageError(Fault):
     """Reading or writing failed: disk full, file-size limit, I/O error."""
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ldae.counter import seed_of
-from ldae.engine.checkpoint import Checkpoint, folder_of, newest, verify
+from ldae.engine.checkpoint import ATTEMPTS, Checkpoint, folder_of, listed, newest, verify
 from ldae.errors import CheckpointError, ConfigError
 from ldae.objectives.base import Representing
 from ldae.system import System
@@ -67,6 +67,9 @@ def find_checkpoint(run: Path, step: int | None = None) -> Checkpoint:
     """
     root = run / "checkpoints"
     if step is not None:
+        if not folder_of(root, step).exists():
+            steps = ", ".join(str(int(path.name.rpartition("-")[2])) for path in listed(root)) or "none"
+            raise CheckpointError(f"run={run} has no checkpoint of step={step}; it has: {steps}")
         return verify(folder_of(root, step))
     found = newest(root, set_aside=False)
     if found is None:
@@ -91,7 +94,20 @@ def load_run(
     Raises:
         CheckpointError: no whole checkpoint, or a tokenizer that is not the one of the run.
     """
-    checkpoint = find_checkpoint(run, step)
+    for _ in range(ATTEMPTS):
+        checkpoint = find_checkpoint(run, step)
+        try:
+            tensors = None if weights == "untrained" else checkpoint.tensors(weights)
+        except CheckpointError:
+            if step is not None or checkpoint.path.exists():
+                raise
+            continue  # the run goes on training, and removed it while it was read
+        return _built(run, checkpoint, tensors, device)
+    raise CheckpointError(f"run={run} replaces its checkpoints faster than they are read; give step=, or wait")
+
+
+def _built(run: Path, checkpoint: Checkpoint, tensors: Mapping[str, Tensor] | None, device: torch.device | str) -> Run:
+    """Build the objective of a run and fill it with the tensors of its checkpoint; with none, it is untrained."""
     config = checkpoint.manifest["config"]
     torch.manual_seed(seed_of(config["seed"]))  # the network's start, as in pretraining
     objective = System(config)["objective"]
@@ -99,10 +115,10 @@ def load_run(
         raise CheckpointError(f"run={run} has no encoder to read: {config['objective']['part']}")
     if objective.tokenizer is not None:
         load_tokenizer(run / TOKENIZER_FILE, objective.tokenizer, checkpoint.manifest["tokenizer"])
-    if weights == "untrained":
+    if tensors is None:
         objective.network.open_gates()  # at its start the network is the identity: too low a floor
     else:
-        named = {k[len(PLAYER) + 1 :]: v for k, v in checkpoint.tensors(weights).items()}
+        named = {k[len(PLAYER) + 1 :]: v for k, v in tensors.items()}
         missing, unexpected = objective.network.load_state_dict(named, strict=False)
         if missing or unexpected:
             raise CheckpointError(f"{checkpoint.path} is of another network: {sorted(missing + unexpected)[:4]}")

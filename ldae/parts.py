@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import os
 import re
 import types
 import typing
@@ -40,6 +41,7 @@ class Range:
 
 Count = Annotated[int, Range(low=1)]
 Natural = Annotated[int, Range(low=0)]
+Workers = Annotated[int, Range(low=0, high=max(64, 4 * (os.cpu_count() or 1)))]  # threads or processes of one machine
 Positive = Annotated[float, Range(low=0, above=True)]
 NonNegative = Annotated[float, Range(low=0)]
 Fraction = Annotated[float, Range(low=0, high=1)]

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from ldae.counter import seed_of
 from ldae.errors import ConfigError, nearest
-from ldae.files import sha256
+from ldae.files import read_sealed_json, sha256
 from ldae.timm_weights import fill, read_weights
 
 LOCAL = "local-dir:"  # timm's word for a folder with config.json and weights, such as tools/export.py writes
-LOCAL_WEIGHTS = "model.safetensors"
+LOCAL_WEIGHTS, LOCAL_CONFIG = "model.safetensors", "config.json"
 
 
 class TimmEncoder(nn.Module):
@@ -59,6 +59,8 @@ class TimmEncoder(nn.Module):
         norm: Literal["all", "last"] = "all",
     ):
         super().__init__()
+        if name.startswith(LOCAL) and (config := Path(name[len(LOCAL) :]) / LOCAL_CONFIG).exists():
+            read_sealed_json(config)  # timm itself would take a damaged one
         if weights is None and name.startswith(LOCAL):
             weights = Path(name[len(LOCAL) :]) / LOCAL_WEIGHTS
         tensors = read_weights(weights) if weights else {}

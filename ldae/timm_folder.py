@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ldae.files import save_tensors, write_json
+from ldae.files import save_tensors, write_sealed_json
 from ldae.fold import ARCHITECTURE, Plain
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # timm's own names
@@ -44,8 +44,7 @@ def write_timm_folder(folder: Path, plain: Plain) -> None:
         "pretrained_cfg": known,
     }
     save_tensors(folder / WEIGHTS, plain.weights)
-    write_json(folder / CONFIG, config)
-    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)  # safetensors leaves it to its owner alone
+    write_sealed_json(folder / CONFIG, config)
 
 
 class TimmFeatures:

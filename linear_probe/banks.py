@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import struct
 import uuid
 import zipfile
 import zlib
@@ -19,7 +21,10 @@ from linear_probe.features import Features, digest
 from linear_probe.members import Members
 from linear_probe.subsets import tenth
 
+# what zipfile, zlib and numpy raise at a damaged file, beside ValueError
+DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, KeyError, SyntaxError, OverflowError)
 SPLITS = ("train", "holdout", "test")
+MEMBERS = "members"  # of the file: the names of all its other arrays
 
 
 @dataclass(frozen=True)
@@ -55,11 +60,18 @@ def read_features(path: Path) -> FeatureFile:
     try:
         with zipfile.ZipFile(path) as file:
             return _read(Members(file), digest(path))
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+    except DAMAGE as error:
         raise ValueError(f"is no .npz file of plain arrays ({error})") from None
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # an offset that lies before the file
+            raise ValueError(f"is no .npz file of plain arrays ({error.strerror})") from None
+        raise
 
 
 def _read(file: Members, hash_: str) -> FeatureFile:
+    listed = file.text(MEMBERS)
+    if listed and set(listed.split()) != file.names - {MEMBERS}:  # zip guards contents alone, not names
+        raise ValueError(f"is damaged: it holds {' '.join(sorted(file.names - {MEMBERS}))} and lists {listed}")
     names = [name for name in SPLITS if name != "holdout" or "holdout_x" in file.names]
     shapes = {name: file.shape(name) for name in names}
     if len({shape[1] for shape in shapes.values()}) > 1:
@@ -94,6 +106,7 @@ def write_features(path: Path, splits: Mapping[str, Features], **told: str) -> N
         f"{name}_{key}": getattr(found, key).numpy() for name, found in splits.items() for key in "xy"
     }
     arrays |= {key: np.array(text) for key, text in told.items()}
+    arrays[MEMBERS] = np.array(" ".join(sorted(arrays)))
     temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{path.name}")
     try:
         with open(temporary, "wb") as f:

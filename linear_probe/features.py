@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+LABELS = "labels"  # file of a bank
+
 
 class ImageBatch(Protocol):
     """What a loader yields: images (B, 3, H, W) in [0, 1] and their labels (B,)."""
@@ -73,7 +75,7 @@ class Bank:
     def __init__(self, folder: Path):
         self.folder = folder
         self.meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
-        self.y = torch.from_numpy(np.load(folder / "labels.npy"))
+        self.y = torch.from_numpy(np.load(folder / f"{LABELS}.npy"))
 
     def __getitem__(self, cell: Cell) -> Features:
         return Features(_mapped(self.folder / f"{cell}.npy"), self.y)
@@ -98,15 +100,16 @@ def extract(encode: Encode, cells: Sequence[Cell], batches: Iterable[ImageBatch]
     if _whole(folder, cells, count):
         return Bank(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.parent / f".tmp-{folder.name}-{uuid.uuid4().hex[:8]}"
+    temporary, old = (folder.parent / f".tmp-{folder.name}-{uuid.uuid4().hex[:8]}" for _ in range(2))
     temporary.mkdir()
     try:
         _fill(encode, cells, batches, count, temporary)
         if folder.exists():
-            shutil.rmtree(folder)
+            os.rename(folder, old)  # so that no part of it remains under its name
         os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
     return Bank(folder)
 
 
@@ -121,8 +124,8 @@ def _fill(encode: Encode, cells: Sequence[Cell], batches: Iterable[ImageBatch], 
         done = stop
     if done != count:
         raise ValueError(f"{done} images came where {count} were announced")
-    np.save(folder / "labels.npy", labels)
-    hashes = {str(cell): digest(folder / f"{cell}.npy") for cell in cells}
+    np.save(folder / f"{LABELS}.npy", labels)
+    hashes = {name: digest(folder / f"{name}.npy") for name in (LABELS, *map(str, cells))}
     (folder / "meta.json").write_text(json.dumps({"count": count, "sha256": hashes}))
 
 
@@ -146,8 +149,9 @@ def _whole(folder: Path, cells: Sequence[Cell], count: int) -> bool:
     try:
         meta = json.loads((folder / "meta.json").read_text())
         hashes = meta["sha256"]
-        return meta["count"] == count and all(digest(folder / f"{c}.npy") == hashes[str(c)] for c in cells)
-    except (OSError, ValueError, KeyError):
+        names = (LABELS, *map(str, cells))
+        return meta["count"] == count and all(digest(folder / f"{n}.npy") == hashes[n] for n in names)
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

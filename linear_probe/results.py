@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+SEAL = "sha256"  # key of a line: the hash of all its other keys
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,34 @@ class Result:
 
     def line(self) -> str:
         """One line of JSON."""
-        return json.dumps(asdict(self))
+        return sealed(asdict(self))
+
+
+def sealed(value: Mapping[str, Any]) -> str:
+    """Return a JSON object in one line, with the SHA-256 of its content under the key `sha256`."""
+    whole = json.loads(json.dumps(dict(value)))  # as it will be read
+    return json.dumps({**whole, SEAL: _content_hash(whole)})
+
+
+def unsealed(line: str) -> dict[str, Any]:
+    """Return the JSON object of a line without its `sha256`.
+
+    Raises:
+        ValueError: the line is no JSON object, or not the content that was written. A line without `sha256` is taken
+            as it is.
+    """
+    value = json.loads(line)
+    if not isinstance(value, dict):
+        raise ValueError("a line holds no JSON object")
+    known = value.pop(SEAL, None)
+    if known is not None and known != _content_hash(value):
+        name = value.get("encoder") or value.get("cell")
+        raise ValueError(f"the line of {name} is damaged: its content does not have the SHA-256 that it names")
+    return value
+
+
+def _content_hash(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def write_results(path: Path, results: Iterable[Result]) -> None:
@@ -75,8 +105,12 @@ def write_results(path: Path, results: Iterable[Result]) -> None:
 
 
 def read_results(path: Path) -> list[Result]:
-    """The result lines in `path`."""
-    return [Result(**json.loads(line)) for line in path.read_text().splitlines()]
+    """The result lines in `path`.
+
+    Raises:
+        ValueError: a line is damaged.
+    """
+    return [Result(**unsealed(line)) for line in path.read_text().splitlines()]
 
 
 def table(results: Sequence[Result]) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from linear_probe.results import Result
+from linear_probe.results import Result, sealed, unsealed
 
 
 @dataclass(frozen=True)
@@ -46,12 +45,16 @@ class Row:
 
     def line(self) -> str:
         """One line of JSON."""
-        return json.dumps(asdict(self))
+        return sealed(asdict(self))
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows in `path`, one a line."""
-    return [_row(json.loads(line)) for line in path.read_text().splitlines()]
+    """The rows in `path`, one a line.
+
+    Raises:
+        ValueError: a line is damaged.
+    """
+    return [_row(unsealed(line)) for line in path.read_text().splitlines()]
 
 
 def _row(found: dict[str, Any]) -> Row:

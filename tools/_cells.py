@@ -25,7 +25,7 @@ from ldae.engine.run import RunFolder
 from ldae.engine.signals import StopFlag
 from ldae.errors import Fault, Interrupted, OutputError
 from ldae.export import TOKENIZER_FILE
-from ldae.files import read_json
+from ldae.files import read_sealed_json
 from linear_probe.results import Result, read_results
 from linear_probe.rows import Row
 
@@ -133,7 +133,7 @@ class Runner:
     def _row(self, planned: Planned, run: Path, results: Sequence[Result], drawn: Path) -> Row:
         cell = planned.cell
         spent, unit = hours(run, user_cache(planned.config["data"].get("cache")), self.machine.device)
-        index = read_json(drawn / INDEX)
+        index = read_sealed_json(drawn / INDEX)
         return Row(
             grid=cell.grid,
             cell=cell.name,

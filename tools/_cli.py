@@ -7,6 +7,7 @@ import difflib
 import errno
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -22,9 +23,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ldae.errors import ConfigError, Fault, StorageError, UsageError, nearest
+from ldae.errors import ConfigError, Fault, UsageError, nearest
+from ldae.files import storage_fault
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+# keys of files and folders: a name of digits alone is a text
+PATHS = frozenset({"out", "run", "data.root", "data.cache", "partner.root", "tokenizer.weights", "features",
+                   "checkpoint", "pictures", "guide", "keep", "low", "save"})  # fmt: skip
 
 
 def run_tool(main: Callable[[Sequence[str]], None]) -> NoReturn:
@@ -41,10 +46,12 @@ def run_tool(main: Callable[[Sequence[str]], None]) -> NoReturn:
         print(f"error: {fault}", file=sys.stderr)
         code = fault.code
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
-            raise
-        print(f"error: {StorageError(f'{error}; free space and run the same command again')}", file=sys.stderr)
-        code = StorageError.code
+        answer = storage_fault(error)
+        print(f"error: {answer}", file=sys.stderr)
+        code = answer.code
+    except KeyboardInterrupt:  # before anything was begun that could go on
+        print("error: interrupted", file=sys.stderr)
+        code = 128 + signal.SIGINT
     except Exception:
         traceback.print_exc()
         print("error: internal; this is a bug worth reporting with the lines above", file=sys.stderr)
@@ -137,6 +144,9 @@ def _parsed(words: Sequence[str]) -> list[Override]:
             raise UsageError(f"{word!r} is not KEY=VALUE ({_first_line(error)})") from None
         if override.type != OverrideType.CHANGE or override.is_sweep_override():
             raise UsageError(f"{word!r}: only KEY=VALUE is understood, with keys that exist and one value each")
+        if override.key_or_group in PATHS and isinstance(override.value(), (int, float)):
+            key, _, text = word.partition("=")
+            override = OverridesParser.create().parse_overrides([f"{key}='{text}'"])[0]
         found.append(override)
     return found
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ldae.data.images import ImageSet, Splits
 from ldae.export import load_encoder
-from ldae.files import json_hash
+from ldae.files import json_hash, whole_tensors
 from ldae.metrics.frechet import Moments, frechet_distance
 from ldae.metrics.inception import Inception
 from ldae.metrics.inception_score import inception_score
@@ -63,7 +63,7 @@ class Reader:
         """Moments of a whole set, worked out once and kept in the user's cache, and features of up to 10,000 of it."""
         key = json_hash([self.name, fingerprint, split, images.size])[:20]
         path = self.session.cache / "moments" / f"{key}.safetensors"
-        if not path.exists():
+        if not whole_tensors(path):
             self.session.writable(path.parent)
             bar = tqdm(
                 self.session.images(images, BATCH), f"features of {split}", disable=not self.session.runtime.bars

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from _session import Runtime, commit, own_settings
+from _session import Runtime, commit, own_settings, settings_of
 
 from ldae.diffusion.schedules import NoiseSchedule
 from ldae.diffusion.trajectory import stages
@@ -56,7 +56,7 @@ def generator_of(config: Mapping[str, Any]) -> tuple[Generator, Run]:
         raise ConfigError("run", config["run"], "is not set; give run=RUN, the folder that pretraining wrote (out=)")
     settings: GenerationSettings = own_settings(GenerationSettings, config)
     device = pick_device(str(config["device"]))
-    Runtime(**config["runtime"]).prepare()
+    settings_of(config, "runtime", Runtime).prepare()
     parts = System({key: config[key] for key in ("sampler", "spacing", "levels") if config.get(key)})
     chosen = {key: parts[key] for key in parts.config if key in config}  # a bad key costs no loading
     run = load_run(Path(settings.run), settings.step, settings.weights, device)

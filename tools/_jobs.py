@@ -15,7 +15,7 @@ from _rows import Place
 
 from ldae.engine.signals import StopFlag
 from ldae.errors import ConfigError, Fault
-from ldae.files import write_json
+from ldae.files import write_sealed_json
 from linear_probe.rows import Row
 
 HERE = Path(__file__).resolve().parent
@@ -53,7 +53,7 @@ def launch(
         "jobs": [[planned.cell.name for planned in job] for job in jobs],
         "cwd": str(Path.cwd()),
     }
-    write_json(folder / "plan.json", plan)
+    write_sealed_json(folder / "plan.json", plan)
     stop, log = StopFlag(), folder / "launch.log"
     with stop.listening():
         code, _ = run_child(application(launcher, folder, len(jobs)), log, stop, lambda: None)

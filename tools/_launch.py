@@ -8,7 +8,6 @@ ablation's folder; a job that fails does not stop the others.
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -16,6 +15,8 @@ from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
+
+from ldae.files import read_sealed_json
 
 
 def spare() -> None:
@@ -26,7 +27,7 @@ def spare() -> None:
 @hydra.main(config_path=None, config_name=None, version_base="1.3")
 def main(config: DictConfig) -> int:
     """Runs the cells of one job."""
-    plan = json.loads(Path(str(config.plan)).read_text())
+    plan = read_sealed_json(Path(str(config.plan)))
     words = [plan["tool"], *plan["words"], f"only=[{','.join(plan['jobs'][config.job])}]"]
     return subprocess.run([sys.executable, *words], cwd=plan["cwd"], preexec_fn=spare, check=False).returncode
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from _probe_settings import ProbeSettings
 from _reading import Images
-from _session import Runtime, Session, session_of
+from _session import Runtime, Session, session_of, settings_of
 from _subjects import FLOORS, UNTRAINED, Subject, of_file, of_run, of_timm, pca, pixels
 from torch import Tensor
 
@@ -57,12 +57,12 @@ def open_probed(settings: ProbeSettings, config: Mapping[str, Any]) -> Iterator[
         CheckpointError, DataError: a file is missing or damaged.
     """
     device = pick_device(str(config["device"]))
-    Runtime(**config["runtime"]).prepare()
+    settings_of(config, "runtime", Runtime).prepare()
     config = {**config, "device": device}
     run = load_run(Path(settings.run), settings.step, settings.weights, device) if settings.run else None
     session = _session(run, config, settings)
     out = Path(settings.out or _usual_out(settings, config))
-    with session.stop.listening():
+    with session.stop.listening(), session.stop.at_once():
         probed = _file(settings, config, out) if settings.features else _images(settings, run, session, out)
         out.mkdir(parents=True, exist_ok=True)
         yield probed

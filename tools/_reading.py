@@ -15,7 +15,7 @@ from ldae.counter import uniforms
 from ldae.data.images import ImageSet, Splits
 from ldae.data.loader import Loader, in_order
 from ldae.data.transforms import Augment, PadCrop, RandomResizedCrop
-from ldae.files import json_hash
+from ldae.files import json_hash, remove_temporary
 from ldae.types import Batch
 from linear_probe.features import Bank, Cell, Features, extract
 from linear_probe.sources import Encoded
@@ -48,6 +48,7 @@ class Images:
 
     def __init__(self, session: Session, splits: Splits, out: Path, batch: int, seed: int):
         self.session, self.splits, self.out, self.batch, self.seed = session, splits, out, batch, seed
+        remove_temporary(out / "features")
         self.banks: dict[tuple[str, str], Bank] = {}
 
     def split(self, name: str) -> ImageSet:

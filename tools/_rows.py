@@ -15,8 +15,8 @@ from filelock import FileLock
 
 from ldae.engine.run import differences
 from ldae.errors import CheckpointError, OutputError, UsageError
-from ldae.files import read_json, write_text
-from linear_probe.results import Result
+from ldae.files import OWN, own_hash, read_sealed_json, write_text
+from linear_probe.results import Result, unsealed
 from linear_probe.rows import Row, read_rows
 
 ROWS, OTHERS = "rows.jsonl", "others.jsonl"
@@ -72,7 +72,8 @@ class Place:
         known = {"key": planned.key, "config": dict(lasting(planned.config)), "probe": list(planned.probe)}
         place = {"beside": cell.beside, "position": cell.position}
         record = {**known, **place, "row": asdict(row), "floors": results}
-        write_text(path, json.dumps(record, indent=1) + "\n")  # axes keep their order
+        whole = json.loads(json.dumps(record))  # as it will be read
+        write_text(path, json.dumps({**whole, OWN: own_hash(whole)}, indent=1) + "\n")  # axes keep their order
         self.collect()
 
     def finished(self, planned: Planned) -> Row | None:
@@ -85,7 +86,7 @@ class Place:
         path = self.record(planned)
         if not path.exists():
             return None
-        found = read_json(path)
+        found = read_sealed_json(path)
         if found.get("key") == planned.key:
             return row_of(found, path)
         now = {"config": dict(lasting(planned.config)), "probe": list(planned.probe)}
@@ -102,7 +103,7 @@ class Place:
         """Puts rows.jsonl and others.jsonl together from all records; the same records give the same files."""
         with FileLock(self.out / "cells" / ".collect"):
             paths = sorted((self.out / "cells").glob("*/*.json"))
-            found = [(record, row_of(record, path)) for path in paths for record in [read_json(path)]]
+            found = [(record, row_of(record, path)) for path in paths for record in [read_sealed_json(path)]]
             found.sort(key=lambda pair: (pair[1].grid, pair[0]["beside"], pair[0]["position"]))
             rows = [row for record, row in found if not record["beside"]]
             others = [r for record, row in found if record["beside"] for r in row.results]
@@ -137,6 +138,6 @@ def rows_in(out: Path) -> tuple[list[Row], list[Result]]:
         rows = read_rows(path)
         if not rows:
             raise CheckpointError(f"{path} has no row yet; finish a cell first")
-        return rows, [Result(**json.loads(line)) for line in others]
+        return rows, [Result(**unsealed(line)) for line in others]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); give the out= of an ablation") from None

@@ -30,10 +30,10 @@ from ldae.engine.runtime import keep_freed_memory, pick_device, use_threads
 from ldae.engine.settings import TrainSettings
 from ldae.engine.signals import StopFlag
 from ldae.engine.threads import AdaptiveThreads
-from ldae.errors import ConfigError, DataError, Fault
+from ldae.errors import ConfigError, DataError, Fault, Interrupted
 from ldae.export import Run
-from ldae.files import read_json, write_json
-from ldae.parts import Count, Natural, Positive, conform, construct
+from ldae.files import fault_of, read_sealed_json, remove_temporary, write_sealed_json
+from ldae.parts import Count, Natural, Positive, Workers, conform, construct
 from ldae.system import System
 
 # keys that may change between a run and its resumption: none of them changes what is computed
@@ -54,7 +54,7 @@ class Runtime:
         timeout: seconds after which a process gives up waiting for another one.
     """
 
-    threads: Natural = 0
+    threads: Workers = 0
     progress: Literal["auto", True, False] = "auto"
     timeout: Positive = World.timeout
 
@@ -110,22 +110,42 @@ class Session:
 
     @contextlib.contextmanager
     def running(self, run: RunFolder) -> Iterator[None]:
-        """Listens to signals, joins the other processes, holds the folder, and leaves its status behind."""
+        """Listens to signals, joins the other processes, holds the folder, and leaves its status behind.
+
+        A run that fails before its first step leaves no folder behind. A signal ends the block where it arrives, but
+        for training, which saves first.
+        """
         with self.stop.listening():
             self.world = join_world(self.device, self.runtime.timeout)
             if self.world.main:
                 run.acquire()
             try:
-                with self.world.watching():
+                with self.world.watching(), self.stop.at_once():
+                    if self.world.main:
+                        self._clean()
                     yield
-            except Fault as fault:
+            except Exception as error:
+                fault = fault_of(error)
                 if self.world.main:
-                    state = "interrupted" if fault.code == 75 else "failed"
-                    run.set_status(state, run.status().get("step", 0), fault.code, str(fault))
+                    run.set_failed(fault)
+                    self._discard(run, fault)
+                if isinstance(error, OSError):
+                    raise fault from None
                 raise
             finally:
                 run.release()
                 leave_world()
+
+    def _clean(self) -> None:
+        """Remove what killed processes left in the cache."""
+        for folder in self.cache.glob("*"):
+            remove_temporary(folder)
+
+    def _discard(self, run: RunFolder, fault: Fault) -> None:
+        """Remove the folder of a run that failed before its first step; torchrun's exit code needs its status."""
+        if fault.code != Interrupted.code:
+            with contextlib.suppress(OSError):
+                run.discard_if_new(keep=("status.json",) if self.world.size > 1 else ())
 
     def splits(self, group: str = "data", labels_for: str = "") -> Splits:
         """Read the data set of a group; say what was left out of it.
@@ -262,7 +282,7 @@ def finished(run: RunFolder, config: Mapping[str, Any]) -> bool:
     """
     path = run.path / "config.json"
     if path.exists():
-        check_same(read_json(path), config, [*FREE, *config["allow"]])
+        check_same(read_sealed_json(path), config, [*FREE, *config["allow"]])
     return run.status().get("state") == "done"
 
 
@@ -276,7 +296,7 @@ def begin(run: RunFolder, config: Mapping[str, Any], splits: Splits) -> None:
     sizes = {name: len(getattr(splits, name)) for name in ("train", "holdout", "test")}
     known = {"fingerprint": splits.fingerprint, "images": sizes, "classes": list(splits.classes)}
     if path.exists():
-        check_same(read_json(path), known, ["unreadable", "notes", *config["allow"]])
+        check_same(read_sealed_json(path), known, ["unreadable", "notes", *config["allow"]])
     unreadable = [list(pair) for pair in splits.bad]
-    write_json(path, {**known, "unreadable": unreadable, "notes": list(splits.notes)})
-    write_json(run.path / "config.json", dict(config))
+    write_sealed_json(path, {**known, "unreadable": unreadable, "notes": list(splits.notes)})
+    write_sealed_json(run.path / "config.json", dict(config))

@@ -20,7 +20,7 @@ from ldae.counter import seed_of
 from ldae.engine.logging import save_png
 from ldae.errors import UsageError
 from ldae.export import load_run
-from ldae.files import published_folder, write_json
+from ldae.files import published_folder, write_sealed_json
 from ldae.objectives.denoise import Denoise
 from ldae.objectives.panels import in_colour, tiled
 from ldae.types import Batch, Draws
@@ -50,7 +50,7 @@ def main(words: Sequence[str]) -> None:
         if filters.exists():
             names["the tokenizer's filters"] = "filters.png"
             shutil.copyfile(filters, folder / "filters.png")
-        write_json(folder / INDEX, names)
+        write_sealed_json(folder / INDEX, names)
 
 
 @torch.no_grad()

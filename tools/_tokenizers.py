@@ -17,14 +17,15 @@ from omegaconf import DictConfig
 
 from ldae.counter import permutation
 from ldae.data.images import ImageSet, Splits
+from ldae.engine.checkpoint import recorded
 from ldae.engine.logging import save_png
 from ldae.engine.optim import AdamW, Optim
 from ldae.engine.run import RunFolder
 from ldae.engine.settings import TrainSettings
 from ldae.engine.trainer import Job, Monitor, Trainer
-from ldae.errors import CheckpointError, ConfigError, DataError
+from ldae.errors import CheckpointError, ConfigError, DataError, HeldError
 from ldae.export import TOKENIZER_FILE
-from ldae.files import json_hash, load_tensors, replaced, save_tensors
+from ldae.files import json_hash, load_tensors, replaced, save_tensors, whole_tensors
 from ldae.nn.perceptual import Perceptual
 from ldae.objectives.base import Objective
 from ldae.objectives.classify import Classify
@@ -43,17 +44,23 @@ def ensure_tokenizer(session: Session, splits: Splits, run: RunFolder) -> str:
 
     Returns:
         SHA-256 of the tokenizer's file.
+
+    Raises:
+        CheckpointError: the file in the run folder is damaged, or not the one that the run was begun with.
     """
     tokenizer: Tokenizer = session.system["tokenizer"]
-    target = run.path / TOKENIZER_FILE
+    target, expected = run.path / TOKENIZER_FILE, recorded(run.checkpoints, "tokenizer")
     if not session.world.shared(target.exists()):
         source = given_weights(session) or _cached_tokenizer(session, splits)
-        load_tokenizer(source, tokenizer)
+        load_tokenizer(source, tokenizer, expected)
         if session.world.main:
             with replaced(target) as copy:
                 copy.write(source.read_bytes())
         session.world.wait()
-    found = load_tokenizer(target, tokenizer)
+    try:
+        found = load_tokenizer(target, tokenizer, expected)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; remove it to have it made again, and run the same command again") from None
     tokenizer.to(session.world.device)
     _warn_of_rank(session, tokenizer)
     return found
@@ -107,25 +114,45 @@ def _fitted_on(session: Session) -> Sequence[str]:
 def _cached_tokenizer(session: Session, splits: Splits) -> Path:
     folder = session.cache / "tokenizers" / tokenizer_key(session, splits)
     path = folder / TOKENIZER_FILE
-    if not session.world.shared(path.exists()):
-        sub = Session(tokenizer_config(session))
-        sub.stop, sub.world, sub.threads = session.stop, session.world, session.threads
-        _say(session, f"fitting the tokenizer {type(sub.system['tokenizer']).__name__} (kept in {folder})")
+    if not _kept(session, path):
         session.writable(folder.parent)
         with _held(session, RunFolder(folder)) as run:
-            fit_tokenizer(sub, splits, run)
+            if not _kept(session, path):  # else another run made it meanwhile
+                sub = Session(tokenizer_config(session))
+                sub.stop, sub.world, sub.threads = session.stop, session.world, session.threads
+                _say(session, f"fitting the tokenizer {type(sub.system['tokenizer']).__name__} (kept in {folder})")
+                fit_tokenizer(sub, splits, run)
     return path
+
+
+def _kept(session: Session, path: Path) -> bool:
+    """Return whether the cache has a file of tensors, undamaged; as the main process sees it."""
+    return bool(session.world.shared(session.world.main and whole_tensors(path)))
 
 
 @contextlib.contextmanager
 def _held(session: Session, run: RunFolder) -> Iterator[RunFolder]:
-    """The folder, held by the main process for all."""
-    if session.world.main:
-        run.acquire()
+    """Hold a folder of the cache, by the main process for all; wait while another run holds it."""
+    waiting = False
+    while not session.world.shared(_acquired(session, run)):
+        if not waiting:
+            _say(session, f"waiting for another run, which is making what is kept in {run.path}")
+        waiting = True
+        session.stop.poll()
     try:
         yield run
     finally:
         run.release()
+
+
+def _acquired(session: Session, run: RunFolder) -> bool:
+    """Return whether the folder is held now; waits a second for it."""
+    try:
+        if session.world.main:
+            run.acquire()
+        return True
+    except HeldError:
+        return False
 
 
 def _say(session: Session, text: str) -> None:
@@ -251,7 +278,7 @@ def ensure_perceptual(session: Session, splits: Splits) -> str | None:
     spec = {k: v for k, v in session.config["perceptual"].items() if k != "factor"}
     key = json_hash([spec, session.system["data"].size, splits.fingerprint, session.seed])[:20]
     folder = session.cache / "perceptual" / key
-    if not session.world.shared((folder / PERCEPTUAL_FILE).exists()):
+    if not _kept(session, folder / PERCEPTUAL_FILE):
         session.writable(folder.parent)
         _train_perceptual(session, splits, perceptual, spec["fit"], RunFolder(folder))
     perceptual.load_state_dict(load_tensors(folder / PERCEPTUAL_FILE))
@@ -262,10 +289,12 @@ def ensure_perceptual(session: Session, splits: Splits) -> str | None:
 def _train_perceptual(
     session: Session, splits: Splits, perceptual: Perceptual, fit: Mapping[str, Any], run: RunFolder
 ) -> None:
-    _say(session, f"training a classifier for the perceptual loss (kept in {run.path})")
     optim, settings = _perceptual_recipe(fit)
     data = {"data": splits.fingerprint}
     with _held(session, run):
+        if _kept(session, run.path / PERCEPTUAL_FILE):  # another run made it meanwhile
+            return
+        _say(session, f"training a classifier for the perceptual loss (kept in {run.path})")
         _train(session, splits, Classify(session.system["task"], perceptual), optim, settings, run, data)
         if session.world.main:
             save_tensors(run.path / PERCEPTUAL_FILE, perceptual.state_dict(), data)

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from _cli import compose, resolved, run_tool
 from _precision import announce, settle_precision
-from _session import Runtime, Session, commit, own_settings
+from _session import Runtime, Session, commit, own_settings, settings_of
 from torch import Tensor
 
 from ldae.data.loader import in_order
@@ -124,12 +124,12 @@ def main(words: Sequence[str]) -> None:
     settings: DenseSettings = own_settings(DenseSettings, config)
     announce(precision)
     device = pick_device(str(config["device"]))
-    Runtime(**config["runtime"]).prepare()
+    settings_of(config, "runtime", Runtime).prepare()
     run = load_run(Path(settings.run or ""), settings.step, settings.weights, device)
     data = {**config["data"], "size": run.config["data"]["size"]}
     session = Session({**run.config, "device": device, "runtime": config["runtime"], "data": data})
     out = Path(config["out"] or Path(settings.run or "") / "dense")
-    with session.stop.listening():
+    with session.stop.listening(), session.stop.at_once():
         figures = Figures(session, settings.batch)
         untrained = load_run(Path(settings.run or ""), settings.step, "untrained", device)
         named = {run.name: cells_of(run, figures, settings)}

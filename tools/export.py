@@ -85,7 +85,7 @@ def main(words: Sequence[str]) -> None:
     session = session_of(run, {**config, "device": "cpu"})
     encoder = Encoder(run.objective, settings.layer, settings.t)
     writers = {kind: WRITERS[kind](encoder) for kind in settings.format}  # refuses before data are read
-    with session.stop.listening():
+    with session.stop.listening(), session.stop.at_once():
         split, images = shown(session, settings.count)
         with writable(out), published_folder(out) as folder:
             figures: dict[str, dict[str, float]] = {}

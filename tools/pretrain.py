@@ -28,7 +28,7 @@ from ldae.data.images import Splits
 from ldae.engine.run import RunFolder
 from ldae.engine.trainer import Job, Trainer
 from ldae.errors import ConfigError
-from ldae.export import PLAYER
+from ldae.export import PLAYER, TOKENIZER_FILE
 from ldae.objectives.base import Representing
 from ldae.objectives.denoise import Denoise
 from ldae.parts import conform
@@ -40,7 +40,7 @@ def main(words: Sequence[str]) -> None:
     if "--cfg" in words:
         print(OmegaConf.to_yaml(OmegaConf.create(config)))
         return
-    run = RunFolder(Path(config["out"] or default_out(config)))
+    run = RunFolder(Path(config["out"] or default_out(config)), derived=(TOKENIZER_FILE,))
     session = Session(config, saved_config(run.path))
     config = session.config
     conform("latents", config["latents"], Literal["auto", "never"])

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ from ldae.diffusion.trajectory import Stage
 from ldae.engine.logging import save_png
 from ldae.engine.run import RunFolder
 from ldae.errors import ConfigError, DataError
-from ldae.files import replaced, write_json
+from ldae.files import load_tensors, replaced, save_tensors, whole_tensors, write_json, write_sealed_json
 from ldae.generate import Generator
 from ldae.objectives.panels import in_colour, tiled
 from ldae.parts import Count, Natural
@@ -46,6 +47,7 @@ from ldae.tasks.super_resolution import SuperResolution
 from ldae.types import Cond
 
 GRID = 64  # images in grid.png
+IMAGES = "images"  # tensor of a batch that is kept until all are drawn
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def main(words: Sequence[str]) -> None:
             return
         announce(precision)
         if session.world.main:
-            write_json(folder.path / "config.json", known)
+            write_sealed_json(folder.path / "config.json", known)
             (folder.path / "shards").mkdir(exist_ok=True)
         session.world.wait()
         generator.begin = beginning(generator, config, session)
@@ -158,8 +160,10 @@ def small_images(given: str, size: int) -> Tensor:
     try:
         with np.load(path, allow_pickle=False) as found:
             pixels = torch.from_numpy(found["arr_0"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"low={given} holds no images ({error})") from None
+    if pixels.dtype != torch.uint8:
+        raise DataError(f"low={given} has numbers of {pixels.dtype}; images are arr_0 (N, H, W, 3) uint8")
     if pixels.shape[1:] != (size, size, 3):
         raise DataError(f"low={given} has images of {tuple(pixels.shape[1:])}; this run enlarges {size} x {size} x 3")
     return pixels.movedim(-1, 1).float() / 255
@@ -204,7 +208,7 @@ class Sampling:
 
     def shard(self, k: int) -> Path:
         """The file of the k-th batch."""
-        return self.folder.path / "shards" / f"{k:06d}.npy"
+        return self.folder.path / "shards" / f"{k:06d}.safetensors"
 
     def draw_all(self) -> None:
         """This process's batches."""
@@ -212,7 +216,7 @@ class Sampling:
         mine = range(world.rank, self.shards, world.size)
         for k in tqdm(mine, "sampling", unit="batch", disable=not self.session.runtime.bars or not world.main):
             index = range(k * self.settings.batch, min((k + 1) * self.settings.batch, self.conditions.count))
-            if not (self.shard(k).exists() and len(np.load(self.shard(k), mmap_mode="r")) == len(index)):
+            if not (whole_tensors(self.shard(k)) and len(self._drawn(k)) == len(index)):
                 self._draw(k, index)
 
     def _draw(self, k: int, index: range) -> None:
@@ -225,14 +229,17 @@ class Sampling:
 
         cond = self.conditions.of(index, self.generator.device)
         pixels = (self.generator.from_noise(list(index), cond, watch) * 255).round().to(torch.uint8)
-        with replaced(self.shard(k)) as file:
-            np.save(file, rearrange(pixels, "b c h w -> b h w c").cpu().numpy())
+        save_tensors(self.shard(k), {IMAGES: rearrange(pixels, "b c h w -> b h w c")})
         if film:
             film.save(self.folder.path / "way.gif")
 
+    def _drawn(self, k: int) -> Tensor:
+        """The images of the k-th batch, (B, H, W, C) uint8."""
+        return load_tensors(self.shard(k))[IMAGES]
+
     def finish(self, known: Mapping[str, Any]) -> None:
         """samples.npz, the grid, what they are, and if asked for how near they are to the training set."""
-        images = np.concatenate([np.load(self.shard(k)) for k in range(self.shards)])
+        images = torch.cat([self._drawn(k) for k in range(self.shards)]).numpy()
         told: dict[str, Any] = {} if self.conditions.labels is None else {"arr_1": self.conditions.labels.numpy()}
         with replaced(self.folder.path / "samples.npz") as file:
             np.savez(file, arr_0=images, **told)

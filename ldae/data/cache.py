@@ -27,8 +27,8 @@ from ldae.data.images import FileImages, MemoryImages, encode_names
 from ldae.data.sources import Source
 from ldae.data.workers import WorkerPool
 from ldae.errors import CheckpointError, DataError, OutputError, StorageError
-from ldae.files import json_hash, published_folder, read_json, write_json
-from ldae.parts import Count, Fraction, Natural
+from ldae.files import json_hash, published_folder, read_sealed_json, write_sealed_json
+from ldae.parts import Count, Fraction, Natural, Workers
 
 FORMAT = 1
 DECODER = 2  # changes when a file other than a JPEG may be decoded otherwise
@@ -51,7 +51,7 @@ class Context:
     """
 
     cache: Path
-    workers: Natural = 2
+    workers: Workers = 2
     max_bad: Fraction = 0.01
     max_pixels: Count = 100_000_000
     channels: tuple[Natural, ...] | None = None
@@ -118,7 +118,7 @@ def in_memory(
             if (manifest := _intact(folder, warn=True)) is None:
                 with published_folder(folder) as temporary, cache_errors(context.cache):
                     _decode_all(listing, size, context, temporary, squares)
-                manifest = read_json(folder / "manifest.json")
+                manifest = read_sealed_json(folder / "manifest.json")
     bad = [(name, reason) for name, reason in manifest["bad"]]
     _check_share(bad, listing, context)
     names, labels = readable(listing, bad)
@@ -155,14 +155,14 @@ def scanned(listing: Listing, context: Context) -> Bad:
     """
     key = [FORMAT, "scan", listing.stamp, context.max_pixels, *_decoder(listing), *context.bands.key]
     path = context.cache / "scans" / f"{json_hash(key)[:20]}.json"
-    if not path.exists():
+    if kept_json(path, warn=False) is None:
         with cache_errors(context.cache), _locked(path):
-            if not path.exists():
+            if kept_json(path) is None:
                 work = partial(_unreadable, max_pixels=context.max_pixels, bands=context.bands)
                 outcomes = _decoded(listing, listing.sources, work, context)
                 found = [(name, why) for name, why in zip(listing.files, outcomes, strict=True) if why]
-                write_json(path, {"bad": found})
-    bad = [(name, reason) for name, reason in read_json(path)["bad"]]
+                write_sealed_json(path, {"bad": found})
+    bad = [(name, reason) for name, reason in read_sealed_json(path)["bad"]]
     _check_share(bad, listing, context)
     return bad
 
@@ -184,6 +184,10 @@ def cache_errors(cache: Path) -> Iterator[None]:
     """
     try:
         yield
+    except (OutputError, StorageError) as fault:
+        if not str(fault).startswith("writing ") or "data.cache" in str(fault):
+            raise
+        raise type(fault)(f"{fault}; or give another data.cache=FOLDER") from None
     except OSError as error:
         if error.filename is not None:
             place = Path(os.fsdecode(error.filename))
@@ -197,6 +201,18 @@ def cache_errors(cache: Path) -> Iterator[None]:
             f"writing below data.cache={cache} failed ({error.strerror or error}); free space there, or give another "
             "data.cache=FOLDER, and run the same command again"
         ) from None
+
+
+def kept_json(path: Path, warn: bool = True) -> dict[str, Any] | None:
+    """Return a JSON object that is kept in the cache, or None where it is absent or, with a warning, damaged."""
+    if not path.exists():
+        return None
+    try:
+        return read_sealed_json(path)
+    except CheckpointError:
+        if warn:
+            warnings.warn(f"{path} is damaged; the images are read again", stacklevel=2)
+        return None
 
 
 def readable(listing: Listing, bad: Bad) -> tuple[np.ndarray, np.ndarray]:
@@ -221,7 +237,7 @@ def _intact(folder: Path, warn: bool = False) -> dict[str, Any] | None:
     if not folder.exists():
         return None
     try:
-        manifest = read_json(folder / "manifest.json")
+        manifest = read_sealed_json(folder / "manifest.json")
         if pixel_hash(np.load(folder / "pixels.npy", mmap_mode="r")) == manifest["pixels"]:
             return manifest
     except (CheckpointError, OSError, ValueError, KeyError):
@@ -258,7 +274,7 @@ def _decode_all(listing: Listing, size: int, context: Context, folder: Path, squ
     pixels = pixel_hash(np.load(path, mmap_mode="r"))
     names, labels = readable(listing, bad)
     fingerprint = json_hash([pixels, [os.fsdecode(bytes(n)) for n in names], labels.tolist()])
-    write_json(folder / "manifest.json", {"bad": bad, "pixels": pixels, "fingerprint": fingerprint})
+    write_sealed_json(folder / "manifest.json", {"bad": bad, "pixels": pixels, "fingerprint": fingerprint})
 
 
 def _check_room(folder: Path, size: int) -> None:

@@ -11,14 +11,14 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
-from ldae.data.cache import Bad, Context, in_memory, readable, scanned
+from ldae.data.cache import Bad, Context, in_memory, kept_json, readable, scanned
 from ldae.data.datasets import SMALL, Dataset, Division
 from ldae.data.folder import UNLABELLED, Listing, number_of_classes
 from ldae.data.images import ImageSet, Splits
 from ldae.data.layout import NONE, SplitNames, some
 from ldae.data.streamed import StreamedImages
 from ldae.errors import ConfigError, DataError, Fault, StorageError, nearest
-from ldae.files import json_hash, read_json, write_json
+from ldae.files import json_hash, read_sealed_json, write_sealed_json
 from ldae.parts import Count
 
 FORMAT = 1
@@ -195,10 +195,10 @@ class HubImages(Dataset):
         path = context.cache / "streams" / f"{stamp[:20]}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
-            if not path.exists():
+            if kept_json(path) is None:
                 labels = [list(self._labels(shards, k, context)) for k in range(shards.count)]
-                write_json(path, {"labels": labels})
-        labels = read_json(path)["labels"]
+                write_sealed_json(path, {"labels": labels})
+        labels = read_sealed_json(path)["labels"]
         files = tuple(f"{k}/{row}" for k, of_shard in enumerate(labels) for row in range(len(of_shard)))
         flat = tuple(label for of_shard in labels for label in of_shard)
         place = shards.place

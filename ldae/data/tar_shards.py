@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from ldae.data.cache import Context
+from ldae.data.cache import Context, kept_json
 from ldae.data.datasets import ImageFolder, existing_root
 from ldae.data.decode import SUFFIXES
 from ldae.data.folder import UNLABELLED, Listing, number_of_classes, stamp_of
@@ -23,7 +23,7 @@ from ldae.data.layout import NONE, USUAL, some
 from ldae.data.sources import in_tar
 from ldae.data.walk import entries, unreadable
 from ldae.errors import DataError
-from ldae.files import json_hash, read_json, write_json
+from ldae.files import json_hash, read_sealed_json, write_sealed_json
 
 FORMAT = 2
 KEYS = ("cls", "label")  # of KEY.json
@@ -97,12 +97,12 @@ def list_shards(root: Path, shards: Sequence[Path], context: Context, labelled: 
     path = context.cache / "shards" / f"{json_hash([FORMAT, stamp, labelled])[:20]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
-        if not path.exists():
+        if kept_json(path) is None:
             contents = [_contents(shard, context, labelled) for shard in shards]
             members = [member for of_shard in contents for member in of_shard.members]
             kept = dict(zip(("names", "sizes", "labels"), zip(*members, strict=True), strict=True))
-            write_json(path, {**kept, "notes": [note for of_shard in contents for note in of_shard.notes]})
-    found = read_json(path)
+            write_sealed_json(path, {**kept, "notes": [note for of_shard in contents for note in of_shard.notes]})
+    found = read_sealed_json(path)
     labels, names = tuple(found["labels"]), tuple(found["names"])
     classes = tuple(str(i) for i in range(number_of_classes(labels, names, str(root))))
     return Listing(root, names, tuple(found["sizes"]), labels, classes, stamp, in_tar, notes=tuple(found["notes"]))

@@ -38,7 +38,7 @@ CAUSES: dict[int, str] = {
 
 def ignore_signals(*_: Any) -> None:
     """Ignore the signals that stop a run: the main process answers them, and ends its workers itself."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -6,8 +6,8 @@ silently from a file with flipped bits, so our own hash is what detects damage. 
 
 from __future__ import annotations
 
+import contextlib
 import json
-import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -18,8 +18,19 @@ from typing import Any
 from torch import Tensor
 
 from ldae.errors import CheckpointError
-from ldae.files import json_hash, load_tensors, published_folder, read_json, save_tensors, sha256, write_json
+from ldae.files import (
+    failed_read,
+    load_tensors,
+    own_hash,
+    published_folder,
+    read_json,
+    remove_folder,
+    save_tensors,
+    sha256,
+    write_json,
+)
 
+ATTEMPTS = 20  # to read the newest checkpoint of a run that goes on writing
 FORMAT, FIRST = "ldae-checkpoint-2", "ldae-checkpoint-1"  # the first had no hash of the manifest itself
 
 
@@ -30,19 +41,16 @@ class Checkpoint:
     Attributes:
         path: its folder.
         manifest: its manifest.json.
+        hash: SHA-256 of that file: it names the checkpoint, since the file holds the hash of every other.
     """
 
     path: Path
     manifest: Mapping[str, Any]
+    hash: str = ""
 
     @property
     def step(self) -> int:
         return int(self.manifest["step"])
-
-    @property
-    def hash(self) -> str:
-        """SHA-256 of the manifest: it names the checkpoint, since it holds the hash of every file."""
-        return sha256(self.path / "manifest.json")
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of one of its files, e.g. `ema`, on the CPU."""
@@ -64,12 +72,16 @@ def verify(path: Path) -> Checkpoint:
 
     Raises:
         CheckpointError: naming what is missing or damaged.
+        StorageError: the operating system cannot read it.
     """
-    manifest = read_json(path / "manifest.json")
-    if not isinstance(manifest, dict) or manifest.get("format") not in (FORMAT, FIRST):
-        raise CheckpointError(f"{path}: manifest.json is not of format {FORMAT}")
-    if manifest["format"] == FORMAT and manifest.get("own") != own_hash(manifest):
-        raise CheckpointError(f"{path}: manifest.json is damaged (its SHA-256 is not the one it names)")
+    try:
+        return _verified(path)
+    except OSError as error:
+        raise failed_read(Path(error.filename or path), error) from None
+
+
+def _verified(path: Path) -> Checkpoint:
+    manifest = _manifest_of(path)
     files = manifest.get("files")
     if not isinstance(files, dict) or not files or not isinstance(manifest.get("step"), int):
         raise CheckpointError(f"{path}: manifest.json lists no files or no step")
@@ -81,12 +93,21 @@ def verify(path: Path) -> Checkpoint:
             raise CheckpointError(f"{path}: {name} is missing")
         if file.stat().st_size != known["size"] or sha256(file) != known["sha256"]:
             raise CheckpointError(f"{path}: {name} is damaged (its SHA-256 is not the manifest's)")
-    return Checkpoint(path, manifest)
+    return Checkpoint(path, manifest, sha256(path / "manifest.json"))
 
 
-def own_hash(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of all that a manifest says but this."""
-    return json_hash({key: value for key, value in manifest.items() if key != "own"})
+def _manifest_of(path: Path) -> dict[str, Any]:
+    """Return the manifest of the checkpoint in `path`, checked against its own hash.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    manifest = read_json(path / "manifest.json")
+    if manifest.get("format") not in (FORMAT, FIRST):
+        raise CheckpointError(f"{path}: manifest.json is not of format {FORMAT}")
+    if manifest["format"] == FORMAT and manifest.get("own") != own_hash(manifest):
+        raise CheckpointError(f"{path}: manifest.json is damaged (its SHA-256 is not the one it names)")
+    return manifest
 
 
 def publish(
@@ -108,33 +129,48 @@ def publish(
         files = {}
         for name, named in tensors.items():
             path = temporary / f"{name}.safetensors"
-            save_tensors(path, named)
+            save_tensors(path, named, sealed=False)  # the manifest has its hash
             files[path.name] = {"size": path.stat().st_size, "sha256": sha256(path)}
         whole = json.loads(json.dumps({**manifest, "format": FORMAT, "files": files}))  # as it will be read
         write_json(temporary / "manifest.json", {**whole, "own": own_hash(whole)})
     done = verify(target)
     for old in listed(root)[max(2, keep) :]:
-        shutil.rmtree(old, ignore_errors=True)
+        remove_folder(old)
     return done
+
+
+def recorded(root: Path, key: str) -> Any:
+    """Return what the newest readable manifest below `root` says of `key`; None where there is none."""
+    for path in listed(root):
+        with contextlib.suppress(CheckpointError):
+            return _manifest_of(path).get(key)
+    return None
 
 
 def newest(root: Path, set_aside: bool = True) -> Checkpoint | None:
     """The newest checkpoint that verifies, or None where there never was one.
 
-    Damaged ones are reported and, with `set_aside`, renamed to `.bad-...`.
+    Damaged ones are reported and, with `set_aside`, renamed to `.bad-...`. Those that the run that writes them removes
+    meanwhile are passed over.
 
     Raises:
         CheckpointError: there are checkpoints and none is whole.
     """
-    reasons = []
-    for path in listed(root):
-        try:
-            return verify(path)
-        except CheckpointError as error:
-            reasons.append(str(error))
-            print(f"warning: {error}; trying the one before", file=sys.stderr)
-            if set_aside:
-                path.rename(root / f".bad-{path.name}-{int(time.time() * 1000):x}")
+    for _ in range(ATTEMPTS):
+        reasons, removed = [], False
+        for path in listed(root):
+            try:
+                return verify(path)
+            except CheckpointError as error:
+                if not path.exists():
+                    removed = True
+                    continue
+                reasons.append(str(error))
+                print(f"warning: {error}; trying the one before", file=sys.stderr)
+                if set_aside:
+                    path.rename(root / f".bad-{path.name}-{int(time.time() * 1000):x}")
+        if not removed:
+            break
     if reasons or (root.is_dir() and any(root.glob(".bad-*"))):
         raise CheckpointError(f"no checkpoint in {root} is whole; remove that folder to begin anew")
     return None

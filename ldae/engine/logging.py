@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,27 +58,33 @@ class RunLog:
     def __init__(self, run: RunFolder, total: int, done: int, step: int, progress: bool):
         from torch.utils.tensorboard import SummaryWriter
 
+        self._hook = threading.excepthook
+        threading.excepthook = quiet_about_board(self._hook)
         with storage_errors(run.metrics):
             forget_after(run.metrics, step)
             self.file = open(run.metrics, "a", buffering=1)
-        self.board = SummaryWriter(str(run.tensorboard), purge_step=step + 1)
+        with storage_errors(run.tensorboard):
+            self.board = SummaryWriter(str(run.tensorboard), purge_step=step + 1)
         self.bar = tqdm(total=total, initial=done, unit="img", unit_scale=True, disable=not progress, smoothing=0.05)
-        self.path = run.metrics
+        self.path, self.events = run.metrics, run.tensorboard
 
     def row(self, step: int, values: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl; its numbers also go to TensorBoard."""
         with storage_errors(self.path):
             self.file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                self.board.add_scalar(name, value, step)
+        with storage_errors(self.events):
+            for name, value in values.items():
+                if isinstance(value, (int, float)) and not isinstance(value, bool):
+                    self.board.add_scalar(name, value, step)
 
     def image(self, name: str, picture: Tensor, step: int) -> None:
         """A (3, H, W) picture in [0, 1] to TensorBoard and to RUN/pictures/NAME.png (the newest)."""
-        self.board.add_image(name, picture, step)
-        folder = self.path.parent / "pictures"
-        folder.mkdir(exist_ok=True)
-        save_png(folder / f"{name.replace('/', '-')}.png", picture)
+        with storage_errors(self.events):
+            self.board.add_image(name, picture, step)
+        path = self.path.parent / "pictures" / f"{name.replace('/', '-')}.png"
+        with storage_errors(path):
+            path.parent.mkdir(exist_ok=True)
+            save_png(path, picture)
 
     def advance(self, images: int, loss: float | None) -> None:
         """Moves the bar by `images`; shows `loss` if there is one."""
@@ -91,12 +98,31 @@ class RunLog:
             self.file.flush()
             os.fsync(self.file.fileno())
             fsync(self.path.parent)
+        with storage_errors(self.events):
             self.board.flush()
 
     def close(self) -> None:
+        """Write what is left."""
         self.bar.close()
-        self.file.close()
-        self.board.close()
+        with storage_errors(self.path):
+            self.file.close()
+        with storage_errors(self.events):
+            self.board.close()
+        threading.excepthook = self._hook
+
+
+Hook = Callable[[threading.ExceptHookArgs], Any]
+
+
+def quiet_about_board(others: Hook) -> Hook:
+    """Return a hook that prints no errors of TensorBoard's writing thread: the writer's next call raises them."""
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        own = type(args.thread).__module__.startswith("tensorboard.")
+        if not (own and isinstance(args.exc_value, OSError)):
+            others(args)
+
+    return hook
 
 
 def save_png(path: Path, picture: Tensor) -> None:
@@ -116,10 +142,12 @@ def forget_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
             row = json.loads(line)
         except ValueError:
+            continue
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
             continue
         if row["step"] < step or (row["step"] == step and "monitor" not in row):
             kept.append(line + "\n")

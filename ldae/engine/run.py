@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -10,8 +10,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ldae.errors import OutputError, UsageError
-from ldae.files import make_folder, write_json
+from ldae.errors import Fault, HeldError, Interrupted, OutputError, UsageError
+from ldae.files import FULL, make_folder, remove_temporary, storage_fault, write_json
+
+BOOKKEEPING = frozenset({".lock", "status.json", "config.json", "data.json"})  # what a run leaves before its first step
 
 
 class RunFolder:
@@ -19,11 +21,14 @@ class RunFolder:
 
     Args:
         path: the folder; made when it is acquired.
+        derived: names of files in it that are made again from the config and the data alone.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, derived: Collection[str] = ()):
         self.path = path
         self._lock: FileLock | None = None
+        self._made: list[Path] = []
+        self._bookkeeping = BOOKKEEPING | set(derived)
 
     @property
     def checkpoints(self) -> Path:
@@ -38,28 +43,54 @@ class RunFolder:
         return self.path / "tensorboard"
 
     def acquire(self) -> None:
-        """Makes the folder and holds it until this process ends, however it ends.
+        """Make the folder and hold it until this process ends, however it ends; remove what killed ones left in it.
 
         Raises:
-            OutputError: it cannot be made or written, or another process holds it.
+            HeldError: another process holds it.
+            OutputError: it cannot be made or written.
+            StorageError: the disk is full.
         """
         try:
-            make_folder(self.path)
+            self._made = make_folder(self.path)
             self._lock = FileLock(self.path / ".lock", timeout=1)
             self._lock.acquire()
-            write_json(self.path / ".writable", {})
-            (self.path / ".writable").unlink()
+            remove_temporary(self.path, age=0)
+            remove_temporary(self.checkpoints, age=0)
+            probe = self.path / ".tmp-writable"
+            probe.write_text("{}")
+            probe.unlink()
         except Timeout:
-            raise OutputError(f"out={self.path} is held by another process; wait for it or give another out=") from None
+            raise HeldError(f"out={self.path} is held by another process; wait for it or give another out=") from None
         except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise
+            if error.errno in FULL:
+                raise storage_fault(error) from None
             raise OutputError(f"out={self.path} cannot be written ({error.strerror}); give another out=") from None
 
     def release(self) -> None:
         """Lets another process have the folder."""
         if self._lock is not None:
             self._lock.release()
+
+    def discard_if_new(self, keep: Collection[str] = ()) -> None:
+        """Remove the folder, and those made for it, if this process made it and nothing but bookkeeping is in it.
+
+        Args:
+            keep: names of files that stay.
+        """
+        if self.path not in self._made:
+            return
+        entries = list(self.path.rglob("*"))
+        if any(not p.is_dir() and (p.parent != self.path or p.name not in self._bookkeeping) for p in entries):
+            return
+        for path in sorted(entries, reverse=True):  # what a folder holds comes before it
+            if path.is_dir():
+                path.rmdir()
+            elif path.name not in keep:
+                path.unlink(missing_ok=True)
+        for folder in self._made:
+            if any(folder.iterdir()):
+                return
+            folder.rmdir()
 
     def status(self) -> dict[str, Any]:
         """What status.json says, or an empty mapping."""
@@ -73,6 +104,12 @@ class RunFolder:
         """Writes {state, step, code, message}: `running`, `done`, `interrupted` or `failed`."""
         value = {"state": state, "step": step, "code": code, "message": message}
         write_json(self.path / "status.json", value)
+
+    def set_failed(self, fault: Fault) -> None:
+        """Write the status that an error leaves, if the folder can still be written."""
+        state = "interrupted" if fault.code == Interrupted.code else "failed"
+        with contextlib.suppress(OSError, Fault):
+            self.set_status(state, self.status().get("step", 0), fault.code, str(fault))
 
 
 def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from ldae.engine.signals import StopFlag
 from ldae.engine.state import load_state, save_state
 from ldae.engine.threads import AdaptiveThreads
 from ldae.errors import ConfigError, Interrupted
+from ldae.files import remove_temporary
 from ldae.types import Batch, Draws, Player
 
 # (step) -> scalars, pictures. Called with the averaged weights in place.
@@ -147,26 +147,30 @@ class Trainer:
         """
         self._resume()
         log = self._open_log()
+        with self.stop.deferred():
+            try:
+                self._train(log)
+            except Interrupted:
+                self._save(log)
+                raise
+            finally:
+                if log is not None:
+                    log.close()
+
+    def _train(self, log: RunLog | None) -> None:
         batches = self.loader.batches(self.step)
-        try:
-            while self.step < self.total:
-                self._look(log)
-                if self.job.threads is not None:
-                    self.job.threads.update()
-                losses, norms, rate = self.advance(next(batches))
-                self._report(log, losses, norms, rate)
-                if self.guard.stopping:
-                    self.stop.poll()
-                if self.step % self.settings.checkpoint_every == 0:
-                    self._save(log)
+        while self.step < self.total:
             self._look(log)
-            self._save(log)
-        except Interrupted:
-            self._save(log)
-            raise
-        finally:
-            if log is not None:
-                log.close()
+            if self.job.threads is not None:
+                self.job.threads.update()
+            losses, norms, rate = self.advance(next(batches))
+            self._report(log, losses, norms, rate)
+            if self.guard.stopping:
+                self.stop.poll()
+            if self.step % self.settings.checkpoint_every == 0:
+                self._save(log)
+        self._look(log)
+        self._save(log)
 
     def advance(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
         """One step on this process's share of a batch: {name: loss}, {name: gradient norm}, the learning rate."""
@@ -310,8 +314,7 @@ class Trainer:
         """Takes up the newest whole checkpoint, if there is one."""
         found: Checkpoint | None = None
         if self.world.main:
-            for leftover in self.run.checkpoints.glob(".tmp-*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            remove_temporary(self.run.checkpoints, age=0)
             found = newest(self.run.checkpoints)
         step = self.world.shared(found.step if found else None)
         if step is None:

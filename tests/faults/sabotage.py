@@ -53,8 +53,8 @@ ALL = (
     Sabotage(
         "falling back to the checkpoint before",
         "ldae/engine/checkpoint.py",
-        "    for path in listed(root):\n",
-        "    for path in listed(root)[:1]:\n",
+        "        for path in listed(root):\n            try:\n",
+        "        for path in listed(root)[:1]:\n            try:\n",
         f"{FAULTS}/test_storage.py::test_a_cut_checkpoint_gives_way_to_the_one_before",
     ),
     Sabotage(
@@ -74,8 +74,8 @@ ALL = (
     Sabotage(
         "the folder synced after the renaming",
         "ldae/files.py",
-        "            os.rename(temporary, target)\n            fsync(target.parent)\n",
-        "            os.rename(temporary, target)\n",
+        "            put_in_place(temporary, target)\n            fsync(target.parent)\n",
+        "            put_in_place(temporary, target)\n",
         f"{FAULTS}/test_power.py::test_no_power_cut_loses_what_was_saved",
     ),
     Sabotage(
@@ -88,8 +88,8 @@ ALL = (
     Sabotage(
         "errors of a full disk",
         "ldae/files.py",
-        "    except SafetensorError as error:\n        raise StorageError(",
-        "    except SafetensorError as error:\n        raise RuntimeError(",
+        "    except SafetensorError as error:\n        number =",
+        "    except ZeroDivisionError as error:\n        number =",
         f"{FAULTS}/test_storage.py::test_a_full_disk_leaves_the_last_checkpoint",
     ),
     Sabotage(
@@ -123,8 +123,8 @@ ALL = (
     Sabotage(
         "the watch over processes that stand still",
         "tools/_session.py",
-        "                with self.world.watching():\n",
-        "                with contextlib.nullcontext():\n",
+        "with self.world.watching(), self.stop.at_once():",
+        "with self.stop.at_once():",
         f"{FAULTS}/test_processes.py::test_a_rank_that_stands_still_is_named",
     ),
     Sabotage(
@@ -133,6 +133,55 @@ ALL = (
         "bad = (~torch.isfinite(values)).any().float()",
         "bad = torch.zeros(())",
         f"{FAULTS}/test_numbers.py",
+    ),
+    Sabotage(
+        "the hash that a kept file carries",
+        "ldae/files.py",
+        "    if digest.hexdigest() != known:\n",
+        "    if False:\n",
+        "tests/ldae/test_files.py::test_no_flipped_bit_of_a_tensor_file_changes_what_is_read",
+    ),
+    Sabotage(
+        "the hash of a feature bank's labels",
+        "linear_probe/features.py",
+        "        names = (LABELS, *map(str, cells))\n        return",
+        "        names = tuple(map(str, cells))\n        return",
+        "tests/tools/test_kept_files.py::test_changed_labels_of_a_feature_bank_are_noticed",
+    ),
+    Sabotage(
+        "answering a signal where it arrives",
+        "ldae/engine/signals.py",
+        "        if self._prompt:\n",
+        "        if False:\n",
+        "tests/tools/test_sample.py::test_a_signal_is_answered_within_two_seconds",
+    ),
+    Sabotage(
+        "the end by a second signal",
+        "ldae/engine/signals.py",
+        "            if now - self._first > SECOND:\n",
+        "            if False:\n",
+        "tests/ldae/test_signals.py::test_a_second_signal_ends_at_once_but_not_the_same_one_sent_twice",
+    ),
+    Sabotage(
+        "waiting for a tokenizer that another run makes",
+        "tools/_tokenizers.py",
+        "    except HeldError:\n        return False\n",
+        "    except ZeroDivisionError:\n        return False\n",
+        "tests/tools/test_kept_files.py::test_a_second_run_waits_for_the_tokenizer_that_a_first_one_makes",
+    ),
+    Sabotage(
+        "renaming before removing",
+        "ldae/engine/checkpoint.py",
+        "        remove_folder(old)\n",
+        "        __import__('shutil').rmtree(old)\n",
+        "tests/ldae/test_checkpoint.py::test_a_removal_that_is_cut_short_leaves_no_part_of_a_checkpoint",
+    ),
+    Sabotage(
+        "reading on while checkpoints are removed",
+        "ldae/engine/checkpoint.py",
+        "                if not path.exists():\n",
+        "                if False:\n",
+        "tests/ldae/test_checkpoint.py::test_the_newest_is_read_while_a_run_replaces_them",
     ),
     Sabotage(
         "noise by step, not by process",

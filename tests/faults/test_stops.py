@@ -58,7 +58,7 @@ def test_kill_9_while_blocks_are_compiled_loses_nothing(tmp_path, tries):
     tries(alive)
 
 
-SIGNALS = [(signal.SIGTERM, "3"), (signal.SIGINT, "5"), (signal.SIGUSR1, "5")]
+SIGNALS = [(signal.SIGTERM, "3"), (signal.SIGINT, "5"), (signal.SIGUSR1, "5"), (signal.SIGHUP, "A11")]
 
 
 @pytest.mark.parametrize(

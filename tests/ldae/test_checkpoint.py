@@ -6,6 +6,7 @@ import errno
 import json
 import random
 import shutil
+import threading
 
 import pytest
 import torch
@@ -131,7 +132,7 @@ def test_a_folder_appears_all_at_once_or_not_at_all(tmp_path):
         (inside / "a").write_text("1")
         assert not (tmp_path / "f").exists()
     assert (tmp_path / "f" / "a").read_text() == "1"
-    with pytest.raises(FileNotFoundError), published_folder(tmp_path / "g") as inside:
+    with pytest.raises(StorageError, match="No such file"), published_folder(tmp_path / "g") as inside:
         (inside / "a" / "no such folder").write_text("1")
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
 
@@ -143,8 +144,59 @@ def test_text_is_replaced_in_one_step(tmp_path):
     assert path.read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["t"]
     shutil.rmtree(tmp_path)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(StorageError, match="No such file"):
         write_text(path, "x")
+
+
+@pytest.mark.case("A18", "a kill while an old checkpoint is removed")
+def test_a_removal_that_is_cut_short_leaves_no_part_of_a_checkpoint(tmp_path, monkeypatch):
+    root = filled(tmp_path / "c", [1, 2])
+
+    def killed(path, **_):
+        if path.exists():  # it is the old one's turn
+            (path / "manifest.json").unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        publish(root, tensors(3), {"step": 3, "epoch": 0}, 2)
+    monkeypatch.undo()
+    assert [verify(path).step for path in listed(root)] == [3, 2]
+
+
+@pytest.mark.case("A14", "checkpoints are read while others replace them")
+def test_the_newest_is_read_while_a_run_replaces_them(tmp_path):
+    root, done = filled(tmp_path / "c", [0, 1]), threading.Event()
+
+    def write():
+        step = 2
+        while not done.is_set():
+            publish(root, tensors(step), {"step": step, "epoch": 0}, 2)
+            step += 1
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        for _ in range(60):
+            found = newest(root, set_aside=False)
+            assert found.hash
+            assert found.step >= 1
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_what_may_not_be_read_is_no_damage(tmp_path, monkeypatch):
+    root = filled(tmp_path / "c", [1, 2])
+
+    def forbidden(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(root))
+
+    monkeypatch.setattr("ldae.engine.checkpoint.sha256", forbidden)
+    with pytest.raises(StorageError, match=r"reading .* failed: Permission denied"):
+        newest(root)
+    monkeypatch.undo()
+    assert newest(root).step == 2
 
 
 def test_json_that_is_none_is_refused(tmp_path):

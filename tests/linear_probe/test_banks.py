@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from linear_probe import members
-from linear_probe.banks import read_features, write_features
+from linear_probe.banks import SPLITS, read_features, write_features
 from linear_probe.features import Features
 from linear_probe.protocols import joined
 
@@ -121,3 +121,22 @@ def test_an_array_that_is_shorter_than_its_head_says_is_refused(tmp_path):
             other.writestr(name, held.replace(b"(40, 3)", b"(90, 3)") if name == "train_x.npy" else held)
     with pytest.raises(ValueError, match="ends within train_x"):
         read_features(tmp_path / "g.npz")
+
+
+@pytest.mark.case("A3", "flipped bits in a file of features")
+def test_no_flipped_bit_changes_what_is_read(tmp_path):
+    splits = {name: Features(torch.randn(n, 2), torch.arange(n) % 2) for name, n in zip(SPLITS, (6, 4, 3), strict=True)}
+    path = tmp_path / "f.npz"
+    write_features(path, splits, fingerprint="abc")
+    whole, refused = path.read_bytes(), 0
+    for bit in range(0, 8 * len(whole), 23):
+        path.write_bytes(whole[: bit // 8] + bytes([whole[bit // 8] ^ 1 << bit % 8]) + whole[bit // 8 + 1 :])
+        try:
+            found = read_features(path)
+        except ValueError:
+            refused += 1
+            continue
+        for name, split in splits.items():
+            assert torch.equal(found.splits[name].x, split.x)
+            assert torch.equal(found.splits[name].y, split.y)
+    assert refused > 100

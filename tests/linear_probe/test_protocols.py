@@ -151,9 +151,18 @@ def test_several_seeds_stand_in_a_table_with_their_deviation():
     assert "54.8 ± 0.3" in table(results)
 
 
+@pytest.mark.case("A3", "a changed digit in a line of results")
+def test_a_damaged_line_is_refused(tmp_path):
+    path = tmp_path / "r.jsonl"
+    write_results(path, [a_result(encoder="a"), a_result(encoder="b")])
+    path.write_text(path.read_text().replace("51.234", "71.234", 1))
+    with pytest.raises(ValueError, match="the line of a is damaged"):
+        read_results(path)
+
+
 def test_a_line_from_before_labels_and_seeds_is_read(tmp_path):
     line = json.loads(a_result().line())
-    for key in ("labels", "seeds", "deviation"):
+    for key in ("labels", "seeds", "deviation", "sha256"):
         del line[key]
     (tmp_path / "r.jsonl").write_text(json.dumps(line) + "\n")
     (found,) = read_results(tmp_path / "r.jsonl")

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import run, status, torchrun
+import torch
+from helpers import run, start, status, torchrun
 from PIL import Image
+
+from ldae.files import save_tensors
 
 SMALL = (
     "data=digits",
@@ -66,10 +73,41 @@ def test_what_is_there_is_not_drawn_again(ddpm, tmp_path):
     (out / "status.json").unlink()
     (out / "samples.npz").unlink()
     (out / "shards").mkdir()
-    np.save(out / "shards" / "000001.npy", np.zeros((2, 8, 8, 3), np.uint8))
-    run("sample", f"run={ddpm}", f"out={out}", *QUICK, "count=4", "batch=2")
+    for k in (0, 1):
+        save_tensors(out / "shards" / f"{k:06d}.safetensors", {"images": torch.zeros(2, 8, 8, 3, dtype=torch.uint8)})
+    damaged = out / "shards" / "000000.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x01")
+    _, stderr = run("sample", f"run={ddpm}", f"out={out}", *QUICK, "count=4", "batch=2")
+    assert "000000.safetensors is damaged" in stderr
     assert not images(out)[2:].any()
     assert np.array_equal(images(out)[:2], whole[:2])
+
+
+@pytest.mark.case("C17", "SIGTERM while a picture is restored")
+def test_a_signal_is_answered_within_two_seconds(ddpm, tmp_path):
+    """In an inversion, whose thousand steps nothing else interrupts."""
+    out = tmp_path / "a"
+    process = start("restore", f"run={ddpm}", f"out={out}", "how=invert", "sampler=ddim", "count=64", "batch=64")
+    while not (out / ".lock").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(3)  # it reads the images meanwhile
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    spent, last = cpu_seconds(process.pid), 0.0
+    while process.poll() is None:
+        last = max(last, cpu_seconds(process.pid) - spent)
+        time.sleep(0.02)
+    stderr = process.communicate()[1]
+    assert (process.returncode, status(out)["state"]) == (75, "interrupted")
+    assert "stopped by SIGTERM" in stderr
+    assert last < 2
+
+
+def cpu_seconds(pid):
+    """What a process has computed so far: other processes on the machine do not count."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_samples_begun_otherwise_are_refused(ddpm, tmp_path):
