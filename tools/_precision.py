@@ -10,7 +10,7 @@ from typing import Any
 
 from ldae.engine.precision import Precision, resolve_precision
 from ldae.engine.runtime import pick_device
-from ldae.files import read_json
+from ldae.files import read_sealed_json
 
 KEY = "precision"
 
@@ -56,7 +56,7 @@ def saved_config(folder: Path) -> dict[str, Any] | None:
         CheckpointError: the folder's config.json is damaged.
     """
     path = folder / "config.json"
-    return read_json(path) if path.exists() else None
+    return read_sealed_json(path) if path.exists() else None
 
 
 def announce(precision: Precision | None) -> None:
