@@ -154,7 +154,7 @@ def test_an_export_replaces_an_export_and_nothing_else(trained, tmp_path, in_pro
         ("ldae", ("format=[]",), 2, "must name timm, onnx or both"),
         ("ldae", ("layer=99",), 2, "layer=99 is not one of the network's layers 1..4"),
         ("ldae", ("t=5000",), 2, "t=5000 must be in 0.."),
-        ("ldae", ("step=7",), 65, "step-000000007"),
+        ("ldae", ("step=7",), 65, "has no checkpoint of step=7; it has: 8"),
         ("unet", (), 2, "denoiser='UNet' cannot be folded: it must be a ViT on clean input; use format=[onnx]"),
     ],
 )
