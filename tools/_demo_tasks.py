@@ -96,6 +96,7 @@ def run_tasks(tasks: Sequence[Task]) -> None:
                 stop.poll()
                 while len(running) < WORKERS and (task := next((t for t in waiting if t.is_ready()), None)):
                     waiting.remove(task)
+                    task.log.unlink(missing_ok=True)  # of an earlier call: its figures are not this one's
                     running[pool.submit(call, task)] = task
                     display.begin(task)
                 ended, _ = wait(running, REFRESH, FIRST_COMPLETED)
@@ -165,7 +166,8 @@ class Display:
     def update(self, task: Task) -> None:
         """Show how far a task is."""
         done, total = task.progress()
-        if bar := self.bars.get(task.label):
+        bar = self.bars.get(task.label)
+        if bar is not None:  # tqdm has no truth value while its total is unknown
             bar.total = total or None
             bar.n = done
             bar.refresh()
@@ -176,7 +178,8 @@ class Display:
     def end(self, task: Task) -> None:
         """Show that a task is done."""
         self.update(task)
-        if bar := self.bars.get(task.label):
+        bar = self.bars.get(task.label)
+        if bar is not None:
             bar.n = bar.total or bar.n
             bar.refresh()
             return

@@ -73,6 +73,22 @@ def test_the_next_commands_can_be_pasted(config, finished):
         assert tools or words[-1] == str(finished)
 
 
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_progress_is_shown_on_a_terminal_and_off_it(finished, capsys, monkeypatch, on_terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: on_terminal)
+    done = demo.all_tasks(finished, [0], TINY)[0]
+    unknown = Task("pretrain: not begun", "pretrain", (), finished / "none" / "status.json", finished / "none.txt")
+    display = _demo_tasks.Display()
+    for task in (unknown, done):
+        display.begin(task)
+        display.update(task)
+    display.end(done)
+    display.close()
+    out, err = capsys.readouterr()
+    assert f"{done.label}: done in" in out or on_terminal
+    assert ("4/4" in err) is on_terminal
+
+
 def test_mistyped_words_are_refused():
     for words, message in (
         (["--steps"], "usage"),
