@@ -176,7 +176,9 @@ class Encoder(nn.Module):
         return self.tokens(images, [self.layer], index)[self.layer].mean(1)
 
     @torch.no_grad()
-    def tokens(self, images: Tensor, layers: Collection[int], index: Tensor | None = None) -> dict[int, Tensor]:
+    def tokens(
+        self, images: Tensor, layers: Collection[int], index: Tensor | None = None, class_token: bool = False
+    ) -> dict[int, Tensor]:
         """Return the tokens after each of `layers`, in one pass.
 
         Args:
@@ -184,13 +186,14 @@ class Encoder(nn.Module):
             layers: of the network.
             index: (B,) int64 numbers of the images, one of its own for each image of all splits. Noise alone depends
                 on them. If None, a number is a hash of the image's pixels: only equal images share their noise.
+            class_token: whether the class token stands first, of a network that has one (`network.prefix` 1).
 
         Returns:
-            {layer: (B, N, D)} float32.
+            {layer: (B, N, D)} float32, or (B, 1 + N, D) with the class token.
         """
         draws = self._draws(images, index) if self.noised else None
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            found = self.objective.tokens(images, layers, self.t, draws)
+            found = self.objective.tokens(images, layers, self.t, draws, class_token)
         return {layer: tokens.float() for layer, tokens in found.items()}
 
     def _draws(self, images: Tensor, index: Tensor | None) -> Draws:

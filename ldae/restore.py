@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldae.diffusion.editing import edited, invert, slerp
-from ldae.diffusion.samplers import DDIM, Degrade, Direct
+from ldae.diffusion.samplers import DDIM, Cold, Degrade, Direct
 from ldae.diffusion.trajectory import nearest_stage
+from ldae.errors import ConfigError
 from ldae.generate import Generator, Watch
 from ldae.metrics.rmse import consistency, rmse
 from ldae.metrics.segmentation import boundary_f, dice, iou, vote
@@ -33,13 +34,28 @@ class Restoration(ABC):
     Attributes:
         truth: the column that the others are measured against.
         measured: columns that are measured.
+        degrades: whether the corruption is applied to the pictures.
     """
 
     truth: str
     measured: Sequence[str]
+    degrades = False
 
     def __init__(self, generator: Generator):
+        self.check(generator)
         self.generator = generator
+
+    @classmethod
+    def check(cls, generator: Generator) -> None:
+        """Refuse a sampler that cannot work here.
+
+        Raises:
+            ConfigError: it degrades its predictions as the input was degraded, and nothing degrades the input.
+        """
+        rule = generator.walk.rule
+        if isinstance(rule, Cold) and not cls.degrades:
+            told = f"undoes a degradation, and how={cls.__name__.lower()} degrades nothing; use sampler=ddpm or ddim"
+            raise ConfigError("sampler", type(rule).__name__, told)
 
     @abstractmethod
     def __call__(self, batch: Batch, watch: Watch | None = None) -> Columns:
@@ -61,6 +77,7 @@ class Undo(Restoration):
     """Cold Diffusion's restoration: input | degraded | direct | sampled (Sec. 4, arXiv 2208.09392)."""
 
     truth, measured = "input", ("degraded", "direct", "sampled")
+    degrades = True
 
     @torch.no_grad()
     def __call__(self, batch: Batch, watch: Watch | None = None) -> Columns:

@@ -166,6 +166,48 @@ def test_paper_scale_configs_hold_the_papers_hyperparameters(config):
         assert (found["data"]["size"], found["tokenizer"]["patch"]) == (256, 16)
         text = (CONFIGS / "experiment" / "ldae" / f"{name}.yaml").read_text()
         assert "not measured" in text
+        assert "Own choices, which the paper does not print: betas" in text
+        assert "at t = 10" in text
+        cut = "ldae.data.transforms." + ("Centre" if name == "imagenet_12l" else "RandomResizedCrop")
+        assert found["augment"]["part"] == cut  # the accuracies of ViT-B and ViT-L are of random crops
+
+
+@pytest.mark.parametrize(
+    ("name", "warmup", "usual"),
+    [("ldae/imagenet_vit_b", 100, 400), ("ldae/imagenet_12l", 100, 400), ("mae/imagenet_vit_l", 40, 800)],
+)
+def test_a_longer_training_warms_up_for_as_many_epochs(config, name, warmup, usual):
+    def share(*words):
+        return config("pretrain", f"experiment={name}", *words)["optim"]["warmup"]
+
+    assert share() * usual == warmup
+    assert share("train.epochs=1600") * 1600 == warmup
+    assert share("train.epochs=10") == share("train.steps=1000") == warmup / usual
+    assert share("train.epochs=1600", "optim.warmup=0.3") == 0.3
+
+
+@pytest.mark.parametrize(("name", "decay"), [("vit_b", 0.85), ("vit_l", 0.65)])
+def test_paper_scale_fine_tuning_holds_the_papers_hyperparameters(config, name, decay):
+    found = config("finetune", f"recipe={name}")
+    train, optim, augment = found["train"], found["optim"], found["augment"]
+    assert (train["batch"], train["epochs"], train["ema"], train["clip"]) == (1024, 100, 0.9999, 0)
+    construct(TrainSettings, train, {})
+    assert System(found)["optim"].peak(train["batch"]) == pytest.approx(4e-3)
+    assert (optim["layer_decay"], optim["weight_decay"]) == (decay, 0.05)
+    assert (found["drop_path"], found["mixup"], found["cutmix"]) == (0.1, 0.8, 1.0)
+    assert (augment["magnitude"], augment["deviation"]) == (9, 0.5)
+    assert config("finetune")["optim"]["layer_decay"] == 0.75
+
+
+def test_the_published_tokenizers_differ_in_one_loss_alone(config):
+    """Steps 01 to 03 at the paper's size: the perceptual, then the adversarial loss goes, and nothing else."""
+    words = ("imagenet_kl_f8", "tokenizer.fit.perceptual=null"), ("imagenet_conv_vae_f8",)
+    with_gan, without = (
+        dict(flat(config("pretrain", f"tokenizer={name}", "data=cifar10", *more))) for name, *more in words
+    )
+    differing = {key for key in with_gan.keys() | without.keys() if with_gan.get(key) != without.get(key)}
+    assert differing
+    assert all(key.startswith("tokenizer.fit.discriminator") for key in differing)
 
 
 def test_dit_configs_hold_the_papers_hyperparameters(config):

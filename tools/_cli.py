@@ -32,6 +32,15 @@ PATHS = frozenset({"out", "run", "data.root", "data.cache", "partner.root", "tok
                    "checkpoint", "pictures", "guide", "keep", "low", "save"})  # fmt: skip
 
 
+def _share(part: float, whole: float | None, most: float) -> float:
+    """Return part / whole, at most `most`; `most` where the whole is not set."""
+    return min(part / whole, most) if whole else most
+
+
+# ${share:100,${train.epochs},0.25}: a hundred epochs of warm-up as a share of them, a quarter of a shorter training
+OmegaConf.register_new_resolver("share", _share, replace=True)
+
+
 def run_tool(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Runs `main` on the command line's words; every failure is one sentence and an exit code."""
     words = sys.argv[1:]

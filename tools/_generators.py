@@ -12,6 +12,7 @@ from typing import Any, Literal
 from _session import Runtime, commit, own_settings, settings_of
 
 from ldae.diffusion.schedules import NoiseSchedule
+from ldae.diffusion.targets import usable_steps
 from ldae.diffusion.trajectory import stages
 from ldae.engine.runtime import describe_hardware, pick_device
 from ldae.errors import ConfigError
@@ -64,7 +65,8 @@ def generator_of(config: Mapping[str, Any]) -> tuple[Generator, Run]:
     if not isinstance(objective, Denoise):
         raise ConfigError("run", settings.run, f"is of {type(objective).__name__}, which denoises nothing")
     schedule: NoiseSchedule = chosen.get("levels", objective.schedule)
-    visited = stages(schedule, chosen["spacing"].steps(schedule.T), objective.schedule)
+    usable = usable_steps(schedule, objective.target)
+    visited = stages(schedule, chosen["spacing"].steps(usable), objective.schedule)
     rule = chosen.get("sampler") or usual_rule(objective)
     clip = objective.tokenizer.bounded if settings.clip is None else settings.clip
     walk = Walk(rule, visited, clip, settings.guidance, settings.precision)

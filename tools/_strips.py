@@ -58,7 +58,7 @@ def strips(objective: Denoise, batch: Batch) -> Iterator[tuple[int, torch.Tensor
     """(t, picture) for five levels; the picture's rows are clean, noised and denoised, its columns the images."""
     clean = (objective.task(batch)[0] + 1) / 2  # (B, C, H, W)
     for sixteenth in SIXTEENTHS:
-        t = sixteenth * objective.schedule.T // 16
+        t = min(sixteenth * objective.schedule.T // 16, objective.usable - 1)
         level = objective.schedule.at(torch.full((len(clean),), t))
         answers = objective.denoised(batch, level, Draws([seed_of(sixteenth)]))
         rows = [clean, *((x + 1) / 2 for x in answers)]

@@ -88,7 +88,8 @@ def of_run(name: str, run: Run, images: Images, settings: ProbeSettings, trained
         for t, kind in sorted({(c.t, c.input) for c in cells}):
             own = [c for c in cells if (c.t, c.input) == (t, kind)]
             encoder.t, encoder.noised = t, kind == "noised"
-            found |= pooled(encoder.tokens(batch.images, layers_of(own), batch.index), own, prefix=0)
+            tokens = encoder.tokens(batch.images, layers_of(own), batch.index, class_token=encoder.network.prefix > 0)
+            found |= pooled(tokens, own, encoder.network.prefix)
         return found
 
     key = f"{hash_[:16] if trained else 'untrained'}-{weights}-{settings.precision}"
@@ -185,7 +186,7 @@ FLOORS: Mapping[str, Callable[[Images], Subject]] = {"pixels": pixels, "pca": pc
 def _cells_of_run(name: str, encoder: Encoder, settings: ProbeSettings) -> Iterator[Cell]:
     network = encoder.network
     half = network.encoder_layer
-    _check_pooling(name, settings.pooling, prefix=0)
+    _check_pooling(name, settings.pooling, network.prefix)
     layers = settings.layers or range((half + 1) // 2, (half + len(network.layers)) // 2 + 1)
     for layer in layers:
         for t in settings.t or [encoder.t]:

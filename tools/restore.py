@@ -88,6 +88,7 @@ def main(words: Sequence[str]) -> None:
     config, precision = settle_precision(resolved(compose("restore", words)))
     settings: RestoreSettings = own_settings(RestoreSettings, config)
     generator, run = generator_of(config)
+    kind_of(generator, settings.how).check(generator)
     session = session_of(run, config)
     folder = RunFolder(Path(config["out"] or Path(config["run"]) / "restored"))
     with session.running(folder):

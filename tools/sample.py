@@ -33,6 +33,7 @@ from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
+from ldae.diffusion.samplers import Cold
 from ldae.diffusion.starts import Coarse, Start
 from ldae.diffusion.trajectory import Stage
 from ldae.engine.logging import save_png
@@ -80,6 +81,7 @@ def main(words: Sequence[str]) -> None:
     generator, run = generator_of(config)
     settings: SampleSettings = own_settings(SampleSettings, config)
     conditions = conditions_of(generator, settings)
+    check_beginning(generator, config)
     session = session_of(run, config)
     with session.running(folder):
         generator.objective.to(session.world.device)
@@ -167,6 +169,20 @@ def small_images(given: str, size: int) -> Tensor:
     if pixels.shape[1:] != (size, size, 3):
         raise DataError(f"low={given} has images of {tuple(pixels.shape[1:])}; this run enlarges {size} x {size} x 3")
     return pixels.movedim(-1, 1).float() / 255
+
+
+def check_beginning(generator: Generator, config: Mapping[str, Any]) -> None:
+    """Refuse to start from noise what can only start from something degraded.
+
+    Raises:
+        ConfigError: the network was trained on degraded images, or the sampler degrades its predictions.
+    """
+    corruption, rule = generator.objective.corruption, generator.walk.rule
+    if config.get("begin") or not (corruption.of_images or isinstance(rule, Cold)):
+        return
+    name = type(corruption if corruption.of_images else rule).__name__
+    told = f"is not set, and {name} does not start from noise; use begin=partner or begin=coarse, or tools/restore.py"
+    raise ConfigError("begin", None, told)
 
 
 def beginning(generator: Generator, config: Mapping[str, Any], session: Session) -> Start | None:

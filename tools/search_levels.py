@@ -27,6 +27,7 @@ from tqdm import tqdm
 from ldae.diffusion.ramps import Quadratic
 from ldae.diffusion.schedules import DDPMLinear, NoiseSchedule
 from ldae.diffusion.spacing import All
+from ldae.diffusion.targets import usable_steps
 from ldae.diffusion.trajectory import stages
 from ldae.engine.run import RunFolder
 from ldae.errors import ConfigError
@@ -110,7 +111,8 @@ def schedules(settings: SearchSettings) -> Iterator[tuple[str, float, float, Noi
 
 def scores(generator: Generator, schedule: NoiseSchedule, pictures: Pictures, reader: Reader) -> dict[str, float]:
     """Distances of the enlarged hold-out images to those themselves, and their PSNR."""
-    visited = stages(schedule, All().steps(schedule.T), generator.objective.schedule)
+    steps = All().steps(usable_steps(schedule, generator.objective.target))
+    visited = stages(schedule, steps, generator.objective.schedule)
     other = Generator(generator.objective, replace(generator.walk, stages=visited), generator.seed)
     enlarge = Enlarge(other)
     found = [enlarge(batch) for batch in pictures]

@@ -16,10 +16,12 @@ class Network(nn.Module, ABC):
     Attributes:
         layers: names of the layers that can be read, from input to output.
         encoder_layer: the layer whose tokens are the representation.
+        prefix: tokens that stand before those of the patches where a class token is asked for.
     """
 
     layers: tuple[int, ...]
     encoder_layer: int
+    prefix: int = 0
 
     @abstractmethod
     def open_gates(self) -> None:

@@ -20,7 +20,7 @@ from ldae.parts import Count, Positive
 class MaskedAutoencoder(Network):
     """An encoder of visible patches and a decoder of all (Fig. 1 and Sec. 3, arXiv 2111.06377).
 
-    The class token takes part in every block and is never asked for anything here. Fixed 2-D sin-cos
+    The class token takes part in every block; only a probe reads it. Fixed 2-D sin-cos
     positions, zero for the class token. Linear layers start Xavier-uniform with biases 0, the class and the
     mask token normal with standard deviation 0.02 (App. A.1).
 
@@ -38,6 +38,8 @@ class MaskedAutoencoder(Network):
     Raises:
         ConfigError: a width is not a multiple of 4 and of its heads, or the patch does not divide the image.
     """
+
+    prefix = 1
 
     def __init__(
         self,
@@ -100,22 +102,22 @@ class MaskedAutoencoder(Network):
             x = block(x)
         return self.head(self.decoder_norm(x))[:, 1:]  # (B, N, 3 p^2)
 
-    def encode(self, x: Tensor, layers: Collection[int] | None = None) -> dict[int, Tensor]:
-        """Tokens of the patches of whole images after each of `layers` (all by default).
+    def encode(self, x: Tensor, layers: Collection[int] | None = None, class_token: bool = False) -> dict[int, Tensor]:
+        """Return the tokens of the patches of whole images after each of `layers` (all by default).
 
-        Nothing is masked and the class token is left out. The last layer is the encoder's output, its final
-        LayerNorm included, which is what MAE probes; the layers before are as the blocks leave them. Stops at the
-        last that is asked for.
+        Nothing is masked. The last layer is the encoder's output, its final LayerNorm included, which is what MAE
+        probes; the layers before are as the blocks leave them. Stops at the last of `layers`.
 
         Args:
             x: (B, 3, H, W) in [-1, 1].
             layers: of 1..encoder_depth.
+            class_token: whether the class token stands before the patches' tokens.
 
         Returns:
-            {layer: (B, N, D)}.
+            {layer: (B, N, D)}, or (B, 1 + N, D) with the class token.
         """
-        found = self._through(self.tokens_of(x), self.layers if layers is None else layers)
-        return {layer: tokens[:, 1:] for layer, tokens in found.items()}
+        outputs = self._through(self.tokens_of(x), self.layers if layers is None else layers)
+        return {layer: tokens if class_token else tokens[:, 1:] for layer, tokens in outputs.items()}
 
     def open_gates(self) -> None:
         """Nothing to undo: the blocks have no gates, and none of them starts as the identity."""

@@ -249,4 +249,4 @@ def _ln(variance: float) -> Tensor:
 
 
 def _missing(x: Tensor, stage: Stage) -> Tensor:
-    raise ValueError("a cold sampler must know how to degrade: use rule.bound(Degrade(corruption, state))")
+    raise ConfigError("sampler", "cold", "degrades its predictions; bind it by rule.bound(Degrade(corruption, state))")

@@ -43,7 +43,7 @@ class Counted(Spacing):
 
     def steps(self, T: int) -> Tensor:
         if not 1 <= self.count <= T:
-            raise ConfigError("spacing.count", self.count, f"must be 1 to {T}, the steps of the schedule")
+            raise ConfigError("spacing.count", self.count, f"must be 1 to {T}, the steps that can be visited")
         return self.visited(T)
 
     @abstractmethod
@@ -52,25 +52,27 @@ class Counted(Spacing):
 
 
 class Linear(Counted):
-    """0, k, 2k, ... with k = T // S, falling (App. D.2, arXiv 2010.02502: CelebA, LSUN); elsewhere called "leading".
+    """floor(i T / S) for i = 0, ..., S-1, falling (App. D.2, arXiv 2010.02502: CelebA, LSUN).
+
+    Elsewhere called "leading". The noisiest step is T - T / S, whether S divides T or not.
 
     Args:
         count: S.
     """
 
     def visited(self, T: int) -> Tensor:
-        return (torch.arange(self.count) * (T // self.count)).flip(0)
+        return (torch.arange(self.count) * T // self.count).flip(0)
 
 
 class Trailing(Counted):
-    """T-1, T-1-k, ... with k = T // S: as `Linear`, but from the noisiest step (Sec. 3.3, arXiv 2305.08891).
+    """round(T - i T / S) - 1 for i = 0, ..., S-1: as `Linear`, but from the noisiest step (Sec. 3.3, arXiv 2305.08891).
 
     Args:
         count: S.
     """
 
     def visited(self, T: int) -> Tensor:
-        return T - 1 - torch.arange(self.count) * (T // self.count)
+        return ((T * (self.count - torch.arange(self.count)).double()) / self.count).round().long() - 1
 
 
 class Quadratic(Counted):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ldae.diffusion.corruptions.base import Mixed, State
+from ldae.diffusion.schedules import NoiseSchedule
 from ldae.types import NoiseLevel, expand
 
 
@@ -36,6 +37,10 @@ class Target(ABC):
         Raises:
             ZeroDivisionError: the level leaves nothing of x0 in x_t, so `out` cannot tell.
         """
+
+    def recovers(self, level: NoiseLevel) -> Tensor:
+        """Return at which levels a prediction determines x0: (B,) bool."""
+        return torch.ones_like(level.gamma, dtype=torch.bool)
 
     @abstractmethod
     def magnified(self, level: NoiseLevel) -> Tensor:
@@ -64,8 +69,11 @@ class Eps(Target):
     def of(self, clean: Tensor, state: State, level: NoiseLevel) -> Tensor:
         return _noise(state)
 
+    def recovers(self, level: NoiseLevel) -> Tensor:
+        return level.gamma > 0
+
     def to_x0(self, out: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
-        if (level.gamma == 0).any():
+        if not self.recovers(level).all():
             raise ZeroDivisionError("gamma = 0 at one of the levels: x0 cannot be had from a predicted eps there")
         return (x_t - expand(level.sigma, x_t) * out) / expand(level.gamma, x_t)
 
@@ -79,12 +87,24 @@ class V(Target):
     def of(self, clean: Tensor, state: State, level: NoiseLevel) -> Tensor:
         return expand(level.gamma, clean) * _noise(state) - expand(level.sigma, clean) * clean
 
+    def recovers(self, level: NoiseLevel) -> Tensor:
+        return level.gamma**2 + level.sigma**2 > 0
+
     def to_x0(self, out: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
         gamma, sigma = expand(level.gamma, x_t), expand(level.sigma, x_t)
         return (gamma * x_t - sigma * out) / (gamma**2 + sigma**2)
 
     def magnified(self, level: NoiseLevel) -> Tensor:
         return (level.gamma**2 + level.sigma**2) ** 2 / level.sigma**2
+
+
+def usable_steps(schedule: NoiseSchedule, target: Target) -> int:
+    """Return how many steps of a schedule a sampler can visit: those before the first that does not determine x0.
+
+    Of `linear_gamma2` with a network that predicts eps these are T - 1: nothing of x0 is left at the last one.
+    """
+    recovers = target.recovers(schedule.at(torch.arange(schedule.T)))
+    return int(recovers.long().cumprod(0).sum())
 
 
 def _noise(state: State) -> Tensor:

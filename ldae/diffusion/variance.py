@@ -11,7 +11,7 @@ from torch import Tensor
 from ldae.diffusion.gaussians import discretised_nll, divergence
 from ldae.diffusion.posterior import Posterior
 from ldae.diffusion.schedules import NoiseSchedule
-from ldae.diffusion.targets import Target
+from ldae.diffusion.targets import Target, usable_steps
 from ldae.errors import ConfigError
 from ldae.types import NoiseLevel
 
@@ -93,11 +93,9 @@ class LearnedRange(Variance):
     def __init__(self, schedule: NoiseSchedule, target: Target, alone: bool = False):
         self.posterior, self.target, self.alone = Posterior(schedule), target, alone
         self.scale = schedule.T * (1 if alone else 0.001)
-        nothing = torch.zeros(schedule.T, 1)
-        try:
-            target.to_x0(nothing, nothing, schedule.at(torch.arange(schedule.T)))
-        except ZeroDivisionError as error:
-            raise ConfigError("target", type(target).__name__, f"will not do: {error}; use x0 or v") from None
+        if (usable := usable_steps(schedule, target)) < schedule.T:
+            told = f"does not determine x0 at step t = {usable} of {type(schedule).__name__}; use x0 or v"
+            raise ConfigError("target", type(target).__name__, told)
 
     def log_variance(self, out: Tensor, level: NoiseLevel) -> Tensor:
         share = self.share(out)

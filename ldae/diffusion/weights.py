@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -70,5 +71,6 @@ class MinSNR(Weight):
         self.target, self.cap = target, cap
 
     def __call__(self, level: NoiseLevel) -> Tensor:
+        level = replace(level, gamma=level.gamma.clamp(min=1e-15))  # at gamma = 0 eps has the limit 1, not 0 / 0
         snr = level.gamma**2 / level.sigma**2
         return snr.clamp(max=self.cap) / self.target.magnified(level)

@@ -85,7 +85,14 @@ class Representing(Objective):
             )
 
     @abstractmethod
-    def tokens(self, images: Tensor, layers: Collection[int], t: int, draws: Draws | None) -> dict[int, Tensor]:
+    def tokens(
+        self,
+        images: Tensor,
+        layers: Collection[int],
+        t: int,
+        draws: Draws | None,
+        class_token: bool = False,
+    ) -> dict[int, Tensor]:
         """Tokens of whole images after some layers of the network, in one pass.
 
         Args:
@@ -93,6 +100,7 @@ class Representing(Objective):
             layers: of `network.layers`.
             t: step of the noise level that the network is told, below T.
             draws: noise for the input at that level; clean input if None.
+            class_token: whether the class token stands first, of a network that has one (`prefix` 1).
 
         Returns:
             {layer: (B, N, D)}.

@@ -11,8 +11,9 @@ from torch import Tensor
 from ldae.denoisers.base import Denoiser, Network
 from ldae.diffusion.corruptions.base import Corruption
 from ldae.diffusion.importance import Timesteps
+from ldae.diffusion.noiseless import Steps
 from ldae.diffusion.schedules import NoiseSchedule
-from ldae.diffusion.targets import Target
+from ldae.diffusion.targets import Target, usable_steps
 from ldae.diffusion.trajectory import Prediction
 from ldae.diffusion.variance import Variance
 from ldae.diffusion.weights import Weight
@@ -86,10 +87,21 @@ class Denoise(Representing):
                 raise ConfigError(
                     group, name, f"is built from noise, and {kind} adds none; use target=x0 variance=fixed"
                 )
+        if corruption.mixes and isinstance(schedule, Steps):
+            told = f"has no noise, so {type(corruption).__name__} would leave every image as it is; use schedule=cosine"
+            raise ConfigError("schedule", "Steps", told)
+        if not usable_steps(schedule, target):
+            told = f"determines x0 at no level of {type(schedule).__name__}; use target=x0"
+            raise ConfigError("target", type(target).__name__, told)
         if not torch.isfinite(weight(schedule.at(torch.arange(schedule.T)))).all():
             raise ConfigError(
                 "weight", type(weight).__name__, f"is infinite at a level of {type(schedule).__name__}; use another"
             )
+
+    @property
+    def usable(self) -> int:
+        """How many steps of the schedule, from the cleanest on, have a prediction that determines x0."""
+        return usable_steps(self.schedule, self.target)
 
     def forward(self, batch: Batch, draws: Draws) -> tuple[Tensor, Metrics]:
         """lambda_t * metric(network(x_t, t), y), mean over the batch (Sec. 5, arXiv 2401.14404).
@@ -147,7 +159,14 @@ class Denoise(Representing):
             z = self.corruption.observed(z, level, self.corruption.draw(z, draws)) if draws else z
             return self.input.view(z)
 
-    def tokens(self, images: Tensor, layers: Collection[int], t: int, draws: Draws | None) -> dict[int, Tensor]:
+    def tokens(
+        self,
+        images: Tensor,
+        layers: Collection[int],
+        t: int,
+        draws: Draws | None,
+        class_token: bool = False,
+    ) -> dict[int, Tensor]:
         level = self.schedule.at(torch.full((images.shape[0],), t, device=images.device))
         _, cond = self.task.reading(images)
         return self.denoiser.encode(self.clean_input(images, level, draws), level, cond, layers=layers)

@@ -96,10 +96,17 @@ class Masked(Representing):
         variance, mean = torch.var_mean(patches, dim=-1, correction=1, keepdim=True)
         return mean, (variance + EPS).sqrt()
 
-    def tokens(self, images: Tensor, layers: Collection[int], t: int, draws: Draws | None) -> dict[int, Tensor]:
+    def tokens(
+        self,
+        images: Tensor,
+        layers: Collection[int],
+        t: int,
+        draws: Draws | None,
+        class_token: bool = False,
+    ) -> dict[int, Tensor]:
         """As promised; nothing is masked, and there is one level, 0."""
         self.check_readable(t, noised=draws is not None)
-        return self.network.encode(2 * images - 1, layers)
+        return self.network.encode(2 * images - 1, layers, class_token)
 
     def panels(self, batch: Batch, every: int) -> Sequence[Panel]:
         return [MaskingPanel(self, batch, every)]

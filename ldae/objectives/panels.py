@@ -53,7 +53,8 @@ class DenoisingPanel:
 
     def _restored(self, eighth: int) -> tuple[Tensor, Tensor]:
         """Noised and denoised images in [0, 1]."""
-        t = torch.full((len(self.clean),), eighth * self.objective.schedule.T // 8, device=self.clean.device)
+        step = min(eighth * self.objective.schedule.T // 8, self.objective.usable - 1)
+        t = torch.full((len(self.clean),), step, device=self.clean.device)
         draws = Draws([seed_of(eighth)], self.clean.device)
         noised, denoised = self.objective.denoised(self.batch, self.objective.schedule.at(t), draws)
         return ((noised + 1) / 2).clamp(0, 1), ((denoised + 1) / 2).clamp(0, 1)
@@ -83,7 +84,8 @@ class MaskingPanel:
         drawn = _spread(len(self.images), self.shown)
         columns = [x[drawn] for x in (self.images, masked, filled)]
         pictures = {"original_masked_filled": tiled(torch.stack(columns, dim=1))}
-        return {"psnr_hidden": psnr(filled[hidden], self.images[hidden])}, pictures
+        answers, truth = (x[hidden].reshape(len(x), -1) for x in (filled, self.images))  # as many hidden of each image
+        return {"psnr_hidden": psnr(answers, truth)}, pictures
 
 
 class ReconstructionPanel:
@@ -115,7 +117,7 @@ def reconstructed(tokenizer: Tokenizer, images: Tensor) -> Tensor:
 
 
 def fidelity(answers: Tensor, images: Tensor) -> dict[str, float]:
-    """PSNR (dB) and, where images are large enough for its window, SSIM; both (B, 3, H, W) in [0, 1]."""
+    """PSNR (dB) and, where images are large enough for its window, SSIM, means over images (B, 3, H, W) in [0, 1]."""
     found = {"psnr": psnr(answers, images)}
     return {**found, "ssim": ssim(answers, images)} if min(images.shape[2:]) >= SMALLEST else found
 

@@ -176,9 +176,9 @@ class PatchAE(PatchLinear):
 class PatchVAE(PatchAE):
     """||x - U^T z||^2 + kl * KL[N(V x, s^2) | N(0, I)], z drawn from N(V x, s^2); latents are the means.
 
-    The paper writes KL[V x | N] and gives no weight. The log-variance is linear in x like the mean. At weight
-    1 every direction of patch space whose variance is below 1/2 collapses; small images have few above it, so
-    `kl` is a key.
+    The paper writes KL[V x | N] and gives no weight: kl = 1. The log-variance is linear in x like the mean. At that
+    weight every direction of patch space whose variance is below 1/2 collapses: patches of 16 x 16 at 256 px keep 16
+    dimensions, those of 4 x 4 at 32 px few, so `kl` is a key.
 
     Args: as PatchPCA, and
         kl: weight of the KL divergence (nats, summed over d).

@@ -14,6 +14,7 @@ from ldae.diffusion.samplers import DDIM, Degrade, Direct, Improved, Restart, sa
 from ldae.diffusion.schedules import Cosine
 from ldae.diffusion.spacing import All, Linear
 from ldae.diffusion.trajectory import CLEAN, Prediction, stages
+from ldae.errors import ConfigError
 from ldae.types import Draws, expand
 
 T = 20
@@ -154,6 +155,6 @@ def test_a_cold_rule_must_be_told_how_to_degrade_and_binding_leaves_the_part_as_
     bound = part.bound(Degrade(Fading(), State()))
     assert isinstance(bound, Improved)
     assert torch.isfinite(sample(always(normal(1, 2, 3)), bound, normal(2, 2, 3), WAY, Draws([0]))).all()
-    with pytest.raises(ValueError, match=r"use rule.bound\(Degrade\(corruption, state\)\)"):
+    with pytest.raises(ConfigError, match=r"bind it by rule.bound\(Degrade\(corruption, state\)\)"):
         sample(always(normal(1, 2, 3)), part, normal(2, 2, 3), WAY, Draws([0]))
     assert DDIM().bound(Degrade(Fading(), State())).eta == 0

@@ -335,6 +335,10 @@ def test_the_encoder_has_one_level_and_no_noise():
     assert (encoder.t, encoder.layer) == (0, 3)
     pixels = images()
     assert torch.equal(encoder(pixels), objective.network.encode(2 * pixels - 1)[3].mean(1))
+    tokens = encoder.tokens(pixels, [2, 3], class_token=True)
+    assert torch.equal(tokens[3][:, 1:], encoder.tokens(pixels, [3])[3])
+    read = objective.network._through(objective.network.tokens_of(2 * pixels - 1), [2, 3])
+    assert all(torch.equal(tokens[layer][:, 0], read[layer][:, 0]) for layer in (2, 3))
     with pytest.raises(ConfigError, match=r"t=10 must be in 0\.\.0"):
         Encoder(objective, t=10)
     with pytest.raises(ConfigError, match="Masked has none; use inputs="):

@@ -10,6 +10,8 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 from scipy.ndimage import binary_dilation
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from sklearn.datasets import load_sample_images
 
 from ldae.errors import CheckpointError, ConfigError
 from ldae.metrics.frechet import Moments, frechet_distance
@@ -211,11 +213,26 @@ def test_dropped_modes_cost_recall_and_noise_costs_precision():
 # errors of images
 
 
-def test_errors_are_those_of_all_numbers_together():
+def test_errors_are_those_of_all_numbers_together_and_psnr_that_of_each_image():
     a, b = torch.zeros(2, 1, 1, 2), torch.tensor([[[[0.0, 0.0]]], [[[0.0, 1.0]]]])
     assert rmse(a, b) == 0.5
-    assert psnr(a, b) == pytest.approx(-20 * math.log10(rmse(a, b)))
+    assert psnr(a[1:], b[1:]) == pytest.approx(-20 * math.log10(rmse(a[1:], b[1:])))
+    assert psnr(a, b) == pytest.approx((120 + psnr(a[1:], b[1:])) / 2)  # equal images count 120
     assert consistency(torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 0.01)) == pytest.approx(10)
+
+
+@pytest.mark.parametrize("size", [11, 16, 32])
+def test_psnr_and_ssim_are_those_of_scikit_image_averaged_over_images(size):
+    pictures = torch.stack([torch.from_numpy(x[:size, :size].copy()) for x in load_sample_images().images])
+    a = pictures.movedim(-1, 1).float() / 255
+    b = (a + torch.tensor([0.02, 0.2]).reshape(2, 1, 1, 1) * normal(0, *a.shape).float()).clamp(0, 1)
+    b[..., 0] = 0  # an error at the border, which counts less than one inside
+    pairs = [(x.numpy(), y.numpy()) for x, y in zip(a, b, strict=True)]
+    settings = {"channel_axis": 0, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    similar = np.mean([structural_similarity(x, y, data_range=1, **settings) for x, y in pairs])
+    assert ssim(a, b) == pytest.approx(similar, abs=1e-4)
+    assert psnr(a, b) == pytest.approx(np.mean([peak_signal_noise_ratio(x, y, data_range=1) for x, y in pairs]))
+    assert psnr(a, b) > -20 * math.log10(rmse(a, b))  # the error over all images together
 
 
 # segmentation

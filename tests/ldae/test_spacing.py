@@ -6,9 +6,14 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ldae.diffusion.schedules import DDPMLinear
+from ldae.diffusion.noiseless import Steps
+from ldae.diffusion.schedules import Cosine, DDPMLinear, LinearGamma2, LinearSigma
 from ldae.diffusion.spacing import All, Exact, Linear, Quadratic, Stride, Trailing
+from ldae.diffusion.targets import X0, Eps, V, usable_steps
 from ldae.diffusion.trajectory import CLEAN, nearest_signal, nearest_stage, stages
 from ldae.errors import ConfigError
 
@@ -26,12 +31,47 @@ def test_steps_fall_and_are_steps_of_the_schedule(spacing, T):
 
 def test_each_has_its_published_steps():
     assert Linear(4).steps(1000).tolist() == [750, 500, 250, 0]
-    assert Linear(3).steps(10).tolist() == [6, 3, 0]  # k = 10 // 3, and no fourth one
+    assert Linear(3).steps(10).tolist() == [6, 3, 0]
+    assert Linear(4).steps(10).tolist() == [7, 5, 2, 0]
     assert Trailing(4).steps(1000).tolist() == [999, 749, 499, 249]
+    assert Trailing(3).steps(10).tolist() == [9, 6, 2]
     assert All().steps(4).tolist() == [3, 2, 1, 0]
     assert Stride([4]).steps(1000).tolist() == [999, 666, 333, 0]
     assert Exact(25).steps(100).tolist() == list(range(96, -1, -4))
     assert Exact(34).steps(100)[0] == 99
+
+
+@given(st.data(), st.integers(1, 4000))
+def test_a_count_of_steps_is_spread_over_the_whole_schedule(data, T):
+    """Whether S divides T or not: S steps, falling, from one end to the other, no gap longer than ceil(T / S)."""
+    count = data.draw(st.integers(1, T))
+    widest = -(-T // count)
+    linear, trailing = Linear(count).steps(T), Trailing(count).steps(T)
+    assert linear.tolist() == [i * T // count for i in range(count)][::-1]
+    assert trailing.tolist() == (np.round(T - np.arange(count) * T / count) - 1).astype(int).tolist()
+    for steps in (linear, trailing):
+        assert len(steps) == count
+        assert (steps.diff() < 0).all()
+        assert (steps.diff() >= -widest).all()
+    assert (int(linear[-1]), int(trailing[0])) == (0, T - 1)
+    assert linear[0] >= T - widest
+    assert trailing[-1] <= widest
+
+
+@pytest.mark.parametrize("target", [X0(), Eps(), V()], ids=lambda t: type(t).__name__)
+@pytest.mark.parametrize(
+    "schedule", [DDPMLinear(), Cosine(), LinearGamma2(), LinearGamma2(T=2), LinearSigma(), Steps()]
+)
+def test_the_steps_that_can_be_visited_are_those_whose_prediction_determines_x0(schedule, target):
+    T, usable = schedule.T, usable_steps(schedule, target)
+    assert usable == T - (isinstance(schedule, LinearGamma2) and isinstance(target, Eps))
+    for spacing in (All(), Trailing(min(7, usable)), Linear(min(7, usable)), *([Stride([2])] if usable > 1 else [])):
+        found = stages(schedule, spacing.steps(usable))
+        if not isinstance(spacing, Linear):
+            assert found[0].t == usable - 1
+        for stage in found:
+            answer = target.to_x0(torch.ones(1, 2), torch.ones(1, 2), stage.level(torch.ones(1, 2)))
+            assert torch.isfinite(answer).all()
 
 
 @pytest.mark.parametrize("T", [1000, 4000])

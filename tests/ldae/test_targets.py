@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from ldae.diffusion.corruptions.gaussian import Gaussian
+from ldae.diffusion.noiseless import Blank
 from ldae.diffusion.schedules import Cosine, DDPMLinear, LinearGamma2, LinearSigma
-from ldae.diffusion.targets import X0, Eps, V
+from ldae.diffusion.targets import X0, Eps, V, usable_steps
 from ldae.diffusion.weights import SNR, Gamma2, InverseVariance, MinSNR, One
 from ldae.types import Draws
 
@@ -86,6 +87,21 @@ def test_min_snr_caps_the_weight_of_an_error_in_x0_whatever_the_target():
         torch.testing.assert_close(costs, snr.clamp(max=5))
     torch.testing.assert_close(MinSNR(Eps())(level), (5 / snr).clamp(max=1))
     torch.testing.assert_close(MinSNR(V())(level), snr.clamp(max=5) / (snr + 1), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("target", [X0(), Eps(), V()], ids=lambda t: type(t).__name__)
+@pytest.mark.parametrize("weight", [One(), Gamma2(), InverseVariance(), MinSNR], ids=str)
+def test_weights_are_finite_wherever_there_is_noise(weight, target):
+    """MinSNR with eps is 0 / 0 at gamma = 0, where its limit is 1; errors there are in the noise alone."""
+    weight = weight(target) if weight is MinSNR else weight
+    for schedule in (LinearGamma2(T=10), DDPMLinear(), LinearSigma()):
+        level = schedule.at(torch.arange(1, schedule.T))
+        assert torch.isfinite(weight(level)).all()
+    assert MinSNR(Eps())(LinearGamma2(T=10).at(torch.tensor([9]))).item() == pytest.approx(1)
+
+
+def test_no_target_but_x0_is_recovered_where_neither_signal_nor_noise_is():
+    assert [usable_steps(Blank(), target) for target in (X0(), Eps(), V())] == [1, 0, 0]
 
 
 def test_gaussian_noise_has_the_levels_moments():

@@ -196,7 +196,7 @@ def test_fixed_adds_nothing_and_leaves_the_answer_as_it_is():
         (LinearSigma(), X0(), "schedule='LinearSigma' does not preserve variance"),
         (DDPMLinear(T=21), Eps(), None),
         (LinearGamma2(T=1), X0(), "two steps or more"),
-        (LinearGamma2(), Eps(), "target='Eps' will not do: gamma = 0"),
+        (LinearGamma2(), Eps(), "target='Eps' does not determine x0 at step t = 999 of LinearGamma2; use x0 or v"),
         (LinearGamma2(), V(), None),
     ],
 )

@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import yaml
 from _cells import told
-from _cli import CONFIGS
+from _cli import CONFIGS, compose, resolved
 from _grid import cells_of, grid_of
 from _plan import Budget, plan
 from _rows import rows_in
@@ -92,11 +93,11 @@ def test_tokenizers_by_dimensions_are_twenty_cells():
 
 
 def test_a_budgets_keys_reach_the_cells_that_have_them_and_the_users_words_win():
-    found, size = cells("deconstruct"), budget("laptop")
+    found, size = cells("deconstruct"), replace(budget("laptop"), keys={**budget("laptop").keys, "metric.tail": 0.2})
     vae, ldae = (plan(found[name], size, 100, ["train.batch=25"]) for name in ("04_linear_gamma2", "12_ldae"))
-    assert "metric.whiten=1" in ldae.words
-    assert "metric.whiten=1" not in vae.words
-    assert ldae.config["metric"]["whiten"] == 1
+    assert "metric.tail=0.2" in ldae.words
+    assert "metric.tail=0.2" not in vae.words
+    assert ldae.config["metric"]["tail"] == 0.2
     assert ldae.config["optim"]["blr"] == 1.2e-2
     assert "train.batch=32" not in ldae.words
     assert (ldae.config["train"]["steps"], ldae.config["train"]["epochs"], ldae.images) == (4, None, 100)
@@ -104,6 +105,30 @@ def test_a_budgets_keys_reach_the_cells_that_have_them_and_the_users_words_win()
     assert again.run_key == ldae.run_key  # neither threads nor probes change what is trained
     assert (again.probe, ldae.probe) == (["layers=[4,5,6]", "t=[3]"], ["layers=[4,5,6]"])
     assert again.key != ldae.key
+
+
+@pytest.mark.parametrize("size", BUDGETS)
+@pytest.mark.parametrize("grid", ["deconstruct", "tokenizers"])
+def test_no_budget_changes_the_papers_losses_and_schedules(grid, size):
+    """One latent scale for all dimensions, residues as they are; own variations are rows of a grid of their own."""
+    for name, cell in cells(grid, size).items():
+        config = plan(cell, budget(size), 4096, []).config
+        assert config["tokenizer"]["scaling"] == "one", name
+        assert config["metric"].get("whiten", 0) == 0
+        assert config["schedule"].get("sigma_max", 2**0.5) == 2**0.5
+        kl = config["tokenizer"].get("kl")
+        if "patch_vae" in name:
+            assert kl == (1 if size == "paper" else 0.01)
+
+
+def test_variations_of_l_dae_are_rows_of_their_own():
+    found = {name: plan(cell, budget("laptop"), 64, []) for name, cell in cells("variations").items()}
+    path = plan(cells("deconstruct")["12_ldae"], budget("laptop"), 64, [])
+    assert found["paper"].run_key == path.run_key
+    assert len({planned.run_key for planned in found.values()}) == 5
+    own, recipe = found["all_three"].config, resolved(compose("pretrain", ["experiment=ldae/cifar10_cpu"]))
+    assert (own["tokenizer"], own["metric"]) == (recipe["tokenizer"], recipe["metric"])
+    assert own["schedule"] == recipe["schedule"]
 
 
 def test_cells_of_several_grids_share_the_pretraining_that_is_the_same():

@@ -42,6 +42,15 @@ def test_mae_is_pretrained_without_a_tokenizer_and_probed(mae):
     assert best["accuracy"] > 20  # ten classes
 
 
+def test_the_class_token_of_mae_is_probed_alone_and_beside_the_patches(mae, in_process, tmp_path):
+    for pooling, dimensions in (("cls", 128), ("cls+mean", 256)):
+        out = tmp_path / pooling
+        words = ("protocols=[knn]", f"pooling=[{pooling}]", "layers=[4]", "floors=false", "split=holdout", f"out={out}")
+        assert in_process("probe", f"run={mae}", *words) == (0, "")
+        (row,) = [json.loads(line) for line in (out / "results-holdout.jsonl").read_text().splitlines()]
+        assert (row["pooling"], row["layer"], row["dimensions"]) == (pooling, 4, dimensions)
+
+
 def test_mae_resumes_bit_for_bit(mae, tmp_path):
     import shutil
 

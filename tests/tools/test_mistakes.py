@@ -41,6 +41,15 @@ MISTAKES = [
     (("task=labelled", "data.classes=7"), "task.classes=7 is not how many classes the data has; give task.classes=10"),
     (("data=cifar10",), "data.root=None is not set; give data.root=FOLDER"),
     (("experiment=cold_blur/cifar10_cpu", "corruption.growth=25"), "corruption.growth=25.0 makes sigma inf pixels"),
+    (
+        ("experiment=cold_blend/cifar10_cpu", "data=digits", "schedule=steps"),
+        "schedule='Steps' has no noise, so Blend would leave every image as it is; use schedule=cosine",
+    ),
+    (("schedule=steps",), "schedule='Steps' has no noise, so Gaussian would leave every image as it is"),
+    (
+        ("schedule=blank", "target=eps", "output=latent", "metric=mse"),
+        "target='Eps' determines x0 at no level of Blank",
+    ),
     (("device=tpu",), "device='tpu' is no device"),
     (("runtime.threads=100000",), "runtime.threads=100000 must be at least 0 and at most [0-9]+"),
     (("runtime.threads=99999999999",), "runtime.threads=99999999999 must be at least 0 and at most [0-9]+"),

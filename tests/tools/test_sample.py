@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pretrain
 import pytest
 import torch
 from helpers import run, start, status, torchrun
@@ -35,6 +36,21 @@ def ddpm(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "ddpm"
     run("pretrain", "experiment=ddpm/cifar10_cpu", *SMALL, f"out={out}")
     return out
+
+
+@pytest.fixture(scope="module")
+def quick_run(tmp_path_factory):
+    """The folder of a run of eight steps on digits, by its experiment."""
+    root, known = tmp_path_factory.mktemp("quick"), {}
+
+    def made(experiment, *words):
+        if experiment not in known:
+            known[experiment] = root / experiment.replace("/", "-")
+            given = ("data=digits", "train.steps=8", "train.batch=32", "runtime.threads=1", "runtime.progress=false")
+            pretrain.main([f"experiment={experiment}", f"out={known[experiment]}", *given, *words])
+        return known[experiment]
+
+    return made
 
 
 def images(folder):
@@ -140,6 +156,36 @@ def test_what_cannot_work_is_one_sentence(in_process, ddpm, tmp_path, tool, word
     code, told = in_process(tool, *given, *words)
     assert message in told
     assert code == 2
+
+
+def test_noise_prediction_is_sampled_from_the_last_step_that_has_signal(quick_run, in_process, tmp_path):
+    """linear_gamma2 ends at gamma = 0, where eps does not determine x0; panels of a short schedule stop there too."""
+    folder = quick_run("deconstruct/07_patch_pca", "denoiser=vit_64x4", "data.d=4", "schedule.T=8", "monitor.looks=1")
+    for tool in ("sample", "restore"):
+        out = tmp_path / tool
+        words = ("runtime.threads=1", "runtime.progress=false", "count=3", "precision=fp32")
+        assert in_process(tool, f"run={folder}", f"out={out}", *words) == (0, "")
+    assert images(tmp_path / "sample").shape == (3, 8, 8, 3)
+
+
+@pytest.mark.parametrize("words", [(), ("sampler=cold_restart",), ("sampler=direct",), ("sampler=ddim",)])
+def test_a_run_on_degraded_images_does_not_start_from_noise(quick_run, in_process, tmp_path, words):
+    folder = quick_run("cold_color/cifar10_cpu", *SMALL[1:4], "monitor.looks=0")
+    out = tmp_path / "x"
+    code, message = in_process("sample", f"run={folder}", f"out={out}", "runtime.threads=1", *words)
+    assert message.startswith("begin=None is not set, and Colour does not start from noise; use begin=partner")
+    assert code == 2
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("sampler", ["cold_improved", "cold_restart"])
+@pytest.mark.parametrize("tool", ["sample", "restore"])
+def test_a_rule_that_degrades_its_predictions_needs_a_degraded_image(ddpm, in_process, tmp_path, tool, sampler):
+    out = tmp_path / "x"
+    code, message = in_process(tool, f"run={ddpm}", f"out={out}", f"sampler={sampler}", "runtime.threads=1")
+    assert ("begin=None is not set" if tool == "sample" else "how=edit degrades nothing; use sampler=ddpm") in message
+    assert code == 2
+    assert not out.exists()
 
 
 def test_an_edit_of_pictures_of_ones_own(ddpm, tmp_path):
