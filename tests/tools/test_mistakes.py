@@ -42,7 +42,7 @@ MISTAKES = [
     (("data=cifar10",), "data.root=None is not set; give data.root=FOLDER"),
     (("experiment=cold_blur/cifar10_cpu", "corruption.growth=25"), "corruption.growth=25.0 makes sigma inf pixels"),
     (
-        ("experiment=cold_blend/cifar10_cpu", "data=digits", "schedule=steps"),
+        ("experiment=cold_blend/cifar10_cpu", "data.root=NONE", "schedule=steps"),
         "schedule='Steps' has no noise, so Blend would leave every image as it is; use schedule=cosine",
     ),
     (("schedule=steps",), "schedule='Steps' has no noise, so Gaussian would leave every image as it is"),
