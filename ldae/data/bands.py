@@ -16,7 +16,6 @@ BITS, PHOTOMETRIC, SAMPLES, EXTRA, SAMPLE_FORMAT = 258, 262, 277, 338, 339
 HEIGHT, STRIP_ROWS, STRIP_OFFSETS, STRIP_BYTES, PLANAR, NODATA = 257, 278, 273, 279, 284, 42113
 COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3, 9: 3}  # bands by photometric interpretation
 ALPHA = (1, 2)  # kinds of extra samples that are transparency
-RGB = 2
 
 
 class BadImage(Exception):
@@ -134,7 +133,7 @@ class TiffLayout:
     @property
     def is_colour(self) -> bool:
         """Whether the bands are grey or a colour, with or without transparency."""
-        colours = COLOURS.get(self.tags.get(PHOTOMETRIC, RGB), 3 if self.samples > 1 else 1)
+        colours = COLOURS.get(self.tags.get(PHOTOMETRIC, 0), 3 if self.samples > 1 else 1)
         alpha = len(self.extra) == 1 and self.extra[0] in ALPHA
         return self.samples == colours + alpha
 
@@ -163,8 +162,11 @@ class TiffLayout:
                 raise BadImage(f"ends early: {present} of its {strips} strips are there")
 
 
-def read_tiff(content: bytes, max_pixels: int, bands: Bands) -> tuple[np.ndarray, int]:
+def read_tiff(content: bytes, max_pixels: int, bands: Bands, deep: bool = False) -> tuple[np.ndarray, int]:
     """Decode the first picture of a TIFF file with any number of bands of any type.
+
+    Args:
+        deep: refuse 8 bits, which Pillow reads wherever the file is whole.
 
     Returns:
         The chosen bands, (H, W, 1 or 3) uint8, and the EXIF orientation.
@@ -183,6 +185,9 @@ def read_tiff(content: bytes, max_pixels: int, bands: Bands) -> tuple[np.ndarray
         layout.check(bands)
         if layout.samples * page.imagewidth * page.imagelength > 16 * max_pixels or page.imagedepth > 1:
             raise BadImage(f"{page.shape} numbers are more than a picture has")
+        _check_whole(page, len(content))
+        if deep and page.dtype == np.uint8:
+            raise BadImage("is a TIFF that Pillow cannot identify")
         values = page.asarray()
     values = np.atleast_3d(values if page.axes[0] != "S" else np.moveaxis(values, 0, -1))
     if values.ndim != 3:
@@ -190,6 +195,26 @@ def read_tiff(content: bytes, max_pixels: int, bands: Bands) -> tuple[np.ndarray
     taken = bands.taken(values if bands.channels is not None else values[..., :3])
     check_nodata(taken, tags.get(NODATA))
     return bands.as_bytes(taken, layout.bits if taken.dtype.kind == "u" else None), int(tags.get(274, 1))
+
+
+def _check_whole(page: Any, size: int) -> None:
+    """Refuse pixels that tifffile would make up: it is lenient where a file is damaged.
+
+    Args:
+        page: of tifffile.
+        size: bytes of the file.
+
+    Raises:
+        BadImage: there are none, some lie beyond the end of the file, or they are of a type that pictures do not have.
+    """
+    if not page.size or page.dtype is None or page.dtype.kind not in "uif":
+        raise BadImage(f"{page.shape} pixels of type {page.dtype} are no picture")
+    places = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    plain = page.compression == 1
+    if any(offset + count > size or not count for offset, count in places) or (
+        plain and sum(count for _, count in places) < page.nbytes
+    ):
+        raise BadImage("ends early: some of its pixels are not there")
 
 
 def _as_tuple(value: Any) -> tuple[int, ...]:

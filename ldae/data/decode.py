@@ -80,7 +80,8 @@ def _decoded(content: bytes, max_pixels: int, bands: Bands) -> Image.Image:
     except UnidentifiedImageError:
         if content[:4] not in TIFF:
             raise
-        return _of_tiff(content, max_pixels, bands)
+        pixels, orientation = read_tiff(content, max_pixels, bands, deep=bands.channels is None)
+        return _upright(pixels, orientation)
     with image:
         if image.width * image.height > max_pixels:
             raise BadImage(f"{image.width} x {image.height} exceeds data.max_pixels={max_pixels}")
@@ -108,7 +109,10 @@ def _reduces(image: Image.Image, layout: TiffLayout, bands: Bands) -> bool:
 
 
 def _of_tiff(content: bytes, max_pixels: int, bands: Bands) -> Image.Image:
-    pixels, orientation = read_tiff(content, max_pixels, bands)
+    return _upright(*read_tiff(content, max_pixels, bands))
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> Image.Image:
     image = Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0]).convert("RGB")
     image.getexif()[ORIENTATION] = orientation
     return ImageOps.exif_transpose(image)

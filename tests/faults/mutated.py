@@ -69,10 +69,13 @@ def write(root, count, seed=0):
 
 
 def readable(raw):
-    """Whether Pillow, asked plainly, gives all pixels of a file."""
+    """Whether Pillow, asked plainly, gives all pixels of a file: rows that a TIFF lacks it takes for black."""
     try:
         with Image.open(io.BytesIO(raw)) as image:
             if image.width * image.height > MAX_PIXELS:
+                return False
+            tags = getattr(image, "tag_v2", {})
+            if tags and len(tags.get(273, ())) * tags.get(278, image.height) < image.height:
                 return False
             image.load()
             image.convert("RGBA" if image.mode in ("P", "PA") else "RGB")

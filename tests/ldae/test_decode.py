@@ -173,6 +173,21 @@ def test_a_tiff_without_some_of_its_strips_is_refused(tmp_path):
         pixels(path)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.float64])  # Pillow cannot read the second
+def test_a_damaged_tiff_is_not_made_up(tmp_path, kind):
+    tifffile.imwrite(tmp_path / "x.tiff", np.full((32, 32), 0.5, kind), extrasamples=[])
+    whole = (tmp_path / "x.tiff").read_bytes()
+    assert np.asarray(read_rgb(whole, LIMIT)).shape == (32, 32, 3)
+    for share in np.linspace(0.05, 0.98, 12):
+        with pytest.raises(BadImage):
+            read_rgb(whole[: int(share * len(whole))], LIMIT)
+    for tag in (256, 257):  # no columns, no rows
+        with tifffile.TiffFile(tmp_path / "x.tiff", mode="r+b") as file:
+            file.pages[0].tags[tag].overwrite(0)
+        with pytest.raises(BadImage):
+            pixels(tmp_path / "x.tiff")
+
+
 @pytest.mark.parametrize("name", ["x.bmp", "x.gif", "x.webp", "x.tiff", "x.png", "x.jpg", "x.pgm", "x.ppm"])
 def test_a_file_that_is_cut_anywhere_is_refused(tmp_path, name):
     noise = np.random.default_rng(0).integers(1, 255, (32, 32, 3), np.uint8)
