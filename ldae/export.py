@@ -109,12 +109,7 @@ def load_run(
 def _built(run: Path, checkpoint: Checkpoint, tensors: Mapping[str, Tensor] | None, device: torch.device | str) -> Run:
     """Build the objective of a run and fill it with the tensors of its checkpoint; with none, it is untrained."""
     config = checkpoint.manifest["config"]
-    torch.manual_seed(seed_of(config["seed"]))  # the network's start, as in pretraining
-    objective = System(config)["objective"]
-    if not isinstance(objective, Representing):
-        raise CheckpointError(f"run={run} has no encoder to read: {config['objective']['part']}")
-    if objective.tokenizer is not None:
-        load_tokenizer(run / TOKENIZER_FILE, objective.tokenizer, checkpoint.manifest["tokenizer"])
+    objective = start_of(config, run, checkpoint.manifest["tokenizer"])
     if tensors is None:
         objective.network.open_gates()  # at its start the network is the identity: too low a floor
     else:
@@ -124,6 +119,26 @@ def _built(run: Path, checkpoint: Checkpoint, tensors: Mapping[str, Tensor] | No
             raise CheckpointError(f"{checkpoint.path} is of another network: {sorted(missing + unexpected)[:4]}")
     objective.requires_grad_(False).eval().to(device)
     return Run(objective, checkpoint, config)
+
+
+def start_of(config: Mapping[str, Any], run: Path, tokenizer: str | None) -> Representing:
+    """Build a run's objective with the weights that its training begins with.
+
+    Args:
+        config: of the run, resolved.
+        run: its folder, with the tokenizer's file.
+        tokenizer: SHA-256 of that file; None where there is none.
+
+    Raises:
+        CheckpointError: the objective has no encoder, or the file is another one.
+    """
+    torch.manual_seed(seed_of(config["seed"]))  # as in pretraining
+    objective = System(config)["objective"]
+    if not isinstance(objective, Representing):
+        raise CheckpointError(f"run={run} has no encoder to read: {config['objective']['part']}")
+    if objective.tokenizer is not None:
+        load_tokenizer(run / TOKENIZER_FILE, objective.tokenizer, tokenizer)
+    return objective
 
 
 def usual_t(objective: Representing) -> int:

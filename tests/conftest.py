@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 from _cli import compose, resolved  # noqa: E402
 from _session import commit  # noqa: E402
+from helpers import complete  # noqa: E402
 
 from ldae.engine.runtime import describe_hardware  # noqa: E402
 from linear_probe.results import markdown  # noqa: E402
@@ -45,7 +46,7 @@ def in_process():
 
     def call(tool, *words):
         try:
-            importlib.import_module(tool).main(list(words))
+            importlib.import_module(tool).main(complete(tool, words))
         except Fault as fault:
             return fault.code, str(fault)
         return 0, ""

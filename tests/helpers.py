@@ -21,8 +21,17 @@ SHORT = (
 ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
 
 
+NAMED = {"pretrain": ("experiment=ldae/digits",), "train_tokenizer": ("data=digits",)}  # where a test names none
+
+
+def complete(tool, words):
+    """The words of a command with the experiment or the data that tests use where they name none."""
+    given = {word.partition("=")[0] for word in map(str, words)}
+    return [*(word for word in NAMED.get(tool, ()) if word.partition("=")[0] not in given), *map(str, words)]
+
+
 def command(tool, *words):
-    return [sys.executable, str(ROOT / "tools" / f"{tool}.py"), *map(str, words)]
+    return [sys.executable, str(ROOT / "tools" / f"{tool}.py"), *complete(tool, words)]
 
 
 def run(tool, *words, code=0, seconds=300, **environment):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOUNDATION = {"types", "errors", "parts", "files", "counter"}
+FOUNDATION = {"types", "errors", "parts", "files", "counter", "progress"}
 # each layer may import itself, the foundation, and what is listed
 MAY_IMPORT = {
     "foundation": set(),

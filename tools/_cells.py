@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from _cli import user_cache
+from _overrides import argument
 from _plan import Planned
 from _rows import Place
 from _session import commit
@@ -33,6 +35,7 @@ HERE = Path(__file__).resolve().parent
 HELD = "is held by another process"
 LONGEST_WAIT = 20.0  # seconds between two tries of a folder that another process holds
 PLACEHOLDERS = {"data.root": "DIR", "partner.root": "DIR", "data.cache": "CACHE", "out": "RUN", "run": "RUN"}
+BARE = re.compile(r"[\w@%+=:,./\[\]-]+")  # what bash takes as it stands, lists among it
 PLACEHOLDERS |= dict.fromkeys(("mae", "cold", "site", "images", "jpegs"), "DIR")  # of tools/bench.py
 
 
@@ -92,7 +95,7 @@ class Runner:
                 yield planned, fault
 
     def _pretrained(self, planned: Planned, run: Path) -> None:
-        words = [*planned.words, f"out={run}", *self.machine.words]
+        words = [*planned.words, argument("out", run), *self.machine.words]
         if planned.tokenizer_key is None or (run / TOKENIZER_FILE).exists():
             self._call("pretrain.py", words, planned)
             return
@@ -112,7 +115,8 @@ class Runner:
         cell = planned.cell
         folder = run / f"probe-{cell.grid}-{cell.name}"
         floors = f"floors={str(cell.floors).lower()}"
-        self._call("probe.py", [f"run={run}", f"out={folder}", floors, *planned.probe, *self.machine.words], planned)
+        words = [argument("run", run), argument("out", folder), floors, *planned.probe, *self.machine.words]
+        self._call("probe.py", words, planned)
         written = max(folder.glob("results*.jsonl"), key=lambda path: path.stat().st_mtime)  # of the split asked for
         found = [self._named(r, cell.name) for r in read_results(written)]
         drawn = self.place.pictures(planned)
@@ -217,7 +221,7 @@ def failed(tool: str, code: int, message: str) -> Fault:
 
 
 def told(command: str) -> str:
-    """A command without the places of one machine: placeholders for data, runs and caches."""
+    """A command without the places of one machine: placeholders for data, runs and caches. Quoted for bash."""
     words = []
     for word in shlex.split(command):
         key, equals, _ = word.partition("=")
@@ -226,7 +230,7 @@ def told(command: str) -> str:
         elif not equals and word.endswith(".py"):
             word = f"tools/{Path(word).name}"
         words.append(word)
-    return " ".join(words)
+    return " ".join(word if BARE.fullmatch(word) else shlex.quote(word) for word in words)
 
 
 def begun(place: Place, planned: Planned) -> int:

@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from _overrides import ASSIGNMENT, parse_override, suggestion
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -27,9 +27,6 @@ from ldae.errors import ConfigError, Fault, UsageError, nearest
 from ldae.files import storage_fault
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-# keys of files and folders: a name of digits alone is a text
-PATHS = frozenset({"out", "run", "data.root", "data.cache", "partner.root", "tokenizer.weights", "features",
-                   "checkpoint", "pictures", "guide", "keep", "low", "save"})  # fmt: skip
 
 
 def _share(part: float, whole: float | None, most: float) -> float:
@@ -41,13 +38,22 @@ def _share(part: float, whole: float | None, most: float) -> float:
 OmegaConf.register_new_resolver("share", _share, replace=True)
 
 
-def run_tool(main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Runs `main` on the command line's words; every failure is one sentence and an exit code."""
+def run_tool(main: Callable[[Sequence[str]], None], arguments: bool = True) -> NoReturn:
+    """Run `main` on the command line's words; answer every failure with one sentence and an exit code.
+
+    Args:
+        main: the tool.
+        arguments: whether it needs any. Without them it then shows its usage, its module's docstring, and ends with 2.
+    """
     words = sys.argv[1:]
     sys.stdout, sys.stderr = Unheard(sys.stdout), Unheard(sys.stderr)
+    usage = str(sys.modules["__main__"].__doc__)
     if {"-h", "--help"} & set(words):
-        print(sys.modules["__main__"].__doc__)
+        print(usage)
         sys.exit(0)
+    if arguments and not words:
+        print(f"{usage}\nerror: no arguments; the lines above are the usage", file=sys.stderr)
+        sys.exit(UsageError.code)
     try:
         main(words)
         code = 0
@@ -118,14 +124,14 @@ def compose(root: str, words: Sequence[str], optional: Sequence[str] = ()) -> Di
         UsageError: a word is no override, names no key or no file, or a config cannot be read.
     """
     OmegaConf.clear_resolver("oc.env")  # a config says all; nothing leaks in from the environment
-    overrides = _parsed(_one_length(words))
+    overrides = _parsed(root, _one_length(words))
     choices = [str(o.input_line) for o in overrides if _is_group(o)]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         known = _composed(root, choices)
         values = [_as_here(o, known) for o in overrides if not _is_group(o)]
         for override in values:
             _check_key(override, known)
-        extra = [o for o in _parsed(optional) if has_key(known, o.key_or_group)]
+        extra = [o for o in map(parse_override, optional) if has_key(known, o.key_or_group)]
         lines = [str(o.input_line) for o in (*extra, *values)]
         return _composed(root, choices + lines) if lines else known
 
@@ -144,20 +150,34 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _parsed(words: Sequence[str]) -> list[Override]:
-    found = []
-    for word in words:
-        try:
-            override = OverridesParser.create().parse_overrides([word])[0]
-        except HydraException as error:
-            raise UsageError(f"{word!r} is not KEY=VALUE ({_first_line(error)})") from None
-        if override.type != OverrideType.CHANGE or override.is_sweep_override():
-            raise UsageError(f"{word!r}: only KEY=VALUE is understood, with keys that exist and one value each")
-        if override.key_or_group in PATHS and isinstance(override.value(), (int, float)):
-            key, _, text = word.partition("=")
-            override = OverridesParser.create().parse_overrides([f"{key}='{text}'"])[0]
-        found.append(override)
-    return found
+def require(words: Sequence[str], **examples: str) -> None:
+    """Check that keys are named which have a default in the config but decide what a tool works on.
+
+    Args:
+        words: the command line.
+        examples: a value for each such key.
+
+    Raises:
+        UsageError: one is not named.
+    """
+    given = {word.partition("=")[0] for word in words}
+    for key, example in examples.items():
+        if key not in given:
+            raise UsageError(f"{key}= is not given; name one, e.g. {key}={example} (--help shows the usage)")
+
+
+def _parsed(root: str, words: Sequence[str]) -> list[Override]:
+    """The words as overrides.
+
+    Raises:
+        UsageError: one is none; the key that was probably meant is named.
+    """
+    for position, word in enumerate(words):
+        if ASSIGNMENT.fullmatch(word) is None:
+            with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+                keys = [".".join(path) for path in _paths(_composed(root, []))]
+            raise UsageError(f"{word!r} is not KEY=VALUE; {suggestion(words, position, keys)}")
+    return [parse_override(word) for word in words]
 
 
 def _one_length(words: Sequence[str]) -> list[str]:
@@ -173,7 +193,7 @@ def _as_here(override: Override, config: DictConfig) -> Override:
     other = {"precision": "train.precision", "train.precision": "precision"}.get(override.key_or_group)
     if other is None or has_key(config, override.key_or_group) or not has_key(config, other):
         return override
-    return _parsed([f"{other}={str(override.input_line).partition('=')[2]}"])[0]
+    return parse_override(f"{other}={str(override.input_line).partition('=')[2]}")
 
 
 def _is_group(override: Override) -> bool:

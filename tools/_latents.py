@@ -64,7 +64,7 @@ def _whole(folder: Path) -> bool:
 def _write(path: Path, session: Session, tokenizer: Tokenizer, images: ImageSet) -> None:
     """An .npy file, written row by row: a full disk is an error here, where a memory map would be a crash."""
     with open(path, "wb") as file:
-        for i, x in enumerate(session.images(images)):
+        for i, x in enumerate(session.images(images, title="encoding the latents")):
             stored = tokenizer.stored(x).float().cpu().numpy()
             if not i:
                 header = {"descr": "<f4", "fortran_order": False, "shape": (len(images), *stored.shape[1:])}

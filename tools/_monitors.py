@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,12 +30,17 @@ class MonitorSettings:
     Attributes:
         looks: in the course of the run; 0 for none.
         panel_images: of the hold-out that are denoised and measured.
-        knn_images: training images in the online kNN's bank; 0 for none.
+        knn_images: training images in the online kNN's bank, and half as many of the hold-out to be classified; 0 for
+            none, None for 2,000 on a CPU (seconds) and 8,000 on a GPU.
     """
 
     looks: Natural
     panel_images: Count
-    knn_images: Natural
+    knn_images: Natural | None
+
+    def bank(self, device: str) -> int:
+        """Return the size of the bank on a device of a type."""
+        return self.knn_images if self.knn_images is not None else 2000 if device == "cpu" else 8000
 
 
 def preview(session: Session, images: ImageSet, count: int) -> Batch:
@@ -55,32 +60,72 @@ def joined(batches: Sequence[Batch]) -> Batch:
 
 
 class OnlineKNN:
-    """Nearest neighbours of the hold-out among training images, on the encoder's averaged tokens.
+    """Measure nearest neighbours of the hold-out among training images, on the encoder's averaged tokens.
+
+    Beside the model's accuracy stand two that need no training: of the most frequent class (`chance`), and of the same
+    network before its first step with `undo_zero_init` applied (`untrained`, as in the probe's table). At step 0 the
+    blocks of a network are the identity, so the model's own first figure is that of its patch embedding.
 
     Args:
-        every: steps between looks.
-        count: training images in the bank, at most; a quarter as many of the hold-out are asked.
+        session: machine, data and config.
+        objective: what is trained.
+        splits: bank and queries come from train and hold-out.
+        every: steps between evaluations.
+        count: training images in the bank, at most; half as many of the hold-out are queries.
+        start: makes the objective as it is before its first step; None leaves that figure out.
     """
 
     name = "knn"
     K = 20
 
-    def __init__(self, session: Session, objective: Representing, splits: Splits, every: int, count: int):
-        self.session, self.every, self.classes = session, every, len(splits.classes)
-        precision = session.config["train"]["precision"]
-        self.encoder = Encoder(objective, precision=precision)
-        self.bank, self.queries = _some(splits.train, count), _some(splits.holdout, max(1, count // 4))
+    def __init__(
+        self,
+        session: Session,
+        objective: Representing,
+        splits: Splits,
+        every: int,
+        count: int,
+        start: Callable[[], Representing] | None,
+    ):
+        self.session, self.every, self.classes, self.start = session, every, len(splits.classes), start
+        self.encoder = self._encoder(objective)
+        self.bank, self.queries = _some(splits.train, count), _some(splits.holdout, max(1, count // 2))
+        self.known: dict[str, float] | None = None
 
     def __call__(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
-        (bank, labels), (queries, truth) = self._features(self.bank), self._features(self.queries)
-        predicted = knn_predict(bank, labels, queries, [self.K], self.classes)[self.K]
-        return {"knn_holdout": accuracy(predicted, truth)}, {}
+        if self.known is None:
+            self.known = self._baselines()
+        return {"knn_holdout/model": self._accuracy(self.encoder), **self.known}, {}
 
-    def _features(self, images: ImageSet) -> tuple[Tensor, Tensor]:
+    def headline(self, scalars: Mapping[str, float]) -> str:
+        """Return the figures in words."""
+        names = [name for name in ("untrained", "chance") if f"knn_holdout/{name}" in scalars]
+        beside = ", ".join(f"{name} {scalars[f'knn_holdout/{name}']:.1f}" for name in names)
+        return f"kNN hold-out {scalars['knn_holdout/model']:.1f} % ({beside})"
+
+    def _encoder(self, objective: Representing) -> Encoder:
+        return Encoder(objective, precision=self.session.config["train"]["precision"])
+
+    def _baselines(self) -> dict[str, float]:
+        commonest = self.bank.own_labels.mode().values
+        found = {"knn_holdout/chance": 100 * (self.queries.own_labels == commonest).double().mean().item()}
+        if self.start is not None:
+            with torch.random.fork_rng():
+                objective = self.start()
+            objective.network.open_gates()
+            objective.eval().to(self.session.world.device)
+            found["knn_holdout/untrained"] = self._accuracy(self._encoder(objective))
+        return found
+
+    def _accuracy(self, encoder: Encoder) -> float:
+        (bank, labels), (queries, truth) = self._features(encoder, self.bank), self._features(encoder, self.queries)
+        return accuracy(knn_predict(bank, labels, queries, [self.K], self.classes)[self.K], truth)
+
+    def _features(self, encoder: Encoder, images: ImageSet) -> tuple[Tensor, Tensor]:
         poll = self.session.stop.poll if self.session.world.size == 1 else lambda: None
         found = [
-            (self.encoder(batch.images).cpu(), batch.labels.cpu())
-            for batch in in_order(images, 256, self.session.world.device, self.session.config["data"]["workers"], poll)
+            (encoder(batch.images).cpu(), batch.labels.cpu())
+            for batch in in_order(images, 250, self.session.world.device, self.session.config["data"]["workers"], poll)
         ]
         return torch.cat([x for x, _ in found]), torch.cat([y for _, y in found])
 

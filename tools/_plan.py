@@ -127,7 +127,8 @@ def plan(cell: Cell, budget: Budget, images: int, user: Sequence[str]) -> Planne
         steps = max(1, round(images / conform("train.batch", config["train"]["batch"], Count)))
     config["train"] = {**config["train"], "steps": steps, "epochs": None}
     of_probe = [w.removeprefix(PROBE) for w in latest([*words, *user]) if w.startswith(PROBE)]
-    own = [*found[0], f"train.steps={steps}"]
+    named = [] if any(_key(word) == "experiment" for word in found[0]) else [f"experiment={config['experiment']}"]
+    own = [*named, *found[0], f"train.steps={steps}"]
     return Planned(cell, own, of_probe, config, steps * config["train"]["batch"])
 
 

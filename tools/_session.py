@@ -25,7 +25,7 @@ from ldae.data.loader import Loader, Share, in_order
 from ldae.diffusion.corruptions.base import Corruption
 from ldae.diffusion.corruptions.blend import Blend
 from ldae.engine.distributed import World, join_world, leave_world
-from ldae.engine.run import RunFolder, check_same
+from ldae.engine.run import RunFolder, check_same, differences
 from ldae.engine.runtime import keep_freed_memory, pick_device, use_threads
 from ldae.engine.settings import TrainSettings
 from ldae.engine.signals import StopFlag
@@ -34,6 +34,7 @@ from ldae.errors import ConfigError, DataError, Fault, Interrupted
 from ldae.export import Run
 from ldae.files import fault_of, read_sealed_json, remove_temporary, write_sealed_json
 from ldae.parts import Count, Natural, Positive, Workers, conform, construct
+from ldae.progress import Mode, Progress
 from ldae.system import System
 
 # keys that may change between a run and its resumption: none of them changes what is computed
@@ -50,7 +51,7 @@ class Runtime:
 
     Attributes:
         threads: of this process's matrix products; 0 for torch's choice, fewer while other processes keep cores busy.
-        progress: whether to draw progress bars; `auto` draws them on a terminal.
+        progress: whether to draw progress bars; `auto` draws them on a terminal and prints lines elsewhere.
         timeout: seconds after which a process gives up waiting for another one.
     """
 
@@ -68,6 +69,11 @@ class Runtime:
         several processes share a batch."""
         fixed = self.threads or "OMP_NUM_THREADS" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1
         return None if fixed or device != "cpu" else AdaptiveThreads()
+
+    @property
+    def reports(self) -> Mode:
+        """How long loops report: a bar, lines (`auto` without a terminal), or nothing."""
+        return "bar" if self.bars else "lines" if self.progress == "auto" else "off"
 
     @property
     def bars(self) -> bool:
@@ -147,6 +153,11 @@ class Session:
             with contextlib.suppress(OSError):
                 run.discard_if_new(keep=("status.json",) if self.world.size > 1 else ())
 
+    @property
+    def progress(self) -> Mode:
+        """How this process reports on long loops: the main one as `runtime.progress` says, others not at all."""
+        return self.runtime.reports if self.world.main else "off"
+
     def splits(self, group: str = "data", labels_for: str = "") -> Splits:
         """Read the data set of a group; say what was left out of it.
 
@@ -158,7 +169,7 @@ class Session:
         """
         dataset: Dataset = self.system[group]
         own = {k: v for k, v in self.config[group].items() if k in READING}
-        given = {"cache": self.cache, "poll": self.stop.poll, "progress": self.runtime.bars and self.world.main}
+        given = {"cache": self.cache, "poll": self.stop.poll, "progress": self.progress}
         try:
             with cache_errors(self.cache):
                 found = dataset.open(construct(Context, own, given))
@@ -221,10 +232,22 @@ class Session:
             data.get("max_bad", 0.0),
         )
 
-    def images(self, images: ImageSet, batch: int = 500) -> Iterator[Tensor]:
-        """What tokenizers see of a set, in order: the task's x0, (B, C, H, W) in [-1, 1], on this process's device."""
-        for found in in_order(images, batch, self.world.device, self.config["data"].get("workers", 0), self.stop.poll):
-            yield self.system["task"](found)[0]
+    def images(self, images: ImageSet, batch: int = 500, title: str = "") -> Iterator[Tensor]:
+        """Yield what tokenizers see of a set, in order: x0 of the task.
+
+        Args:
+            images: the set.
+            batch: B, images at once.
+            title: what the progress is reported under; it is not if empty.
+
+        Yields:
+            (B, C, H, W) in [-1, 1], on this process's device.
+        """
+        workers = self.config["data"].get("workers", 0)
+        found = in_order(images, batch, self.world.device, workers, self.stop.poll)
+        mode: Mode = self.progress if title else "off"
+        for part in Progress(mode, -(-len(images) // batch), title=title, unit="batch", images=batch).over(found):
+            yield self.system["task"](part)[0]
 
 
 def _seeded(seed: Natural) -> int:
@@ -275,15 +298,17 @@ def train_settings(config: Mapping[str, Any]) -> TrainSettings:
 
 
 def finished(run: RunFolder, config: Mapping[str, Any]) -> bool:
-    """Whether the run ended well before, with this very config.
+    """Return whether the run ended well before, with this very config.
+
+    One whose `allow` names a key that has changed goes on.
 
     Raises:
         UsageError: the folder holds a run of another config.
     """
     path = run.path / "config.json"
-    if path.exists():
-        check_same(read_sealed_json(path), config, [*FREE, *config["allow"]])
-    return run.status().get("state") == "done"
+    saved = read_sealed_json(path) if path.exists() else config
+    check_same(saved, config, [*FREE, *config["allow"]])
+    return run.status().get("state") == "done" and not differences(saved, config, FREE)
 
 
 def begin(run: RunFolder, config: Mapping[str, Any], splits: Splits) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from _cli import compose, resolved
 from _monitors import preview
+from _overview import overview
 from _session import Session, train_settings
 from omegaconf import DictConfig
 
@@ -220,7 +221,7 @@ def fit_tokenizer(session: Session, splits: Splits, run: RunFolder) -> None:
     tokenizer: Tokenizer = session.system["tokenizer"].to(session.world.device)
     fit = session.config["tokenizer"]["fit"]
     sample = _sample(splits.train, fit["images"], session.seed)
-    tokenizer.fit(session.images(sample))
+    tokenizer.fit(session.images(sample, title="fitting the tokenizer"))
     if tokenizer.needs_training and (fit["steps"] or not session.config["tokenizer"]["weights"]):
         settings = train_settings(session.config)
         perceptual = ensure_perceptual(session, splits)
@@ -228,7 +229,7 @@ def fit_tokenizer(session: Session, splits: Splits, run: RunFolder) -> None:
         looks = _looks(session, splits, settings) if session.world.main else ()
         _train(session, splits, session.system["objective"], session.system["optim"], settings, run, record, looks)
     if tokenizer.needs_training:
-        tokenizer.calibrate(session.images(sample))
+        tokenizer.calibrate(session.images(sample, title="measuring the latents"))
     if session.world.main:
         save_png(run.path / "filters.png", filter_tiles(tokenizer))
         spec = {k: v for k, v in session.config["tokenizer"].items() if k != "weights"}
@@ -246,10 +247,13 @@ def _train(
     record: Mapping[str, Any],
     looks: Sequence[Monitor] = (),
 ) -> None:
-    bars = session.runtime.bars and session.world.main
-    job = Job(run, session.world, record, looks, session.stop, bars, threads=session.threads)
+    title = "classifier" if isinstance(objective, Classify) else "tokenizer"
+    job = Job(run, session.world, record, looks, session.stop, session.progress, title, threads=session.threads)
     players = {name: player.to(session.world.device) for name, player in objective.players.items()}  # type: ignore[attr-defined]
     loader = session.loader(splits.train, "augment", settings.batch)
+    if session.world.main:
+        total = settings.total_steps(loader.steps_per_epoch)
+        print(overview(session, splits, objective, settings, total, run.path), flush=True)
     Trainer(players, loader, optim, settings, session.seed, job).fit()
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from _cells import Machine, Runner, begun, jobs_of, sentence, unhindered
-from _cli import compose, resolved, run_tool
+from _cli import compose, require, resolved, run_tool
 from _cost import hours_of
 from _grid import cells_of, chosen, grid_of, own_grid
 from _jobs import launch
@@ -77,6 +77,7 @@ def main(words: Sequence[str]) -> None:
         report(Path(settings.out or "runs/ablate"))
         return
     config, user = understood(words)
+    require(words, grid="deconstruct")
     settings = own_settings(AblateSettings, config)
     place = Place(Path(settings.out or "runs/ablate"))
     plans = plans_of(config, settings, user)

@@ -18,6 +18,7 @@ OUT/features.jsonl, a line for each protocol.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from _bench_features import FeatureBench, Spent, features_bench
 from _bench_plan import GPUS, SHARE, Cost, cost_of
 from _bench_rows import Row, cold_rows, input_rows, knn_rows, load_rows, probe_rows, training_rows, unet_rows
 from _cells import told
-from _cli import compose, resolved, run_tool
+from _cli import compose, require, resolved, run_tool
 from _interleaved import Timed, function, interleaved
 from _precision import announce, settle_precision
 from _session import commit, own_settings
@@ -85,6 +86,7 @@ def main(words: Sequence[str]) -> None:
     if words and words[0] == PLAN:
         gpu = next((w.removeprefix("gpu=") for w in words if w.startswith("gpu=")), "h200")
         conform("gpu", gpu, Literal[tuple(GPUS)])
+        require(words, experiment="ldae/cifar10_cpu")
         print(planned(cost_of([w for w in words[1:] if not w.startswith("gpu=")]), gpu))
         return
     names = [word for word in words if "=" not in word]
@@ -96,7 +98,7 @@ def main(words: Sequence[str]) -> None:
     features: FeatureBench = own_settings(FeatureBench, config)
     use_threads(settings.threads)
     known = {
-        "command": told(" ".join(["python", "tools/bench.py", *words])),
+        "command": told(shlex.join(["python", "tools/bench.py", *words])),
         "commit": commit(),
         "hardware": describe_hardware(),
         "precision": settings.precision,

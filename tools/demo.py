@@ -153,4 +153,4 @@ def _from_here(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    run_tool(main, arguments=False)

@@ -94,8 +94,7 @@ def main(words: Sequence[str]) -> None:
         record = {"config": session.config, "data": splits.fingerprint}
         every = max(1, math.ceil(train.total_steps(loader.steps_per_epoch) / max(1, settings.looks)))
         looks = [HoldOut(player, splits.holdout, session, every)] if settings.looks and session.world.main else []
-        bars = session.runtime.bars and session.world.main
-        job = Job(folder, session.world, record, looks, session.stop, bars, threads=session.threads)
+        job = Job(folder, session.world, record, looks, session.stop, session.progress, threads=session.threads)
         trainer = Trainer({PLAYER: player}, loader, session.system["optim"], train, session.seed, job)
         trainer.fit()
         if session.world.main:
@@ -142,6 +141,10 @@ class HoldOut:
 
     def __init__(self, player: FineTuning, images: ImageSet, session: Session, every: int):
         self.player, self.images, self.session, self.every = player, images, session, every
+
+    def headline(self, scalars: Mapping[str, float]) -> str:
+        """Return the figure in words."""
+        return f"hold-out accuracy {scalars['accuracy_holdout']:.1f} %"
 
     def __call__(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
         return {"accuracy_holdout": accuracy_on(self.images, self.player, self.session)}, {}

@@ -12,14 +12,18 @@ Exit codes: 0 done, 2 usage, 65 bad data or checkpoint, 70 non-finite or interna
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from _cli import compose, resolved, run_tool
+from _cli import compose, require, resolved, run_tool
 from _latents import train_images
 from _monitors import MonitorSettings, OnlineKNN, preview
-from _precision import announce, saved_config
+from _overrides import command
+from _overview import overview
+from _precision import saved_config
 from _session import Session, begin, finished, settings_of, train_settings
 from _tokenizers import check_fit, ensure_tokenizer
 from omegaconf import OmegaConf
@@ -28,7 +32,7 @@ from ldae.data.images import Splits
 from ldae.engine.run import RunFolder
 from ldae.engine.trainer import Job, Trainer
 from ldae.errors import ConfigError
-from ldae.export import PLAYER, TOKENIZER_FILE
+from ldae.export import PLAYER, TOKENIZER_FILE, start_of
 from ldae.objectives.base import Representing
 from ldae.objectives.denoise import Denoise
 from ldae.parts import conform
@@ -40,6 +44,7 @@ def main(words: Sequence[str]) -> None:
     if "--cfg" in words:
         print(OmegaConf.to_yaml(OmegaConf.create(config)))
         return
+    require(words, experiment="ldae/imagefolder_cpu")
     run = RunFolder(Path(config["out"] or default_out(config)), derived=(TOKENIZER_FILE,))
     session = Session(config, saved_config(run.path))
     config = session.config
@@ -54,7 +59,6 @@ def main(words: Sequence[str]) -> None:
         if finished(run, config):
             print(f"{run.path} is finished; nothing to do")
             return
-        announce(session.precision)
         splits = session.splits()
         check_classes(session, splits)
         if isinstance(objective, Denoise):
@@ -71,14 +75,21 @@ def main(words: Sequence[str]) -> None:
             "tokenizer": tokenizer,
             "peak_rate": optim.peak(settings.batch),
         }
-        looks = monitors(session, objective, splits, total, watching) if session.world.main or settings.shard else []
-        bars = session.runtime.bars and session.world.main
-        job = Job(run, session.world, record, looks, session.stop, bars, divides=True, threads=session.threads)
+        watched = session.world.main or settings.shard
+        start = None if settings.shard else partial(start_of, config, run.path, tokenizer)
+        looks = monitors(session, objective, splits, total, watching, start) if watched else []
+        if session.world.main:
+            print(overview(session, splits, objective, settings, total, run.path), flush=True)
+        job = Job(
+            run, session.world, record, looks, session.stop, session.progress, divides=True, threads=session.threads
+        )
         Trainer({PLAYER: objective}, loader, optim, settings, session.seed, job).fit()
         if session.world.main:
             run.set_status("done", total)
-            print(f"done: {run.path}\n  probe it:  python tools/probe.py run={run.path}")
-            print(f"  look at it:  tensorboard --logdir {run.path}")
+            print(f"done: {run.path}")
+            if splits.labelled:
+                print(f"  probe it:  {command('probe', run=run.path)}")
+            print(f"  look at it:  tensorboard --logdir {shlex.quote(str(run.path))}")
 
 
 def objective_of(session: Session) -> Representing:
@@ -115,16 +126,26 @@ def check_classes(session: Session, splits: Splits) -> None:
 
 
 def monitors(
-    session: Session, objective: Representing, splits: Splits, total: int, wanted: MonitorSettings
+    session: Session,
+    objective: Representing,
+    splits: Splits,
+    total: int,
+    settings: MonitorSettings,
+    start: Callable[[], Representing] | None,
 ) -> list[Any]:
-    """What is looked at in the course of the run."""
-    if not wanted.looks:
+    """Return what is evaluated in the course of the run.
+
+    Args:
+        total: steps of the run.
+        start: makes the objective as it is before its first step.
+    """
+    if not settings.looks:
         return []
-    every = max(1, math.ceil(total / wanted.looks))
-    shown = preview(session, splits.holdout if len(splits.holdout) else splits.train, wanted.panel_images)
+    every = max(1, math.ceil(total / settings.looks))
+    shown = preview(session, splits.holdout if len(splits.holdout) else splits.train, settings.panel_images)
     found: list[Any] = [*objective.panels(shown, every)]
-    if wanted.knn_images and len(splits.holdout) and len(splits.classes) > 1:
-        found.append(OnlineKNN(session, objective, splits, every, wanted.knn_images))
+    if (count := settings.bank(session.world.device.type)) and len(splits.holdout) and len(splits.classes) > 1:
+        found.append(OnlineKNN(session, objective, splits, every, count, start))
     return found
 
 

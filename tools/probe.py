@@ -203,7 +203,8 @@ def look(settings: ProbeSettings, probed: Probed, subjects: Sequence[Subject], r
         )
     if settings.projector:
         count = project(subjects[0], cell, probed.classes, probed.out)
-        print(f"\n{count} hold-out images at {cell} for the projector:  tensorboard --logdir {probed.out}")
+        folder = shlex.quote(str(probed.out))
+        print(f"\n{count} hold-out images at {cell} for the projector:  tensorboard --logdir {folder}")
     if settings.geometry:
         print(
             f"\nWithout labels (linear_probe/geometry.py):\n\n{measure_geometry(subjects, probed.out, settings.seed)}"

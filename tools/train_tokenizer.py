@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from _cli import compose, resolved, run_tool
+from _cli import compose, require, resolved, run_tool
 from _monitors import preview
-from _precision import announce, saved_config
+from _precision import saved_config
 from _session import Session, begin, finished, train_settings
 from _tokenizers import PANEL_IMAGES, fit_tokenizer, given_weights
 
@@ -44,6 +44,7 @@ def main(words: Sequence[str]) -> None:
     """Composes, checks, fits, measures."""
     config = resolved(compose("train_tokenizer", words))
     conform("split", config["split"], Literal["holdout", "test"])
+    require(words, tokenizer="patch_pca", data="cifar10")
     kind = str(config["tokenizer"]["part"]).rsplit(".", 1)[-1]
     run = RunFolder(Path(config["out"] or f"runs/tokenizer-{kind}/seed{config['seed']}"))
     session = Session(config, saved_config(run.path))
@@ -62,8 +63,6 @@ def main(words: Sequence[str]) -> None:
                 begin(run, config, splits)
             if start is not None:
                 load_start(start, tokenizer)
-            if tokenizer.needs_training:
-                announce(session.precision)
             fit_tokenizer(session, splits, run)
         if session.world.main:
             images: ImageSet = getattr(splits, config["split"])

@@ -19,7 +19,6 @@ from typing import IO, Any
 import numpy as np
 import torch
 from filelock import FileLock
-from tqdm import tqdm
 
 from ldae.data.decode import BadImage, Bands, centre_square, read_rgb
 from ldae.data.folder import Listing
@@ -29,6 +28,7 @@ from ldae.data.workers import WorkerPool
 from ldae.errors import CheckpointError, DataError, OutputError, StorageError
 from ldae.files import json_hash, published_folder, read_sealed_json, write_sealed_json
 from ldae.parts import Count, Fraction, Natural, Workers
+from ldae.progress import Mode, Progress
 
 FORMAT = 1
 DECODER = 2  # changes when a file other than a JPEG may be decoded otherwise
@@ -47,7 +47,7 @@ class Context:
         max_pixels: width x height above which a file counts as unreadable.
         channels, range: see `Bands`.
         poll: called now and then; raises when the run is to stop.
-        progress: whether to draw a progress bar.
+        progress: how far the reading is: a bar, lines, or nothing.
     """
 
     cache: Path
@@ -57,7 +57,7 @@ class Context:
     channels: tuple[Natural, ...] | None = None
     range: tuple[float, ...] | None = None
     poll: Callable[[], None] = field(default=lambda: None)
-    progress: bool = False
+    progress: Mode = "off"
 
     def __post_init__(self) -> None:
         self.bands  # noqa: B018  checked before anything is read
@@ -289,7 +289,7 @@ def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
 
 def _decoded(listing: Listing, sources: Iterable[Any], work: Callable[[Any], Any], context: Context) -> Iterator[Any]:
     """`work` done on the source of every file, in order, by worker processes that leave signals to the main one."""
-    bar = partial(tqdm, total=len(listing.files), desc="reading images", unit="img", disable=not context.progress)
+    bar = Progress(context.progress, len(listing.files), title="reading images", unit="image").over
     if context.workers < 2 or len(listing.files) < 500:
         for source in bar(sources):
             context.poll()

@@ -1,10 +1,11 @@
-"""metrics.jsonl, TensorBoard and the progress bar: the same figures in each."""
+"""Write a training's figures: metrics.jsonl, TensorBoard, and how far it is."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ldae.engine.run import RunFolder
 from ldae.files import fsync, storage_errors, write_text
+from ldae.progress import Progress
 from ldae.types import Metrics
 
 
@@ -45,17 +46,15 @@ class Meter:
 
 
 class RunLog:
-    """Writes rows to metrics.jsonl and scalars and images to TensorBoard, and moves the progress bar.
+    """Write rows to metrics.jsonl and scalars and images to TensorBoard, and report the progress.
 
     Args:
         run: where to write.
-        total: images of the whole run.
-        done: images seen before this process began.
         step: the step that this process begins at; later rows of an earlier process are dropped.
-        progress: whether to draw the bar.
+        progress: of the steps.
     """
 
-    def __init__(self, run: RunFolder, total: int, done: int, step: int, progress: bool):
+    def __init__(self, run: RunFolder, step: int, progress: Progress):
         from torch.utils.tensorboard import SummaryWriter
 
         self._hook = threading.excepthook
@@ -65,8 +64,7 @@ class RunLog:
             self.file = open(run.metrics, "a", buffering=1)
         with storage_errors(run.tensorboard):
             self.board = SummaryWriter(str(run.tensorboard), purge_step=step + 1)
-        self.bar = tqdm(total=total, initial=done, unit="img", unit_scale=True, disable=not progress, smoothing=0.05)
-        self.path, self.events = run.metrics, run.tensorboard
+        self.progress, self.path, self.events = progress, run.metrics, run.tensorboard
 
     def row(self, step: int, values: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl; its numbers also go to TensorBoard."""
@@ -86,11 +84,28 @@ class RunLog:
             path.parent.mkdir(exist_ok=True)
             save_png(path, picture)
 
-    def advance(self, images: int, loss: float | None) -> None:
-        """Moves the bar by `images`; shows `loss` if there is one."""
+    def advance(self, loss: float | None) -> None:
+        """Count a step as done; show `loss` from now on if there is one."""
         if loss is not None:
-            self.bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
-        self.bar.update(images)
+            self.progress.show("loss", f"loss {loss:.4g}", first=True)
+        self.progress.advance()
+
+    def warn_of_rising_loss(self) -> None:
+        """Print a warning if the mean loss of the last tenth of the rows is above that of the first tenth.
+
+        Fewer than 10 rows are not judged, nor are trainings in which several modules have losses of their own.
+        """
+        rows = map(json.loads, self.path.read_text().splitlines())
+        losses = [row["loss"] for row in rows if "loss" in row]
+        count = len(losses) // 10
+        if not count:
+            return
+        first, last = sum(losses[:count]) / count, sum(losses[-count:]) / count
+        if last > first:
+            told = (
+                f"warning: the loss ends at {last:.4g}, above {first:.4g} at its start (the last and the first tenth)"
+            )
+            print(f"{told}: what was trained is worth nothing; lower the learning rate", file=sys.stderr)
 
     def flush(self) -> None:
         """Brings everything written so far to the disk; the rows, at least, to the disk itself."""
@@ -103,7 +118,7 @@ class RunLog:
 
     def close(self) -> None:
         """Write what is left."""
-        self.bar.close()
+        self.progress.close()
         with storage_errors(self.path):
             self.file.close()
         with storage_errors(self.events):

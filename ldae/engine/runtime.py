@@ -52,9 +52,13 @@ def pick_device(name: str) -> str:
     return name
 
 
-def describe_hardware() -> str:
-    """The processor or card that figures were measured on, in words."""
-    if torch.cuda.is_available():
+def describe_hardware(device: str = "auto") -> str:
+    """Return the name of the processor or card that figures are measured on.
+
+    Args:
+        device: type of the device; `auto` for the card where there is one.
+    """
+    if torch.cuda.is_available() and device != "cpu":
         return torch.cuda.get_device_name()
     model = platform.processor() or platform.machine()
     try:
@@ -62,7 +66,8 @@ def describe_hardware() -> str:
             model = next(line.split(":", 1)[1].strip() for line in f if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
-    return f"{model}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{model}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def peak_gib() -> float:

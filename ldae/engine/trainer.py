@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from ldae.engine.state import load_state, save_state
 from ldae.engine.threads import AdaptiveThreads
 from ldae.errors import ConfigError, Interrupted
 from ldae.files import remove_temporary
+from ldae.progress import Mode, Progress
 from ldae.types import Batch, Draws, Player
 
 # (step) -> scalars, pictures. Called with the averaged weights in place.
@@ -67,7 +69,8 @@ class Job:
         record: what else a checkpoint's manifest says (config, fingerprints).
         monitors: to look at now and then, on the main process; of a divided network (`train.shard`) the same on all.
         stop: the flag that signals set.
-        progress: whether to draw a progress bar.
+        progress: how far it is: a bar, lines, or nothing.
+        title: what is trained, where that is not the run's own network.
         divides: whether `train.shard` is taken care of: all processes have the monitors.
         threads: adapts the number of threads to the load at every step, or None.
     """
@@ -77,7 +80,8 @@ class Job:
     record: Mapping[str, Any]
     monitors: Sequence[Monitor] = ()
     stop: StopFlag = field(default_factory=StopFlag)
-    progress: bool = False
+    progress: Mode = "off"
+    title: str = ""
     divides: bool = False
     threads: AdaptiveThreads | None = None
 
@@ -171,6 +175,8 @@ class Trainer:
                 self._save(log)
         self._look(log)
         self._save(log)
+        if log is not None:
+            log.warn_of_rising_loss()
 
     def advance(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
         """One step on this process's share of a batch: {name: loss}, {name: gradient norm}, the learning rate."""
@@ -249,8 +255,8 @@ class Trainer:
         if not self.world.main:
             return None
         self.run.set_status("running", self.step)
-        size = self.settings.batch
-        return RunLog(self.run, self.total * size, self.step * size, self.step, self.job.progress)
+        progress = Progress(self.job.progress, self.total, self.step, self.job.title, images=self.settings.batch)
+        return RunLog(self.run, self.step, progress)
 
     def _report(
         self, log: RunLog | None, losses: Mapping[str, Tensor], norms: Mapping[str, Tensor], rate: float
@@ -265,22 +271,25 @@ class Trainer:
                 row[f"{self._prefix(name)}gradient_norm"] = float(norms[name])
             row |= self.meter.take(self.world.summed)
             seconds = time.perf_counter() - self._clock
-            row |= {"rate": rate, "images_per_second": (self.step - self._since) * self.settings.batch / seconds}
+            row |= {
+                "learning_rate": rate,
+                "images_per_second": (self.step - self._since) * self.settings.batch / seconds,
+            }
             row["epoch"] = self.step / self.loader.steps_per_epoch
             self._clock, self._since = time.perf_counter(), self.step
         if log is not None:
             if row:
                 log.row(self.step, row)
-            log.advance(self.settings.batch, row.get(f"{self._prefix(next(iter(losses)))}loss"))
+            log.advance(row.get(f"{self._prefix(next(iter(losses)))}loss"))
 
     def _look(self, log: RunLog | None) -> None:
         """The monitors that are due, before the step is made, with the averaged weights."""
         due = [m for m in self.job.monitors if (self.step % m.every == 0 if m.every else self.step == 0)]
         if (log is None and not self.sharded) or not (due or self.step == self.total):
             return  # of a divided network every process has to look
-        began = time.perf_counter()
         last = [m for m in self.job.monitors if m.every and m not in due and self.step == self.total]
-        with self.ema.applied(), torch.no_grad(), evaluating(self.networks.values()):
+        plain = torch.compiler.set_stance("force_eager")  # nothing is compiled for the shapes of a few batches
+        with self._untimed(log), plain, self.ema.applied(), torch.no_grad(), evaluating(self.networks.values()):
             for monitor in due + last:
                 scalars, pictures = monitor(self.step)
                 if log is None:
@@ -289,13 +298,24 @@ class Trainer:
                     log.row(self.step, {"monitor": monitor.name, **scalars})
                 for name, picture in pictures.items():
                     log.image(name, picture, self.step)
+                if headline := getattr(monitor, "headline", None):
+                    log.progress.show(monitor.name, headline(scalars))
+
+    @contextlib.contextmanager
+    def _untimed(self, log: RunLog | None) -> Iterator[None]:
+        """Leave the block's time out of images per second and of the time left."""
+        began = time.perf_counter()
+        with log.progress.paused() if log else contextlib.nullcontext():
+            yield
         self._clock += time.perf_counter() - began
 
     def _save(self, log: RunLog | None) -> None:
         """Publishes a checkpoint of this step, once."""
-        if self.saved == self.step:
-            return
-        began = time.perf_counter()
+        if self.saved != self.step:
+            with self._untimed(log):
+                self._publish(log)
+
+    def _publish(self, log: RunLog | None) -> None:
         self.guard.settle()
         state = save_state(self) if self.world.main or self.sharded else {}
         if self.world.main:
@@ -308,7 +328,6 @@ class Trainer:
             self.run.set_status("running", self.step)
         self.saved = self.step
         self.world.wait()
-        self._clock += time.perf_counter() - began
 
     def _resume(self) -> None:
         """Takes up the newest whole checkpoint, if there is one."""
@@ -323,3 +342,24 @@ class Trainer:
             found = Checkpoint(folder_of(self.run.checkpoints, step), {"step": step})
         load_state(self, found)
         self.step = self.saved = step
+        self._check_length(found.manifest.get("total", self.total))
+
+    def _check_length(self, before: int) -> None:
+        """Compare the length of the run with the one that its checkpoint was trained for.
+
+        Raises:
+            ConfigError: the run has made more steps than it is to have.
+        """
+        key = "train.epochs" if self.settings.steps is None else "train.steps"
+        value = self.settings.epochs if self.settings.steps is None else self.settings.steps
+        if self.total < self.step:
+            told = f"is less than the {self.step} steps that this run has made; give at least as many, or another out="
+            raise ConfigError(key, value, told)
+        if self.world.main and before != self.total and self.step < self.total:
+            batch = self.settings.batch
+            old, new = self.optim.rate(self.step - 1, before, batch), self.optim.rate(self.step, self.total, batch)
+            print(
+                f"warning: {key}={value} changes the length from {before:,} to {self.total:,} steps: at step "
+                f"{self.step:,} the learning rate goes from {old:.3g} to {new:.3g}",
+                file=sys.stderr,
+            )

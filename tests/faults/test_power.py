@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from disturbed import same
-from helpers import ENVIRONMENT, ROOT, SHORT, losses, run
+from helpers import ENVIRONMENT, ROOT, SHORT, complete, losses, run
 
 from ldae.engine.checkpoint import newest
 
@@ -23,7 +23,8 @@ def cuts(tmp_path_factory):
     """What each power cut left of a run: (folder, step of the last checkpoint that was said to be saved)."""
     disk, snapshots = (tmp_path_factory.mktemp(name) for name in ("disk", "snapshots"))
     script, env = Path(__file__).parent / "power.py", {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, str(script), str(disk), str(snapshots), "pretrain", f"out={disk / 'r'}", *SHORT]
+    words = [sys.executable, str(script), str(disk), str(snapshots), "pretrain"]
+    words += complete("pretrain", [f"out={disk / 'r'}", *SHORT])
     done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=600)
     assert done.returncode == 0, done.stderr
     saved = json.loads((snapshots / "saved.json").read_text())

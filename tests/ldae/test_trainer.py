@@ -348,6 +348,41 @@ def test_a_finished_run_stays_as_it_is(config, tmp_path):
     assert len(losses(tmp_path)) == 10
 
 
+def test_another_length_is_said_with_both_rates_and_a_shorter_one_refused(config, tmp_path, capsys):
+    trainer(config, tmp_path).fit()
+    with pytest.raises(ConfigError, match=r"train\.steps=8 is less than the 10 steps that this run has made"):
+        trainer(config, tmp_path, steps=8).fit()
+    assert capsys.readouterr().err == ""
+    trainer(config, tmp_path, steps=20).fit()
+    optim = AdamW(blr=4e-3)
+    rates = f"{optim.rate(9, 10, 64):.3g} to {optim.rate(10, 20, 64):.3g}"
+    assert f"from 10 to 20 steps: at step 10 the learning rate goes from {rates}" in capsys.readouterr().err
+    assert len(losses(tmp_path)) == 20
+
+
+class Worsening:
+    """An objective whose loss is multiplied by more at every step."""
+
+    def __init__(self, objective):
+        self.objective, self.network, self.factor = objective, objective.network, 1.0
+
+    def __call__(self, batch, draws):
+        self.factor *= 1.5
+        loss, metrics = self.objective(batch, draws)
+        return self.factor * loss, metrics
+
+    def __getattr__(self, name):
+        return getattr(self.objective, name)
+
+
+@pytest.mark.parametrize("wrap", [None, Worsening])
+def test_a_loss_that_ends_above_its_start_is_said(config, tmp_path, capsys, wrap):
+    trainer(config, tmp_path, wrap=wrap).fit()
+    first, last = (float.fromhex(losses(tmp_path)[k]) for k in (0, -1))
+    said = f"warning: the loss ends at {last:.4g}, above {first:.4g} at its start"
+    assert (said in capsys.readouterr().err) is (wrap is not None)
+
+
 def test_rows_beyond_the_step_and_torn_ones_are_forgotten(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [{"step": 1, "loss": 1}, {"step": 2, "loss": 1}, {"step": 2, "monitor": "knn"}, {"step": 3, "loss": 1}]

@@ -303,6 +303,9 @@ def test_time_is_read_off_the_speeds_that_were_logged(tmp_path):
 def test_commands_are_told_without_the_places_of_one_machine():
     words = f"python {ROOT}/tools/probe.py run=/a/b out=/c data.root=/d t=[10]"
     assert told(words) == "python tools/probe.py run=RUN out=RUN data.root=DIR t=[10]"
+    assert told("python tools/probe.py 'data.only=[a b,c]' \"save=it's\"") == (
+        "python tools/probe.py 'data.only=[a b,c]' 'save=it'\"'\"'s'"
+    )
 
 
 def test_a_folder_is_reported(ablation, in_process, capsys):

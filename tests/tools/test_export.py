@@ -34,7 +34,11 @@ assert not {"ldae", "linear_probe", "hydra"} & set(sys.modules)
 def trained(tmp_path_factory):
     """Folder of a short run, by name."""
     root, known = tmp_path_factory.mktemp("runs"), {}
-    experiments = {"ldae": (), "mae": ("experiment=mae/cifar10_cpu", "data=digits"), "unet": (*UNET, "data=digits")}
+    experiments = {
+        "ldae": ("experiment=ldae/digits",),
+        "mae": ("experiment=mae/cifar10_cpu", "data=digits"),
+        "unet": (*UNET, "data=digits"),
+    }
 
     def made(name):
         if name not in known:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import subprocess
+import sys
+
 import pytest
-from helpers import run
+from helpers import ENVIRONMENT, ROOT, run
+
+from ldae.errors import UsageError
 
 MISTAKES = [
     (("train.stepz=3",), "train.stepz=3 is not a key of this config; did you mean train.steps?"),
@@ -11,7 +18,12 @@ MISTAKES = [
     (("tokenizer=patch_pcs",), "tokenizer=patch_pcs does not exist; .* did you mean 'patch_pca'?"),
     (("+x=1",), "only KEY=VALUE is understood"),
     (("seed=1,2",), "one value each"),
-    (("words",), "'words' is not KEY=VALUE"),
+    (("words",), "'words' is not KEY=VALUE; write KEY=VALUE, e.g. train.steps=5; --help names the keys"),
+    (("--steps", "5"), "'--steps' is not KEY=VALUE; write KEY=VALUE, e.g. train.steps=5$"),
+    (("--batch-size=64",), "'--batch-size=64' is not KEY=VALUE; write KEY=VALUE, e.g. train.batch=64$"),
+    (("-x",), "'-x' is not KEY=VALUE; write KEY=VALUE"),
+    (("seed=1=2",), "seed='1=2' must be a whole number"),
+    (("allow=[a=b]",), r"'allow=\[a=b\]' cannot be read; quote each text .* e.g. 'allow=\[\"a=b\",\"c, d\"\]'"),
     (("optim.blr=abc",), "optim.blr='abc' must be a number"),
     (("optim.blr=-1",), "optim.blr=-1.0 must be above 0"),
     (("optim.blr=nan",), "optim.blr=nan must be a finite number"),
@@ -104,5 +116,29 @@ def test_a_folder_that_is_no_run_is_65(tmp_path, tool):
 
 
 def test_probe_wants_a_run():
-    _, err = run("probe", code=2)
+    _, err = run("probe", "split=test", code=2)
     assert "run=None is not set; give run=RUN" in err
+
+
+@pytest.mark.parametrize("tool", ["pretrain", "sample"])
+def test_a_tool_without_arguments_shows_its_usage_and_does_nothing(tool, tmp_path):
+    words = [sys.executable, str(ROOT / "tools" / f"{tool}.py")]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **ENVIRONMENT})
+    assert done.returncode == 2
+    assert f"python tools/{tool}.py" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+WORK = {
+    "pretrain": (("data=digits", "train.steps=1"), "experiment= is not given; name one, e.g. experiment=ldae/"),
+    "train_tokenizer": (("data=digits",), "tokenizer= is not given; name one, e.g. tokenizer=patch_pca"),
+    "ablate": (("data=digits", "budget=demo"), "grid= is not given; name one, e.g. grid=deconstruct"),
+}
+
+
+@pytest.mark.parametrize("tool", WORK)
+def test_what_a_tool_works_on_has_to_be_named(tool, tmp_path):
+    words, sentence = WORK[tool]
+    with pytest.raises(UsageError, match=sentence):
+        importlib.import_module(tool).main([*words, f"out={tmp_path / 'r'}"])
+    assert list(tmp_path.iterdir()) == []

@@ -47,10 +47,10 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(tmp_path, in_process,
         return json.loads((out / "config.json").read_text())["train"]["precision"]
 
     assert in_process("pretrain", *words, f"precision={OTHER}")[0] == 0
-    assert f"precision: {OTHER} (as set)" in capsys.readouterr().err
+    assert f"precision {OTHER} (as set)" in capsys.readouterr().out
     (out / "status.json").unlink()  # as if it was killed
     assert in_process("pretrain", *words) == (0, "")
-    assert f"precision: {OTHER} (as this run began)" in capsys.readouterr().err
+    assert f"precision {OTHER} (as this run began)" in capsys.readouterr().out
     assert kept() == OTHER
     code, message = in_process("pretrain", *words, f"train.precision={HERE}")
     assert code == 2
@@ -60,5 +60,5 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(tmp_path, in_process,
 def test_config_json_keeps_what_auto_was(tmp_path, in_process, capsys):
     out = tmp_path / "run"
     assert in_process("pretrain", *TINY, CPU, "runtime.threads=1", f"out={out}")[0] == 0
-    assert f"precision: {HERE} (this processor" in capsys.readouterr().err
+    assert f"precision {HERE} (this processor" in capsys.readouterr().out
     assert json.loads((out / "config.json").read_text())["train"]["precision"] == HERE

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,9 +13,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from _monitors import OnlineKNN
+from _session import Session
 from helpers import ENVIRONMENT, ROOT, SHORT, as_if_stopped, command, losses, rows, run, status, torchrun
 from PIL import Image
 from safetensors.torch import load_file
+
+from ldae.export import load_run
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +27,22 @@ def reference(tmp_path_factory):
     """One uninterrupted run."""
     folder = tmp_path_factory.mktemp("reference") / "run"
     out, _ = run("pretrain", f"out={folder}", *SHORT)
-    assert "tensorboard --logdir" in out
+    (folder / "printed.txt").write_text(out)
     return folder
+
+
+def test_a_run_says_what_it_does_and_what_comes_next(reference):
+    lines = (reference / "printed.txt").read_text().splitlines()
+    named = {line.split()[0]: line for line in lines if line[0] != " "}
+    assert list(named)[:7] == ["data", "network", "recipe", "precision", "device", "length", "out"]
+    assert "1,294 training, 144 hold-out and 359 test images of 8 x 8 pixels, 10 classes" in named["data"]
+    assert "12 steps of 64 images (0.6 epochs)" in named["length"]
+    assert "1 thread)" in named["device"]
+    assert named["out"].split() == ["out", str(reference)]
+    assert [shlex.split(line)[-2:] for line in lines[-2:]] == [
+        ["tools/probe.py", f"run={reference}"],
+        ["--logdir", str(reference)],
+    ]
 
 
 def test_a_run_leaves_what_it_promises(reference):
@@ -39,7 +59,9 @@ def test_a_run_leaves_what_it_promises(reference):
     assert status(reference) == {"state": "done", "step": 12, "code": 0, "message": ""}
     found = rows(reference)
     assert set(losses(reference)) == set(range(1, 13))
-    assert {"loss", "rate", "gradient_norm", "images_per_second", "epoch"} <= set(found[-1]) or "monitor" in found[-1]
+    assert {"loss", "learning_rate", "gradient_norm", "images_per_second", "epoch"} <= set(
+        found[-1]
+    ) or "monitor" in found[-1]
     assert {row["monitor"] for row in found if "monitor" in row} == {"panel", "knn"}
     assert any("loss_level/0" in row for row in found)
     manifest = json.loads(next((reference / "checkpoints").glob("*12/manifest.json")).read_text())
@@ -47,6 +69,45 @@ def test_a_run_leaves_what_it_promises(reference):
     assert {"step", "epoch", "position", "config", "data", "tokenizer", "world", "files"} <= set(manifest)
     events = list((reference / "tensorboard").iterdir())
     assert events[0].stat().st_size > 5000  # with pictures
+
+
+def test_the_readme_names_every_figure_of_a_run(reference):
+    """One name for one thing: in metrics.jsonl, in TensorBoard, in the table."""
+    table = (ROOT / "README.md").read_text().split("## Reading a run")[1]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    named = {
+        re.sub(r"\d\.\.\d|(?<=/)k(?=_8)", "*", name)
+        for name in re.findall(r"`([^`]+)`", " ".join(cells))
+        if name != "RUN/pictures"
+    }
+    scalars = {key for row in rows(reference) for key in row} - {"step", "monitor", "loss_hex"}
+    pictures = {path.stem for path in (reference / "pictures").iterdir()}
+    found = {re.sub(r"/\d(?=_8|$)", "/*", name) for name in scalars | pictures}
+    assert found <= named
+    assert named - found <= {"original_masked_filled", "psnr_hidden"}  # of a masked autoencoder
+
+
+def test_knn_stands_beside_chance_and_the_untrained_network(reference, monkeypatch):
+    """The untrained network is the one of the probe's table, its gates opened."""
+    first, *_, last = [row for row in rows(reference) if row.get("monitor") == "knn"]
+    figures = {f"knn_holdout/{name}" for name in ("model", "untrained", "chance")}
+    assert set(first) == set(last) == {"step", "monitor", *figures}
+    session = Session(json.loads((reference / "config.json").read_text()))
+    splits, untrained = session.splits(), load_run(reference, weights="untrained").objective
+    knn = OnlineKNN(session, untrained, splits, 1, 2000, None)(0)[0]
+    assert knn["knn_holdout/model"] == first["knn_holdout/untrained"] == last["knn_holdout/untrained"]
+    commonest = splits.train.own_labels.mode().values
+    chance = 100 * (splits.holdout.own_labels == commonest).double().mean().item()
+    assert first["knn_holdout/chance"] == pytest.approx(chance)
+    assert first["knn_holdout/model"] != first["knn_holdout/untrained"]
+
+
+def test_a_finished_run_goes_on_where_its_length_is_allowed_to_change(reference, tmp_path):
+    shutil.copytree(reference, tmp_path / "r")
+    _, err = run("pretrain", f"out={tmp_path / 'r'}", *SHORT, "train.steps=14", "allow=[train.steps]")
+    assert max(losses(tmp_path / "r")) == 14
+    sentence = r"warning: train.steps=14 changes the length from 12 to 14 steps: at step 12 the learning rate goes from"
+    assert re.search(sentence + r" \S+ to \S+\n", err), err
 
 
 @pytest.mark.parametrize("ends", [os.pipe, os.openpty], ids=["pipe", "terminal"])
@@ -65,8 +126,6 @@ def test_another_config_is_refused_unless_allowed_by_name(reference, tmp_path):
     _, err = run("pretrain", f"out={folder}", *SHORT, "seed=1", "optim.blr=0.5", code=2)
     assert "optim.blr was 0.016, is 0.5; seed was 0, is 1" in err
     assert "allow=[optim.blr,seed]" in err
-    run("pretrain", f"out={folder}", *SHORT, "train.steps=14", "allow=[train.steps]")
-    assert max(losses(folder)) == 14
 
 
 def test_keys_of_the_machine_may_change(reference, tmp_path):

@@ -1,0 +1,33 @@
+"""What a training says at its start."""
+
+from __future__ import annotations
+
+import pytest
+from _cli import compose, resolved
+from _overview import _plain, encoder_parameters
+from _session import Session
+
+
+def test_the_encoder_is_what_its_tokens_depend_on():
+    objective = Session(resolved(compose("pretrain", ["experiment=ldae/digits"]))).system["objective"]
+    net = objective.network
+    own = sum(p.numel() for m in (net.embed, net.level, *net.blocks[:2]) for p in m.parameters())
+    assert encoder_parameters(objective, 8) == own
+    assert all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize("experiment", ["mae/cifar10_cpu", "ddpm/cifar10_cpu", "sr3/cifar10_cpu", "dit/cifar10_cpu"])
+def test_every_kind_of_network_has_an_encoder_smaller_than_itself(experiment):
+    words = [f"experiment={experiment}", "data=digits"]
+    objective = Session(resolved(compose("pretrain", words))).system["objective"]
+    whole = sum(p.numel() for p in objective.network.parameters() if p.requires_grad)
+    assert 0.05 * whole < encoder_parameters(objective, 8) < whole
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("PatchPCA", "patch PCA"), ("LinearSigma", "linear sigma"), ("X0", "x0"), ("MinSNR", "min SNR"), ("VQ", "VQ"),
+     ("DDPMLinear", "DDPM linear"), ("AdamW", "AdamW"), ("ConvVAE", "conv VAE"), ("LinearGamma2", "linear gamma2")],
+)  # fmt: skip
+def test_classes_have_plain_names(name, words):
+    assert _plain(name) == words
