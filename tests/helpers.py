@@ -17,6 +17,7 @@ SHORT = (
     "train.checkpoint_every=4",
     "monitor.looks=2",
     "runtime.threads=1",
+    "runtime.progress=false",
 )
 ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
 

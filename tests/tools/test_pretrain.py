@@ -185,7 +185,7 @@ def test_a_divided_network_trains_as_a_whole_one_does(tmp_path):
 @pytest.mark.dist
 def test_a_batch_that_two_processes_cannot_share_is_refused(tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    words = [str(ROOT / "tools" / "pretrain.py"), f"out={tmp_path / 'r'}", "train.batch=33", "train.steps=2"]
+    words = command("pretrain", f"out={tmp_path / 'r'}", "train.batch=33", "train.steps=2")[1:]
     done = subprocess.run([*launcher, *words], capture_output=True, text=True, env={**os.environ, **ENVIRONMENT})
     assert done.returncode != 0
     assert "train.batch=33 cannot be shared by 2 processes" in done.stderr
