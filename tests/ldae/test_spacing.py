@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ldae.diffusion.noiseless import Steps
@@ -41,6 +41,7 @@ def test_each_has_its_published_steps():
     assert Exact(34).steps(100)[0] == 99
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.data(), st.integers(1, 4000))
 def test_a_count_of_steps_is_spread_over_the_whole_schedule(data, T):
     """Whether S divides T or not: S steps, falling, from one end to the other, no gap longer than ceil(T / S)."""
