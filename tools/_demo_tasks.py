@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from ldae.errors import Fault, StorageError
 
 WORKERS = 2
 REFRESH = 0.3  # seconds between two looks at a worker's files
+GRACE = 5.0  # seconds that a call has to save before it is signalled again
 SAY_EVERY = 20.0  # seconds between two lines where no bar is drawn
 FIGURE = re.compile(r": \w+ \d+\.\d+ \(", flags=re.M)  # probe.py prints a line of this form for each figure
 
@@ -107,9 +108,16 @@ def run_tasks(tasks: Sequence[Task]) -> None:
                     _check(task, future)
                     display.end(task)
         finally:
-            for child in multiprocessing.active_children() if running else ():
-                child.terminate()  # pretraining saves and ends; an idle worker ignores it
+            _stop_workers(running)
             pool.shutdown(cancel_futures=True)
+
+
+def _stop_workers(running: Collection[Future[tuple[int, str]]]) -> None:
+    """Signal the workers until their calls end: pretraining saves first; what has not begun to listen ignores it."""
+    while not all(future.done() for future in running):
+        for child in multiprocessing.active_children():
+            child.terminate()
+        wait(running, GRACE)
 
 
 def call(task: Task) -> tuple[int, str]:

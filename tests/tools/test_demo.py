@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+import time
 
 import _demo_tasks
 import demo
@@ -12,7 +13,7 @@ import pytest
 import torch
 from _demo_picture import steps_of
 from _demo_tasks import Task, run_tasks
-from helpers import ROOT
+from helpers import ROOT, start, status
 from PIL import Image
 
 from ldae.diffusion.schedules import LinearGamma2
@@ -108,6 +109,19 @@ def test_a_failed_call_ends_the_demo_with_its_code_and_sentence(tmp_path):
     with pytest.raises(Fault, match=r"pretrain: l-DAE: train\.steps=-1") as caught:
         run_tasks([task])
     assert caught.value.code == 2
+
+
+@pytest.mark.slow
+def test_a_signal_ends_the_demo_and_both_runs_are_saved(tmp_path):
+    process = start("demo", f"out={tmp_path}", *TINY, "train.steps=100000")
+    runs = [tmp_path / recipe / "seed0" for recipe in demo.RECIPES]
+    while not all((run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size for run in runs):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.terminate()
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 75, error
+    assert [status(run)["state"] for run in runs] == ["interrupted"] * 2
 
 
 def test_a_call_keeps_what_it_prints(tmp_path, monkeypatch):
