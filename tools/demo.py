@@ -59,8 +59,8 @@ def arguments(words: Sequence[str]) -> tuple[Path, list[int], list[str]]:
     Raises:
         UsageError: a word is no KEY=VALUE, or the seeds are no list of different whole numbers.
     """
-    given = dict(word.split("=", 1) for word in words if "=" in word)
-    if len(given) < len(words):
+    given = dict(word.partition("=")[::2] for word in words)
+    if not all("=" in word for word in words):
         raise UsageError("usage: python tools/demo.py [out=FOLDER] [seeds=[0,1,2]] [KEY=VALUE ...]")
     out, text = Path(given.pop("out", "runs/demo")).expanduser(), given.pop("seeds", "[0]")
     if not re.fullmatch(r"\[?\d{1,9}(,\s*\d{1,9})*\]?", text):

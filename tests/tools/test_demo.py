@@ -116,7 +116,7 @@ def test_a_signal_ends_the_demo_and_both_runs_are_saved(tmp_path):
     process = start("demo", f"out={tmp_path}", *TINY, "train.steps=100000")
     runs = [tmp_path / recipe / "seed0" for recipe in demo.RECIPES]
     while not all((run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size for run in runs):
-        assert process.poll() is None
+        assert process.poll() is None, process.communicate()
         time.sleep(0.1)
     process.terminate()
     _, error = process.communicate(timeout=60)
