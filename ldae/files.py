@@ -92,7 +92,8 @@ def storage_fault(error: OSError) -> Fault:
         error: with or without `errno`; one that crossed from a worker process has a whole traceback as its text.
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    reason = f"{error.filename}: {error.strerror}" if error.filename is not None and error.strerror else lines[-1]
+    name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+    reason = f"{name}: {error.strerror}" if name is not None and error.strerror else lines[-1]
     advice = "free space and " if error.errno in FULL else ""
     kind = OutputError if error.errno == errno.EROFS else StorageError
     return kind(f"{reason}; {advice}run the same command again")
