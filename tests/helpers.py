@@ -22,12 +22,14 @@ SHORT = (
 ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
 
 
-NAMED = {"pretrain": ("experiment=ldae/digits",), "train_tokenizer": ("data=digits",)}  # where a test names none
+NAMED = {"pretrain": ("experiment=ldae/digits",), "train_tokenizer": ("data=digits",), "ablate": ("grid=deconstruct",)}
 
 
 def complete(tool, words):
-    """The words of a command with the experiment or the data that tests use where they name none."""
+    """The words of a command with the experiment, the data or the grid that tests use where they name none."""
     given = {word.partition("=")[0] for word in map(str, words)}
+    if "report" in given:
+        return [*map(str, words)]
     return [*(word for word in NAMED.get(tool, ()) if word.partition("=")[0] not in given), *map(str, words)]
 
 
