@@ -51,6 +51,10 @@ class CheckpointError(Fault):
     code = 65
 
 
+class NotFittedError(Fault):
+    """A tokenizer is used before it was fitted, trained or loaded."""
+
+
 class NonFiniteError(Fault):
     """A loss or a gradient is NaN or infinite; nothing of that step was kept."""
 

@@ -147,7 +147,7 @@ def usual_t(objective: Representing) -> int:
 
 
 class Encoder(nn.Module):
-    """Images to features: owns normalisation, tokenizer, noise level and pooling.
+    """Images to features: normalisation, tokenizer, noise level and pooling. In eval mode when it is made.
 
     The noise of a noised input is a function of (seed, t, the image's number): an image has the same features in
     every batch, at every place in it, and no two images share their noise.
@@ -159,6 +159,9 @@ class Encoder(nn.Module):
         noised: whether the input is noised at that level too.
         precision: of the network's matrix products.
         seed: of that noise.
+
+    Attributes:
+        image_shape: (3, H, W) of the images that it takes.
 
     Raises:
         ConfigError: the network has no such layer, or the objective no such level or no noise.
@@ -181,12 +184,22 @@ class Encoder(nn.Module):
         if self.layer not in self.network.layers:
             raise ConfigError("layer", self.layer, f"is not one of the network's layers 1..{len(self.network.layers)}")
         objective.check_readable(self.t, noised)
+        self.image_shape = objective.image_shape
+        self.eval()
+
+    def extra_repr(self) -> str:
+        """Name the images that the encoder takes, and where it is read."""
+        shape = ", ".join(map(str, self.image_shape))
+        return f"images=(B, {shape}) in [0, 1], layer={self.layer}, t={self.t}, noised={self.noised}"
 
     def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
         """Return the features of a batch, its tokens averaged: (B, D).
 
         Args:
             images, index: as for `tokens`.
+
+        Raises:
+            ConfigError: the images are of another shape, type or range.
         """
         return self.tokens(images, [self.layer], index)[self.layer].mean(1)
 
@@ -205,7 +218,11 @@ class Encoder(nn.Module):
 
         Returns:
             {layer: (B, N, D)} float32, or (B, 1 + N, D) with the class token.
+
+        Raises:
+            ConfigError: the images are of another shape, type or range.
         """
+        images = checked_images(images, self.image_shape)
         draws = self._draws(images, index) if self.noised else None
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             found = self.objective.tokens(images, layers, self.t, draws, class_token)
@@ -226,10 +243,37 @@ def numbers_of(images: Tensor) -> list[int]:
     return [int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=8).digest(), "big") >> 1 for image in pixels]
 
 
+RANGE_SLACK = 1e-2  # how far a pixel may lie outside [0, 1]: resizing overshoots
+
+
+def checked_images(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Return images as float32 after checking shape, type and range.
+
+    Args:
+        images: (B, 3, H, W) floating point in [0, 1].
+        shape: (3, H, W) that they must have.
+
+    Raises:
+        ConfigError: they are of another shape, type or range.
+    """
+    wanted = ", ".join(map(str, shape))
+    if images.ndim != 4 or tuple(images.shape[1:]) != shape:
+        size = f"this encoder takes images of {shape[1]} x {shape[2]} pixels and 3 channels"
+        raise ConfigError("images", f"shape {tuple(images.shape)}", f"must have shape (B, {wanted}): {size}")
+    if not images.is_floating_point():
+        raise ConfigError("images", str(images.dtype), "must be floating point in [0, 1]; divide bytes by 255")
+    images = images.float()
+    if not torch.compiler.is_compiling() and len(images):
+        low, high = (float(x) for x in images.aminmax())
+        if not (low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK):
+            raise ConfigError("images", f"{low:.4g} to {high:.4g}", "must be in [0, 1]: no standardisation, no bytes")
+    return images
+
+
 def load_encoder(
     run: Path | str, step: int | None = None, device: torch.device | str = "cpu", **settings: Any
 ) -> Encoder:
-    """The encoder of a pretraining run, ready to use.
+    """Load the encoder of a pretraining run, in eval mode; its `image_shape` names the images that it takes.
 
     Args:
         run: folder that pretraining wrote.

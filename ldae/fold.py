@@ -54,7 +54,10 @@ class Plain:
         import timm
 
         model: nn.Module = timm.create_model(ARCHITECTURE, **{**self.arguments, **changes})
-        missing, unexpected = model.load_state_dict(dict(self.weights), strict=False)
+        # timm's fc_norm stands in for the last norm, new, as in fine-tuning of MAE (App. A.1, arXiv 2111.06377)
+        dropped = "norm." if changes.get("fc_norm") else None
+        weights = {name: value for name, value in self.weights.items() if not (dropped and name.startswith(dropped))}
+        missing, unexpected = model.load_state_dict(weights, strict=False)
         assert not unexpected, unexpected
         assert all(name.startswith(NEW) for name in missing), missing
         return model.eval()

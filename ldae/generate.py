@@ -14,7 +14,7 @@ from ldae.denoisers.guidance import Guided
 from ldae.diffusion.samplers import Degrade, Direct, Improved, Large, Learned, StepRule, Watch, sample, start
 from ldae.diffusion.starts import Start
 from ldae.diffusion.trajectory import Prediction, Stage
-from ldae.errors import ConfigError
+from ldae.errors import ConfigError, NonFiniteError
 from ldae.objectives.base import full_precision
 from ldae.objectives.denoise import Denoise
 from ldae.types import Cond, Draws
@@ -111,7 +111,14 @@ class Generator:
 
     @torch.no_grad()
     def image(self, z: Tensor) -> Tensor:
-        """A latent as an image (B, C, H, W), clipped to [0, 1]."""
+        """A latent as an image (B, C, H, W), clipped to [0, 1].
+
+        Raises:
+            NonFiniteError: the latent is not finite.
+        """
+        if not z.isfinite().all():
+            told = "use precision=fp32, a smaller guidance=, or clip=true for images; else the weights are not finite"
+            raise NonFiniteError(f"what was sampled is not finite: {told}")
         with full_precision(z):
             return ((self.objective.tokenizer.decode(z) + 1) / 2).clamp(0, 1)
 

@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from ldae.errors import ConfigError, nearest
 
@@ -45,6 +45,10 @@ Workers = Annotated[int, Range(low=0, high=max(64, 4 * (os.cpu_count() or 1)))] 
 Positive = Annotated[float, Range(low=0, above=True)]
 NonNegative = Annotated[float, Range(low=0)]
 Fraction = Annotated[float, Range(low=0, high=1)]
+
+EMPTY = "may be empty"  # marks a list that needs no entry; every other list needs one at least
+Item = TypeVar("Item")
+PossiblyEmpty = Annotated[list[Item], EMPTY]
 
 
 def resolve(name: Any, package: str, base: type, key: str = "part") -> type:
@@ -99,15 +103,19 @@ def construct(target: Callable[..., Any], arguments: Mapping[str, Any], given: M
 
 
 def conform(key: str, value: Any, hint: Any) -> Any:
-    """`value` as `hint` wants it (an int may serve as a float, a list as a tuple).
+    """Check `value` against `hint` and return it in that type (an int may serve as a float, a list as a tuple).
+
+    A list or tuple needs one entry at least unless `hint` is `PossiblyEmpty`; a tuple of fixed length needs that many.
 
     Raises:
-        ConfigError: it is of another type, not finite, or out of range.
+        ConfigError: it is of another type, empty, not finite, or out of range.
     """
     origin, choices = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
     if origin is Annotated:
+        if EMPTY in choices[1:] and isinstance(value, (list, tuple)) and not value:
+            return typing.get_origin(choices[0])()
         return _bounded(key, conform(key, value, choices[0]), choices[1:])
     if origin in (typing.Union, types.UnionType):
         return _either(key, value, choices)
@@ -117,10 +125,18 @@ def conform(key: str, value: Any, hint: Any) -> Any:
             raise ConfigError(key, value, f"is none of: {wanted}{nearest(str(value), map(str, choices))}")
         return value
     if origin in (list, tuple):
-        if not isinstance(value, (list, tuple)):
-            raise ConfigError(key, value, "must be a list")
-        return origin(conform(key, v, choices[0]) for v in value)
+        return origin(_entries(key, value, origin, choices))
     return _plain(key, value, hint)
+
+
+def _entries(key: str, value: Any, origin: type, choices: tuple[Any, ...]) -> list[Any]:
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(key, value, "must be a list")
+    if not value:
+        raise ConfigError(key, value, "must have at least one entry")
+    if origin is tuple and Ellipsis not in choices and len(value) != len(choices):
+        raise ConfigError(key, value, f"must have {len(choices)} entries")
+    return [conform(key, entry, choices[0]) for entry in value]
 
 
 def _bounded(key: str, value: Any, bounds: tuple[Any, ...]) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from scipy.stats import spearmanr
 
+from linear_probe.results import title
 from linear_probe.rows import Row
 
 FEWEST = 3  # cells below which an order says nothing
@@ -30,7 +31,7 @@ class Agreement:
 
     def __str__(self) -> str:
         told = f"Spearman's rank correlation with the paper's accuracies: {self.correlation:.2f}"
-        return f"{self.grid}, {self.protocol}: {told} ({self.cells} cells)"
+        return f"{self.grid}, {title(self.protocol)}: {told} ({self.cells} cells)"
 
 
 def agreements(rows: Sequence[Row]) -> list[Agreement]:

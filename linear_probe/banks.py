@@ -25,6 +25,7 @@ from linear_probe.subsets import tenth
 DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, KeyError, SyntaxError, OverflowError)
 SPLITS = ("train", "holdout", "test")
 MEMBERS = "members"  # of the file: the names of all its other arrays
+MOST_CLASSES = 100_000  # heads have a column for each class up to the highest
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,9 @@ def _read(file: Members, hash_: str) -> FeatureFile:
         told = ", ".join(f"{name}_x {shape}" for name, shape in shapes.items())
         raise ValueError(f"has features of different dimensions: {told}")
     labels = {name: file.labels(name) for name in names}
+    highest = max(int(found.max()) for found in labels.values())
+    if highest >= MOST_CLASSES:
+        raise ValueError(f"has class {highest:,} among its labels; class indices are below {MOST_CLASSES:,}")
     train = labels["train"]
     held = torch.zeros(len(train), dtype=torch.bool) if "holdout" in names else tenth(train)
     y = torch.cat([train[~held], labels.get("holdout", train[held])])

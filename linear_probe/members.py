@@ -51,8 +51,8 @@ class Members:
             if key not in self.names:
                 raise ValueError(f"has no {key}; there are: {', '.join(sorted(self.names)) or 'no arrays'}")
         (x, y), told = (self._head(f"{split}_{key}") for key in "xy"), f"has {split}_x"
-        if len(x.shape) != 2 or y.shape != x.shape[:1] or not y.shape[0]:
-            raise ValueError(f"{told} {x.shape} and {split}_y {y.shape} where (N, D) and (N,) with N > 0 are needed")
+        if len(x.shape) != 2 or y.shape != x.shape[:1] or 0 in x.shape:
+            raise ValueError(f"{told} {x.shape} and {split}_y {y.shape}; (N, D) and (N,) with N, D > 0 are needed")
         if x.kind.kind != "f" or y.kind.kind not in "iu":
             raise ValueError(f"{told} of {x.kind} and {split}_y of {y.kind}; numbers and class indices from 0 do")
         return x.shape[0], x.shape[1]
@@ -64,6 +64,8 @@ class Members:
             ValueError: one is negative.
         """
         y = self._array(f"{split}_y")
+        if y.dtype.kind == "u" and y.max() > np.iinfo(np.int64).max:
+            raise ValueError(f"has {split}_y up to {y.max()}, which is no class index")
         if y.min() < 0:
             raise ValueError(f"has {split}_y down to {y.min()}; class indices from 0 do")
         return torch.from_numpy(y.astype(np.int64))

@@ -35,6 +35,7 @@ class Result:
         labels: how many labelled images the probe was fitted on: `all`, a share (`1%`), or `N per class`.
         seeds: of the repetitions that `accuracy` is the mean of; empty for one measurement with `seed`.
         deviation: sample standard deviation over `seeds`, None for one.
+        warnings: what makes the accuracy doubtful, in sentences (linear_probe.checks).
     """
 
     encoder: str
@@ -64,6 +65,7 @@ class Result:
     labels: str = "all"
     seeds: Sequence[int] = ()
     deviation: float | None = None
+    warnings: Sequence[str] = ()
 
     def line(self) -> str:
         """One line of JSON."""
@@ -113,18 +115,41 @@ def read_results(path: Path) -> list[Result]:
     return [Result(**unsealed(line)) for line in path.read_text().splitlines()]
 
 
-def table(results: Sequence[Result]) -> str:
-    """Encoders as rows, protocols as columns, accuracies in percent: GitHub's table syntax, readable as it is.
+TITLES = {
+    "lbfgs": "linear",
+    "knn": "kNN",
+    "knn_whitened": "kNN whitened",
+    "paper": "linear, paper",
+    "mae": "linear, MAE",
+    "dinov2": "linear, DINOv2",
+    "ddae": "linear, DDAE",
+    "finetune": "fine-tuned",
+}
+
+
+def title(protocol: str) -> str:
+    """Return the name of a protocol for tables; result lines keep its id."""
+    plain = protocol.removesuffix("_augmented")
+    return TITLES.get(plain, plain) + ", augmented" * (plain != protocol)
+
+
+def table(results: Sequence[Result], chance: float | None = None) -> str:
+    """Return a table of accuracies in percent, encoders as rows and protocols as columns, in GitHub's syntax.
 
     A protocol is one column, so protocols are never mixed in one.
+
+    Args:
+        chance: accuracy of the most frequent class, percent; a last row shows it.
     """
     encoders = list(dict.fromkeys(r.encoder for r in results))
     protocols = list(dict.fromkeys(r.protocol for r in results))
     found = {(r.encoder, r.protocol): r for r in results}
-    rows = [["encoder", *protocols]]
+    rows = [["encoder", *map(title, protocols)]]
     for encoder in encoders:
         cells = [found.get((encoder, protocol)) for protocol in protocols]
         rows.append([encoder, *("" if c is None else percent(c) for c in cells)])
+    if chance is not None:
+        rows.append(["chance (the most frequent class)", *[f"{chance:.2f}"] * len(protocols)])
     return markdown(rows)
 
 

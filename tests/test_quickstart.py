@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import json
 import re
 import shlex
 from pathlib import Path
@@ -75,6 +76,7 @@ def test_timm_alone_gives_the_same_features(done, monkeypatch):
     monkeypatch.chdir(home)
     found = {"picture": picture}
     exec(snippet, found)
-    encoder = Encoder(load_run(home / "RUN", None, "ema", "cpu").objective, 4, 10)
+    known = json.loads((home / "OUT" / "export.json").read_text())
+    encoder = Encoder(load_run(home / "RUN", None, "ema", "cpu").objective, known["layer"], known["t"])
     shown = (found["transform"](picture)[None] + 1) / 2
     torch.testing.assert_close(found["features"], encoder(shown), atol=1e-4, rtol=1e-4)

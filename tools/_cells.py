@@ -19,7 +19,8 @@ from _cli import user_cache
 from _overrides import argument
 from _plan import Planned
 from _rows import Place
-from _session import commit
+from _scores import place_of, warned
+from _session import Session, commit
 from _spent import hours
 from _strips import INDEX
 
@@ -27,7 +28,7 @@ from ldae.engine.run import RunFolder
 from ldae.engine.signals import StopFlag
 from ldae.errors import Fault, Interrupted, OutputError
 from ldae.export import TOKENIZER_FILE
-from ldae.files import read_sealed_json
+from ldae.files import json_hash, read_sealed_json
 from linear_probe.results import Result, read_results
 from linear_probe.rows import Row
 
@@ -71,6 +72,7 @@ class Runner:
         self.place, self.budget, self.machine = place, budget, machine
         self.training: dict[str, threading.Lock] = {}  # a tokenizer is trained once: others that want it wait
         self.guard = threading.Lock()
+        self.scorable: set[str] = set()  # data sets, by their keys, that can be scored
 
     def run(self, job: Sequence[Planned]) -> Iterator[tuple[Planned, Row | Fault]]:
         """Cells that share one pretraining, one after another: each with its row, or with what went wrong.
@@ -80,6 +82,7 @@ class Runner:
         """
         first, run = job[0], self.place.run(job[0])
         try:
+            self._check_labels(first)
             self._pretrained(first, run)
         except Interrupted:
             raise
@@ -93,6 +96,28 @@ class Runner:
                 raise
             except Fault as fault:
                 yield planned, fault
+
+    def _check_labels(self, planned: Planned) -> None:
+        """Read the labels of a cell's data, each data set once, before hours of training.
+
+        Raises:
+            DataError: they leave a probe nothing to score.
+        """
+        key = json_hash(planned.config["data"])
+        with self.guard:
+            if key in self.scorable:
+                return
+            session = Session({**planned.config, "runtime": {"threads": 0, "progress": False}})
+            session.stop = self.machine.stop
+            try:
+                splits = session.splits()
+            except Interrupted:
+                raise
+            except Fault:
+                return  # pretraining ends with it, in the cell's log
+            train, holdout, test = (images.own_labels for images in (splits.train, splits.holdout, splits.test))
+            warned(place_of(planned.config["data"]), train, holdout, test, splits.classes)
+            self.scorable.add(key)
 
     def _pretrained(self, planned: Planned, run: Path) -> None:
         words = [*planned.words, argument("out", run), *self.machine.words]

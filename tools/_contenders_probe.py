@@ -89,6 +89,7 @@ def extraction(images: int, bare: bool, precision: PrecisionName) -> Work:
         bare: the network alone, on its input at hand; else all that tools/probe.py does, from bytes to a file.
     """
     objective = Session(resolved(compose("pretrain", ["experiment=ldae/cifar10_cpu"]))).system["objective"]
+    objective.tokenizer.set_scale(torch.ones(objective.tokenizer.shape[0]))  # timed, not scored
     encoder = Encoder(objective.eval(), precision=precision)
     pixels = torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8)
     held = MemoryImages.of(Path(), pixels, [str(i) for i in range(images)], np.zeros(images, np.int64))

@@ -21,8 +21,8 @@ WHOLE = 32  # images of such a step, at most
 QUIET = {"threads": 0, "progress": False}
 
 
-def hours_of(plans: Sequence[Planned], threads: int) -> float:
-    """Hours that the training loops of cells and of their tokenizers will take one after another, on this machine.
+def training_seconds(plans: Sequence[Planned], threads: int) -> float:
+    """Return the seconds of the training loops of cells and their tokenizers, one after another on this machine.
 
     Args:
         threads: of each process.
@@ -31,13 +31,15 @@ def hours_of(plans: Sequence[Planned], threads: int) -> float:
     runs = {p.run_key: p for p in plans}
     tokenizers = {p.tokenizer_key: p for p in plans if p.tokenizer_key}
     spent = [_pretraining(p) for p in runs.values()] + [_tokenizer(p) for p in tokenizers.values()]
-    return sum(spent) / 3600
+    return sum(spent)
 
 
 def _pretraining(planned: Planned) -> float:
     """Seconds of a cell's training loop."""
     session = Session({**planned.config, "runtime": QUIET})
     objective: Objective = session.system["objective"].to(session.device)
+    if isinstance(objective, Denoise):
+        objective.tokenizer.set_scale(torch.ones(objective.tokenizer.shape[0]))  # timed, not scored
     batch = _images(session, planned.config["train"]["batch"])
     if _encodes_once(session, objective):
         assert isinstance(objective, Denoise)
@@ -65,6 +67,7 @@ def _tokenizer(planned: Planned) -> float:
     spent += found * (settings.steps or 0) * settings.batch / len(batch)
     if _encodes_once(session, objective):
         assert isinstance(objective, Denoise)
+        objective.tokenizer.set_scale(torch.ones(objective.tokenizer.shape[0]))
         with torch.no_grad():
             each = _timed(lambda: objective.tokenizer.stored(2 * batch.images - 1)) / len(batch)
         spent += each * len(session.splits().train)

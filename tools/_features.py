@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ldae.data.images import ImageSet, Splits
+from ldae.errors import ConfigError
 from ldae.export import load_encoder
 from ldae.files import json_hash, whole_tensors
 from ldae.metrics.frechet import Moments, frechet_distance
@@ -24,6 +25,7 @@ from ldae.metrics.names import title
 from ldae.nn.perceptual import Classifier
 
 BATCH = 250
+FEWEST = 4  # images of a set: precision and recall are of the third neighbour among the others
 BANK = 10_000  # images of the reference that kernel distance, precision and recall are worked out with
 
 # images (B, 3, H, W) in [0, 1] -> features (B, D), class probabilities (B, K) or None
@@ -75,8 +77,33 @@ class Reader:
         return Moments.load(path, self.name), bank
 
 
-def reader_of(kind: str, session: Session, splits: Splits) -> Reader:
-    """The reader that `features=` names: classifier, inception, or the folder of a run of pretrain.py."""
+def check_count(key: str, count: int) -> None:
+    """Refuse to compare a set of too few images.
+
+    Raises:
+        ConfigError: `key`, which says how many images there are, is below 4.
+    """
+    if count < FEWEST:
+        told = f"is too few for features=; give at least {FEWEST} images, or leave features= out"
+        raise ConfigError(key, count, told)
+
+
+def reader_of(kind: str, session: Session, splits: Splits, reference: str = "train") -> Reader:
+    """Make the reader that `features=` names, before anything is sampled; every process of a run calls it.
+
+    Args:
+        kind: classifier, inception, or the folder of a run of pretrain.py.
+        session: machine and data.
+        splits: of the data.
+        reference: the split that is compared with.
+
+    Raises:
+        ConfigError: there is no such reader, it is for images of another size, or the reference has too few images.
+        CheckpointError, DataError: its weights are missing, or cannot be trained on these labels.
+    """
+    if (count := len(getattr(splits, reference))) < FEWEST:
+        told = f"cannot be compared in: {reference} has {count} images, and {FEWEST} are needed; leave features= out"
+        raise ConfigError("features", kind, told)
     device = session.world.device
     if kind == "inception":
         inception = Inception(device=device)
@@ -85,7 +112,13 @@ def reader_of(kind: str, session: Session, splits: Splits) -> Reader:
         network, key = classifier(session, splits)
         name = f"classifier {key[:8]}-{mark_of(network)}"
         return Reader(name, lambda x: network.described(2 * x - 1), session)
+    if not Path(kind).is_dir():
+        raise ConfigError("features", kind, "is no reader; give classifier, inception, or the folder of a run")
     encoder = load_encoder(Path(kind), device=device)
+    size = session.system["data"].size
+    if encoder.image_shape != (3, size, size):
+        told = f"reads images of {encoder.image_shape[1]} pixels a side, these have {size}; give another run"
+        raise ConfigError("features", kind, told)
     return Reader(f"encoder {Path(kind).name}-{mark_of(encoder)}", lambda x: (encoder(x), None), session)
 
 
@@ -108,6 +141,23 @@ def classifier(session: Session, splits: Splits) -> tuple[Classifier, str]:
     return network, key
 
 
+def caveats(reader: Reader, images: int, reference: tuple[Moments, Tensor]) -> list[str]:
+    """Return what makes the scores of a set doubtful, in sentences.
+
+    Args:
+        images: how many the set has.
+        reference: moments and features that it is compared with.
+    """
+    dimensions = len(reference[0].mean)
+    sets = [("the set", images), ("the reference", reference[0].count)]
+    return [
+        f"{title('frechet_distance', reader.name)}: {name} has {count:,} images, not more than the {dimensions:,} "
+        "dimensions of the features: its covariance is singular and the distance is biased upwards"
+        for name, count in sets
+        if count <= dimensions
+    ]
+
+
 def compared(reader: Reader, images: Tensor, reference: tuple[Moments, Tensor], seed: int = 0) -> dict[str, float]:
     """Scores of a set of images (N, 3, H, W) in [0, 1] against a reference, by names that tell whose features."""
     features, probabilities = reader(images)
@@ -116,5 +166,5 @@ def compared(reader: Reader, images: Tensor, reference: tuple[Moments, Tensor], 
     found["kernel_distance"], _ = kernel_distance(features, bank, torch.Generator().manual_seed(seed))
     found["precision"], found["recall"] = precision_recall(bank, features)
     if probabilities is not None:
-        found["inception_score"], _ = inception_score(probabilities)
+        found["inception_score"], _ = inception_score(probabilities, splits=min(10, len(images)))
     return {title(name, reader.name): value for name, value in found.items()}

@@ -39,7 +39,9 @@ class Film:
             self.frames.append(Image.fromarray(picture.movedim(0, -1).numpy()))
 
     def save(self, path: Path) -> None:
-        """Writes the GIF."""
+        """Write the GIF, if there was a step: none is taken from the clean end."""
+        if not self.frames:
+            return
         durations = [MILLISECONDS] * (len(self.frames) - 1) + [2000]
         with replaced(path) as file:
             self.frames[0].save(file, "GIF", save_all=True, append_images=self.frames[1:], duration=durations, loop=0)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from _session import Runtime, commit, own_settings, settings_of
+from _session import commit, own_settings, prepare_machine
 
 from ldae.diffusion.schedules import NoiseSchedule
 from ldae.diffusion.targets import usable_steps
 from ldae.diffusion.trajectory import stages
-from ldae.engine.runtime import describe_hardware, pick_device
+from ldae.engine.runtime import describe_hardware
 from ldae.errors import ConfigError
 from ldae.export import Run, load_run
 from ldae.generate import Generator, Walk, usual_rule
@@ -56,8 +56,7 @@ def generator_of(config: Mapping[str, Any]) -> tuple[Generator, Run]:
     if not config["run"]:
         raise ConfigError("run", config["run"], "is not set; give run=RUN, the folder that pretraining wrote (out=)")
     settings: GenerationSettings = own_settings(GenerationSettings, config)
-    device = pick_device(str(config["device"]))
-    settings_of(config, "runtime", Runtime).prepare()
+    device = prepare_machine(config)
     parts = System({key: config[key] for key in ("sampler", "spacing", "levels") if config.get(key)})
     chosen = {key: parts[key] for key in parts.config if key in config}  # a bad key costs no loading
     run = load_run(Path(settings.run), settings.step, settings.weights, device)

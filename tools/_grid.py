@@ -14,7 +14,7 @@ import yaml
 from _cli import CONFIGS
 
 from ldae.errors import ConfigError, UsageError
-from ldae.parts import conform, construct
+from ldae.parts import PossiblyEmpty, conform, construct
 
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
@@ -37,7 +37,7 @@ class Grid:
     name: str
     title: str
     source: str
-    words: list[str]
+    words: PossiblyEmpty[str]
     axes: dict
     paper: list
     notes: dict
@@ -100,7 +100,7 @@ def grid_of(spec: Mapping[str, Any], overlay: Mapping[str, Any]) -> Grid:
         grid: Grid = construct(Grid, merged, {})
         for axis, values in grid.axes.items():
             for value, words in conform(f"axes.{axis}", values, dict).items():
-                conform(f"axes.{axis}.{value}", words, list[str])
+                conform(f"axes.{axis}.{value}", words, PossiblyEmpty[str])
         return grid
     except ConfigError as error:
         raise error.inside("grid") from None

@@ -19,7 +19,7 @@ from ldae.files import replaced, write_text
 from linear_probe.features import Cell
 from linear_probe.geometry import alignment, effective_rank, rank_me, uniformity
 from linear_probe.heatmap import heatmap
-from linear_probe.results import Result, markdown, panel, place_of_choice
+from linear_probe.results import Result, markdown, panel, place_of_choice, title
 from linear_probe.subsets import Part
 
 VIEWED = 4000  # images that are seen twice
@@ -49,12 +49,12 @@ def draw_heatmaps(results: Sequence[Result], out: Path) -> list[Path]:
     board, paths = open_board(out), []
     for result in drawn:
         rows, columns, values = panel(result)
-        title = f"{result.encoder}: {result.protocol}, percent on the {place_of_choice(result)}"
-        picture = heatmap(values, rows, columns, title, "layer", "step t of the noise level, input, pooling")
+        heading = f"{result.encoder}: {title(result.protocol)}, percent on the {place_of_choice(result)}"
+        picture = heatmap(values, rows, columns, heading, "layer", "step t of the noise level, input, pooling")
         paths.append(out / f"heatmap-{result.protocol}.png")
         with replaced(paths[-1]) as f:
             picture.save(f, format="png")
-        board.add_image(f"heatmap/{result.protocol}", np.asarray(picture), 0, dataformats="HWC")
+        board.add_image(f"heatmap/{title(result.protocol)}", np.asarray(picture), 0, dataformats="HWC")
     board.close()
     return paths
 

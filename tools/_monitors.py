@@ -13,6 +13,7 @@ from torch import Tensor
 from ldae.counter import permutation
 from ldae.data.images import ImageSet, Splits
 from ldae.data.loader import in_order
+from ldae.errors import DataError
 from ldae.export import Encoder
 from ldae.objectives.base import Representing
 from ldae.parts import Count, Natural
@@ -49,7 +50,13 @@ def preview(session: Session, images: ImageSet, count: int) -> Batch:
 
 
 def spread(images: ImageSet, count: int) -> ImageSet:
-    """`count` images of a set, or all, evenly spread over it."""
+    """`count` images of a set, or all, evenly spread over it.
+
+    Raises:
+        DataError: the set is empty.
+    """
+    if not len(images):
+        raise DataError("data: the split has no images; give more images, or raise data.holdout or data.test")
     return images.subset(np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)))
 
 

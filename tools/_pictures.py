@@ -71,7 +71,10 @@ class Pictures:
             return picture(others[0], size).to(batch.images.device).expand(len(batch), -1, -1, -1)
         named = {path.stem: path for path in others}
         wanted = [self.names[i] for i in batch.index.tolist()] if self.names else []
-        if missing := [name for name in wanted if name not in named] or ([] if wanted else ["pictures="]):
+        if not wanted:
+            told = "holds several pictures; give one, or pictures= with files of the same names"
+            raise DataError(f"{key}={given} {told}")
+        if missing := [name for name in wanted if name not in named]:
             raise DataError(f"{key}={given} has no picture for {missing[0]}; give files of the same names")
         return torch.stack([picture(named[name], size) for name in wanted]).to(batch.images.device)
 

@@ -12,13 +12,14 @@ from typing import Any
 from _cli import CONFIGS, compose, has_key, resolved
 from _grid import Cell
 from _precision import settle_precision
-from _session import FREE, Session, train_settings
+from _probe_settings import ProbeSettings
+from _session import FREE, Session, own_settings, train_settings
 from omegaconf import DictConfig
 
 from ldae.engine.run import flat
-from ldae.errors import Fault
+from ldae.errors import ConfigError, Fault
 from ldae.files import json_hash
-from ldae.parts import Count, conform
+from ldae.parts import Count, PossiblyEmpty, conform
 
 PROBE = "probe."  # what the words of a probe begin with
 LARGE = 513  # width from which on a network is not made for a check alone
@@ -43,7 +44,7 @@ class Budget:
     name: str
     parallel: Count
     images: dict
-    words: list[str]
+    words: PossiblyEmpty[str]
     keys: dict
     cells: dict
     grids: dict
@@ -105,7 +106,7 @@ def lasting(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def beside(grid: str, budget: Budget) -> list[Cell]:
     """The cells that a grid is compared with."""
     return [
-        Cell(grid, name, {}, conform(f"budget.beside.{name}", words, list[str]), beside=True)
+        Cell(grid, name, {}, conform(f"budget.beside.{name}", words, PossiblyEmpty[str]), beside=True)
         for name, words in budget.beside.items()
     ]
 
@@ -139,11 +140,24 @@ def check(planned: Planned) -> None:
         Fault: a part cannot be made so; the cell is named.
     """
     with _named(planned.cell):
+        check_probe(planned.probe)
         session = Session({**planned.config, "runtime": {"threads": 0, "progress": False}})
         train_settings(planned.config)
         small = planned.config["denoiser"].get("width", LARGE) < LARGE
         for group in ("augment", "optim", *(["objective"] if small else [])):
             session.system[group]
+
+
+def check_probe(words: Sequence[str]) -> None:
+    """Check the keys of a cell's probe.
+
+    Raises:
+        ConfigError: one cannot work; it begins with `probe.`.
+    """
+    try:
+        own_settings(ProbeSettings, settle_precision(resolved(compose("probe", ["run=RUN", *words])))[0])
+    except ConfigError as error:
+        raise error.inside("probe") from None
 
 
 @contextlib.contextmanager
@@ -160,7 +174,7 @@ def _named(cell: Cell) -> Iterator[None]:
 def _matching(cell: Cell, budget: Budget) -> Iterator[str]:
     for pattern, words in budget.cells.items():
         if fnmatchcase(f"{cell.grid}/{cell.name}", pattern):
-            yield from conform(f"budget.cells.{pattern}", words, list[str])
+            yield from conform(f"budget.cells.{pattern}", words, PossiblyEmpty[str])
 
 
 def _composed(words: Sequence[str], keys: Mapping[str, Any], user: Sequence[str]) -> tuple[list[str], DictConfig]:

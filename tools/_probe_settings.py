@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ldae.errors import ConfigError
-from ldae.parts import Count, Natural, conform
+from ldae.parts import Count, Natural, PossiblyEmpty, conform
 from linear_probe.pooling import POOLINGS
 from linear_probe.registry import PROTOCOLS
 from linear_probe.subsets import ALL, check_form
@@ -63,13 +63,13 @@ class ProbeSettings:
     inputs: list[Literal["clean", "noised"]]
     pooling: list[str]
     labels: str | int
-    seeds: list[Natural]
+    seeds: PossiblyEmpty[Natural]
     split: Literal["test", "holdout"]
     floors: bool
     geometry: bool
     projector: bool
     save: str | None
-    beside: list[str]
+    beside: PossiblyEmpty[str]
     out: str | None
     seed: Natural
     batch: Count | None
@@ -81,9 +81,6 @@ class ProbeSettings:
             conform("protocols", name, Literal[tuple(PROTOCOLS)])
         for name in self.pooling:
             conform("pooling", name, Literal[tuple(POOLINGS)])
-        for key in ("protocols", "t", "inputs", "pooling"):
-            if getattr(self, key) == []:
-                raise ConfigError(key, getattr(self, key), "must name at least one")
         for key in ("protocols", "layers", "t", "inputs", "pooling", "seeds"):
             if len(set(getattr(self, key) or [])) < len(getattr(self, key) or []):
                 raise ConfigError(key, getattr(self, key), "must name each once")
@@ -93,6 +90,8 @@ class ProbeSettings:
             raise ConfigError("labels", self.labels, str(error)) from None
         if self.save and self.split != "test":
             raise ConfigError("save", self.save, "writes the test split too; use split=test or leave it out")
+        if self.save and Path(self.save).expanduser().is_dir():
+            raise ConfigError("save", self.save, "is a folder; give a file, e.g. save=features.npz")
         if self.save and not Path(self.save).expanduser().absolute().parent.is_dir():
             raise ConfigError("save", self.save, "lies in a folder that does not exist; make it first")
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from _probe_settings import ProbeSettings
 from _reading import Images
-from _session import Runtime, Session, session_of, settings_of
+from _scores import place_of
+from _session import Session, make_out, prepare_machine, session_of
 from _subjects import FLOORS, UNTRAINED, Subject, of_file, of_run, of_timm, pca, pixels
 from torch import Tensor
 
 from ldae.data.images import Splits
-from ldae.engine.runtime import pick_device
 from ldae.errors import ConfigError, DataError
 from ldae.export import Run, load_run
 from ldae.files import json_hash
@@ -33,6 +33,7 @@ class Probed:
         labels: of a split, (N,).
         classes: their names.
         data, fingerprint: of the data set.
+        place: the key and value that name the images or features, e.g. `data.root=FOLDER`.
         config: hash of the run's config, or of what stands for it.
         seed: of the run.
         out: folder for results and features.
@@ -43,6 +44,7 @@ class Probed:
     classes: Sequence[str]
     data: str
     fingerprint: str
+    place: str
     config: str
     seed: int
     out: Path
@@ -56,15 +58,14 @@ def open_probed(settings: ProbeSettings, config: Mapping[str, Any]) -> Iterator[
         ConfigError: what is asked for does not fit together.
         CheckpointError, DataError: a file is missing or damaged.
     """
-    device = pick_device(str(config["device"]))
-    settings_of(config, "runtime", Runtime).prepare()
+    device = prepare_machine(config)
     config = {**config, "device": device}
     run = load_run(Path(settings.run), settings.step, settings.weights, device) if settings.run else None
     session = _session(run, config, settings)
     out = Path(settings.out or _usual_out(settings, config))
     with session.stop.listening(), session.stop.at_once():
         probed = _file(settings, config, out) if settings.features else _images(settings, run, session, out)
-        out.mkdir(parents=True, exist_ok=True)
+        make_out(out)
         yield probed
 
 
@@ -116,6 +117,7 @@ def _file(settings: ProbeSettings, config: Mapping[str, Any], out: Path) -> Prob
         [str(i) for i in range(file.classes)],
         path.stem,
         file.fingerprint,
+        f"features={path}",
         json_hash({"features": file.hash}),
         settings.seed,
         out,
@@ -133,6 +135,7 @@ def _images(settings: ProbeSettings, run: Run | None, session: Session, out: Pat
         splits.classes,
         session.system["data"].name,
         splits.fingerprint,
+        place_of(session.config["data"]),
         json_hash(run.config if run else known),
         run.config["seed"] if run else settings.seed,
         out,

@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from ldae.errors import ConfigError
-from linear_probe.results import Result, grid, place_of_choice, read_results, table
+from torch import Tensor
+
+from ldae.errors import ConfigError, DataError
+from linear_probe.checks import NothingToScoreError, check_labels
+from linear_probe.results import Result, grid, place_of_choice, read_results, table, title
+
+
+def warned(
+    place: str, train: Tensor, holdout: Tensor, scored: Tensor, classes: Sequence[str], split: str = "test"
+) -> list[str]:
+    """Print on stderr what makes accuracies doubtful, and return it.
+
+    Args:
+        place: key and value that name the data.
+        train, holdout, scored, classes, split: as for `check_labels`.
+
+    Raises:
+        DataError: there is nothing to score.
+    """
+    try:
+        found = check_labels(train, holdout, scored, classes, split)
+    except NothingToScoreError as error:
+        raise DataError(f"{place} {error}") from None
+    for sentence in found:
+        print(f"warning: {sentence}", file=sys.stderr, flush=True)
+    return found
+
+
+def place_of(data: Mapping[str, Any]) -> str:
+    """Return the key and value that name the images of a config's group `data`, for a sentence about them."""
+    return f"data.root={data['root']}" if data.get("root") else f"data={data['part'].rsplit('.', 1)[-1]}"
 
 
 def others_of(
@@ -36,15 +67,20 @@ def others_of(
         yield from (replace(r, encoder=f"{r.encoder} ({r.checkpoint[:8]})") for r in wanted)  # names alone may be alike
 
 
-def tables(results: Sequence[Result], others: Sequence[Result]) -> str:
-    """One table of all, the floors last; and where there was a choice, for each protocol layers by levels."""
+def tables(results: Sequence[Result], others: Sequence[Result], chance: float | None = None) -> str:
+    """Return one table of all, baselines and chance last; where there was a choice, for each protocol layers by levels.
+
+    Warnings of the results stand below the first table.
+    """
     trained, floors = ([r for r in results if (r.checkpoint == "none") is floor] for floor in (False, True))
     networks = [*trained, *others]
-    parts = [table([*networks, *floors])]
+    parts = [table([*networks, *floors], chance)]
+    notes = dict.fromkeys(note for r in results for note in r.warnings)
+    parts += ["\n".join(f"Warning: {note}." for note in notes)] if notes else []
     for protocol in dict.fromkeys(r.protocol for r in trained):
         of_one = [r for r in networks if r.protocol == protocol]
         if any(len(r.selected["among"]) > 1 for r in of_one):
             parts.append(
-                f"{protocol} on the {place_of_choice(of_one[0])}, where the choice was made:\n\n{grid(of_one)}"
+                f"{title(protocol)} on the {place_of_choice(of_one[0])}, where the choice was made:\n\n{grid(of_one)}"
             )
     return "\n\n".join(parts)

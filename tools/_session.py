@@ -30,7 +30,7 @@ from ldae.engine.runtime import keep_freed_memory, pick_device, use_threads
 from ldae.engine.settings import TrainSettings
 from ldae.engine.signals import StopFlag
 from ldae.engine.threads import AdaptiveThreads
-from ldae.errors import ConfigError, DataError, Fault, Interrupted
+from ldae.errors import ConfigError, DataError, Fault, Interrupted, OutputError
 from ldae.export import Run
 from ldae.files import fault_of, read_sealed_json, remove_temporary, write_sealed_json
 from ldae.parts import Count, Natural, Positive, Workers, conform, construct
@@ -264,6 +264,44 @@ def settings_of(config: Mapping[str, Any], group: str, kind: type) -> Any:
         return construct(kind, config[group], {})
     except ConfigError as error:
         raise error.inside(group) from None
+
+
+def prepare_machine(config: Mapping[str, Any]) -> str:
+    """Check the keys `device` and `runtime` of a tool's config, set allocator and threads, and return the device.
+
+    Raises:
+        ConfigError: a key cannot work.
+    """
+    device = pick_device(str(config["device"]))
+    runtime: Runtime = settings_of(config, "runtime", Runtime)
+    runtime.prepare()
+    return device
+
+
+def make_out(out: Path) -> None:
+    """Make the folder that `out=` names.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        raise OutputError(f"out={out} cannot be made ({error.strerror}); give another out=") from None
+
+
+def result_folder(config: Mapping[str, Any], name: str) -> RunFolder:
+    """Return the folder that a tool writes its results to: `out=`, or RUN/name.
+
+    Raises:
+        OutputError: it holds a training run, whose status would be overwritten.
+    """
+    path = Path(config["out"] or Path(str(config["run"])) / name)
+    if (path / "checkpoints").is_dir():
+        raise OutputError(f"out={path} holds a training run; give another folder, or leave out= out")
+    return RunFolder(path)
 
 
 def session_of(run: Run, config: Mapping[str, Any]) -> Session:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from _cli import compose, resolved
 from _monitors import preview
 from _overview import overview
+from _scores import place_of
 from _session import Session, train_settings
 from omegaconf import DictConfig
 
@@ -293,7 +294,11 @@ def ensure_perceptual(session: Session, splits: Splits) -> str | None:
 def _train_perceptual(
     session: Session, splits: Splits, perceptual: Perceptual, fit: Mapping[str, Any], run: RunFolder
 ) -> None:
-    optim, settings = _perceptual_recipe(fit)
+    labels = splits.train.own_labels
+    if labels.min() < 0 or len(labels.unique()) < 2:
+        told = f"{place_of(session.config['data'])} has no labels of two classes, on which this classifier is trained"
+        raise DataError(f"{told}; give labels, tokenizer.fit.perceptual=null, or features= of a run")
+    optim, settings = _perceptual_recipe({**fit, "batch": min(fit["batch"], len(splits.train))})
     data = {"data": splits.fingerprint}
     with _held(session, run):
         if _kept(session, run.path / PERCEPTUAL_FILE):  # another run made it meanwhile

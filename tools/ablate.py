@@ -26,7 +26,8 @@ from typing import Any
 import torch
 from _cells import Machine, Runner, begun, jobs_of, sentence, unhindered
 from _cli import compose, require, resolved, run_tool
-from _cost import hours_of
+from _cost import training_seconds
+from _cost_probe import probing_seconds
 from _grid import cells_of, chosen, grid_of, own_grid
 from _jobs import launch
 from _plan import Budget, Planned, beside, check, plan
@@ -37,7 +38,7 @@ from _spent import cores
 from ldae.engine.runtime import pick_device
 from ldae.engine.signals import StopFlag
 from ldae.errors import ConfigError, DataError, Fault
-from ldae.parts import Count, construct
+from ldae.parts import Count, PossiblyEmpty, construct
 from ldae.system import System
 from linear_probe.agreement import agreements
 from linear_probe.rows import Row
@@ -62,7 +63,7 @@ class AblateSettings:
     """
 
     out: str | None
-    only: list[str]
+    only: PossiblyEmpty[str]
     images: Count | None
     dry: bool
     parallel: Count | None
@@ -149,21 +150,38 @@ def tell_plan(plans: Sequence[Planned], rows: Mapping[str, Row | None], place: P
 
 
 def tell_cost(done: Sequence[Row], missing: Sequence[Planned], parallel: int, estimate: bool) -> None:
-    """Prints how long the missing cells will take: by those that are finished, or by a few steps of each."""
+    """Print how long the missing cells take here, training and probing.
+
+    Training is estimated from finished cells, else from a few steps of each; probing from a few images.
+    """
     runs = len(jobs_of(missing))
     if not missing:
         print("nothing is missing", flush=True)
-    elif done:
-        each = sum(row.hours for row in done) / len(done)
-        unit = done[0].unit
-        told = f"about {each * runs:.2g} {unit}-hours of training for the {runs} runs that are missing"
-        print(f"{told}, after the mean of the {len(done)} finished cells; probing comes on top", flush=True)
-    elif estimate:
-        hours = hours_of(missing, max(1, cores() // parallel)) / parallel
-        told = f"about {hours:.2g} hours of training here for the {runs} runs that are missing, tokenizers' included"
-        print(f"{told}, after a few steps of each; probing comes on top", flush=True)
-    else:
+        return
+    if not estimate:
         print(f"{runs} runs are missing; what they cost was not estimated", flush=True)
+        return
+    threads = max(1, cores() // parallel)
+    if done:
+        each = sum(row.hours * (1 if row.unit == "GPU" else 1 / cores()) for row in done) / len(done)
+        training, basis = 3600 * runs * each, f"after the mean of the {len(done)} finished cells"
+    else:
+        training = training_seconds(missing, threads) / parallel
+        basis = "after a few steps of each, tokenizers included"
+    try:
+        probing = probing_seconds(missing, threads) / parallel
+    except Fault as fault:
+        print(f"about {minutes(training)} of training here for the {runs} runs that are missing, {basis}; "
+              f"probing comes on top and cannot be estimated: {fault}", flush=True)  # fmt: skip
+        return
+    whole = minutes(training + probing)
+    print(f"about {whole} here for the {len(missing)} cells that are missing: {minutes(training)} "
+          f"of training ({runs} runs, {basis}) and {minutes(probing)} of probing", flush=True)  # fmt: skip
+
+
+def minutes(seconds: float) -> str:
+    """Return a time in minutes, two digits of it at least."""
+    return f"{seconds / 60:.0f} min" if seconds >= 570 else f"{seconds / 60:.2g} min"
 
 
 class Teller:
@@ -179,7 +197,8 @@ class Teller:
             self.ended += 1
             if isinstance(outcome, Fault):
                 self.failures.append((planned, outcome))
-                told = f"{planned.cell.name}: FAILED, {outcome}; what it said: {self.place.log(planned)}"
+                log = self.place.log(planned)
+                told = f"{planned.cell.name}: FAILED, {outcome}" + (f"; what it said: {log}" if log.exists() else "")
             else:
                 told = sentence(planned, outcome, seconds)
             print(f"[{self.ended}/{self.total}] {told}", flush=True)
@@ -237,6 +256,9 @@ def report(out: Path) -> None:
         write_report(rows, others, out, out, f"Ablations on {data}: {grids}", curves())
     except Unreportable as error:
         raise DataError(f"out={out}: {error}") from None
+    files = {file for row in rows for file in row.pictures.values()}
+    if missing := sum(not (out / file).is_file() for file in files):
+        print(f"{missing} of {len(files)} pictures are missing; the report has a note in the place of each", flush=True)
     print(f"report: {out / 'index.html'}", flush=True)
 
 

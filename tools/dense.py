@@ -23,18 +23,20 @@ from typing import Any, Literal
 import torch
 from _cli import compose, resolved, run_tool
 from _precision import announce, settle_precision
-from _session import Runtime, Session, commit, own_settings, settings_of
+from _scores import place_of
+from _session import Session, commit, make_out, own_settings, prepare_machine
 from torch import Tensor
 
 from ldae.data.loader import in_order
-from ldae.engine.runtime import describe_hardware, pick_device
-from ldae.errors import ConfigError
+from ldae.engine.runtime import describe_hardware
+from ldae.errors import ConfigError, DataError
 from ldae.export import Encoder, Run, load_run
 from ldae.files import replaced
 from ldae.metrics.segmentation import dice, iou
 from ldae.nn.patchify import patchify
 from ldae.parts import Count, Natural, Positive
 from ldae.types import Batch
+from linear_probe.checks import FEWEST_HELD_OUT
 from linear_probe.dense import DenseHead
 from linear_probe.results import markdown
 
@@ -68,8 +70,6 @@ class DenseSettings:
     def __post_init__(self) -> None:
         if not self.run:
             raise ConfigError("run", self.run, "is not set; give run=RUN, the folder that pretraining wrote (out=)")
-        if not self.penalties:
-            raise ConfigError("penalties", self.penalties, "must name at least one")
 
 
 @dataclass(frozen=True)
@@ -123,14 +123,14 @@ def main(words: Sequence[str]) -> None:
     config, precision = settle_precision(resolved(compose("dense", words)))
     settings: DenseSettings = own_settings(DenseSettings, config)
     announce(precision)
-    device = pick_device(str(config["device"]))
-    settings_of(config, "runtime", Runtime).prepare()
+    device = prepare_machine(config)
     run = load_run(Path(settings.run or ""), settings.step, settings.weights, device)
     data = {**config["data"], "size": run.config["data"]["size"]}
     session = Session({**run.config, "device": device, "runtime": config["runtime"], "data": data})
     out = Path(config["out"] or Path(settings.run or "") / "dense")
     with session.stop.listening(), session.stop.at_once():
         figures = Figures(session, settings.batch)
+        warnings = checked(figures, settings, data)
         untrained = load_run(Path(settings.run or ""), settings.step, "untrained", device)
         named = {run.name: cells_of(run, figures, settings)}
         named["the same network, untrained"] = cells_of(untrained, figures, settings)
@@ -142,16 +142,40 @@ def main(words: Sequence[str]) -> None:
         "split": settings.split,
         "images": len(figures.masks(settings.split)),
         "data_fingerprint": figures.splits.fingerprint,
+        "warnings": warnings,
         "seed": settings.seed,
         "commit": commit(),
         "command": shlex.join(["python", *sys.argv]),
         "hardware": describe_hardware(),
     }
-    out.mkdir(parents=True, exist_ok=True)
+    make_out(out)
     with replaced(out / "dense.jsonl") as file:
         file.write("".join(json.dumps({**row, **known}) + "\n" for row in rows).encode())
     print(table(rows))
+    print("".join(f"\nWarning: {sentence}." for sentence in warnings))
     print(f"\n{out / 'dense.jsonl'} has a line for each")
+
+
+def checked(figures: Figures, settings: DenseSettings, data: Mapping[str, Any]) -> list[str]:
+    """Return what makes the figures doubtful; it is printed on stderr too.
+
+    Raises:
+        DataError: a split has no images, or its masks are figure, or ground, at every pixel.
+    """
+    found = []
+    for split in dict.fromkeys(("train", "holdout", settings.split)):
+        count = len(getattr(figures.splits, split))
+        if not count:
+            raise DataError(f"{place_of(data)} has no image in {split}: there is nothing to score; give more images")
+        share = float(figures.masks(split).mean())
+        if share in (0, 1):
+            raise DataError(f"{place_of(data)}: the masks of {split} are {'figure' if share else 'ground'} at every "
+                            "pixel: there is nothing to score")  # fmt: skip
+        if split != "train" and count < FEWEST_HELD_OUT:
+            found.append(f"{split} has {count} images: one is {100 / count:.1f} % of the mean")
+    for sentence in found:
+        print(f"warning: {sentence}", file=sys.stderr, flush=True)
+    return found
 
 
 def cells_of(run: Run, figures: Figures, settings: DenseSettings) -> list[Cell]:

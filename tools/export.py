@@ -3,6 +3,7 @@
     python tools/export.py run=RUN out=OUT                           # OUT/model.safetensors, OUT/config.json
     python tools/export.py run=RUN layer=4 t=10 format=[timm,onnx]   # OUT/model.onnx too
 
+Without layer= and t= those are exported that the run's probe chose (RUN/probe), else the end of the encoder at t = 10.
 Afterwards timm.create_model("local-dir:OUT", pretrained=True) is the encoder, wherever there is timm.
 What is written is read back and held against load_encoder(RUN) on images of the run's hold-out: the largest
 difference of a feature is printed, and above 1e-4 (of the largest feature, where that is above 1) nothing is left
@@ -34,6 +35,7 @@ from ldae.fold import folded
 from ldae.onnx_file import OnnxFeatures, check_onnx, write_onnx
 from ldae.parts import Count, Natural
 from ldae.timm_folder import CONFIG, WEIGHTS, TimmFeatures, write_timm_folder
+from linear_probe.results import Result, percent, read_results, title
 
 LIMIT = 1e-4  # of the difference of a feature, if features are not larger than 1
 ONNX, ABOUT, CARD = "model.onnx", "export.json", "README.md"
@@ -50,8 +52,8 @@ class ExportSettings:
         run: folder of a pretraining run.
         step: which checkpoint; the newest if None.
         weights: the average of the weights or the last ones.
-        layer: whose tokens are averaged; the end of the encoder if None.
-        t: step of the noise level that the network is told; the usual one if None.
+        layer: whose tokens are averaged; if None what the run's probe chose, or the end of the encoder.
+        t: step of the noise level that the network is told; if None what the run's probe chose, or the usual one.
         format: what is written.
         out: the folder; RUN/export if None.
         count: images of the comparison.
@@ -67,8 +69,6 @@ class ExportSettings:
     count: Count
 
     def __post_init__(self) -> None:
-        if not self.format:
-            raise ConfigError("format", self.format, "must name timm, onnx or both")
         if "onnx" in self.format:
             check_onnx()
 
@@ -83,7 +83,7 @@ def main(words: Sequence[str]) -> None:
     check_out(out)
     run = load_run(Path(settings.run), settings.step, settings.weights)
     session = session_of(run, {**config, "device": "cpu"})
-    encoder = Encoder(run.objective, settings.layer, settings.t)
+    encoder = Encoder(run.objective, *read_at(settings, run))
     writers = {kind: WRITERS[kind](encoder) for kind in settings.format}  # refuses before data are read
     with session.stop.listening(), session.stop.at_once():
         split, images = shown(session, settings.count)
@@ -95,6 +95,46 @@ def main(words: Sequence[str]) -> None:
             write_json(folder / ABOUT, {**about, "split": split, "differences": figures})
             write_text(folder / CARD, card(about, figures))
     print(f"done: {out}\n  how to load it: {out / CARD}")
+
+
+def read_at(settings: ExportSettings, run: Run) -> tuple[int | None, int | None]:
+    """Return layer and t: those given, else those of the run's probe for this checkpoint, else None for the usual ones.
+
+    The first result line counts whose features an export can have: clean input, tokens averaged. Prints what was taken.
+    """
+    if settings.layer is not None and settings.t is not None:
+        return settings.layer, settings.t
+    chosen = probed_at(Path(settings.run), run.checkpoint.hash, settings)
+    if chosen is None:
+        print("layer and t: the usual ones where not given; no probe of this checkpoint is in RUN/probe", flush=True)
+        return settings.layer, settings.t
+    layer, t = (
+        own if given is None else given for given, own in ((settings.layer, chosen.layer), (settings.t, chosen.t))
+    )
+    how = f"{title(chosen.protocol)}, {percent(chosen)} % on {chosen.split}"
+    print(f"layer={layer} t={t}, as the run's probe chose them ({how})", flush=True)
+    return layer, t
+
+
+def probed_at(run: Path, checkpoint: str, settings: ExportSettings) -> Result | None:
+    """Return the first line of a run's probe results whose layer and t an export can take, or None.
+
+    Args:
+        run: folder of the run; its files results*.jsonl are read, that of all labels and the test split first.
+        checkpoint: hash that a line must have.
+        settings: a layer or t that is given must be the line's.
+    """
+    for path in sorted((run / "probe").glob("results*.jsonl"), key=lambda p: (p.name != "results.jsonl", p.name)):
+        try:
+            found = read_results(path)
+        except (OSError, ValueError, TypeError) as error:
+            print(f"{path} cannot be read and is passed over ({error})", file=sys.stderr)
+            continue
+        for result in found:
+            fits = (result.checkpoint, result.input, result.pooling) == (checkpoint, "clean", "mean")
+            if fits and settings.layer in (None, result.layer) and settings.t in (None, result.t):
+                return result
+    return None
 
 
 Write = Callable[[Path, Tensor], Features]
@@ -185,7 +225,13 @@ def parity(kind: str, exported: Features, encoder: Encoder, images: Tensor, sess
     if not difference <= limit:
         raise Fault(f"{said}, above {limit:.1e}; nothing was written")
     print(said, flush=True)
-    return {"difference": difference, "limit": limit, "largest": size, "deviation": features.std(0).mean().item()}
+    deviation = features.std(0, correction=int(len(features) > 1)).mean().item()
+    return {
+        "difference": difference,
+        "limit": limit,
+        "largest": size,
+        "deviation": deviation,
+    }
 
 
 def described(settings: ExportSettings, run: Run, encoder: Encoder, images: Tensor) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal
 import torch
 from _cli import compose, resolved, run_tool
 from _precision import announce, saved_config
+from _scores import place_of, warned
 from _session import Session, begin, commit, finished, own_settings, session_of, train_settings
 from torch import Tensor
 
@@ -32,11 +33,12 @@ from ldae.data.loader import in_order
 from ldae.engine.run import RunFolder
 from ldae.engine.runtime import describe_hardware
 from ldae.engine.trainer import Job, Trainer
-from ldae.errors import ConfigError
+from ldae.errors import ConfigError, DataError
 from ldae.export import Encoder, Run, load_run
 from ldae.files import json_hash
 from ldae.fold import plain_vit
 from ldae.parts import Fraction, Natural, NonNegative, Range
+from linear_probe.checks import chance
 from linear_probe.finetune import FineTuning, Mix
 from linear_probe.results import Result, write_results
 
@@ -87,6 +89,7 @@ def main(words: Sequence[str]) -> None:
             return
         announce(session.precision)
         splits = session.splits(labels_for="fine-tuning")
+        warnings = checked(splits, session, settings)
         if session.world.main:
             begin(folder, session.config, splits)
         player = classifier(encoder, settings, splits, session)
@@ -99,10 +102,11 @@ def main(words: Sequence[str]) -> None:
         trainer.fit()
         if session.world.main:
             with trainer.ema.applied():
-                result = scored(player, splits, session, settings, run, encoder, trainer.total)
+                result = scored(player, splits, session, settings, run, encoder, trainer.total, warnings)
             write_results(folder.path / "results.jsonl", [result])
             print(f"{result.encoder}, fine-tuned: {result.accuracy:.2f} % of {result.images} {result.split} images "
-                  f"(hold-out {result.selected_accuracy:.2f})")  # fmt: skip
+                  f"(hold-out {result.selected_accuracy:.2f}; always the most frequent class: "
+                  f"{chance(splits.train.own_labels, getattr(splits, settings.split).own_labels):.2f})")  # fmt: skip
             folder.set_status("done", trainer.total)
 
 
@@ -111,6 +115,21 @@ def session_for(run: Run, config: Mapping[str, Any], saved: Mapping[str, Any] | 
     data = session_of(run, config).config["data"]
     system = {key: run.config[key] for key in ("task",)}
     return Session({**config, **system, "data": data, "encoder": run.checkpoint.hash}, saved)
+
+
+def checked(splits: Splits, session: Session, settings: FinetuneSettings) -> list[str]:
+    """Return what makes the accuracy doubtful.
+
+    Raises:
+        DataError: there is nothing to score, or no hold-out to watch.
+    """
+    place = place_of(session.config["data"])
+    if not len(splits.holdout):
+        raise DataError(f"{place} has no hold-out; give more images or data.holdout")
+    on_test = settings.split == "test"
+    train, holdout = splits.train.own_labels, splits.holdout.own_labels
+    measured = splits.test.own_labels if on_test else holdout
+    return warned(place, train, holdout[:0], measured, splits.classes, settings.split)
 
 
 def classifier(encoder: Encoder, settings: FinetuneSettings, splits: Splits, session: Session) -> FineTuning:
@@ -165,6 +184,7 @@ def scored(
     run: Run,
     encoder: Encoder,
     step: int,
+    warnings: Sequence[str],
 ) -> Result:
     """The one figure."""
     config = session.config
@@ -198,6 +218,7 @@ def scored(
         command=shlex.join(["python", *sys.argv]),
         hardware=describe_hardware(),
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        warnings=warnings,
     )
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -19,13 +18,12 @@ from _cli import compose, resolved, run_tool
 from _generators import described, generator_of
 from _monitors import spread
 from _precision import announce, settle_precision
-from _session import own_settings, session_of
+from _session import own_settings, result_folder, session_of
 from tqdm import tqdm
 
 from ldae.data.loader import in_order
 from ldae.diffusion.bound import Bound, nll_bound
 from ldae.diffusion.samplers import Ancestral
-from ldae.engine.run import RunFolder
 from ldae.errors import ConfigError
 from ldae.files import write_json
 from ldae.generate import Generator
@@ -59,7 +57,7 @@ def main(words: Sequence[str]) -> None:
     if not isinstance(rule, Ancestral):
         raise ConfigError("sampler", type(rule).__name__, "has no variance; use ddpm, ddpm_large or learned")
     session = session_of(run, config)
-    folder = RunFolder(Path(config["out"] or Path(config["run"]) / "likelihood"))
+    folder = result_folder(config, "likelihood")
     with session.running(folder):
         announce(precision)
         images = spread(getattr(session.splits(), settings.split), settings.count)
@@ -69,7 +67,7 @@ def main(words: Sequence[str]) -> None:
         total = torch.cat([bound.total for bound in found])
         figures = {
             "bits/dim": float(total.mean()),
-            "standard error": float(total.std() / len(total) ** 0.5),
+            **({"standard error": float(total.std() / len(total) ** 0.5)} if len(total) > 1 else {}),
             "prior": float(torch.cat([bound.prior for bound in found]).mean()),
             "steps": float(torch.cat([bound.steps[:-1].sum(0) for bound in found]).mean()),
             "last": float(torch.cat([bound.steps[-1] for bound in found]).mean()),

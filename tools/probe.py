@@ -27,19 +27,20 @@ from _looks import draw_heatmaps, measure_geometry, project
 from _precision import announce, settle_precision
 from _probe_settings import ProbeSettings
 from _probed import Probed, open_probed
-from _scores import others_of, tables
+from _scores import others_of, tables, warned
 from _session import commit, own_settings
 from _subjects import Subject
 
 from ldae.engine.runtime import describe_hardware
-from ldae.errors import ConfigError
+from ldae.errors import ConfigError, DataError
 from linear_probe import subsets
 from linear_probe.banks import write_features
+from linear_probe.checks import chance
 from linear_probe.choosing import Chosen, choose, mean_and_deviation
 from linear_probe.features import Cell
 from linear_probe.protocols import Protocol
 from linear_probe.registry import PROTOCOLS
-from linear_probe.results import Result, percent, place_of_choice, write_results
+from linear_probe.results import Result, percent, place_of_choice, title, write_results
 from linear_probe.subsets import Part, Plan
 
 
@@ -69,6 +70,7 @@ class Probing:
     def __init__(self, settings: ProbeSettings, probed: Probed):
         self.settings, self.probed = settings, probed
         self.counts = None
+        self.warnings = self._checked()
         if settings.few:
             try:
                 self.counts = subsets.counts_of(
@@ -76,6 +78,26 @@ class Probing:
                 )
             except ValueError as error:
                 raise ConfigError("labels", settings.labels, str(error)) from None
+
+    def _checked(self) -> list[str]:
+        """Return what makes every accuracy of this call doubtful.
+
+        Raises:
+            DataError: there is nothing to score.
+        """
+        few, on_test = self.settings.few, self.settings.split == "test"
+        holdout = self.probed.labels("holdout")
+        if not few and not len(holdout):
+            told = "has no hold-out, on which layer and settings are chosen; give more images or data.holdout"
+            raise DataError(f"{self.probed.place} {told}")
+        scored = self.probed.labels("test") if on_test else holdout
+        chosen_on = holdout[:0] if few or not on_test else holdout
+        train, classes = self.probed.labels("train"), self.probed.classes
+        return warned(self.probed.place, train, chosen_on, scored, classes, self.settings.split)
+
+    def chance(self) -> float:
+        """Return the accuracy in percent of always answering the most frequent training class."""
+        return chance(self.probed.labels("train"), self.probed.labels(self.settings.split))
 
     def plan(self, seed: int) -> Plan:
         """What is fitted, what chosen on."""
@@ -96,7 +118,7 @@ class Probing:
             told = "encodes images anew for every step, and a file of features has none; leave it out"
             raise ConfigError("protocols", protocol.name, told)
         if images:
-            print(f"{subject.name}: {protocol.name} encodes {images:,} augmented images", flush=True)
+            print(f"{subject.name}: {title(protocol.name)} encodes {images:,} augmented images", flush=True)
 
     def score(self, subject: Subject, protocol: Protocol) -> Result:
         """One figure: choices by the plan's trials, then one fit on all labels and one look at the test split."""
@@ -151,6 +173,7 @@ class Probing:
             labels=subsets.told(self.settings.labels),
             seeds=self.settings.seeds,
             deviation=deviation,
+            warnings=self.warnings,
         )
 
     @staticmethod
@@ -187,7 +210,7 @@ def main(words: Sequence[str]) -> None:
         look(settings, probed, subjects, results)
     images = f"{results[0].images} {settings.split} images"
     print(f"\nTop-1 accuracy on {images}, percent; {chosen_where(results[0])}.\n")
-    print(tables(results, others))
+    print(tables(results, others, probing.chance()))
     print(f"\n{probing.path()} has a line for each figure: checkpoint, seed, layer, t, what was chosen and where.")
 
 
@@ -224,7 +247,7 @@ def told(result: Result) -> str:
     """One figure in a line."""
     chosen = ", ".join(f"{k} {v}" for k, v in result.selected.items() if k not in ("among", "by_seed"))
     where = f"{place_of_choice(result)} {result.selected_accuracy:.2f}"
-    return f"{result.encoder}: {result.protocol} {percent(result)} ({where}; {chosen})"
+    return f"{result.encoder}: {title(result.protocol)} {percent(result)} ({where}; {chosen})"
 
 
 if __name__ == "__main__":

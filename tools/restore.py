@@ -15,17 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from _cli import compose, resolved, run_tool
-from _features import compared, reader_of
+from _features import Reader, caveats, check_count, compared, reader_of
 from _films import Film
 from _generators import described, generator_of
 from _pictures import Pictures
 from _precision import announce, settle_precision
-from _session import Session, own_settings, session_of
+from _session import Session, own_settings, result_folder, session_of
 from torch import Tensor
 from tqdm import tqdm
 
@@ -77,10 +76,12 @@ class RestoreSettings:
     features: str | None
 
     def __post_init__(self) -> None:
+        if self.features and self.pictures:
+            raise ConfigError("features", self.features, "compares with the run's own data; leave pictures= out")
+        if self.features:
+            check_count("count", self.count)
         if self.strokes % 2 == 0:
             raise ConfigError("strokes", self.strokes, "must be odd: the width of a median filter")
-        if not self.t0:
-            raise ConfigError("t0", self.t0, "must name at least one time in 0..1")
 
 
 def main(words: Sequence[str]) -> None:
@@ -90,23 +91,28 @@ def main(words: Sequence[str]) -> None:
     generator, run = generator_of(config)
     kind_of(generator, settings.how).check(generator)
     session = session_of(run, config)
-    folder = RunFolder(Path(config["out"] or Path(config["run"]) / "restored"))
+    folder = result_folder(config, "restored")
     with session.running(folder):
         announce(precision)
         session.show_partners(generator.objective.corruption)
         pictures = Pictures(session, settings.pictures, settings.split, settings.count, settings.batch)
         restoration = restoration_of(generator, settings, pictures)
+        reader = set_reader(settings, restoration, session, pictures) if settings.features else None
         columns = restored(restoration, pictures, settings, folder, session)
         show(columns, pictures, settings, folder)
         figures = restoration.figures(columns) if restoration.truth in columns else {}
-        if settings.features and not settings.pictures:
-            for name, scores in set_scores(settings.features, columns, restoration, session, pictures).items():
-                figures[name] = {**figures.get(name, {}), **scores}
+        doubts: list[str] = []
+        if reader is not None:
+            scores, doubts = set_scores(reader, columns, restoration, pictures)
+            figures = {name: {**figures.get(name, {}), **more} for name, more in scores.items()}
         count = len(next(iter(columns.values())))
         known = {**described(config, run), "images": count, "split": None if settings.pictures else settings.split}
-        write_json(folder.path / "restored.json", {**known, "how": type(restoration).__name__, "figures": figures})
+        measured = {"how": type(restoration).__name__, "figures": figures, "caveats": doubts}
+        write_json(folder.path / "restored.json", {**known, **measured})
         if figures:
             print(table(figures))
+        for sentence in doubts:
+            print(f"caveat: {sentence}")
         folder.set_status("done", count)
         print(f"done: {folder.path}\n  look at {folder.path / 'strip.png'}")
 
@@ -187,15 +193,30 @@ def show(columns: Columns, pictures: Pictures, settings: RestoreSettings, folder
         save_png(folder.path / f"{name}.png", tiled(coloured[i : i + 1]))
 
 
-def set_scores(
-    features: str, columns: Columns, restoration: Restoration, session: Session, pictures: Pictures
-) -> dict[str, dict[str, float]]:
-    """Distances between sets: each measured column against all images of the split that they are from."""
+def set_reader(settings: RestoreSettings, restoration: Restoration, session: Session, pictures: Pictures) -> Reader:
+    """Make the reader of features, before anything is restored.
+
+    Raises:
+        ConfigError: nothing that is restored is a set of images, or there is no such reader.
+    """
     assert pictures.splits is not None
-    reader = reader_of(features, session, pictures.splits)
+    assert settings.features
+    if isinstance(restoration, Segment) or not restoration.measured:
+        told = f"compares sets of images, and {type(restoration).__name__.lower()} measures none; leave features= out"
+        raise ConfigError("features", settings.features, told)
+    return reader_of(settings.features, session, pictures.splits, pictures.split)
+
+
+def set_scores(
+    reader: Reader, columns: Columns, restoration: Restoration, pictures: Pictures
+) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Return scores of each measured column against all images of its split, and what makes them doubtful."""
+    assert pictures.splits is not None
     split = pictures.split
     reference = reader.reference(getattr(pictures.splits, split), pictures.splits.fingerprint, split)
-    return {name: compared(reader, columns[name], reference) for name in restoration.measured}
+    count = len(next(iter(columns.values())))
+    scores = {name: compared(reader, columns[name], reference) for name in restoration.measured}
+    return scores, caveats(reader, count, reference)
 
 
 def table(figures: Mapping[str, Mapping[str, float]]) -> str:

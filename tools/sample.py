@@ -23,16 +23,17 @@ from typing import Any
 import numpy as np
 import torch
 from _cli import compose, resolved, run_tool
-from _features import compared, reader_of
+from _features import Reader, caveats, check_count, compared, reader_of
 from _films import Film
 from _generators import described, generator_of
 from _pictures import files_of, picture
 from _precision import announce, saved_config, settle_precision
-from _session import Session, finished, own_settings, session_of
+from _session import Session, finished, own_settings, result_folder, session_of
 from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
+from ldae.data.images import Splits
 from ldae.diffusion.samplers import Cold
 from ldae.diffusion.starts import Coarse, Start
 from ldae.diffusion.trajectory import Stage
@@ -72,14 +73,18 @@ class SampleSettings:
     gif: bool
     features: str | None
 
+    def __post_init__(self) -> None:
+        if self.features and not self.low:
+            check_count("count", self.count)
+
 
 def main(words: Sequence[str]) -> None:
     """Composes, loads, draws what is missing, puts it together."""
     composed = resolved(compose("sample", words))
-    folder = RunFolder(Path(composed["out"] or Path(str(composed["run"])) / "samples"))
+    folder = result_folder(composed, "samples")
     config, precision = settle_precision(composed, saved_config(folder.path))
-    generator, run = generator_of(config)
     settings: SampleSettings = own_settings(SampleSettings, config)
+    generator, run = generator_of(config)
     conditions = conditions_of(generator, settings)
     check_beginning(generator, config)
     session = session_of(run, config)
@@ -95,7 +100,8 @@ def main(words: Sequence[str]) -> None:
             (folder.path / "shards").mkdir(exist_ok=True)
         session.world.wait()
         generator.begin = beginning(generator, config, session)
-        sampling = Sampling(generator, conditions, settings, folder, session)
+        comparison = Comparison.of(settings.features, session) if settings.features else None
+        sampling = Sampling(generator, conditions, settings, folder, session, comparison)
         sampling.draw_all()
         session.world.wait()
         if session.world.main:
@@ -143,6 +149,8 @@ def conditions_of(generator: Generator, settings: SampleSettings) -> Conditions:
         raise ConfigError("task", type(task).__name__, "needs images to work on; use tools/restore.py")
     if settings.low and isinstance(task, SuperResolution):
         low = small_images(settings.low, generator.objective.tokenizer.image_shape[1] // task.factor)
+        if settings.features:
+            check_count("low", len(low))
         return Conditions(len(low), low=2 * low - 1)
     if not task.classes:
         return Conditions(settings.count)
@@ -164,8 +172,8 @@ def small_images(given: str, size: int) -> Tensor:
             pixels = torch.from_numpy(found["arr_0"])
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"low={given} holds no images ({error})") from None
-    if pixels.dtype != torch.uint8:
-        raise DataError(f"low={given} has numbers of {pixels.dtype}; images are arr_0 (N, H, W, 3) uint8")
+    if not len(pixels) or pixels.dtype != torch.uint8:
+        raise DataError(f"low={given} holds {len(pixels)} images of {pixels.dtype}; arr_0 must be (N, H, W, 3) uint8")
     if pixels.shape[1:] != (size, size, 3):
         raise DataError(f"low={given} has images of {tuple(pixels.shape[1:])}; this run enlarges {size} x {size} x 3")
     return pixels.movedim(-1, 1).float() / 255
@@ -199,6 +207,30 @@ def beginning(generator: Generator, config: Mapping[str, Any], session: Session)
     return start
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """The features and images that samples are compared with.
+
+    Attributes:
+        reader: reads features.
+        splits: of the run's data.
+    """
+
+    reader: Reader
+    splits: Splits
+
+    @classmethod
+    def of(cls, features: str, session: Session) -> Comparison:
+        """Make the reader that `features` names; faults end the run before it samples."""
+        splits = session.splits()
+        return cls(reader_of(features, session, splits), splits)
+
+    def figures(self, images: Tensor) -> tuple[dict[str, float], list[str]]:
+        """Return the scores of images (N, 3, H, W) in [0, 1] against train, and what makes them doubtful."""
+        reference = self.reader.reference(self.splits.train, self.splits.fingerprint, "train")
+        return compared(self.reader, images, reference), caveats(self.reader, len(images), reference)
+
+
 class Sampling:
     """Draws what is missing, batch by batch.
 
@@ -208,6 +240,7 @@ class Sampling:
         settings: how many at once.
         folder: to write to.
         session: machine and data.
+        comparison: what they are compared with, or None.
     """
 
     def __init__(
@@ -217,7 +250,9 @@ class Sampling:
         settings: SampleSettings,
         folder: RunFolder,
         session: Session,
+        comparison: Comparison | None = None,
     ):
+        self.comparison = comparison
         self.generator, self.conditions, self.settings = generator, conditions, settings
         self.folder, self.session = folder, session
         self.shards = math.ceil(conditions.count / settings.batch)
@@ -260,19 +295,19 @@ class Sampling:
         with replaced(self.folder.path / "samples.npz") as file:
             np.savez(file, arr_0=images, **told)
         save_png(self.folder.path / "grid.png", grid(images[:GRID]))
-        figures = self._figures(images)
-        write_json(self.folder.path / "samples.json", {**known, "images": len(images), "figures": figures})
+        figures, doubts = self._figures(images)
+        measured = {"figures": figures, "caveats": doubts}
+        write_json(self.folder.path / "samples.json", {**known, "images": len(images), **measured})
         for name, value in figures.items():
             print(f"{name} {value:.4g}")
+        for sentence in doubts:
+            print(f"caveat: {sentence}")
         shutil.rmtree(self.folder.path / "shards", ignore_errors=True)
 
-    def _figures(self, images: np.ndarray) -> dict[str, float]:
-        if self.settings.features is None:
-            return {}
-        splits = self.session.splits()
-        reader = reader_of(self.settings.features, self.session, splits)
-        pixels = in_colour(torch.from_numpy(images).movedim(-1, 1).float() / 255)
-        return compared(reader, pixels, reader.reference(splits.train, splits.fingerprint, "train"))
+    def _figures(self, images: np.ndarray) -> tuple[dict[str, float], list[str]]:
+        if self.comparison is None:
+            return {}, []
+        return self.comparison.figures(in_colour(torch.from_numpy(images).movedim(-1, 1).float() / 255))
 
 
 def grid(images: np.ndarray) -> Tensor:

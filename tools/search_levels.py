@@ -12,16 +12,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import torch
 from _cli import compose, resolved, run_tool
-from _features import Reader, compared, reader_of
+from _features import Reader, caveats, check_count, compared, reader_of
 from _generators import described, generator_of
 from _pictures import Pictures
 from _precision import announce, settle_precision
-from _session import own_settings, session_of
+from _session import own_settings, result_folder, session_of
 from tqdm import tqdm
 
 from ldae.diffusion.ramps import Quadratic
@@ -29,7 +28,6 @@ from ldae.diffusion.schedules import DDPMLinear, NoiseSchedule
 from ldae.diffusion.spacing import All
 from ldae.diffusion.targets import usable_steps
 from ldae.diffusion.trajectory import stages
-from ldae.engine.run import RunFolder
 from ldae.errors import ConfigError
 from ldae.files import write_json
 from ldae.generate import Generator
@@ -63,12 +61,15 @@ class SearchSettings:
     batch: Count
     features: str
 
+    def __post_init__(self) -> None:
+        check_count("count", self.count)
+
 
 def main(words: Sequence[str]) -> None:
     """Composes, loads, tries all, prints."""
     config, precision = settle_precision(resolved(compose("search_levels", words)))
-    generator, run = generator_of(config)
     settings: SearchSettings = own_settings(SearchSettings, config)
+    generator, run = generator_of(config)
     if not isinstance(generator.objective.task, SuperResolution):
         raise ConfigError("run", config["run"], "enlarges nothing; give a run of experiment=sr3/...")
     tried = list(schedules(settings))
@@ -77,20 +78,24 @@ def main(words: Sequence[str]) -> None:
             "last", settings.last, f"leaves more than leftover={settings.leftover:g} of the image; raise it"
         )
     session = session_of(run, config)
-    folder = RunFolder(Path(config["out"] or Path(config["run"]) / "levels"))
+    folder = result_folder(config, "levels")
     with session.running(folder):
         announce(precision)
         pictures = Pictures(session, None, "holdout", settings.count, settings.batch)
         assert pictures.splits is not None
-        reader = reader_of(settings.features, session, pictures.splits)
+        reader = reader_of(settings.features, session, pictures.splits, "holdout")
+        truth = reader.moments(torch.cat([batch.images.cpu() for batch in pictures]))
+        doubts = caveats(reader, truth[0].count, truth)
         rows = [
             {"ramp": ramp, "first": first, "last": last, **scores(generator, schedule, pictures, reader)}
             for ramp, first, last, schedule in tqdm(tried, "searching", disable=not session.runtime.bars)
         ]
         distance = next(name for name in rows[0] if name.startswith(("frechet_distance", "FID")))
         rows.sort(key=lambda row: row[distance])
-        write_json(folder.path / "levels.json", {**described(config, run), "rows": rows})
+        write_json(folder.path / "levels.json", {**described(config, run), "rows": rows, "caveats": doubts})
         print(table(rows))
+        for sentence in dict.fromkeys(doubts):
+            print(f"caveat: {sentence}")
         best = rows[0]
         print(f"levels={RAMPS[best['ramp']]} levels.T={settings.steps} levels.beta_first={best['first']:g} "
               f"levels.beta_last={best['last']:g}")  # fmt: skip

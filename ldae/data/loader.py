@@ -62,7 +62,7 @@ class Loader:
         max_bad: float = 0.0,
     ):
         if batch > len(images):
-            raise ConfigError("train.batch", batch, f"exceeds the {len(images)} training images")
+            raise ConfigError("train.batch", batch, f"exceeds the {len(images)} training images; give at most that")
         if isinstance(images, (FileImages, StreamedImages)) and not augment.streams:
             kind = type(augment).__name__
             raise ConfigError("augment", kind, "works on small images held in memory; use another or data.store=memory")

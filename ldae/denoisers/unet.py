@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ from ldae.nn.unet_blocks import (
     levels_down,
     levels_up,
 )
-from ldae.parts import Count, Fraction, construct
+from ldae.parts import EMPTY, Count, Fraction, construct
 from ldae.types import Cond, NoiseLevel
 
 WAYS = {"conv": CONV, "block": BLOCK}
@@ -84,7 +84,7 @@ class UNet(Denoiser):
         channels: Count,
         multipliers: tuple[Count, ...],
         blocks: Count,
-        attention: tuple[Count, ...] = (),
+        attention: Annotated[tuple[Count, ...], EMPTY] = (),
         heads: Count = 1,
         dropout: Fraction = 0.0,
         level: Literal["index", "scaled", "gamma"] = "index",

@@ -61,6 +61,7 @@ class Representing(Objective):
     Attributes:
         network: with `layers` and an `encoder_layer`.
         tokenizer: what its images go through, or None; a run keeps it beside its checkpoints.
+        image_shape: (3, H, W) of the images that the network is trained on.
         T: how many noise levels there are; 1 where there is no noise.
         noisy: whether its input can be noised.
     """
@@ -69,6 +70,7 @@ class Representing(Objective):
 
     network: Network
     tokenizer: Tokenizer | None
+    image_shape: tuple[int, int, int]
     T: int
 
     def check_readable(self, t: int, noised: bool) -> None:

@@ -78,6 +78,7 @@ class Denoise(Representing):
         self.variance, self.weight, self.metric = variance, weight, metric
         self.timesteps = self.memory = timesteps
         self.tokenizer = tokenizer.requires_grad_(False)
+        self.image_shape = (3, *tokenizer.image_shape[1:])
         for group, part in (("target", target), ("variance", variance)):
             name = type(part).__name__
             if part.lives_with_noise and not output.latent:

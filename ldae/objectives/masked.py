@@ -53,6 +53,7 @@ class Masked(Representing):
         self.task, self.tokenizer, self.T = task, None, 1
         self.ratio, self.norm_pix = ratio, norm_pix
         h, w = denoiser.grid
+        self.image_shape = (3, h * denoiser.patch, w * denoiser.patch)
         if not 0 < kept_of(h * w, ratio) < h * w:
             raise ConfigError("ratio", ratio, f"must leave some of {h * w} patches to see and some to fill in")
 

@@ -113,7 +113,7 @@ class ReconstructionPanel:
 
 def reconstructed(tokenizer: Tokenizer, images: Tensor) -> Tensor:
     """Images (B, 3, H, W) in [0, 1] encoded and decoded, clipped to [0, 1]."""
-    return ((tokenizer.decode(tokenizer.encode(2 * images - 1)).float() + 1) / 2).clamp(0, 1)
+    return ((tokenizer.from_raw(tokenizer.to_raw(2 * images - 1)).float() + 1) / 2).clamp(0, 1)
 
 
 def fidelity(answers: Tensor, images: Tensor) -> dict[str, float]:

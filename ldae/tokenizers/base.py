@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ldae.errors import CheckpointError
+from ldae.errors import CheckpointError, NotFittedError
 from ldae.files import load_tensors, save_tensors, sha256
 from ldae.types import Draws, Metrics
 
@@ -50,6 +50,9 @@ class HasBasis(Protocol):
 class Tokenizer(nn.Module, ABC):
     """Images (B, 3, H, W) in [-1, 1] <-> latents (B, d, h, w) of unit average variance.
 
+    `encode`, `stored` and `decode` raise NotFittedError before the tokenizer is fitted, trained or loaded; `to_raw` and
+    `from_raw` work at any time, in training too.
+
     The latent scale is part of the tokenizer: z0 = raw latent / scale, so that one noise schedule means
     the same thing for every tokenizer. `one` number for all d keeps the relative size of the latents'
     dimensions; `each` gives every dimension unit variance (whitening, for a PCA).
@@ -67,6 +70,7 @@ class Tokenizer(nn.Module, ABC):
         self.register_buffer("fitted", torch.tensor(False))
         self.scale: Tensor
         self.fitted: Tensor
+        self._checked = False  # whether `fitted` was read and true: reading it once spares a GPU the wait
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -100,12 +104,23 @@ class Tokenizer(nn.Module, ABC):
         """Mean and standard deviation of the raw latents, each (B, d, h, w); None where nothing is random."""
         return self.to_raw(x), None
 
+    def check_fitted(self) -> None:
+        """Raise NotFittedError unless the tokenizer was fitted, trained or loaded."""
+        if self._checked or torch.compiler.is_compiling():
+            return
+        if not self.fitted:
+            how = "train and calibrate it" if self.needs_training else "fit it on images in [-1, 1]"
+            raise NotFittedError(f"tokenizer {type(self).__name__} is not fitted; {how}, or load it (load_tokenizer)")
+        self._checked = True
+
     def encode(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, d, h, w): drawn from the posterior if there are draws, else its mean."""
+        self.check_fitted()
         return self.drawn(self.stored(x), draws) if draws else self.to_raw(x) / self.scale
 
     def stored(self, x: Tensor) -> Tensor:
         """All that is to be kept of an image when its latent is cached: the posterior, (B, d or 2 d, h, w)."""
+        self.check_fitted()
         mean, deviation = self.posterior(x)
         return mean / self.scale if deviation is None else torch.cat([mean / self.scale, deviation / self.scale], 1)
 
@@ -116,6 +131,7 @@ class Tokenizer(nn.Module, ABC):
 
     def decode(self, z: Tensor) -> Tensor:
         """(B, d, h, w) -> (B, 3, H, W); the inverse into image space, unclipped."""
+        self.check_fitted()
         return self.from_raw(z * self.scale)
 
     @abstractmethod
@@ -179,7 +195,7 @@ class Tokenizer(nn.Module, ABC):
         device = self.scale.device
         unit = torch.zeros(d, d, h, w, device=device)
         unit[range(d), range(d), h // 2, w // 2] = 1
-        added = self.decode(unit) - self.decode(torch.zeros(1, d, h, w, device=device))
+        added = self.from_raw(unit * self.scale) - self.from_raw(torch.zeros(1, d, h, w, device=device))
         p, q = self.image_shape[1] // h, self.image_shape[2] // w
         return added[:, :, h // 2 * p :, w // 2 * q :][:, :, :p, :q]  # (d, 3, p, q)
 
@@ -194,9 +210,11 @@ def save_tokenizer(path: Path, tokenizer: Tokenizer, spec: Mapping[str, Any], da
 
     Returns:
         The file's SHA-256.
+
+    Raises:
+        NotFittedError: the tokenizer was never fitted.
     """
-    if not tokenizer.fitted:
-        raise ValueError("the tokenizer is not fitted")
+    tokenizer.check_fitted()
     known = {"format": FORMAT, "spec": json.dumps(dict(spec), sort_keys=True), "data": data}
     save_tensors(path, tokenizer.state_dict(), known | {"image_shape": json.dumps(tokenizer.image_shape)})
     return sha256(path)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ldae.parts import Count, NonNegative
+from ldae.parts import Count, NonNegative, PossiblyEmpty
 from ldae.tokenizers.conv_base import ConvTokenizer
 from ldae.types import Draws, Metrics
 
@@ -32,7 +32,7 @@ class ConvVAE(ConvTokenizer):
         multipliers: list[Count],
         blocks: Count = 1,
         token: Count = 1,
-        attention: list[Count] | None = None,
+        attention: PossiblyEmpty[Count] | None = None,
         kl: NonNegative = 1e-6,
         scaling: Literal["one", "each"] = "one",
     ):

@@ -106,6 +106,7 @@ class PatchPCA(PatchLinear):
 
     def rotate(self, residue: Tensor) -> Tensor:
         """An image difference (B, 3, H, W) on the full basis: (B, D, h, w). Keeps lengths."""
+        self.check_fitted()
         return _apply(self.basis, patchify(residue, self.patch))
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ldae.parts import Count, NonNegative, Positive
+from ldae.parts import Count, NonNegative, Positive, PossiblyEmpty
 from ldae.tokenizers.conv_base import ConvTokenizer
 from ldae.types import Draws, Metrics
 
@@ -35,7 +35,7 @@ class VQ(ConvTokenizer):
         codes: Count,
         blocks: Count = 1,
         token: Count = 1,
-        attention: list[Count] | None = None,
+        attention: PossiblyEmpty[Count] | None = None,
         commitment: NonNegative = 0.25,
         regulariser: Positive = 1.0,
         scaling: Literal["one", "each"] = "one",

@@ -17,6 +17,7 @@ def card(entry: Entry, album: Album) -> str:
     """One cell; empty if there is nothing to look at."""
     parts = [_strip(entry.name, album.strip)] if album.strip else []
     parts += [_picture(entry.name, what, picture) for what, picture in album.others.items()]
+    parts += [f'<p class="quiet">{escape(what)}: {escape(why)}</p>' for what, why in album.missing.items()]
     maps = "".join(f"<figure>{drawn}</figure>" for r in entry.results.values() if (drawn := heat(entry.name, r)))
     if maps:
         parts.append(f"<details><summary>layer by noise level</summary>{maps}</details>")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from linear_probe.report.contents import Contents, Entry
-from linear_probe.results import Result
+from linear_probe.results import Result, title
 
 PAPER = "paper: ImageNet, ViT-L scale"
 
@@ -60,7 +60,7 @@ def protocol_column(name: str, source: str) -> Column:
     def value(entry: Entry) -> float | None:
         return entry.results[name].accuracy if name in entry.results else None
 
-    return Column(name, lambda e: percent(e.results.get(name)), value, tip, source, "ours")
+    return Column(title(name), lambda e: percent(e.results.get(name)), value, tip, source, "ours")
 
 
 def hours(found: float) -> str:

@@ -47,9 +47,6 @@ def page(contents: Contents, root: Path) -> str:
 
     Args:
         root: folder that the rows' pictures are relative to.
-
-    Raises:
-        Unreportable: a picture cannot be read.
     """
     sections = [*_grids(contents), _schedules(contents), _table(contents), _cells(contents, root), _method(contents)]
     return PAGE.format(

@@ -6,12 +6,11 @@ import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
-from linear_probe.report.contents import Unreportable
 from linear_probe.rows import Row
 
 PAGE_BYTES = 480_000  # of all pictures; base64 adds a third
@@ -37,27 +36,29 @@ class Album:
     Attributes:
         strip: noise level t -> what was restored from it, by rising t.
         others: what each shows -> the picture.
+        missing: what each would show -> why it cannot be read.
     """
 
     strip: Mapping[int, Picture]
     others: Mapping[str, Picture]
+    missing: Mapping[str, str] = field(default_factory=dict)
 
 
 def albums(rows: Sequence[Row], root: Path) -> list[Album]:
-    """The pictures of every row, together at most about PAGE_BYTES.
-
-    Raises:
-        Unreportable: a file is absent or is no picture.
-    """
+    """Return the pictures of every row, together at most about PAGE_BYTES, and which cannot be read."""
     share = PAGE_BYTES // max(1, sum(len(row.pictures) for row in rows))
-    return [_album({name: inlined(root / file, share) for name, file in row.pictures.items()}) for row in rows]
+    return [_album(row, root, share) for row in rows]
+
+
+class UnreadablePictureError(ValueError):
+    """A picture's file is absent or damaged."""
 
 
 def inlined(path: Path, most: int) -> Picture:
     """The file as it is if it has at most `most` bytes, else as WebP that fits: of less quality, then of half the size.
 
     Raises:
-        Unreportable: it is absent or is no picture.
+        UnreadablePictureError: it is absent or is no picture.
     """
     try:
         data = path.read_bytes()
@@ -67,8 +68,10 @@ def inlined(path: Path, most: int) -> Picture:
                 data, kind = _webp(image.convert("RGB"), most), "WEBP"
             else:
                 image.load()  # raises if it is cut short
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise Unreportable(f"picture {path} cannot be read ({error}); draw it again or drop its row's entry") from None
+    except FileNotFoundError:
+        raise UnreadablePictureError("is missing") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise UnreadablePictureError("cannot be read") from None
     return Picture(f"data:{MIME[kind]};base64,{base64.b64encode(data).decode()}", *size)
 
 
@@ -86,6 +89,13 @@ def _webp(image: Image.Image, most: int) -> bytes:
     return data
 
 
-def _album(pictures: Mapping[str, Picture]) -> Album:
+def _album(row: Row, root: Path, most: int) -> Album:
+    pictures, missing = dict[str, Picture](), dict[str, str]()
+    for name, file in row.pictures.items():
+        try:
+            pictures[name] = inlined(root / file, most)
+        except UnreadablePictureError as error:
+            missing[name] = f"{file} {error}"
     levels = {int(m[1]): p for name, p in pictures.items() if (m := LEVEL.fullmatch(name))}
-    return Album(dict(sorted(levels.items())), {n: p for n, p in pictures.items() if not LEVEL.fullmatch(n)})
+    others = {n: p for n, p in pictures.items() if not LEVEL.fullmatch(n)}
+    return Album(dict(sorted(levels.items())), others, missing)

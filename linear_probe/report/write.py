@@ -37,7 +37,7 @@ def write_report(
 
     Raises:
         Unreportable: the results cannot stand in one table (other protocols of one name, splits, data sets or
-            fractions of labels), there are none, or a picture cannot be read.
+            fractions of labels), or there are none.
     """
     contents = gathered(title, rows, others, curves)
     texts = {

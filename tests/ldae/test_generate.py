@@ -9,7 +9,7 @@ from ldae.diffusion.editing import slerp
 from ldae.diffusion.samplers import DDIM, Direct, Improved, Large
 from ldae.diffusion.spacing import Trailing
 from ldae.diffusion.trajectory import stages
-from ldae.errors import ConfigError
+from ldae.errors import ConfigError, NonFiniteError
 from ldae.generate import Generator, Walk, usual_rule
 from ldae.restore import Edit, Enlarge, Guide, Interpolate, Invert, Segment, Undo
 from ldae.system import System
@@ -183,3 +183,9 @@ def test_between_two_pictures_lies_the_arc_between_their_noises(config):
         arc = (slerp(z, other, share) + 1) / 2
         assert torch.allclose(columns[f"{share:g}"], arc.clamp(0, 1), atol=1e-5)
     assert torch.equal(columns["second"][-1], batch.images[0])
+
+
+def test_a_latent_that_is_not_finite_is_no_image(config):
+    generator = generator_of(objective_of(config, "experiment=ddpm/cifar10_cpu", *SMALL))
+    with pytest.raises(NonFiniteError, match="what was sampled is not finite: use precision=fp32"):
+        generator.image(torch.full((1, 3, 8, 8), torch.nan))

@@ -8,12 +8,14 @@ import torch
 from sklearn.datasets import load_sample_images
 from sklearn.decomposition import PCA
 
-from ldae.errors import CheckpointError, ConfigError
+from ldae.errors import CheckpointError, ConfigError, NotFittedError
 from ldae.nn.patchify import patchify, unpatchify
 from ldae.tokenizers.base import load_tokenizer, save_tokenizer, varies
+from ldae.tokenizers.conv_vae import ConvVAE
 from ldae.tokenizers.identity import Identity
 from ldae.tokenizers.patch_linear import PatchAE, PatchPCA, PatchVAE
 from ldae.tokenizers.pixel import Pixel
+from ldae.tokenizers.vq import VQ
 from ldae.types import Draws
 
 SHAPE = (3, 32, 32)
@@ -241,5 +243,45 @@ def test_a_file_gives_back_the_same_tokenizer_and_damage_is_seen(images, tmp_pat
 
 
 def test_an_unfitted_tokenizer_is_neither_saved_nor_loaded(tmp_path):
-    with pytest.raises(ValueError, match="not fitted"):
+    with pytest.raises(NotFittedError, match="not fitted"):
         save_tokenizer(tmp_path / "t", PatchPCA(SHAPE, 4, 16), {}, "")
+
+
+SMALL_CONV = {"z_channels": 4, "channels": 8, "multipliers": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (PatchPCA, {"patch": 4, "d": 16}),
+        (PatchAE, {"patch": 4, "d": 16}),
+        (PatchVAE, {"patch": 4, "d": 16}),
+        (Pixel, {"patch": 4}),
+        (ConvVAE, SMALL_CONV),
+        (VQ, {**SMALL_CONV, "codes": 8}),
+    ],
+)
+def test_an_unfitted_tokenizer_refuses_to_encode_and_decode_until_it_is_fitted_or_loaded(kind, settings, tmp_path):
+    tokenizer, loaded = kind(SHAPE, **settings), kind(SHAPE, **settings)
+    x, z = torch.rand(2, *SHAPE) * 2 - 1, torch.zeros(2, *tokenizer.shape)
+    for refused in (
+        lambda: tokenizer.encode(x),
+        lambda: tokenizer.encode(x, Draws([0])),
+        lambda: tokenizer.stored(x),
+        lambda: tokenizer.decode(z),
+    ):
+        with pytest.raises(NotFittedError, match=f"tokenizer {kind.__name__} is not fitted; .*, or load it"):
+            refused()
+    assert tokenizer.filters().shape[0] == tokenizer.shape[0]  # drawn in the course of a training
+    tokenizer.fit([x])
+    if tokenizer.needs_training:
+        tokenizer.calibrate([x])
+    save_tokenizer(tmp_path / "t", tokenizer, {}, "")
+    load_tokenizer(tmp_path / "t", loaded)
+    assert torch.equal(loaded.encode(x), tokenizer.encode(x))
+    assert loaded.decode(z).shape == x.shape
+
+
+def test_a_residue_has_no_coordinates_on_a_basis_that_was_never_fitted():
+    with pytest.raises(NotFittedError):
+        PatchPCA(SHAPE, 4, 16).rotate(torch.zeros(1, *SHAPE))

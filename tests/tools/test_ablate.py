@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import yaml
 from _cells import told
@@ -19,6 +21,7 @@ from _plan import Budget, plan
 from _rows import rows_in
 from _spent import seconds
 from helpers import ROOT, run, start, status
+from PIL import Image
 
 from ldae.parts import construct
 
@@ -284,8 +287,11 @@ def test_the_cost_is_told_first_from_a_few_steps_and_nothing_is_left(in_process,
     words = ("budget=demo", "images=800", "runtime.threads=1", "dry=true", "only=[patch_pca-2,patch_ae-2]")
     assert in_process("ablate", "grid=tokenizers", f"out={tmp_path / 'out'}", *words) == (0, "")
     told = capsys.readouterr().out
-    (hours,) = re.findall(r"about (\S+) hours of training here for the 2 runs that are missing", told)
-    assert 0 < float(hours) < 1
+    found = re.findall(r"about (\S+) min here .* 2 cells .*: (\S+) min of training .* and (\S+) min of probing", told)
+    whole, training, probing = map(float, found[0])
+    assert whole == pytest.approx(training + probing, rel=0.1)
+    assert 0 < training < 60
+    assert 0.2 <= probing < 60  # two cells, each with the start of three processes, two side by side
     assert not (tmp_path / "out").exists()
 
 
@@ -313,3 +319,26 @@ def test_a_folder_is_reported(ablation, in_process, capsys):
     assert "report:" in capsys.readouterr().out
     page = (ablation[0] / "out" / "index.html").read_text()
     assert "made-up" in page
+
+
+def test_what_a_probe_refuses_is_refused_before_anything_is_trained(in_process, tmp_path):
+    words = ("budget=demo", "grid=tokenizers", "only=[patch_pca-2]", "images=800", "estimate=false", "report=false")
+    words += (f"out={tmp_path / 'out'}", "runtime.threads=1")
+    code, message = in_process("ablate", *words, "probe.protocols=[]")
+    assert (code, message) == (2, "cell patch_pca-2: probe.protocols=[] must have at least one entry")
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        place = tmp_path / "pictures" / ("train" if i < 30 else "test") / "all"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / f"{i}.png")
+    data = ("data=imagefolder", "data.size=8", "data.patch=2", f"data.root={tmp_path / 'pictures'}", "parallel=1")
+    code, _ = in_process("ablate", *words, *data)
+    assert code == 65
+    assert not list((tmp_path / "out").glob("runs/*/checkpoints"))
+
+
+def test_a_report_goes_without_its_pictures(in_process, tmp_path, capsys):
+    shutil.copytree(ROOT / "results" / "cifar10" / "tokenizers", tmp_path / "out")
+    assert in_process("ablate", "report", f"out={tmp_path / 'out'}") == (0, "")
+    assert "120 of 120 pictures are missing; the report has a note in the place of each" in capsys.readouterr().out
+    assert (tmp_path / "out" / "index.html").read_text().count(".png is missing") == 120

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def test_the_test_split_is_read_once_or_not_at_all(pretrained, squares, in_proce
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
-    [(("layers=[99]",), "is not one of"), (("t=[5000]",), "t"), (("penalties=[]",), "must name at least one")],
+    [(("layers=[99]",), "is not one of"), (("t=[5000]",), "t"), (("penalties=[]",), "must have at least one entry")],
 )
 def test_what_cannot_be_read_is_refused(pretrained, squares, in_process, tmp_path, words, sentence):
     code, told = in_process(
@@ -82,3 +83,23 @@ def test_images_without_masks_are_refused(pretrained, in_process, tmp_path):
 
 def test_a_run_is_asked_for(in_process):
     assert in_process("dense")[0] == 2
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_masks_that_are_the_same_everywhere_have_nothing_to_score(pretrained, squares, in_process, tmp_path, value):
+    shutil.copytree(squares, tmp_path / "s")
+    for file in (tmp_path / "s" / "test" / "masks").iterdir():
+        Image.fromarray(np.full((8, 8), value, np.uint8)).save(file)
+    code, told = in_process(
+        "dense", f"run={pretrained}", f"data.root={tmp_path / 's'}", f"out={tmp_path / 'o'}", *QUICK
+    )
+    assert code == 65
+    assert "nothing to score" in told or "has a figure" in told
+
+
+def test_few_images_are_warned_of(pretrained, squares, in_process, tmp_path, capsys):
+    words = (f"run={pretrained}", f"data.root={squares}", f"out={tmp_path}", *QUICK, "precision=fp32")
+    assert in_process("dense", *words) == (0, "")
+    assert "Warning: test has 12 images: one is 8.3 % of the mean." in capsys.readouterr().out
+    row = json.loads((tmp_path / "dense.jsonl").read_text().splitlines()[0])
+    assert any("holdout has 4 images" in sentence for sentence in row["warnings"])

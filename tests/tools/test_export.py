@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -155,7 +156,7 @@ def test_an_export_replaces_an_export_and_nothing_else(trained, tmp_path, in_pro
     ("name", "words", "code", "sentence"),
     [
         ("ldae", ("format=[tf]",), 2, "format"),
-        ("ldae", ("format=[]",), 2, "must name timm, onnx or both"),
+        ("ldae", ("format=[]",), 2, "must have at least one entry"),
         ("ldae", ("layer=99",), 2, "layer=99 is not one of the network's layers 1..4"),
         ("ldae", ("t=5000",), 2, "t=5000 must be in 0.."),
         ("ldae", ("step=7",), 65, "has no checkpoint of step=7; it has: 8"),
@@ -171,3 +172,19 @@ def test_a_mistake_is_answered_with_one_sentence(trained, tmp_path, in_process, 
 
 def test_a_run_is_needed(in_process):
     assert in_process("export") == (2, "run=None is not set; give run=RUN, the folder that pretraining wrote (out=)")
+
+
+def test_layer_and_t_are_those_that_the_probe_chose(trained, tmp_path, in_process, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained("ldae"), run)
+    chosen = ("layers=[1]", "t=[40]", "floors=false", "protocols=[knn]", "precision=fp32")
+    noised = ("layers=[2]", "t=[5]", "inputs=[noised]", "split=holdout", "floors=false", "protocols=[knn]")
+    assert in_process("probe", f"run={run}", *noised) == (0, "")
+    assert in_process("export", f"run={run}", f"out={tmp_path / 'usual'}") == (0, "")
+    assert "no probe of this checkpoint" in capsys.readouterr().out
+    assert in_process("probe", f"run={run}", *chosen) == (0, "")
+    for name, words, expected in (("a", (), (1, 40)), ("b", ("layer=2",), (2, 10)), ("c", ("t=40",), (1, 40))):
+        assert in_process("export", f"run={run}", f"out={tmp_path / name}", *words) == (0, "")
+        about = json.loads((tmp_path / name / "export.json").read_text())
+        assert (about["layer"], about["t"]) == expected
+        assert ("layer=1 t=40, as the run's probe chose them (kNN, " in capsys.readouterr().out) is (name != "b")

@@ -61,3 +61,11 @@ def test_what_cannot_be_tuned_is_refused(pretrained, in_process, tmp_path, word,
 
 def test_a_run_is_asked_for(in_process):
     assert in_process("finetune")[0] == 2
+
+
+def test_a_masked_autoencoder_is_fine_tuned_with_a_new_norm_in_place_of_its_last(tmp_path, in_process):
+    words = ("experiment=mae/cifar10_cpu", "data=digits", "denoiser.width=32", "denoiser.heads=2", *SHORT)
+    assert in_process("pretrain", f"out={tmp_path / 'mae'}", *words, "train.steps=2", "monitor.looks=0") == (0, "")
+    words = (f"run={tmp_path / 'mae'}", f"out={tmp_path / 'out'}", *QUICK, "train.steps=2", "train.precision=fp32")
+    assert in_process("finetune", *words) == (0, "")
+    assert read_results(tmp_path / "out" / "results.jsonl")[0].encoder == "MAE"

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 
+import numpy as np
 import pytest
+from _cli import compose, resolved
 from helpers import SHORT, run, weights
+from PIL import Image
 
+from ldae.engine.checkpoint import own_hash
 from ldae.tokenizers.patch_linear import PatchAE
+from linear_probe.results import read_results
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +95,7 @@ def test_the_test_split_stays_unread_while_settings_are_chosen(pretrained, tmp_p
         ("protocols=[knnn]", "protocols='knnn' is none of: lbfgs, knn, .*did you mean 'knn'"),
         ("layers=[9]", "layer=9 is not one of the network's layers 1..4"),
         ("t=[1000]", "t=1000 must be in 0..999"),
-        ("inputs=[]", r"inputs=\[\] must name at least one"),
+        ("inputs=[]", r"inputs=\[\] must have at least one entry"),
         ("weights=best", "weights='best' is none of: ema, model"),
         ("step=7", "has no checkpoint of step=7; it has: 150"),
     ],
@@ -103,8 +109,6 @@ def test_what_cannot_be_probed_is_refused(pretrained, in_process, word, sentence
 
 
 def test_a_damaged_checkpoint_gives_no_score(pretrained, tmp_path):
-    import shutil
-
     folder = tmp_path / "r"
     shutil.copytree(pretrained, folder)
     for path in (folder / "checkpoints").rglob("ema.safetensors"):
@@ -117,8 +121,6 @@ def test_a_damaged_checkpoint_gives_no_score(pretrained, tmp_path):
 
 
 def test_a_tokenizer_of_another_run_is_seen(pretrained, tmp_path):
-    import shutil
-
     folder = tmp_path / "r"
     shutil.copytree(pretrained, folder)
     raw = bytearray((folder / "tokenizer.safetensors").read_bytes())
@@ -154,3 +156,99 @@ def test_a_missing_tokenizer_is_trained_once_and_kept(tmp_path):
     _, second = run("pretrain", f"out={tmp_path / 'b'}", *words, *quick)
     assert "fitting" not in second
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
+
+
+@pytest.fixture
+def folder_of(tmp_path):
+    """folder_of(train counts, test counts): a folder of 8 x 8 pictures, so many of each class."""
+    generator = np.random.default_rng(0)
+
+    def made(train, test):
+        for split, counts in (("train", train), ("test", test)):
+            for name, count in counts.items():
+                place = tmp_path / "pictures" / split / name
+                place.mkdir(parents=True)
+                for i in range(count):
+                    pixels = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(place / f"{i}.png")
+        return f"data.root={tmp_path / 'pictures'}"
+
+    return made
+
+
+@pytest.mark.parametrize("tool", ["probe", "finetune"])
+def test_one_class_has_nothing_to_score(pretrained, tmp_path, folder_of, in_process, tool, capsys):
+    root = folder_of({"all": 40}, {"all": 12})
+    data = ("data=imagefolder", root) if tool == "probe" else (root,)
+    if tool == "finetune":
+        shutil.copytree(pretrained, tmp_path / "run")
+        pretrained = of_other_images(tmp_path / "run", "imagefolder")
+    code, message = in_process(tool, f"run={pretrained}", *data, f"out={tmp_path / 'out'}")
+    assert code == 65
+    assert message.startswith(f"{root} has a single class, all: there is nothing to score; give images of two classes")
+    assert "%" not in capsys.readouterr().out
+
+
+def of_other_images(run, data):
+    """The run as if it had been trained on images of a folder."""
+    for path in (run / "checkpoints").glob("*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        own = resolved(compose("pretrain", [f"data={data}", "data.root=x", "data.size=8", "data.patch=2"]))["data"]
+        manifest["config"]["data"] = own
+        manifest["own"] = own_hash(manifest)
+        path.write_text(json.dumps(manifest))
+    return run
+
+
+def test_what_makes_a_score_doubtful_stands_beside_it(pretrained, tmp_path, folder_of, in_process, capsys):
+    root = folder_of({"a": 60, "b": 60, "c": 3}, {"a": 12, "b": 12, "d": 1} | {"c": 0})
+    words = ("data=imagefolder", root, f"out={tmp_path / 'out'}", "floors=false", "protocols=[knn]", "precision=fp32")
+    code, message = in_process("probe", f"run={pretrained}", *words)
+    if code:  # classes of test alone are refused where the folder is read
+        assert "classes that" in message
+        shutil.rmtree(tmp_path / "pictures" / "test" / "d")
+        assert in_process("probe", f"run={pretrained}", *words) == (0, "")
+    said = capsys.readouterr()
+    (line,) = read_results(tmp_path / "out" / "results.jsonl")
+    assert len(line.warnings) >= 3
+    for sentence in ("the hold-out has 12 images", "test has 24 images", "fewer than 5 training images of class c"):
+        assert f"warning: {sentence}" in said.err
+        assert f"Warning: {sentence}" in said.out
+        assert any(sentence in warning for warning in line.warnings)
+    assert line.protocol == "knn"
+    assert "|   kNN |" in said.out
+    assert "| chance (the most frequent class) | 50.00 |" in said.out
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"train_y": np.zeros(60, int), "test_y": np.zeros(30, int)}, "has a single class, 0"),
+        ({"train_x": np.zeros((60, 0), np.float32), "test_x": np.zeros((30, 0), np.float32)}, "with N, D > 0"),
+        ({"train_y": np.arange(60) * 10**6}, "class indices are below 100,000"),
+        ({"train_y": np.arange(60, dtype=np.uint64) + 2**63}, "which is no class index"),
+    ],
+)
+def test_features_that_cannot_be_scored_are_refused(tmp_path, in_process, change, sentence):
+    features = {"train_x": np.random.rand(60, 4).astype(np.float32), "train_y": np.arange(60) % 3}
+    features |= {"test_x": np.random.rand(30, 4).astype(np.float32), "test_y": np.arange(30) % 3}
+    np.savez(tmp_path / "f.npz", **{**features, **change})
+    code, message = in_process("probe", f"features={tmp_path / 'f.npz'}", f"out={tmp_path / 'out'}")
+    assert code == 65
+    assert sentence in message
+
+
+@pytest.mark.parametrize(
+    ("word", "code", "sentence"),
+    [
+        ("runtime.threads=-1", 2, "runtime.threads=-1 must be at least 0"),
+        ("save={folder}", 2, "is a folder; give a file"),
+        ("out={folder}/file/x", 73, "cannot be made"),
+    ],
+)
+def test_folders_and_threads_that_cannot_be(pretrained, tmp_path, in_process, word, code, sentence):
+    (tmp_path / "file").write_text("")
+    words = (word.format(folder=tmp_path), "floors=false", "protocols=[knn]", "layers=[1]")
+    found = in_process("probe", f"run={pretrained}", *words)
+    assert found[0] == code
+    assert sentence in found[1]

@@ -118,7 +118,7 @@ def test_there_is_something_to_look_at(pretrained, probe, tmp_path, capsys):
     (first, *_) = probe(tmp_path, f"run={pretrained}", *words)
     picture = Image.open(tmp_path / "heatmap-knn.png")
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    (drawn,) = events.Images("heatmap/knn")
+    (drawn,) = events.Images("heatmap/kNN")
     assert (drawn.width, drawn.height) == picture.size
     told = json.loads((tmp_path / "geometry.json").read_text())
     assert [e["encoder"] for e in told][:4] == ["l-DAE"] * 4
@@ -155,7 +155,7 @@ def test_augmented_heads_say_first_what_they_encode_and_learn_from_their_stream(
     monkeypatch.setitem(AUGMENTS, "random_resized_crop", Centre)
     found = probe(tmp_path, *TIMM, "protocols=[mae,mae_augmented]", "layers=[1,2]")
     out = capsys.readouterr().out
-    name = "test_vit, random weights: mae_augmented"
+    name = "test_vit, random weights: linear, MAE, augmented"
     assert f"{name} encodes 7,950 augmented images" in out  # 3 x 1,250 of 1,294 and 3 x 1,400 of 1,438
     assert out.index(f"{name} encodes") < out.index(f"{name} 8" if f"{name} 8" in out else f"{name} 9")
     rows = {(r["encoder"], r["protocol"]): r for r in found}

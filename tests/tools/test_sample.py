@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -12,6 +13,9 @@ import numpy as np
 import pretrain
 import pytest
 import torch
+from _cli import compose, resolved
+from _session import Session
+from _tokenizers import ensure_perceptual
 from helpers import run, start, status, torchrun
 from PIL import Image
 
@@ -230,3 +234,81 @@ def test_likelihood_has_its_parts(ddpm, tmp_path):
     figures = json.loads((tmp_path / "likelihood.json").read_text())["figures"]
     assert figures["bits/dim"] == pytest.approx(figures["prior"] + figures["steps"] + figures["last"], abs=1e-4)
     assert 0 < figures["last"] < figures["bits/dim"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("features={ddpm}", "count=1"), "count=1 is too few for features=; give at least 4 images"),
+        (("features={ddpm}", "count=2"), "count=2 is too few"),
+        (("features=nosuch", "count=8"), "is no reader; give classifier, inception, or the folder of a run"),
+        (("classes=[]",), r"classes=\[\] must have at least one entry"),
+        (("runtime.threads=-1",), "runtime.threads=-1 must be at least 0"),
+    ],
+)
+def test_what_cannot_be_compared_or_drawn_is_refused_before_sampling(ddpm, tmp_path, in_process, words, sentence):
+    own = [word.format(ddpm=ddpm) for word in words]
+    code, message = in_process("sample", f"run={ddpm}", f"out={tmp_path / 'a'}", *QUICK, *own)
+    assert code == 2
+    assert re.search(sentence, message), message
+    assert not list((tmp_path / "a").glob("shards/*"))
+
+
+@pytest.mark.parametrize("count", [4, 40])
+def test_fewer_images_than_dimensions_are_a_caveat_in_output_and_file(ddpm, tmp_path, in_process, capsys, count):
+    words = (f"features={ddpm}", f"count={count}", "spacing.count=2", "precision=fp32")
+    assert in_process("sample", f"run={ddpm}", f"out={tmp_path / 'a'}", *QUICK, *words) == (0, "")
+    said, known = capsys.readouterr().out, json.loads((tmp_path / "a" / "samples.json").read_text())
+    assert ("caveat: frechet_distance" in said) == (count == 4)
+    assert len(known["caveats"]) == (count == 4)
+    assert any(name.startswith("frechet_distance") for name in known["figures"])
+
+
+def test_a_classifier_is_trained_on_fewer_images_than_its_batch(tmp_path, in_process):
+    """The perceptual classifier of the suite, on 20 training images."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 4)):
+        for name in ("a", "b"):
+            place = tmp_path / "pictures" / split / name
+            place.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(place / f"{i}.png")
+    session = Session(
+        resolved(
+            compose(
+                "train_tokenizer",
+                [
+                    "tokenizer=vqgan",
+                    "data=imagefolder",
+                    "data.size=16",
+                    f"data.root={tmp_path / 'pictures'}",
+                    "tokenizer.fit.perceptual.fit.steps=1",
+                ],
+            )
+        )
+    )
+    splits = session.splits()
+    assert len(splits.train) < session.config["perceptual"]["fit"]["batch"]
+    assert ensure_perceptual(session, splits) is not None
+
+
+@pytest.mark.parametrize("tool", ["sample", "restore", "likelihood"])
+def test_the_folder_of_a_training_run_is_no_place_for_results(ddpm, in_process, tool):
+    before = status(ddpm)
+    code, message = in_process(tool, f"run={ddpm}", f"out={ddpm}", *QUICK, "sampler=ddpm")
+    assert code == 73
+    assert "holds a training run; give another folder" in message
+    assert status(ddpm) == before
+
+
+def test_an_edit_from_the_clean_end_takes_no_step_and_has_no_animation(ddpm, tmp_path, in_process):
+    words = (f"out={tmp_path / 'a'}", *QUICK, "how=edit", "t0=[0]", "count=2", "precision=fp32")
+    assert in_process("restore", f"run={ddpm}", *words) == (0, "")
+    assert (tmp_path / "a" / "strip.png").exists()
+    assert not (tmp_path / "a" / "way.gif").exists()
+
+
+def test_a_likelihood_of_one_image_has_no_standard_error(ddpm, tmp_path, in_process):
+    words = (f"out={tmp_path}", "spacing=trailing", "spacing.count=3", "runtime.threads=1", "count=1")
+    assert in_process("likelihood", f"run={ddpm}", *words) == (0, "")
+    assert "standard error" not in json.loads((tmp_path / "likelihood.json").read_text())["figures"]
