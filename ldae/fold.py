@@ -8,7 +8,8 @@ approximated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,7 +172,8 @@ def _arguments(encoder: Encoder, size: int) -> dict[str, Any]:
 def patch_embedding(encoder: Encoder) -> tuple[Tensor, Tensor]:
     """The affine map from a patch of the image to its token, tokenizer included, as a convolution.
 
-    Read off by showing each of the 3 p^2 unit patches, in the first place of an image, and none.
+    Read off in float64 by showing each of the 3 p^2 unit patches, in the first place of an image, and none: where a
+    latent dimension of small variance has unit scale, its weights are large and nearly cancel.
 
     Returns:
         weight (D, 3, p, p), bias (D,), for images in [-1, 1].
@@ -182,13 +184,28 @@ def patch_embedding(encoder: Encoder) -> tuple[Tensor, Tensor]:
     h, w = network.grid
     p = H // h
     D = 3 * p * p
-    patches = torch.zeros(D + 1, D, h, w, device=network.positions.device)
+    patches = torch.zeros(D + 1, D, h, w, device=network.positions.device, dtype=torch.float64)
     patches[torch.arange(D), torch.arange(D), 0, 0] = 1
-    seen = objective.input.view(objective.tokenizer.encode(unpatchify(patches, p)))
-    tokens = network.tokens_of(seen)[:, 0].double()  # (3 p^2 + 1, width)
+    with double_precision(objective.tokenizer, network):
+        seen = objective.input.view(objective.tokenizer.encode(unpatchify(patches, p)))
+        tokens = network.tokens_of(seen)[:, 0]  # (3 p^2 + 1, width)
     bias, columns = tokens[-1], tokens[:-1] - tokens[-1]
     weight = rearrange(columns, "(p q c) o -> o c p q", p=p, q=p)
     return weight.float(), bias.float()
+
+
+@contextlib.contextmanager
+def double_precision(*modules: nn.Module) -> Iterator[None]:
+    """Compute with the weights and buffers of modules in float64 while the block lasts."""
+    tensors = [x for m in modules for x in (*m.parameters(), *m.buffers()) if x.dtype == torch.float32]
+    before = [x.data for x in tensors]
+    try:
+        for x in tensors:
+            x.data = x.data.double()
+        yield
+    finally:
+        for x, data in zip(tensors, before, strict=True):
+            x.data = data
 
 
 def _own(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -39,6 +39,8 @@ def trainer_on(session: Session, batch: int, images: int) -> tuple[Trainer, Load
     """
     settings = train_settings({**session.config, "train": {**session.config["train"], "batch": batch}})
     objective = session.system["objective"].to(session.device)
+    if objective.tokenizer is not None:
+        objective.tokenizer.assume_fitted()
     size = session.system["data"].size
     pixels = torch.randint(256, (images, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = np.arange(images) % int(session.config["data"]["classes"])

@@ -27,7 +27,7 @@ WORKERS = 2
 REFRESH = 0.3  # seconds between two looks at a worker's files
 GRACE = 5.0  # seconds that a call has to save before it is signalled again
 SAY_EVERY = 20.0  # seconds between two lines where no bar is drawn
-FIGURE = re.compile(r": \w+ \d+\.\d+ \(", flags=re.M)  # probe.py prints a line of this form for each figure
+FIGURE = re.compile(r": [\w, -]+ \d+\.\d+ \(")  # probe.py prints a line of this form for each figure
 
 
 @dataclass(frozen=True)

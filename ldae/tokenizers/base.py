@@ -113,6 +113,10 @@ class Tokenizer(nn.Module, ABC):
             raise NotFittedError(f"tokenizer {type(self).__name__} is not fitted; {how}, or load it (load_tokenizer)")
         self._checked = True
 
+    def assume_fitted(self) -> None:
+        """Accept the tokenizer as it is: for shapes and costs, which do not depend on its values."""
+        self._checked = True
+
     def encode(self, x: Tensor, draws: Draws | None = None) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, d, h, w): drawn from the posterior if there are draws, else its mean."""
         self.check_fitted()

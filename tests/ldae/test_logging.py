@@ -7,13 +7,14 @@ import pytest
 from ldae.engine.logging import RunLog
 from ldae.engine.run import RunFolder
 from ldae.errors import StorageError
+from ldae.progress import Progress
 
 
 @pytest.mark.case("A10", "the disk is full in TensorBoard's writing thread")
 def test_a_full_disk_below_tensorboard_is_one_sentence(tmp_path, recwarn, capfd):
     """The events are written by a thread, to a device that is always full."""
     run = RunFolder(tmp_path)
-    log = RunLog(run, total=1, done=0, step=0, progress=False)
+    log = RunLog(run, step=0, progress=Progress("off", total=1))
     log.flush()
     (events,) = run.tensorboard.iterdir()
     events.unlink()

@@ -90,7 +90,9 @@ def test_min_snr_caps_the_weight_of_an_error_in_x0_whatever_the_target():
 
 
 @pytest.mark.parametrize("target", [X0(), Eps(), V()], ids=lambda t: type(t).__name__)
-@pytest.mark.parametrize("weight", [One(), Gamma2(), InverseVariance(), MinSNR], ids=["one", "gamma2", "inverse_variance", "min_snr"])
+@pytest.mark.parametrize(
+    "weight", [One(), Gamma2(), InverseVariance(), MinSNR], ids=["1", "gamma2", "1/var", "min_snr"]
+)
 def test_weights_are_finite_wherever_there_is_noise(weight, target):
     """MinSNR with eps is 0 / 0 at gamma = 0, where its limit is 1; errors there are in the noise alone."""
     weight = weight(target) if weight is MinSNR else weight

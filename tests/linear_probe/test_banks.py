@@ -60,7 +60,7 @@ def test_a_holdout_is_made_of_train_where_there_is_none(tmp_path):
         ({"test_y": np.full(9, -1)}, "class indices from 0"),
         ({"test_y": np.full(9, "cat")}, "class indices from 0"),
         ({"train_x": np.zeros((4, 3)), "train_y": np.zeros(4, int)}, "4 training images, too few for a hold-out"),
-        ({"train_x": np.zeros((0, 3)), "train_y": np.zeros(0, int)}, "N > 0"),
+        ({"train_x": np.zeros((0, 3)), "train_y": np.zeros(0, int)}, "N, D > 0"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(tmp_path, changes, sentence):

@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from helpers import SHORT, losses, status
+from helpers import SHORT, complete, losses, status
 
 from ldae.engine import trainer
 from ldae.engine.run import RunFolder
@@ -32,7 +32,7 @@ def begun(tmp_path_factory):
     from pretrain import main
 
     folder = tmp_path_factory.mktemp("kept") / "run"
-    main([f"out={folder}", *WORDS])
+    main(complete("pretrain", [f"out={folder}", *WORDS]))
     (folder / "status.json").unlink()
     return folder
 

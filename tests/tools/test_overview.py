@@ -10,6 +10,7 @@ from _session import Session
 
 def test_the_encoder_is_what_its_tokens_depend_on():
     objective = Session(resolved(compose("pretrain", ["experiment=ldae/digits"]))).system["objective"]
+    objective.tokenizer.assume_fitted()
     net = objective.network
     own = sum(p.numel() for m in (net.embed, net.level, *net.blocks[:2]) for p in m.parameters())
     assert encoder_parameters(objective, 8) == own
@@ -20,6 +21,8 @@ def test_the_encoder_is_what_its_tokens_depend_on():
 def test_every_kind_of_network_has_an_encoder_smaller_than_itself(experiment):
     words = [f"experiment={experiment}", "data=digits"]
     objective = Session(resolved(compose("pretrain", words))).system["objective"]
+    if objective.tokenizer is not None:
+        objective.tokenizer.assume_fitted()
     whole = sum(p.numel() for p in objective.network.parameters() if p.requires_grad)
     assert 0.05 * whole < encoder_parameters(objective, 8) < whole
 
