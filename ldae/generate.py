@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,6 +54,7 @@ class Generator:
 
     def __init__(self, objective: Denoise, walk: Walk, seed: int = 0, begin: Start | None = None):
         self.objective, self.walk, self.seed, self.begin = objective, walk, seed, begin
+        self.on_step: Callable[[], None] | None = None  # called before every pass through the network
         network = objective.denoiser
         if walk.guidance != 1:
             if not objective.task.classes:
@@ -68,6 +69,10 @@ class Generator:
     def device(self) -> torch.device:
         return next(self.objective.denoiser.parameters()).device
 
+    def passes(self, rule: StepRule | None = None, first: int = 0) -> int:
+        """Return the passes through the network from stage `first` to the end."""
+        return len((rule or self.walk.rule).route(self.walk.stages[first:])) - 1
+
     def draws(self, index: Sequence[int]) -> Draws:
         """The random numbers of the images at `index`, each image its own."""
         return Draws([seed_of(self.seed, 3, i) for i in index], self.device)
@@ -79,6 +84,8 @@ class Generator:
     @torch.no_grad()
     def predict(self, z: Tensor, stage: Stage, cond: Cond | None) -> Prediction:
         """What is taken for clean at z, (B, d, h, w)."""
+        if self.on_step is not None:
+            self.on_step()
         with torch.autocast(z.device.type, dtype=torch.bfloat16, enabled=self.walk.precision == "bf16"):
             return self.objective.predict(z, stage.level(z), cond, self.network)
 

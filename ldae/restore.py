@@ -61,6 +61,11 @@ class Restoration(ABC):
     def __call__(self, batch: Batch, watch: Watch | None = None) -> Columns:
         """The columns of a batch, left to right."""
 
+    @property
+    def passes(self) -> int:
+        """How often the network is called for a batch."""
+        return self.generator.passes()
+
     def figures(self, columns: Columns) -> dict[str, dict[str, float]]:
         """What is measured of each of `measured` against `truth`: {column: {figure: value}}."""
         truth = columns[self.truth]
@@ -78,6 +83,10 @@ class Undo(Restoration):
 
     truth, measured = "input", ("degraded", "direct", "sampled")
     degrades = True
+
+    @property
+    def passes(self) -> int:
+        return self.generator.passes(Direct()) + self.generator.passes()
 
     @torch.no_grad()
     def __call__(self, batch: Batch, watch: Watch | None = None) -> Columns:
@@ -128,6 +137,10 @@ class Invert(Restoration):
 
     truth, measured = "original", ("again",)
 
+    @property
+    def passes(self) -> int:
+        return 2 * self.generator.passes(DDIM())
+
     @torch.no_grad()
     def __call__(self, batch: Batch, watch: Watch | None = None) -> Columns:
         g, draws = self.generator, self._noise(batch)
@@ -148,6 +161,10 @@ class Interpolate(Restoration):
 
     truth, measured = "first", ()
     SHARES = (0.2, 0.4, 0.6, 0.8)
+
+    @property
+    def passes(self) -> int:
+        return (1 + len(self.SHARES)) * self.generator.passes(DDIM())
 
     @torch.no_grad()
     def __call__(self, batch: Batch, watch: Watch | None = None) -> Columns:
@@ -183,6 +200,10 @@ class Segment(Restoration):
     def __init__(self, generator: Generator, runs: int = 9):
         super().__init__(generator)
         self.runs = runs
+
+    @property
+    def passes(self) -> int:
+        return self.runs * self.generator.passes()
 
     @torch.no_grad()
     def __call__(self, batch: Batch, watch: Watch | None = None) -> Columns:
@@ -231,6 +252,14 @@ class Edit(Restoration):
         self.guided, self.t0, self.repeats = guided, t0, repeats
         self.measured = [f"t0={value:g}" for value in t0]
 
+    @property
+    def passes(self) -> int:
+        return self.repeats * sum(self.generator.passes(first=self._first(t0)) for t0 in self.t0)
+
+    def _first(self, t0: float) -> int:
+        """Return the stage that the guide is noised to."""
+        return nearest_stage(self.generator.walk.stages, t0, self.generator.objective.schedule.T)
+
     @torch.no_grad()
     def __call__(self, batch: Batch, watch: Watch | None = None) -> Columns:
         guide, last = self.guided(batch), len(self.t0) - 1
@@ -242,7 +271,7 @@ class Edit(Restoration):
 
     def _edited(self, batch: Batch, guide: Guide, t0: float, watch: Watch | None) -> Tensor:
         g, draws = self.generator, self._noise(batch)
-        first = nearest_stage(g.walk.stages, t0, g.objective.schedule.T)
+        first = self._first(t0)
         with full_precision(batch.images):
             z = g.objective.tokenizer.encode(2 * guide.images - 1)
         keep = None if guide.keep is None else F.adaptive_avg_pool2d(guide.keep, (z.shape[2], z.shape[3])).floor()

@@ -10,7 +10,6 @@ import torch
 from _session import Session
 from _tokenizers import classifier_config, ensure_perceptual
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ldae.data.images import ImageSet, Splits
 from ldae.errors import ConfigError
@@ -23,6 +22,7 @@ from ldae.metrics.kernel import kernel_distance
 from ldae.metrics.manifold import precision_recall
 from ldae.metrics.names import title
 from ldae.nn.perceptual import Classifier
+from ldae.progress import Progress
 
 BATCH = 250
 FEWEST = 4  # images of a set: precision and recall are of the third neighbour among the others
@@ -67,10 +67,12 @@ class Reader:
         path = self.session.cache / "moments" / f"{key}.safetensors"
         if not whole_tensors(path):
             self.session.writable(path.parent)
-            bar = tqdm(
-                self.session.images(images, BATCH), f"features of {split}", disable=not self.session.runtime.bars
+            batches = -(-len(images) // BATCH)
+            progress = Progress(
+                self.session.progress, batches, title=f"features of {split}", unit="batch", images=BATCH
             )
-            Moments.of((self((x + 1) / 2)[0] for x in bar), self.name).save(path)
+            read = progress.over(self.session.images(images, BATCH))
+            Moments.of((self((x + 1) / 2)[0] for x in read), self.name).save(path)
         step = max(1, len(images) // BANK)
         some = images.subset(torch.arange(0, len(images), step).numpy())
         bank = torch.cat([self((x + 1) / 2)[0] for x in self.session.images(some, BATCH)])

@@ -53,6 +53,11 @@ class Pictures:
         assert self.splits is not None
         return spread(getattr(self.splits, self.split), self.count)
 
+    @property
+    def batches(self) -> int:
+        """How many batches there are."""
+        return -(-(len(self.files) if self.names is not None else len(self.images)) // self.batch)
+
     def __iter__(self) -> Iterator[Batch]:
         device, size = self.session.world.device, self.session.system["data"].size
         if self.names is None:

@@ -16,6 +16,7 @@ from ldae.data.images import ImageSet, Splits
 from ldae.data.loader import Loader, in_order
 from ldae.data.transforms import Augment, PadCrop, RandomResizedCrop
 from ldae.files import json_hash, remove_temporary
+from ldae.progress import Progress
 from ldae.types import Batch
 from linear_probe.features import Bank, Cell, Features, extract
 from linear_probe.sources import Encoded
@@ -66,11 +67,17 @@ class Images:
             self.banks[key, name] = extract(
                 lambda batch: encode(numbered(batch, split), wanted),
                 wanted,
-                self.in_order(images),
+                self.reported(images, split),
                 len(images),
                 folder,
             )
         return self.banks[key, name][cell]
+
+    def reported(self, images: ImageSet, split: str) -> Iterator[Batch]:
+        """Yield every image once, as it is, and report how far the reading is."""
+        batches, title = -(-len(images) // self.batch), f"features of {split}"
+        progress = Progress(self.session.progress, batches, title=title, unit="batch", images=self.batch)
+        yield from progress.over(self.in_order(images))
 
     def in_order(self, images: ImageSet) -> Iterator[Batch]:
         """Every image once, as it is."""

@@ -19,7 +19,6 @@ from _generators import described, generator_of
 from _monitors import spread
 from _precision import announce, settle_precision
 from _session import own_settings, result_folder, session_of
-from tqdm import tqdm
 
 from ldae.data.loader import in_order
 from ldae.diffusion.bound import Bound, nll_bound
@@ -28,6 +27,7 @@ from ldae.errors import ConfigError
 from ldae.files import write_json
 from ldae.generate import Generator
 from ldae.parts import Count
+from ldae.progress import Progress
 from ldae.types import Batch
 
 
@@ -62,8 +62,11 @@ def main(words: Sequence[str]) -> None:
         announce(precision)
         images = spread(getattr(session.splits(), settings.split), settings.count)
         batches = in_order(images, settings.batch, session.world.device, 0, session.stop.poll)
-        bar = tqdm(batches, "bounding", -(-len(images) // settings.batch), disable=not session.runtime.bars)
-        found = [bound_of(generator, rule, batch) for batch in bar]
+        passes = -(-len(images) // settings.batch) * (len(generator.walk.stages) - 1)
+        progress = Progress(session.progress, passes, title="bounding")
+        generator.on_step = progress.advance
+        found = [bound_of(generator, rule, batch) for batch in batches]
+        progress.close()
         total = torch.cat([bound.total for bound in found])
         figures = {
             "bits/dim": float(total.mean()),

@@ -26,7 +26,6 @@ from _pictures import Pictures
 from _precision import announce, settle_precision
 from _session import Session, own_settings, result_folder, session_of
 from torch import Tensor
-from tqdm import tqdm
 
 from ldae.data.strokes import strokes
 from ldae.engine.logging import save_png
@@ -36,6 +35,7 @@ from ldae.files import write_json
 from ldae.generate import Generator
 from ldae.objectives.panels import in_colour, tiled
 from ldae.parts import Count, Fraction, Range
+from ldae.progress import Progress
 from ldae.restore import Columns, Edit, Enlarge, Guide, Interpolate, Invert, Restoration, Segment, Undo
 from ldae.tasks.segmentation import Segmentation
 from ldae.tasks.super_resolution import SuperResolution
@@ -170,7 +170,9 @@ def restored(
 ) -> Columns:
     """The columns of all pictures, on the CPU."""
     found: list[Columns] = []
-    for k, batch in enumerate(tqdm(pictures, "restoring", unit="batch", disable=not session.runtime.bars)):
+    progress = Progress(session.progress, pictures.batches * restoration.passes, title="restoring")
+    restoration.generator.on_step = progress.advance
+    for k, batch in enumerate(pictures):
         film = Film(restoration.generator) if settings.gif and not k else None
 
         def watch(i: int, stage: Any, x: Tensor, x0: Tensor, film: Film | None = film) -> None:
@@ -181,6 +183,7 @@ def restored(
         found.append({name: x.cpu() for name, x in restoration(batch, watch).items()})
         if film:
             film.save(folder.path / "way.gif")
+    progress.close()
     return {name: torch.cat([columns[name] for columns in found]) for name in found[0]}
 
 

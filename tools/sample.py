@@ -31,7 +31,6 @@ from _precision import announce, saved_config, settle_precision
 from _session import Session, finished, own_settings, result_folder, session_of
 from einops import rearrange
 from torch import Tensor
-from tqdm import tqdm
 
 from ldae.data.images import Splits
 from ldae.diffusion.samplers import Cold
@@ -44,6 +43,7 @@ from ldae.files import load_tensors, replaced, save_tensors, whole_tensors, writ
 from ldae.generate import Generator
 from ldae.objectives.panels import in_colour, tiled
 from ldae.parts import Count, Natural
+from ldae.progress import Progress
 from ldae.system import System
 from ldae.tasks.super_resolution import SuperResolution
 from ldae.types import Cond
@@ -265,16 +265,22 @@ class Sampling:
         """This process's batches."""
         world = self.session.world
         mine = range(world.rank, self.shards, world.size)
-        for k in tqdm(mine, "sampling", unit="batch", disable=not self.session.runtime.bars or not world.main):
+        steps = self.generator.passes()
+        progress = Progress(self.session.progress, len(mine) * steps, title="sampling")
+        for k in mine:
             index = range(k * self.settings.batch, min((k + 1) * self.settings.batch, self.conditions.count))
             if not (whole_tensors(self.shard(k)) and len(self._drawn(k)) == len(index)):
-                self._draw(k, index)
+                self._draw(k, index, progress)
+            else:
+                progress.done += steps  # drawn by an earlier process
+        progress.close()
 
-    def _draw(self, k: int, index: range) -> None:
+    def _draw(self, k: int, index: range, progress: Progress) -> None:
         film = Film(self.generator, shown=8) if self.settings.gif and not k else None
 
         def watch(i: int, stage: Stage, x: Tensor, x0: Tensor) -> None:
             self.session.stop.poll()
+            progress.advance()
             if film:
                 film(i, stage, x, x0)
 

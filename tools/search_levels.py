@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from _cli import compose, resolved, run_tool
@@ -21,7 +21,6 @@ from _generators import described, generator_of
 from _pictures import Pictures
 from _precision import announce, settle_precision
 from _session import own_settings, result_folder, session_of
-from tqdm import tqdm
 
 from ldae.diffusion.ramps import Quadratic
 from ldae.diffusion.schedules import DDPMLinear, NoiseSchedule
@@ -32,6 +31,7 @@ from ldae.errors import ConfigError
 from ldae.files import write_json
 from ldae.generate import Generator
 from ldae.parts import Count, Fraction, Positive
+from ldae.progress import Progress
 from ldae.restore import Enlarge
 from ldae.tasks.super_resolution import SuperResolution
 
@@ -86,9 +86,10 @@ def main(words: Sequence[str]) -> None:
         reader = reader_of(settings.features, session, pictures.splits, "holdout")
         truth = reader.moments(torch.cat([batch.images.cpu() for batch in pictures]))
         doubts = caveats(reader, truth[0].count, truth)
-        rows = [
+        progress = Progress(session.progress, len(tried), title="searching", unit="schedule")
+        rows: list[dict[str, Any]] = [
             {"ramp": ramp, "first": first, "last": last, **scores(generator, schedule, pictures, reader)}
-            for ramp, first, last, schedule in tqdm(tried, "searching", disable=not session.runtime.bars)
+            for ramp, first, last, schedule in progress.over(tried)
         ]
         distance = next(name for name in rows[0] if name.startswith(("frechet_distance", "FID")))
         rows.sort(key=lambda row: row[distance])

@@ -314,3 +314,21 @@ def test_a_likelihood_of_one_image_has_no_standard_error(ddpm, tmp_path, in_proc
     words = (f"out={tmp_path}", "spacing=trailing", "spacing.count=3", "runtime.threads=1", "count=1")
     assert in_process("likelihood", f"run={ddpm}", *words) == (0, "")
     assert "standard error" not in json.loads((tmp_path / "likelihood.json").read_text())["figures"]
+
+
+@pytest.mark.parametrize(
+    ("tool", "words", "line"),
+    [
+        ("sample", ("count=3", "batch=2"), "sampling: step 10 of 10 (100 %)"),
+        ("restore", ("count=2", "t0=[1]", "how=edit", "repeats=2"), "restoring: step 10 of 10 (100 %)"),
+        ("restore", ("count=2", "how=undo"), "restoring: step 6 of 6 (100 %)"),
+        ("restore", ("count=2", "how=interpolate"), "restoring: step 25 of 25 (100 %)"),
+        ("likelihood", ("count=2", "sampler=ddpm"), "bounding: step 5 of 5 (100 %)"),
+    ],
+)
+def test_steps_are_counted_off_a_terminal(ddpm, tmp_path, in_process, capsys, monkeypatch, tool, words, line):
+    monkeypatch.setattr("ldae.progress.INTERVAL", 0.0)
+    monkeypatch.setattr("ldae.progress.LONGER", 0.0)
+    five = ("spacing=trailing", "spacing.count=5", "runtime.threads=1", "precision=fp32")
+    assert in_process(tool, f"run={ddpm}", f"out={tmp_path / 'a'}", *five, *words) == (0, "")
+    assert line in capsys.readouterr().err
