@@ -24,10 +24,10 @@ from ldae.errors import UsageError
 from linear_probe.results import Result, markdown, read_results
 
 RECIPES = {  # folder below configs/experiment/demo -> what it is called
-    "ldae_eps": "l-DAE, the recipe of ldae/imagefolder_cpu (noise predicted in the whitened latent)",
+    "ldae_eps": "l-DAE, noise predicted in the latent (deconstruct/07_patch_pca)",
     "ldae_paper": "l-DAE as in the paper (deconstruct/12_ldae)",
 }
-SHORT = {"ldae_eps": "the recipe of ldae/imagefolder_cpu", "ldae_paper": "as in the paper"}
+SHORT = {"ldae_eps": "noise predicted in the latent", "ldae_paper": "as in the paper"}
 PROTOCOLS = {"lbfgs": "linear", "knn": "kNN", "knn_whitened": "kNN, whitened"}
 QUIET = ("runtime.threads=1", "runtime.progress=false")  # one core is the faster way for matrices this small
 PROBED = ("precision=fp32",)  # the same figures on every processor
