@@ -104,7 +104,7 @@ def test_closing_ends_busy_processes_that_ignore_sigterm():
     assert next(results) == 1
     began = time.monotonic()
     results.close()
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
     assert not multiprocessing.active_children()
 
 
