@@ -17,7 +17,7 @@ from ldae.errors import ConfigError
 PrecisionName = Literal["fp32", "bf16"]
 PrecisionSetting = Literal["auto", "fp32", "bf16"]
 SETTINGS = ("auto", "fp32", "bf16")
-SLOWDOWN = 14  # times as long as in fp32 a training step in bf16 takes on a CPU that emulates it (docs/speed.md)
+SLOWDOWN = 14  # times as long as in fp32 a training step in bf16 takes on a CPU that emulates it (docs/scaling.md)
 
 # instruction sets of oneDNN without products of bf16, as the variables that limit it name them
 ONEDNN_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")

@@ -54,6 +54,7 @@ def test_a_signal_that_is_ignored_stays_ignored():
         with flag.listening():
             signal.raise_signal(signal.SIGHUP)
             flag.poll()
+            assert not flag.asked
     finally:
         signal.signal(signal.SIGHUP, before)
 
