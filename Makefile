@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test test-faults lint audit clean
 
 demo: .venv/installed
-	$(BIN)/python tools/demo.py
+	$(BIN)/ldae demo
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"

@@ -1,4 +1,4 @@
-"""Whether rows stand in the same order here and in the paper."""
+"""Rank correlation between our accuracies and the paper's."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 from scipy.stats import spearmanr
 
-from linear_probe.results import title
 from linear_probe.rows import Row
 
-FEWEST = 3  # cells below which an order says nothing
+FEWEST = 3  # rows; an order of fewer means nothing
 
 
 @dataclass(frozen=True)
@@ -19,34 +18,34 @@ class Agreement:
     """Spearman's rank correlation of our accuracies with the paper's.
 
     Attributes:
-        grid, protocol: whose accuracies; protocols are never mixed.
-        correlation: in [-1, 1]; 1 for the same order.
-        cells: how many have both.
+        rho: in [-1, 1]; 1 for the same order.
+        count: rows that have both accuracies.
     """
 
-    grid: str
-    protocol: str
-    correlation: float
-    cells: int
+    rho: float
+    count: int
 
     def __str__(self) -> str:
-        told = f"Spearman's rank correlation with the paper's accuracies: {self.correlation:.2f}"
-        return f"{self.grid}, {title(self.protocol)}: {told} ({self.cells} cells)"
+        """Return rho with two digits, never a zero with a sign."""
+        return f"{round(self.rho, 2) + 0:.2f}"
 
 
-def agreements(rows: Sequence[Row]) -> list[Agreement]:
-    """One for each grid and protocol that has at least three rows with an accuracy of the paper's."""
-    pairs: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for row in rows:
-        for result in row.results if row.paper is not None else ():
-            pairs.setdefault((row.grid, result.protocol), []).append((row.paper or 0.0, result.accuracy))
-    known = {key: (rank_correlation(found), len(found)) for key, found in pairs.items()}
-    return [Agreement(*key, rho, count) for key, (rho, count) in known.items() if rho is not None]
+def agreement(rows: Sequence[Row], protocol: str) -> Agreement | None:
+    """Return the rank correlation over the rows that have an accuracy under `protocol` and one of the paper's.
 
-
-def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
-    """Spearman's, in [-1, 1]; None for fewer than three pairs, or where one side is the same number throughout."""
+    Returns:
+        None for fewer than three such rows, or where one side is constant.
+    """
+    results = [(result, row.paper) for row in rows for result in row.results if result.protocol == protocol]
+    pairs = [(result.accuracy, paper) for result, paper in results if paper is not None]
     if len(pairs) < FEWEST or any(len(set(side)) == 1 for side in zip(*pairs, strict=True)):
         return None
     rho = float(spearmanr(*zip(*pairs, strict=True)).statistic)
-    return rho if math.isfinite(rho) else None
+    return Agreement(rho, len(pairs)) if math.isfinite(rho) else None
+
+
+def agreements(rows: Sequence[Row]) -> dict[tuple[str, str], Agreement]:
+    """Return {(grid, protocol): rank correlation}, for those that have one; grids and protocols are never mixed."""
+    keys = dict.fromkeys((row.grid, result.protocol) for row in rows for result in row.results)
+    every = {(g, p): agreement([row for row in rows if row.grid == g], p) for g, p in keys}
+    return {key: one for key, one in every.items() if one is not None}

@@ -58,17 +58,17 @@ class FineTuning(nn.Module):
         """(B, 3, H, W) in [0, 1] -> (B, K) float32."""
         return self.network((images - self.mean) / self.std).float()
 
-    def forward(self, batch: ImageBatch, draws: Any) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+    def forward(self, batch: ImageBatch, rng: Any) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """Cross-entropy with soft targets, nats."""
         images, target = self.mix(batch.images, batch.labels)
         loss = -(target * torch.log_softmax(self.logits(images), 1)).sum(1).mean()
         return loss, {}
 
-    def turn(self, step: int) -> bool:
+    def is_active(self, step: int) -> bool:
         """It learns at every step."""
         return True
 
-    def describe(self, batch: ImageBatch, draws: Any) -> Mapping[str, list[float]]:
+    def describe(self, batch: ImageBatch, rng: Any) -> Mapping[str, list[float]]:
         """Nothing is drawn for an image alone."""
         return {}
 

@@ -6,6 +6,7 @@ together; only that one fit meets the test split.
 
 from __future__ import annotations
 
+import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,13 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linear_probe.features import Cell, Features
+from linear_probe.features import FeatureKey, Features, Source
 from linear_probe.heads import HeadRecipe, train_heads
 from linear_probe.knn import accuracy, knn_predict
 from linear_probe.linear import Logistic, predict
 from linear_probe.scaling import standardiser, whitener
-from linear_probe.sources import Source
-from linear_probe.subsets import Part
+from linear_probe.subsets import Part, Plan
 
 
 @dataclass(frozen=True)
@@ -58,26 +58,30 @@ class Protocol(ABC):
         """Accuracy on `test` in percent, under one setting fitted on `fit`."""
         return accuracy(self.predict(setting, fit, test.x, classes, seed), test.y)
 
-    def tried_at(self, source: Source, fit: Part, held: Part, classes: int, seed: int) -> dict[Cell, list[Choice]]:
+    def tried_at(
+        self, source: Source, fit: Part, held: Part, classes: int, seed: int
+    ) -> dict[FeatureKey, list[Choice]]:
         """`tried` for every cell of a source."""
         return {
-            cell: self.tried(source.features(fit, cell), source.features(held, cell), classes, seed)
-            for cell in source.cells
+            feature_key: self.tried(
+                source.features(fit, feature_key), source.features(held, feature_key), classes, seed
+            )
+            for feature_key in source.feature_keys
         }
 
     def scored(
         self,
         source: Source,
-        cell: Cell,
+        feature_key: FeatureKey,
         setting: Mapping[str, Any],
         fits: Sequence[Part],
-        asked: Part,
+        requested: Part,
         classes: int,
         seed: int,
     ) -> float:
         """`score` on one part, fitted on several together, all read at one cell."""
-        held = source.features(asked, cell)
-        return self.score(setting, joined(*(source.features(part, cell) for part in fits)), held, classes, seed)
+        held = source.features(requested, feature_key)
+        return self.score(setting, joined(*(source.features(part, feature_key) for part in fits)), held, classes, seed)
 
     def encodings(self, source: Source, fits: Sequence[Part]) -> int:
         """How many images are encoded for one fit alone, beyond those whose features are kept."""
@@ -174,3 +178,43 @@ class SGDHeads(Protocol):
 def rated(recipe: HeadRecipe, predicted: Tensor, truth: Tensor) -> list[Choice]:
     """The accuracy of each learning rate's head: its classes (R, N) held against (N,)."""
     return [Choice({"rate": rate}, accuracy(found, truth)) for rate, found in zip(recipe.rates, predicted, strict=True)]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A cell, the protocol's setting there, and what every cell had where the choice was made.
+
+    Attributes:
+        cell, choice: the best.
+        among: accuracy of each cell under its best setting, percent.
+    """
+
+    feature_key: FeatureKey
+    choice: Choice
+    among: Mapping[FeatureKey, float]
+
+
+def choose(protocol: Protocol, source: Source, plan: Plan, classes: int, seed: int) -> Chosen:
+    """The best cell and setting by a plan's trials; each trial weighs as many images as it was scored on."""
+    trials = [protocol.tried_at(source, fit, held, classes, seed) for fit, held in plan.trials]
+    sizes = [source.count([held]) for _, held in plan.trials]
+    best = {
+        feature_key: max(_averaged([t[feature_key] for t in trials], sizes), key=lambda c: c.accuracy)
+        for feature_key in source.feature_keys
+    }
+    feature_key = max(best, key=lambda c: best[c].accuracy)
+    return Chosen(feature_key, best[feature_key], {c: choice.accuracy for c, choice in best.items()})
+
+
+def _averaged(trials: Sequence[Sequence[Choice]], sizes: Sequence[int]) -> list[Choice]:
+    """Each setting's accuracy over all trials."""
+    shares = [size / sum(sizes) for size in sizes]
+    return [
+        Choice(same[0].setting, sum(c.accuracy * share for c, share in zip(same, shares, strict=True)))
+        for same in zip(*trials, strict=True)
+    ]
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation; no deviation of a single value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None

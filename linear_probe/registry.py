@@ -1,10 +1,10 @@
-"""The protocols by name, with the hyper-parameters of their sources."""
+"""Named protocols with the hyper-parameters of their sources."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from linear_probe.augmented import AugmentedHeads
+from linear_probe.augmented_heads import AugmentedHeads
 from linear_probe.heads import HeadRecipe
 from linear_probe.protocols import KNN, LBFGS, Protocol, SGDHeads
 

@@ -30,7 +30,7 @@ class Row:
     """
 
     grid: str
-    cell: str
+    trial: str
     axes: Mapping[str, Any]
     results: Sequence[Result]
     paper: float | None

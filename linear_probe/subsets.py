@@ -82,7 +82,7 @@ def tenth(labels: Tensor, seed: int = 0) -> Tensor:
     return held
 
 
-def counts_of(asked: str | int, train: Tensor, holdout: Tensor, classes: int) -> Tensor:
+def counts_of(requested: str | int, train: Tensor, holdout: Tensor, classes: int) -> Tensor:
     """How many images of each class `asked` labels are, (C,).
 
     Args:
@@ -95,7 +95,7 @@ def counts_of(asked: str | int, train: Tensor, holdout: Tensor, classes: int) ->
     """
     there = torch.bincount(train, minlength=classes)
     every = there + torch.bincount(holdout, minlength=classes)
-    counts = _counted(asked, every)
+    counts = _counted(requested, every)
     if (counts[every > 0] < 2).any():
         poorest = int(torch.where(every > 0, counts, counts.max() + 1).argmin())
         raise ValueError(f"leaves class {poorest} {int(counts[poorest])} images; a choice needs 2 of each, give more")
@@ -105,26 +105,26 @@ def counts_of(asked: str | int, train: Tensor, holdout: Tensor, classes: int) ->
     return counts
 
 
-def check_form(asked: str | int) -> None:
+def check_form(requested: str | int) -> None:
     """Whether `asked` can be a number of labels.
 
     Raises:
         ValueError: it is neither `all`, nor images per class, nor a share.
     """
-    if asked != ALL:
-        _counted(asked, torch.zeros(1))
+    if requested != ALL:
+        _counted(requested, torch.zeros(1))
 
 
-def told(asked: str | int) -> str:
+def describe_labels(requested: str | int) -> str:
     """`asked` as result lines say it: all, 1%, 5 per class."""
-    return asked if isinstance(asked, str) else f"{asked} per class"
+    return requested if isinstance(requested, str) else f"{requested} per class"
 
 
-def _counted(asked: str | int, every: Tensor) -> Tensor:
-    if isinstance(asked, int) and asked > 1:
-        return torch.where(every > 0, asked, 0)
+def _counted(requested: str | int, every: Tensor) -> Tensor:
+    if isinstance(requested, int) and requested > 1:
+        return torch.where(every > 0, requested, 0)
     try:
-        share = float(str(asked).removesuffix("%")) if str(asked).endswith("%") else -1.0
+        share = float(str(requested).removesuffix("%")) if str(requested).endswith("%") else -1.0
     except ValueError:
         share = -1.0
     if not 0 < share <= 100:

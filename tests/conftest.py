@@ -6,21 +6,17 @@ import importlib
 import json
 import os
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import complete
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
-
-from _cli import compose, resolved  # noqa: E402
-from _session import commit  # noqa: E402
-from helpers import complete  # noqa: E402
-
-from ldae.engine.runtime import describe_hardware  # noqa: E402
-from linear_probe.results import markdown  # noqa: E402
+from ldae.app.cli import find
+from ldae.app.compose import compose, resolved
+from ldae.app.provenance import commit
+from ldae.engine.runtime import describe_hardware
+from linear_probe.results import markdown
 
 torch.set_num_threads(1)
 
@@ -36,17 +32,18 @@ def cache(tmp_path_factory):
 @pytest.fixture
 def config():
     """Composes the config of a tool: config("pretrain", "seed=1", ...)."""
-    return lambda root, *words: resolved(compose(root, list(words)))
+    return lambda root, *argv: resolved(compose(root, list(argv)))
 
 
 @pytest.fixture
 def in_process():
     """(tool, words) -> (exit code, message), without the seconds that a process takes to start."""
-    from ldae.errors import Fault
+    from ldae.core.errors import Fault
 
-    def call(tool, *words):
+    def call(tool, *argv):
         try:
-            importlib.import_module(tool).main(complete(tool, words))
+            module = importlib.import_module("bench") if tool == "bench" else find(tool.replace("_", "-")).load()
+            module.main(complete(tool, argv))
         except Fault as fault:
             return fault.code, str(fault)
         return 0, ""
@@ -104,8 +101,8 @@ def faults(reports):
 
 def pytest_terminal_summary(terminalreporter):
     """The table of faults, where $LDAE_FAULTS names the file that it is to be written to."""
-    wanted = ("passed", "failed", "error", "skipped")
-    found = faults({key: terminalreporter.stats.get(key, []) for key in wanted})
+    requested = ("passed", "failed", "error", "skipped")
+    found = faults({key: terminalreporter.stats.get(key, []) for key in requested})
     if not found or "LDAE_FAULTS" not in os.environ:
         return
     columns = ["case", "what", "tries", "lost", "verdict", "seconds"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 
 import torch
-from _cli import compose, resolved
 
+from ldae.app.compose import compose, resolved
+from ldae.config.build import Parts
 from ldae.diffusion.corruptions.blend import Blend
 from ldae.diffusion.schedules import Cosine
-from ldae.system import System
 
 SHAPE = (3, 32, 32)
 TRIED = {"colour_mask": 200}  # with few steps its holes are no wider than a pixel; 3 steps for the others
@@ -27,9 +27,9 @@ def at(*t):
 @functools.cache
 def built(name, T=None):
     """The corruption of a config, for 32 x 32 pixels, and its schedule."""
-    words = ("data=cifar10", "schedule=cosine", f"schedule.T={T or TRIED.get(name, 3)}")
-    system = System(resolved(compose("pretrain", [f"corruption={name}", *words])))
-    corruption = system["corruption"]
+    argv = ("data=cifar10", "schedule=cosine", f"schedule.T={T or TRIED.get(name, 3)}")
+    parts = Parts(resolved(compose("pretrain", [f"corruption={name}", *argv])))
+    corruption = parts.corruption
     if isinstance(corruption, Blend):
         corruption.show(torch.randint(256, (5, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(9)))
-    return corruption, system["schedule"]
+    return corruption, parts.schedule

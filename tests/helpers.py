@@ -15,7 +15,7 @@ SHORT = (
     "train.batch=64",
     "train.log_every=1",
     "train.checkpoint_every=4",
-    "monitor.looks=2",
+    "monitor.num_evals=2",
     "runtime.threads=1",
     "runtime.progress=false",
 )
@@ -25,41 +25,39 @@ ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
 NAMED = {"pretrain": ("experiment=ldae/digits",), "train_tokenizer": ("data=digits",), "ablate": ("grid=deconstruct",)}
 
 
-def complete(tool, words):
+def complete(tool, argv):
     """The words of a command with the experiment, the data or the grid that tests use where they name none."""
-    given = {word.partition("=")[0] for word in map(str, words)}
-    if "report" in given:
-        return [*map(str, words)]
-    return [*(word for word in NAMED.get(tool, ()) if word.partition("=")[0] not in given), *map(str, words)]
+    given = {word.partition("=")[0] for word in map(str, argv)}
+    return [*(word for word in NAMED.get(tool, ()) if word.partition("=")[0] not in given), *map(str, argv)]
 
 
-def command(tool, *words):
-    return [sys.executable, str(ROOT / "tools" / f"{tool}.py"), *complete(tool, words)]
+def command(tool, *argv):
+    return [sys.executable, "-m", "ldae", tool.replace("_", "-"), *complete(tool, argv)]
 
 
-def run(tool, *words, code=0, seconds=300, **environment):
+def run(tool, *argv, code=0, seconds=300, **environment):
     """Runs a tool to its end; its standard output and error. The exit code must be `code`."""
     env = {**os.environ, **ENVIRONMENT, **environment}
-    done = subprocess.run(command(tool, *words), capture_output=True, text=True, env=env, timeout=seconds)
+    done = subprocess.run(command(tool, *argv), capture_output=True, text=True, env=env, timeout=seconds)
     assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     if code:
         assert "Traceback" not in done.stderr
     return done.stdout, done.stderr
 
 
-def torchrun(tool, *words, **environment):
+def torchrun(tool, *argv, **environment):
     """Runs a tool in two processes to its good end."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     env = {**os.environ, **ENVIRONMENT, **environment}
-    done = subprocess.run([*launcher, *command(tool, *words)[1:]], capture_output=True, text=True, env=env, timeout=300)
+    done = subprocess.run([*launcher, *command(tool, *argv)[1:]], capture_output=True, text=True, env=env, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr
 
 
-def start(tool, *words):
+def start(tool, *argv):
     """Starts a tool and does not wait."""
     env = {**os.environ, **ENVIRONMENT}
-    return subprocess.Popen(command(tool, *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    return subprocess.Popen(command(tool, *argv), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
 
 def rows(folder):

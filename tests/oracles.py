@@ -42,9 +42,9 @@ class Exact(StepRule):
         back = StepBack.between(now, then)
         return back.beta_tilde + back.clean**2 * self.data.left(now) if then.sigma else 0.0
 
-    def __call__(self, x, found, now, then, draws):
+    def __call__(self, x, found, now, then, rng):
         mean = StepBack.between(now, then).mean(found.x0, x)
-        return mean + math.sqrt(self.variance(now, then)) * draws.normal(x.shape) if then.sigma else mean
+        return mean + math.sqrt(self.variance(now, then)) * rng.normal(x.shape) if then.sigma else mean
 
 
 class Told:

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from _cli import CONFIGS
 
-from ldae.engine.run import flat
+from ldae.app.compose import CONFIGS
+from ldae.config.build import DIVIDING, GROUPS, HINTS, READING, Parts
+from ldae.config.schema import construct
+from ldae.core.errors import ConfigError, UsageError
+from ldae.diffusion.samplers import StepRule
+from ldae.diffusion.schedules import NoiseSchedule
+from ldae.diffusion.spacing import Spacing
+from ldae.engine.run_folder import flat
 from ldae.engine.settings import TrainSettings
-from ldae.errors import ConfigError, UsageError
-from ldae.parts import construct, resolve
-from ldae.system import GROUPS, System
 
 EXPERIMENTS = sorted(
     p.relative_to(CONFIGS / "experiment").with_suffix("").as_posix() for p in CONFIGS.glob("experiment/*/*.yaml")
 )
 PARTS = sorted(
     p.relative_to(CONFIGS).with_suffix("").as_posix()
-    for group in GROUPS
+    for group in sorted(GROUPS)
     for p in (CONFIGS / group).glob("*.yaml")
     if not p.name.startswith("_")
 )
 # what a trained network is used with: composed by sample.yaml
-USED = {"sampler", "spacing", "begin", "levels"}
+USED = {"sampler", "spacing", "init", "sampling_schedule"}
 HUGE = {"vit_b", "vit_l12", "vit_l", "mae_b", "mae_l"}
 
 # what each step of the path changes; the config diff is the paper's argument
@@ -42,19 +46,17 @@ PATH = {
     "09_no_input_scaling": {"schedule", "weight"},
     "10_image_input": {"input"},
     "11_image_output": {"output"},
-    "12_ldae": {"output", "metric"},
+    "12_ldae": {"output", "loss"},
 }
 
 
 def build(config):
     """All parts of a pretraining config, large networks without their memory."""
     widest = config["denoiser"].get("width") or config["denoiser"]["channels"] * max(config["denoiser"]["multipliers"])
-    system, large = System(config), widest >= 512
-    for group in ("augment", "optim", "variance"):
-        if config.get(group):
-            system[group]
+    parts, large = Parts(config), widest >= 512
+    parts.build("augment", "optim")
     with torch.device("meta" if large else "cpu"):
-        return system["denoiser" if large else "objective"]
+        return parts.denoiser if large else parts.objective
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -78,33 +80,19 @@ def test_every_experiment_opens_with_source_command_and_measurement(name):
 def test_every_part_is_what_its_group_promises(config, name):
     group, choice = name.split("/")
     root = "sample" if group in USED else "train_tokenizer" if choice == "reconstruct" else "pretrain"
-    spec = config(root, f"{group}={choice}", *(["data=cifar10"] if group == "partner" else []))[group]
-    package, base = GROUPS[group]
-    part = resolve(spec["part"], package, base)
-    arguments = set(inspect.signature(part).parameters)
-    known = arguments | {
-        "part",
-        "classes",
-        "patch",
-        "d",
-        "holdout",
-        "test",
-        "split_seed",
-        "cache",
-        "workers",
-        "max_bad",
-        "max_pixels",
-        "channels",
-        "range",
-    }
+    spec = config(root, f"{group}={choice}", *(["data=cifar10"] if group == "blend_dataset" else []))[group]
+    part = getattr(importlib.import_module(spec["part"].rpartition(".")[0]), spec["part"].rpartition(".")[2])
+    known = {"part", *inspect.signature(part).parameters, *HINTS, *READING, *DIVIDING}
     assert set(spec) - known <= {"weights", "fit"}
 
 
-@pytest.mark.parametrize("name", [p for p in PARTS if p.split("/")[0] in {"sampler", "spacing", "levels", "schedule"}])
+@pytest.mark.parametrize(
+    "name", [p for p in PARTS if p.split("/")[0] in {"sampler", "spacing", "sampling_schedule", "schedule"}]
+)
 def test_every_sampler_spacing_and_schedule_can_be_built(name):
     group = name.split("/")[0]
-    part = System({group: yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())})[group]
-    assert isinstance(part, GROUPS[group][1])
+    part = getattr(Parts({group: yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())}), group)
+    assert isinstance(part, {"sampler": StepRule, "spacing": Spacing}.get(group, NoiseSchedule))
 
 
 @pytest.mark.parametrize("name", [p for p in PARTS if p.split("/")[1] not in HUGE])
@@ -151,8 +139,8 @@ def test_ablations_differ_from_their_base_in_the_named_keys_alone(config, name, 
 
 def test_pixel_ablations_have_256_tokens_of_the_papers_sizes(config):
     for size, patch, d in ((256, 16, 768), (128, 8, 192), (64, 4, 48), (32, 2, 12)):
-        system = System(config("pretrain", f"experiment=ablate/pixel_{size}_{patch}"))
-        assert system["tokenizer"].shape == (d, 16, 16)
+        system = Parts(config("pretrain", f"experiment=ablate/pixel_{size}_{patch}"))
+        assert system.tokenizer.shape == (d, 16, 16)
 
 
 def test_paper_scale_configs_hold_the_papers_hyperparameters(config):
@@ -177,8 +165,8 @@ def test_paper_scale_configs_hold_the_papers_hyperparameters(config):
     [("ldae/imagenet_vit_b", 100, 400), ("ldae/imagenet_12l", 100, 400), ("mae/imagenet_vit_l", 40, 800)],
 )
 def test_a_longer_training_warms_up_for_as_many_epochs(config, name, warmup, usual):
-    def share(*words):
-        return config("pretrain", f"experiment={name}", *words)["optim"]["warmup"]
+    def share(*argv):
+        return config("pretrain", f"experiment={name}", *argv)["optim"]["warmup"]
 
     assert share() * usual == warmup
     assert share("train.epochs=1600") * 1600 == warmup
@@ -192,7 +180,7 @@ def test_paper_scale_fine_tuning_holds_the_papers_hyperparameters(config, name, 
     train, optim, augment = found["train"], found["optim"], found["augment"]
     assert (train["batch"], train["epochs"], train["ema"], train["clip"]) == (1024, 100, 0.9999, 0)
     construct(TrainSettings, train, {})
-    assert System(found)["optim"].peak(train["batch"]) == pytest.approx(4e-3)
+    assert Parts(found).optim.peak(train["batch"]) == pytest.approx(4e-3)
     assert (optim["layer_decay"], optim["weight_decay"]) == (decay, 0.05)
     assert (found["drop_path"], found["mixup"], found["cutmix"]) == (0.1, 0.8, 1.0)
     assert (augment["magnitude"], augment["deviation"]) == (9, 0.5)
@@ -201,9 +189,9 @@ def test_paper_scale_fine_tuning_holds_the_papers_hyperparameters(config, name, 
 
 def test_the_published_tokenizers_differ_in_one_loss_alone(config):
     """Steps 01 to 03 at the paper's size: the perceptual, then the adversarial loss goes, and nothing else."""
-    words = ("imagenet_kl_f8", "tokenizer.fit.perceptual=null"), ("imagenet_conv_vae_f8",)
+    argv = ("imagenet_kl_f8", "tokenizer.fit.perceptual=null"), ("imagenet_conv_vae_f8",)
     with_gan, without = (
-        dict(flat(config("pretrain", f"tokenizer={name}", "data=cifar10", *more))) for name, *more in words
+        dict(flat(config("pretrain", f"tokenizer={name}", "data=cifar10", *more))) for name, *more in argv
     )
     differing = {key for key in with_gan.keys() | without.keys() if with_gan.get(key) != without.get(key)}
     assert differing
@@ -217,16 +205,27 @@ def test_dit_configs_hold_the_papers_hyperparameters(config):
         assert (denoiser["width"], denoiser["patch"]) == (width, 2)
         assert denoiser["encoder_depth"] + denoiser["decoder_depth"] == depth
         assert (train["batch"], train["steps"], train["epochs"], train["ema"]) == (256, 400_000, None, 0.9999)
-        system = System(found)
-        rates = {system["optim"].rate(step, 400_000, 256) for step in (0, 200_000, 399_999)}
+        system = Parts(found)
+        rates = {system.optim.rate(step, 400_000, 256) for step in (0, 200_000, 399_999)}
         assert rates == {1e-4}
         assert (optim["weight_decay"], optim["betas"]) == (0, [0.9, 0.999])
         with torch.device("meta"):
-            assert system["tokenizer"].shape == (4, 32, 32)
+            assert system.tokenizer.shape == (4, 32, 32)
         assert "not measured" in (CONFIGS / "experiment" / "dit" / f"{name}.yaml").read_text()
 
 
-UNUSED = {"tokenizer", "corruption", "schedule", "input", "output", "target", "variance", "weight", "metric"}
+UNUSED = {
+    "tokenizer",
+    "corruption",
+    "schedule",
+    "input",
+    "output",
+    "target",
+    "weight",
+    "loss",
+    "blend_dataset",
+    "timesteps",
+}
 DENOISING = {
     "tokenizer",
     "schedule",
@@ -234,7 +233,7 @@ DENOISING = {
     "output",
     "target",
     "weight",
-    "metric",
+    "loss",
 }
 
 
@@ -245,7 +244,7 @@ DENOISING = {
         ("mae/cifar10", "ldae/cifar10", UNUSED | {"denoiser", "objective", "optim"}),
         ("dae_pixel/cifar10_cpu", "ldae/cifar10_cpu", DENOISING),
         ("dae_pixel/cifar10", "ldae/cifar10", DENOISING),
-        ("dae_pixel/imagenet_vit_b", "ldae/imagenet_vit_b", {"tokenizer", "metric"}),
+        ("dae_pixel/imagenet_vit_b", "ldae/imagenet_vit_b", {"tokenizer", "loss"}),
     ],
 )
 def test_baselines_differ_from_ldae_in_the_named_keys_alone(config, name, base, keys):
@@ -276,7 +275,7 @@ def test_paper_scale_mae_holds_the_papers_hyperparameters(config, name, width, d
 @pytest.mark.parametrize(
     "name",
     [
-        "os.system.Popen",
+        "os.parts.Popen",
         "ldae.tokenizers.pixel",
         "torch.nn.Linear",
         "ldae.data.datasets.Digits",
@@ -289,7 +288,7 @@ def test_names_outside_their_package_are_not_resolved(config, name):
     found = config("pretrain")
     found["tokenizer"] = {**found["tokenizer"], "part": name}
     with pytest.raises(ConfigError, match=r"tokenizer\.part"):
-        System(found)["tokenizer"]
+        _ = Parts(found).tokenizer
 
 
 def test_the_environment_does_not_leak_into_configs(config):

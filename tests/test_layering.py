@@ -1,4 +1,4 @@
-"""Who may import whom: the walk of every import in the packages (DESIGN: layering)."""
+"""The layers: a walk of every import in the packages."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOUNDATION = {"types", "errors", "parts", "files", "counter", "progress"}
-# each layer may import itself, the foundation, and what is listed
+# a layer imports itself, core, and what is listed
 MAY_IMPORT = {
-    "foundation": set(),
+    "core": set(),
     "diffusion": set(),
     "nn": set(),
     "data": set(),
@@ -21,56 +20,64 @@ MAY_IMPORT = {
     "denoisers": {"diffusion", "nn"},
     "tasks": {"tokenizers", "denoisers", "diffusion", "nn"},
     "objectives": {"tasks", "tokenizers", "denoisers", "diffusion", "nn", "metrics"},
-    "top": {"objectives", "tasks", "tokenizers", "denoisers", "diffusion", "nn", "data", "engine", "metrics"},
 }
-TOP = {"system", "export", "fold", "generate", "restore", "timm_encoder", "timm_weights", "timm_folder", "onnx_file"}
-ONLY_IN_TOOLS = {"hydra", "omegaconf"}
+LIBRARY = {"tokenizers", "denoisers", "tasks", "objectives", "diffusion", "nn", "data", "engine", "metrics"}
+MAY_IMPORT["config"] = LIBRARY
+MAY_IMPORT["sampling"] = LIBRARY
+MAY_IMPORT["export"] = LIBRARY | {"config"}
+MAY_IMPORT["app"] = LIBRARY | {"config", "sampling", "export"}
+ONLY_IN_APP = {"hydra", "omegaconf"}
+LAZY = {"ldae", "ldae.__main__"}  # the public API: imports from any layer when a name is asked for
 FILES = sorted((ROOT / "ldae").rglob("*.py")) + sorted((ROOT / "linear_probe").rglob("*.py"))
 
 
+def module_of(path):
+    """The dotted name of a file's module."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
 def imports(path):
-    """Dotted names of every import in a file, those inside functions too."""
+    """Dotted names of every import in a file, those inside functions and for types alone too."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def layer(dotted):
     """The layer of a module of ldae."""
-    parts = dotted.removesuffix(".__init__").split(".")
-    if len(parts) < 2:
-        return "foundation"
-    return "foundation" if parts[1] in FOUNDATION else "top" if parts[1] in TOP else parts[1]
+    return dotted.split(".")[1] if "." in dotted else "public"
 
 
-def violations(path, source_layer, names):
+def violations(source, names):
+    own = "probe" if source.startswith("linear_probe") else layer(source)
     for name in names:
         first = name.split(".")[0]
-        if first in ONLY_IN_TOOLS or (first == "linear_probe" and source_layer != "probe"):
-            yield f"{path}: {name}"
-        if first == "ldae":
-            if source_layer == "probe":
-                yield f"{path}: {name}"
-                continue
-            target = layer(name)
-            if target not in {source_layer, "foundation"} | MAY_IMPORT[source_layer]:
-                yield f"{path}: {name}"
+        if own == "app" or source in LAZY:
+            continue
+        if first in ONLY_IN_APP or (first == "linear_probe" and own != "probe"):
+            yield name
+        if (
+            first == "ldae"
+            and name != "ldae"
+            and (own == "probe" or layer(name) not in {own, "core"} | MAY_IMPORT[own])
+        ):
+            yield name
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_keep_to_the_layers(path):
-    dotted = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    source_layer = "probe" if dotted.startswith("linear_probe") else layer(dotted)
-    assert list(violations(path, source_layer, imports(path))) == []
+    assert not list(violations(module_of(path), imports(path)))
 
 
 def test_the_walk_sees_a_violation():
-    names = ["hydra", "linear_probe.knn", "ldae.objectives.denoise", "ldae.types", "torch"]
-    assert [v.split(": ")[1] for v in violations("x", "engine", names)] == names[:3]
-    assert [v.split(": ")[1] for v in violations("x", "probe", ["ldae.types", "linear_probe.knn"])] == ["ldae.types"]
+    names = ["hydra", "linear_probe.knn", "ldae.objectives.denoise", "ldae.core.types", "torch"]
+    assert list(violations("ldae.engine.trainer", names)) == names[:3]
+    assert list(violations("linear_probe.knn", ["ldae.core.types", "linear_probe.knn"])) == ["ldae.core.types"]
+    assert list(violations("ldae.config.build", ["ldae.export.encoder"])) == ["ldae.export.encoder"]
 
 
 def test_diffusion_knows_torch_alone():
@@ -79,8 +86,33 @@ def test_diffusion_knows_torch_alone():
         assert {name.split(".")[0] for name in imports(path)} <= allowed
 
 
-def test_every_module_is_in_a_layer():
+def test_every_module_is_in_a_layer_and_none_is_private():
     for path in FILES:
-        if path.relative_to(ROOT).parts[0] != "linear_probe":
-            dotted = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            assert layer(dotted) in MAY_IMPORT
+        assert path.name.startswith("__") or not path.name.startswith("_")
+        if path.relative_to(ROOT).parts[0] != "linear_probe" and module_of(path) not in LAZY:
+            assert layer(module_of(path)) in MAY_IMPORT
+
+
+def graph():
+    """{module: modules of ours that it imports}, imports for types alone included."""
+    known = {module_of(path): path for path in FILES}
+    return {name: {target for target in imports(path) if target in known} - {name} for name, path in known.items()}
+
+
+def circles(edges):
+    """Modules that reach themselves."""
+    reach = {name: set(targets) for name, targets in edges.items()}
+    changed = True
+    while changed:
+        changed = False
+        for targets in reach.values():
+            more = set().union(*(reach[t] for t in targets), set()) - targets
+            targets |= more
+            changed |= bool(more)
+    return sorted(name for name, targets in reach.items() if name in targets)
+
+
+def test_there_is_no_import_circle():
+    edges = {name: {t for t in targets if t not in LAZY} for name, targets in graph().items() if name not in LAZY}
+    assert not circles(edges)
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c"]

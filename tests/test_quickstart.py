@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import json
 import re
@@ -17,14 +16,15 @@ from helpers import ROOT
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from ldae.export import Encoder, load_run
+from ldae.app.cli import find
+from ldae.export.encoder import Encoder, load_run
 
 TEXT = (ROOT / "docs" / "quickstart.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, flags=re.S)
 COMMANDS = [line.split("#")[0].strip() for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
 TOOLS = [shlex.split(line)[1:] for line in COMMANDS if line.startswith("python tools/")]
 WORKERS = "data.workers=0"
-MORE = {"pretrain": ("train.steps=8", "monitor.looks=1", WORKERS), "probe": (WORKERS,), "export": ()}
+MORE = {"pretrain": ("train.steps=8", "monitor.num_evals=1", WORKERS), "probe": (WORKERS,), "export": ()}
 
 
 @pytest.fixture(scope="module")
@@ -41,22 +41,22 @@ def done(tmp_path_factory):
     said = []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
-        for script, *words in TOOLS:
+        for script, *argv in TOOLS:
             tool = Path(script).stem
-            here = [re.sub(r"\b(IMAGES|RUN|OUT)\b", lambda m: places[m[1]], word) for word in words]
+            here = [re.sub(r"\b(IMAGES|RUN|OUT)\b", lambda m: places[m[1]], word) for word in argv]
             said.append(_typed(tool, [*here, "runtime.threads=1", *MORE[tool]]))
     return home, said
 
 
-def _typed(tool, words):
+def _typed(tool, argv):
     """What a tool prints; it runs in this process, which has imported torch already."""
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        importlib.import_module(tool).main(words)
+        find(tool).load().main(argv)
     return out.getvalue()
 
 
 def test_the_page_goes_the_whole_way():
-    assert [Path(words[0]).stem for words in TOOLS] == ["pretrain", "probe", "probe", "probe", "export", "probe"]
+    assert [Path(argv[0]).stem for argv in TOOLS] == ["pretrain", "probe", "probe", "probe", "export", "probe"]
 
 
 def test_every_command_runs(done):

@@ -26,14 +26,14 @@ def test_there_is_something_to_test():
 
 @pytest.mark.parametrize("line", TOOLS)
 def test_each_command_of_a_tool_composes(config, line):
-    words = shlex.split(line)
-    (at,) = (i for i, word in enumerate(words) if word.startswith("tools/"))
-    assert (ROOT / words[at]).exists()
-    name = words[at].removeprefix("tools/").removesuffix(".py")
+    argv = shlex.split(line)
+    (at,) = (i for i, word in enumerate(argv) if word.startswith("tools/"))
+    assert (ROOT / argv[at]).exists()
+    name = argv[at].removeprefix("tools/").removesuffix(".py")
     if name == "checkpoint":
-        assert words[at + 1] in ("list", "verify")
+        assert argv[at + 1] in ("list", "verify")
         return
-    given, bare = ([w for w in words[at + 1 :] if ("=" in w) is assigned] for assigned in (True, False))
+    given, bare = ([w for w in argv[at + 1 :] if ("=" in w) is assigned] for assigned in (True, False))
     config("pretrain" if bare == ["plan"] else name, *given)
     assert set(bare) <= BARE.get(name, set())
 
@@ -61,8 +61,8 @@ def test_the_keys_of_the_table_are_keys(config):
 
 
 def test_the_python_snippet_runs(tmp_path, monkeypatch):
-    words = ("experiment=demo/ldae_eps", "train.steps=2", "data.crops=120", "monitor.looks=0", "runtime.threads=1")
-    run("pretrain", f"out={tmp_path / 'runs/demo/ldae_eps/seed0'}", *words)
+    argv = ("experiment=demo/ldae_eps", "train.steps=2", "data.crops=120", "monitor.num_evals=0", "runtime.threads=1")
+    run("pretrain", f"out={tmp_path / 'runs/demo/ldae_eps/seed0'}", *argv)
     (snippet,) = (block for kind, block in BLOCKS if kind == "python")
     monkeypatch.chdir(tmp_path)
     found: dict = {}

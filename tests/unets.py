@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from ldae.core.types import Cond, NoiseLevel
 from ldae.denoisers.unet import UNet
 from ldae.diffusion.schedules import DDPMLinear
-from ldae.types import Cond, NoiseLevel
 
 SR3 = {"level": "gamma", "sinusoid": "improved", "scale_shift": True, "resample": "block", "rescale": True}
 VARIANTS = {

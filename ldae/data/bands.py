@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ldae.errors import ConfigError
+from ldae.core.errors import ConfigError
 
 # tags of TIFF 6.0, and GDAL's for the value of pixels that hold no data
 BITS, PHOTOMETRIC, SAMPLES, EXTRA, SAMPLE_FORMAT = 258, 262, 277, 338, 339
@@ -155,11 +155,13 @@ class TiffLayout:
             )
         if STRIP_OFFSETS in self.tags and HEIGHT in self.tags:
             rows, height = self.tags.get(STRIP_ROWS, 2**32 - 1), int(self.tags[HEIGHT])
-            strips = -(-height // min(int(rows), height)) * (self.samples if self.tags.get(PLANAR, 1) == 2 else 1)
-            sizes = _as_tuple(self.tags.get(STRIP_BYTES, (1,) * strips))
+            denoising_images = -(-height // min(int(rows), height)) * (
+                self.samples if self.tags.get(PLANAR, 1) == 2 else 1
+            )
+            sizes = _as_tuple(self.tags.get(STRIP_BYTES, (1,) * denoising_images))
             present = min(len(_as_tuple(self.tags[STRIP_OFFSETS])), sum(size > 0 for size in sizes))
-            if present < strips:
-                raise BadImage(f"ends early: {present} of its {strips} strips are there")
+            if present < denoising_images:
+                raise BadImage(f"ends early: {present} of its {denoising_images} strips are there")
 
 
 def read_tiff(content: bytes, max_pixels: int, bands: Bands, deep: bool = False) -> tuple[np.ndarray, int]:

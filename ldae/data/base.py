@@ -11,14 +11,14 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from ldae.counter import seed_of, uniforms
+from ldae.core.errors import ConfigError, DataError
+from ldae.core.files import json_hash
+from ldae.core.rng import seed_of, uniforms
+from ldae.core.types import Count, Fraction, Natural
 from ldae.data.cache import Bad, Context
 from ldae.data.folder import Listing, joined, shared
 from ldae.data.images import ImageSet, Splits
 from ldae.data.layout import some
-from ldae.errors import ConfigError, DataError
-from ldae.files import json_hash
-from ldae.parts import Count, Fraction, Natural
 
 LARGEST = 8192  # pixels of a side: a picture of this size is 192 MiB of bytes
 FEW = 50  # images of a hold-out below which an accuracy on it says little

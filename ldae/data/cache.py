@@ -20,15 +20,15 @@ import numpy as np
 import torch
 from filelock import FileLock
 
+from ldae.core.errors import CheckpointError, DataError, OutputError, StorageError
+from ldae.core.files import json_hash, published_folder, read_sealed_json, write_sealed_json
+from ldae.core.progress import Mode, Progress
+from ldae.core.types import Count, Fraction, Natural, Workers
 from ldae.data.decode import BadImage, Bands, centre_square, read_rgb
 from ldae.data.folder import Listing
 from ldae.data.images import FileImages, MemoryImages, encode_names
 from ldae.data.sources import Source
 from ldae.data.workers import WorkerPool
-from ldae.errors import CheckpointError, DataError, OutputError, StorageError
-from ldae.files import json_hash, published_folder, read_sealed_json, write_sealed_json
-from ldae.parts import Count, Fraction, Natural, Workers
-from ldae.progress import Mode, Progress
 
 FORMAT = 1
 DECODER = 2  # changes when a file other than a JPEG may be decoded otherwise

@@ -10,15 +10,15 @@ from typing import Literal
 import numpy as np
 import torch
 
+from ldae.core.errors import ConfigError, DataError, nearest
+from ldae.core.files import json_hash
+from ldae.core.types import Count
 from ldae.data.base import Dataset, Division
 from ldae.data.cache import Bad, Context, as_files, in_memory
 from ldae.data.folder import Listing, list_classes, list_flat, list_images
 from ldae.data.images import ImageSet, MemoryImages, Splits
 from ldae.data.layout import NONE, SplitNames, is_usual, some
 from ldae.data.walk import MOST_COUNTED, Contents, contents, count_images, unreadable
-from ldae.errors import ConfigError, DataError, nearest
-from ldae.files import json_hash
-from ldae.parts import Count
 
 SMALL = 2 << 30  # bytes of pixels that are held in memory by default
 

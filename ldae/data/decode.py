@@ -15,9 +15,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from ldae.core.errors import StorageError
 from ldae.data.bands import NODATA, BadImage, Bands, TiffLayout, check_nodata, read_tiff
 from ldae.data.sources import Member, Source
-from ldae.errors import StorageError
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ldae.core.errors import DataError
+from ldae.core.files import json_hash
 from ldae.data.decode import SUFFIXES
 from ldae.data.layout import some
 from ldae.data.sources import Source, in_folder
 from ldae.data.walk import Found, Walk, contents
-from ldae.errors import DataError
-from ldae.files import json_hash
 
 UNLABELLED = -1  # the label of an image without a class
 MOST_CLASSES = 100_000  # where there are fewer images; a larger number is taken for damage

@@ -11,15 +11,15 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
+from ldae.core.errors import ConfigError, DataError, Fault, StorageError, nearest
+from ldae.core.files import json_hash, read_sealed_json, write_sealed_json
+from ldae.core.types import Count
 from ldae.data.cache import Bad, Context, in_memory, kept_json, readable, scanned
 from ldae.data.datasets import SMALL, Dataset, Division
 from ldae.data.folder import UNLABELLED, Listing, number_of_classes
 from ldae.data.images import ImageSet, Splits
 from ldae.data.layout import NONE, SplitNames, some
 from ldae.data.streamed import StreamedImages
-from ldae.errors import ConfigError, DataError, Fault, StorageError, nearest
-from ldae.files import json_hash, read_sealed_json, write_sealed_json
-from ldae.parts import Count
 
 FORMAT = 1
 

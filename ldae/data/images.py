@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldae.counter import permutation
+from ldae.core.rng import permutation
 from ldae.data.decode import PLAIN, Bands
 from ldae.data.sources import Source, in_folder
 

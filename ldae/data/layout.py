@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from ldae.errors import ConfigError, DataError, nearest
+from ldae.core.errors import ConfigError, DataError, nearest
 
 # split -> its usual names, in any letter case
 USUAL: Mapping[str, tuple[str, ...]] = {

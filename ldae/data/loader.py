@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldae.counter import uniforms
+from ldae.core.errors import ConfigError, DataError
+from ldae.core.rng import uniforms
+from ldae.core.types import Batch
 from ldae.data.images import FileImages, ImageSet, LatentImages, MemoryImages
 from ldae.data.reading import Cutter, file_batches, streamed
 from ldae.data.streamed import Held, StreamedImages
 from ldae.data.transforms import Augment, Centre
-from ldae.errors import ConfigError, DataError
-from ldae.types import Batch
 
 
 @dataclass(frozen=True)
-class Share:
+class RankSlice:
     """Which rows of a global batch this process works on."""
 
     rank: int = 0
@@ -57,7 +57,7 @@ class Loader:
         batch: int,
         seed: int,
         device: torch.device,
-        share: Share | None = None,
+        share: RankSlice | None = None,
         workers: int = 0,
         max_bad: float = 0.0,
     ):
@@ -67,7 +67,7 @@ class Loader:
             kind = type(augment).__name__
             raise ConfigError("augment", kind, "works on small images held in memory; use another or data.store=memory")
         self.images, self.augment, self.batch, self.seed, self.device = images, augment, batch, seed, device
-        self.share, self.workers, self.max_bad = share or Share(), workers, max_bad
+        self.share, self.workers, self.max_bad = share or RankSlice(), workers, max_bad
         self.steps_per_epoch = len(images) // batch
 
     def batches(self, start: int) -> Iterator[Batch]:
@@ -113,8 +113,8 @@ class Loader:
         bad: set[int] = set()
         size = -(-self.batch // self.share.world)
         found = file_batches(images, self.augment, self.seed, keys, size, self.workers, self.device)
-        for pixels, index, wanted in found:
-            bad.update(wanted[wanted != index].tolist())
+        for pixels, index, requested in found:
+            bad.update(requested[requested != index].tolist())
             if len(bad) > self.max_bad * len(images):
                 names = ", ".join(images.name(i) for i in sorted(bad)[:3])
                 raise DataError(f"{len(bad)} images have become unreadable, more than data.max_bad: {names}")
@@ -158,9 +158,9 @@ def _squares(
     else:
         assert isinstance(images, FileImages)
         keys = [[(0, int(i)) for i in index] for index in positions]
-        for pixels, index, wanted in file_batches(images, Centre(), 0, keys, len(positions[0]), workers, device):
-            if (wanted != index).any():
-                name = images.name(int(wanted[wanted != index][0]))
+        for pixels, index, requested in file_batches(images, Centre(), 0, keys, len(positions[0]), workers, device):
+            if (requested != index).any():
+                name = images.name(int(requested[requested != index][0]))
                 raise DataError(f"{images.root / name} has become unreadable")
             yield pixels, index
 

@@ -26,14 +26,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ldae.counter import seed_of, uniforms
+from ldae.core.errors import ConfigError, DataError
+from ldae.core.files import json_hash
+from ldae.core.rng import seed_of, uniforms
+from ldae.core.types import Count
 from ldae.data.cache import Context, pixel_hash
 from ldae.data.datasets import Dataset, Division
 from ldae.data.decode import BadImage, read_rgb
 from ldae.data.images import MemoryImages, Splits
-from ldae.errors import ConfigError, DataError
-from ldae.files import json_hash
-from ldae.parts import Count
 
 SKLEARN, SKIMAGE = ("sklearn", "datasets/images"), ("skimage", "data")
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "skimage": "scikit-image"}

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ldae.core.errors import ConfigError
+from ldae.core.types import Count, Fraction, NonNegative, Positive
 from ldae.data.transforms import Augment, RandomResizedCrop
-from ldae.errors import ConfigError
-from ldae.parts import Count, Fraction, NonNegative, Positive
 
 HIGHEST = 9.99  # at 10 timm's posterise keeps 0 bits, which Pillow refuses
 SEEDS = 2**24  # as many as a float32 uniform on [0, 1) tells apart

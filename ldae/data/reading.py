@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldae.counter import uniforms
+from ldae.core.errors import DataError, StorageError
+from ldae.core.rng import uniforms
 from ldae.data.decode import PLAIN, BadImage, Bands, cut_and_resized, read_rgb
 from ldae.data.images import FileImages
 from ldae.data.sources import Source
 from ldae.data.transforms import Augment
 from ldae.data.workers import METHOD, WorkerPool
-from ldae.errors import DataError, StorageError
 
 ATTEMPTS = 64
 AT_ONCE = 8  # images that are held decoded: what is asked of torch is asked for all of them
@@ -69,17 +69,17 @@ class _Files:
     def __call__(self, task: tuple[int, Keys]) -> tuple[np.ndarray, np.ndarray]:
         """Fill a slot with a batch; (index read, index asked for), each (B,)."""
         slot, keys = task
-        epoch, wanted = keys[0][0], torch.tensor([index for _, index in keys])
-        pixels, index = self.slots[slot], wanted.clone()
+        epoch, requested = keys[0][0], torch.tensor([index for _, index in keys])
+        pixels, index = self.slots[slot], requested.clone()
         for first in range(0, len(keys), AT_ONCE):
             part = slice(first, min(first + AT_ONCE, len(keys)))
-            images, places = zip(*(self._read(int(i)) for i in wanted[part]), strict=True)
+            images, places = zip(*(self._read(int(i)) for i in requested[part]), strict=True)
             index[part] = torch.tensor(places)
             self.cutter(images, epoch, index[part], pixels[part])
-        return index.numpy(), wanted.numpy()  # a tensor would be passed by a file that dies with its process
+        return index.numpy(), requested.numpy()  # a tensor would be passed by a file that dies with its process
 
-    def _read(self, wanted: int) -> tuple[Image.Image, int]:
-        place = int(np.searchsorted(self.images.ids, wanted))
+    def _read(self, requested: int) -> tuple[Image.Image, int]:
+        place = int(np.searchsorted(self.images.ids, requested))
         for offset in range(ATTEMPTS):
             index = int(self.images.ids[(place + offset) % len(self.images)])
             try:
@@ -89,7 +89,7 @@ class _Files:
                     raise StorageError(
                         f"data.root={self.images.root} is no longer there; bring it back and run the same command again"
                     ) from None
-        raise DataError(f"{ATTEMPTS} images in a row from {self.images.name(wanted)} on are unreadable")
+        raise DataError(f"{ATTEMPTS} images in a row from {self.images.name(requested)} on are unreadable")
 
 
 def file_batches(
@@ -120,10 +120,10 @@ def file_batches(
         results: Iterator[tuple[Any, Any]] = WorkerPool(work, workers).map(tasks, AHEAD)
     else:
         results = map(work, tasks)  # lazily
-    for turn, (index, wanted) in enumerate(results):
+    for turn, (index, requested) in enumerate(results):
         pixels = torch.empty(slots[0, : len(index)].shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
         pixels.copy_(slots[turn % len(slots), : len(index)])  # the slot is free for another batch
-        yield pixels, torch.as_tensor(index), torch.as_tensor(wanted)
+        yield pixels, torch.as_tensor(index), torch.as_tensor(requested)
 
 
 def _shared(shape: tuple[int, ...], workers: int) -> Tensor:

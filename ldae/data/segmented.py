@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ldae.core.errors import DataError
+from ldae.core.types import Count
 from ldae.data.cache import Bad, Context, Squares, in_memory
 from ldae.data.datasets import Dataset, Division, existing_root, unread_folders, unread_notes
 from ldae.data.decode import BadImage, Bands, centre_square, read_mask, read_rgb
@@ -17,8 +19,6 @@ from ldae.data.folder import Listing, list_pairs
 from ldae.data.images import ImageSet, Splits
 from ldae.data.layout import SplitNames
 from ldae.data.walk import contents
-from ldae.errors import DataError
-from ldae.parts import Count
 
 LAYOUT = "train/images/NAME.jpg and train/masks/NAME.png"
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldae.counter import permutation, uniforms
+from ldae.core.errors import DataError
+from ldae.core.rng import permutation, uniforms
 from ldae.data.decode import PLAIN, Bands
 from ldae.data.images import ImageSet
-from ldae.errors import DataError
 
 # (shard, rows to leave out at its beginning) -> the bytes of its images from there on
 Shards = Callable[[int, int], Iterable[bytes]]
@@ -95,11 +95,11 @@ class Held:
 
     def take(self, index: Tensor) -> list[bytes]:
         """The bytes of some images; later calls ask for later ones."""
-        held, wanted = dict(self.last), index.tolist()
-        while any(i not in held for i in wanted):
+        held, requested = dict(self.last), index.tolist()
+        while any(i not in held for i in requested):
             self.last = next(self.windows)
             held |= self.last
-        return [held[i] for i in wanted]
+        return [held[i] for i in requested]
 
 
 class Cursor:

@@ -14,6 +14,8 @@ from typing import Any
 
 from filelock import FileLock
 
+from ldae.core.errors import DataError
+from ldae.core.files import json_hash, read_sealed_json, write_sealed_json
 from ldae.data.cache import Context, kept_json
 from ldae.data.datasets import ImageFolder, existing_root
 from ldae.data.decode import SUFFIXES
@@ -22,8 +24,6 @@ from ldae.data.images import Splits
 from ldae.data.layout import NONE, USUAL, some
 from ldae.data.sources import in_tar
 from ldae.data.walk import entries, unreadable
-from ldae.errors import DataError
-from ldae.files import json_hash, read_sealed_json, write_sealed_json
 
 FORMAT = 2
 KEYS = ("cls", "label")  # of KEY.json

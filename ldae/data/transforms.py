@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from ldae.parts import Fraction, Natural, Positive
+from ldae.core.types import Fraction, Natural, Positive
 
 
 class Augment(ABC):

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ldae.core.errors import DataError, Fault, StorageError
 from ldae.data.decode import SUFFIXES
 from ldae.data.layout import some
-from ldae.errors import DataError, Fault, StorageError
 
 USERS = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 MOST_COUNTED = 10_000  # images of a folder that is not read

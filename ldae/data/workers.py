@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from ldae.errors import Fault, PeerError
+from ldae.core.errors import Fault, PeerError
 
 # forked processes share names and labels with this one; elsewhere than on Linux, system libraries do not survive a fork
 METHOD = "fork" if sys.platform == "linux" else "spawn"

@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from torch import Tensor, nn
 
-from ldae.types import Cond, NoiseLevel
+from ldae.core.types import Cond, NoiseLevel
 
 
 class Network(nn.Module, ABC):
@@ -24,7 +24,7 @@ class Network(nn.Module, ABC):
     prefix: int = 0
 
     @abstractmethod
-    def open_gates(self) -> None:
+    def undo_zero_init(self) -> None:
         """Undoes an initialisation that makes blocks the identity: an untrained network to compare with."""
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldae.core.types import NoiseLevel
 from ldae.nn.embeddings import sinusoid, sinusoid_ddpm
-from ldae.types import NoiseLevel
 
 START = 0.02  # standard deviation of DiT's conditioning weights at the start
 GAMMA_SCALE = 5000.0  # of a level that is told as a number in [0, 1]

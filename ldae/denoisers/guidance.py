@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ldae.core.errors import ConfigError
+from ldae.core.types import Cond, NoiseLevel
 from ldae.denoisers.base import Denoiser
-from ldae.errors import ConfigError
-from ldae.types import Cond, NoiseLevel
 
 
 class Guided(Denoiser):
@@ -42,10 +42,10 @@ class Guided(Denoiser):
         """
         if cond is None or cond.label is None:
             raise ConfigError("label", None, "gives guidance nothing to go by; give a class for every image")
-        told = self.network(x_t, level, cond)
+        message = self.network(x_t, level, cond)
         untold = self.network(x_t, level, replace(cond, label=None))[:, : self.guided]
-        guided = untold + self.scale * (told[:, : self.guided] - untold)
-        return torch.cat([guided, told[:, self.guided :]], dim=1)  # (B, C', H', W')
+        guided = untold + self.scale * (message[:, : self.guided] - untold)
+        return torch.cat([guided, message[:, self.guided :]], dim=1)  # (B, C', H', W')
 
     def prepared(self, cond: Cond) -> Cond:
         return self.network.prepared(cond)
@@ -56,5 +56,5 @@ class Guided(Denoiser):
         """Tokens of the conditional pass: guidance acts on answers alone."""
         return self.network.encode(x_t, level, cond, layers)
 
-    def open_gates(self) -> None:
-        self.network.open_gates()
+    def undo_zero_init(self) -> None:
+        self.network.undo_zero_init()

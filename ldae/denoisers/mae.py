@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldae.core.errors import ConfigError
+from ldae.core.types import Count, Positive
 from ldae.denoisers.base import Network
-from ldae.errors import ConfigError
 from ldae.nn.blocks import LN_EPS, Block
 from ldae.nn.embeddings import sincos_positions
 from ldae.nn.masking import Masking
 from ldae.nn.patchify import patchify, to_tokens
-from ldae.parts import Count, Positive
 
 
 class MaskedAutoencoder(Network):
@@ -119,7 +119,7 @@ class MaskedAutoencoder(Network):
         outputs = self._through(self.tokens_of(x), self.layers if layers is None else layers)
         return {layer: tokens if class_token else tokens[:, 1:] for layer, tokens in outputs.items()}
 
-    def open_gates(self) -> None:
+    def undo_zero_init(self) -> None:
         """Nothing to undo: the blocks have no gates, and none of them starts as the identity."""
 
     def tokens_of(self, x: Tensor) -> Tensor:

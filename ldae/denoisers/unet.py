@@ -6,16 +6,17 @@ import math
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldae.core.errors import ConfigError
+from ldae.core.types import EMPTY, Cond, Count, Fraction, NoiseLevel
 from ldae.denoisers.base import Denoiser
 from ldae.denoisers.conditioning import READINGS, WAVES, LabelEmbedding, LevelEmbedding
 from ldae.diffusion.schedules import NoiseSchedule
-from ldae.errors import ConfigError
 from ldae.nn.attention import Attention
 from ldae.nn.conv import group_norm
 from ldae.nn.patchify import to_tokens
@@ -25,20 +26,18 @@ from ldae.nn.unet_blocks import (
     BLOCK,
     CONV,
     AddedNorm,
-    Form,
+    BlockConfig,
     Level,
     Middle,
     PixelAttention,
     ResidualBlock,
     ScaledNorm,
-    Size,
+    StageConfig,
     levels_down,
     levels_up,
 )
-from ldae.parts import EMPTY, Count, Fraction, construct
-from ldae.types import Cond, NoiseLevel
 
-WAYS = {"conv": CONV, "block": BLOCK}
+RESAMPLING = {"conv": CONV, "block": BLOCK}
 NORMS: Mapping[bool, type[AddedNorm] | type[ScaledNorm]] = {False: AddedNorm, True: ScaledNorm}
 
 
@@ -68,7 +67,7 @@ class UNet(Denoiser):
         scale_shift: whether the condition scales and shifts after normalisation; if not, it shifts before.
         resample: by convolutions, or by residual blocks as in BigGAN.
         rescale: whether every residual sum is divided by sqrt(2).
-        encoder: keys of RRDBNet (blocks, width, growth), or None.
+        encoder: of the conditioning image, to `channels` channels; None concatenates the image to x_t.
         cond_channels: of `Cond.image`; 0 if there is none.
         classes: K that can be told; 0 for none.
 
@@ -92,22 +91,22 @@ class UNet(Denoiser):
         scale_shift: bool = False,
         resample: Literal["conv", "block"] = "conv",
         rescale: bool = False,
-        encoder: dict | None = None,
+        encoder: RRDBNet | None = None,
         cond_channels: int = 0,
         classes: int = 0,
     ):
         super().__init__()
         self.in_shape, self.cond_channels, self.multipliers = in_shape, cond_channels, tuple(multipliers)
-        sizes = _sizes(in_shape, out_shape, channels, multipliers, attention, heads)
-        form = Form(4 * channels, NORMS[scale_shift], dropout, heads, math.sqrt(0.5) if rescale else 1.0)
+        sizes = _stages(in_shape, out_shape, channels, multipliers, attention, heads)
+        config = BlockConfig(4 * channels, NORMS[scale_shift], dropout, heads, math.sqrt(0.5) if rescale else 1.0)
         reading = lambda noise: READINGS[level](noise, schedule.T)  # noqa: E731
-        self.level = LevelEmbedding(form.cond_width, channels, 2, WAVES[sinusoid], reading)
-        self.labels = LabelEmbedding(classes, form.cond_width) if classes else None
-        self.encoder = None if encoder is None else _encoder(encoder, cond_channels, channels)
+        self.level = LevelEmbedding(config.cond_width, channels, 2, WAVES[sinusoid], reading)
+        self.labels = LabelEmbedding(classes, config.cond_width) if classes else None
+        self.encoder = encoder
         self.first = nn.Conv2d(in_shape[0] + (0 if self.encoder else cond_channels), channels, 3, padding=1)
-        self.down = levels_down(channels, sizes, blocks, form, WAYS[resample])
-        self.middle = Middle(sizes[-1].width, form)
-        self.up = levels_up(channels, sizes, blocks, form, WAYS[resample])
+        self.down = levels_down(channels, sizes, blocks, config, RESAMPLING[resample])
+        self.middle = Middle(sizes[-1].width, config)
+        self.up = levels_up(channels, sizes, blocks, config, RESAMPLING[resample])
         self.norm, self.last = group_norm(sizes[0].width), nn.Conv2d(sizes[0].width, out_shape[0], 3, padding=1)
         self.encoder_layer = len(sizes) * blocks + 1
         self.layers = tuple(range(1, self.encoder_layer + len(sizes) * (blocks + 1) + 1))
@@ -128,9 +127,9 @@ class UNet(Denoiser):
         self, x_t: Tensor, level: NoiseLevel, cond: Cond | None = None, layers: Collection[int] | None = None
     ) -> dict[int, Tensor]:
         """Feature maps after each of `layers` as tokens, row by row: N = h w and D are those of the layer."""
-        wanted = self.layers if layers is None else layers
-        maps = zip(range(1, max(wanted) + 1), self._maps(x_t, level, cond), strict=False)
-        return {layer: to_tokens(h) for layer, h in maps if layer in wanted}
+        requested = self.layers if layers is None else layers
+        maps = zip(range(1, max(requested) + 1), self._maps(x_t, level, cond), strict=False)
+        return {layer: to_tokens(h) for layer, h in maps if layer in requested}
 
     def prepared(self, cond: Cond) -> Cond:
         """`cond` with the encoder's features of its image, for x_t of the network's own size."""
@@ -139,7 +138,7 @@ class UNet(Denoiser):
         return replace(cond, features=self._features(cond, self.in_shape[1:]))
 
     @torch.no_grad()
-    def open_gates(self) -> None:
+    def undo_zero_init(self) -> None:
         """The last layer of every residual branch starts as others do, so that random weights show; always the same."""
         generator = torch.Generator().manual_seed(0)
         for layer in self._gates():
@@ -202,14 +201,14 @@ class UNet(Denoiser):
         return [m.gate for m in self.modules() if isinstance(m, (ResidualBlock, PixelAttention))]
 
 
-def _sizes(
+def _stages(
     in_shape: tuple[int, int, int],
     out_shape: tuple[int, int, int],
     channels: int,
     multipliers: Sequence[int],
     attention: Sequence[int],
     heads: int,
-) -> list[Size]:
+) -> list[StageConfig]:
     """The sizes of all levels, checked."""
     if channels % 4:
         raise ConfigError("channels", channels, "must be a multiple of 4")
@@ -221,7 +220,7 @@ def _sizes(
     sides = [min(in_shape[1:]) >> i for i in range(len(multipliers))]
     for side in set(attention) - set(sides):
         raise ConfigError("attention", side, f"is the side of no feature map; there are {', '.join(map(str, sides))}")
-    sizes = [Size(channels * times, side in attention) for times, side in zip(multipliers, sides, strict=True)]
+    sizes = [StageConfig(channels * times, side in attention) for times, side in zip(multipliers, sides, strict=True)]
     for size in [*(size for size in sizes if size.attends), sizes[-1]]:
         if size.width % heads:
             raise ConfigError("heads", heads, f"must divide the {size.width} channels that attention works on")
@@ -237,16 +236,6 @@ def _check_divides(multipliers: Sequence[int], size: tuple[int, int]) -> None:
             f"halve the input {len(multipliers) - 1} times: {factor} must divide "
             f"its sides, {size[0]} and {size[1]}; use fewer levels or another size",
         )
-
-
-def _encoder(settings: Mapping[str, Any], inputs: int, out: int) -> RRDBNet:
-    """The image encoder of a U-Net whose first level has `out` channels."""
-    if not inputs:
-        raise ConfigError("encoder", settings, "has no image to read; use a task that gives one, or encoder=null")
-    try:
-        return construct(RRDBNet, settings, {"inputs": inputs, "out": out})
-    except ConfigError as error:
-        raise error.inside("encoder") from None
 
 
 def _initialise(module: nn.Module) -> None:

@@ -8,14 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ldae.core.errors import ConfigError
+from ldae.core.types import Cond, Count, NoiseLevel, Positive
 from ldae.denoisers.base import Denoiser
 from ldae.denoisers.conditioning import LabelEmbedding, LevelEmbedding
-from ldae.errors import ConfigError
 from ldae.nn.blocks import AdaLN, ConditionedBlock, ConditionedHead, Gelu
 from ldae.nn.embeddings import sincos_positions
 from ldae.nn.patchify import patchify, to_grid, to_tokens, unpatchify
-from ldae.parts import Count, Positive
-from ldae.types import Cond, NoiseLevel
 
 
 class ViTDenoiser(Denoiser):
@@ -88,16 +87,16 @@ class ViTDenoiser(Denoiser):
     def encode(
         self, x_t: Tensor, level: NoiseLevel, cond: Cond | None = None, layers: Collection[int] | None = None
     ) -> dict[int, Tensor]:
-        wanted = self.layers if layers is None else layers
+        requested = self.layers if layers is None else layers
         x, c, found = self.tokens_of(x_t) + self.positions, self.condition(level, cond), {}
-        for layer, block in zip(self.layers[: max(wanted)], self.blocks, strict=False):
+        for layer, block in zip(self.layers[: max(requested)], self.blocks, strict=False):
             x = block(x, c)  # (B, N, D)
-            if layer in wanted:
+            if layer in requested:
                 found[layer] = x
         return found
 
     @torch.no_grad()
-    def open_gates(self) -> None:
+    def undo_zero_init(self) -> None:
         """Makes every block a plain ViT block (gates 1, shifts and scales 0), so that random weights show."""
         for block in self.blocks:
             assert isinstance(block, ConditionedBlock)

@@ -10,12 +10,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ldae.diffusion.gaussians import discretised_nll, divergence
-from ldae.diffusion.posterior import StepBack
+from ldae.core.errors import ConfigError
+from ldae.core.types import BatchGenerator
+from ldae.diffusion.posterior import StepBack, discretised_nll, divergence
 from ldae.diffusion.samplers import Ancestral
-from ldae.diffusion.trajectory import Predict, Prediction, Stage
-from ldae.errors import ConfigError
-from ldae.types import Draws
+from ldae.diffusion.trajectory import Predict, Prediction, SamplingStep
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,13 @@ class Bound:
 
 @torch.no_grad()
 def nll_bound(
-    predict: Predict, rule: Ancestral, x0: Tensor, stages: Sequence[Stage], draws: Draws, *, clip: bool = True
+    predict: Predict,
+    rule: Ancestral,
+    x0: Tensor,
+    stages: Sequence[SamplingStep],
+    rng: BatchGenerator,
+    *,
+    clip: bool = True,
 ) -> Bound:
     """The bound over all stages, one draw of the noise for each (Eq. 5, arXiv 2006.11239).
 
@@ -55,7 +60,7 @@ def nll_bound(
     """
     backs, found = steps_back(stages), []
     for now, back in zip(stages[:-1], backs, strict=True):
-        x = now.mixed(x0, draws.normal(x0.shape))
+        x = now.mixed(x0, rng.normal(x0.shape))
         said = predict(x, now)
         if clip:
             said = replace(said, x0=said.x0.clamp(-1, 1))
@@ -63,7 +68,7 @@ def nll_bound(
     return Bound(prior(x0, stages[0]), torch.stack(found))
 
 
-def prior(x0: Tensor, stage: Stage) -> Tensor:
+def prior(x0: Tensor, stage: SamplingStep) -> Tensor:
     """(B,) L_T: KL[q(x_T | x0) | what `start` draws], bits per number. x0 (B, ...), `stage` the noisiest."""
     end = torch.tensor([stage.sigma**2, stage.gamma**2 + stage.sigma**2], dtype=torch.float64).log()
     return _bits(divergence(stage.gamma * x0, end[0], torch.zeros_like(x0), end[1]))
@@ -84,7 +89,7 @@ def term(said: Prediction, rule: Ancestral, x0: Tensor, x: Tensor, back: StepBac
     return _bits(divergence(back.mean(x0, x), true, mean, log_variance))
 
 
-def steps_back(stages: Sequence[Stage]) -> Sequence[StepBack]:
+def steps_back(stages: Sequence[SamplingStep]) -> Sequence[StepBack]:
     """The steps between stages; the final one, whose beta_tilde is 0, has that of the step before.
 
     Raises:

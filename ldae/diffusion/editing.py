@@ -8,17 +8,17 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ldae.core.types import BatchGenerator, expand
 from ldae.diffusion.samplers import StepRule, Watch, keeping, sample
-from ldae.diffusion.trajectory import Predict, Stage
-from ldae.types import Draws, expand
+from ldae.diffusion.trajectory import Predict, SamplingStep
 
 
 def edited(
     predict: Predict,
     rule: StepRule,
     guide: Tensor,
-    stages: Sequence[Stage],
-    draws: Draws,
+    stages: Sequence[SamplingStep],
+    rng: BatchGenerator,
     *,
     keep: Tensor | None = None,
     repeats: int = 1,
@@ -36,14 +36,14 @@ def edited(
     """
     x = guide
     for _ in range(repeats):
-        eps = draws.normal(guide.shape)
+        eps = rng.normal(guide.shape)
         amend = None if keep is None else keeping(guide, eps, keep)
-        x = sample(predict, rule, stages[0].mixed(x, eps), stages, draws, clip=clip, amend=amend, watch=watch)
+        x = sample(predict, rule, stages[0].mixed(x, eps), stages, rng, clip=clip, amend=amend, watch=watch)
     return x
 
 
 @torch.no_grad()
-def invert(predict: Predict, x0: Tensor, stages: Sequence[Stage]) -> Tensor:
+def invert(predict: Predict, x0: Tensor, stages: Sequence[SamplingStep]) -> Tensor:
     """The noise at stages[0] that DDIM with eta = 0 makes x0 of: its steps upwards (Sec. 4.3, arXiv 2010.02502).
 
     A step goes from x at the lower level along the eps that the network sees there. At the clean stage, which no
@@ -59,7 +59,7 @@ def invert(predict: Predict, x0: Tensor, stages: Sequence[Stage]) -> Tensor:
     return x
 
 
-def _upwards(predict: Predict, x: Tensor, low: Stage, high: Stage) -> Tensor:
+def _upwards(predict: Predict, x: Tensor, low: SamplingStep, high: SamplingStep) -> Tensor:
     if high.sigma == 0:
         return high.gamma / low.gamma * x
     seen = low if low.sigma else high

@@ -14,17 +14,16 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ldae.core.errors import ConfigError
+from ldae.core.types import BatchGenerator, Fraction
 from ldae.diffusion.corruptions.base import Corruption, State
 from ldae.diffusion.posterior import StepBack
-from ldae.diffusion.trajectory import CLEAN, Predict, Prediction, Stage
-from ldae.errors import ConfigError
-from ldae.parts import Fraction
-from ldae.types import Draws
+from ldae.diffusion.trajectory import CLEAN, Predict, Prediction, SamplingStep
 
 # (x, stage it has just come to) -> what to go on with
-Amend = Callable[[Tensor, Stage], Tensor]
+Amend = Callable[[Tensor, SamplingStep], Tensor]
 # told (index of the step, stage it came to, x there, predicted x0) after each step
-Watch = Callable[[int, Stage, Tensor, Tensor], None]
+Watch = Callable[[int, SamplingStep, Tensor, Tensor], None]
 
 
 class Degrade:
@@ -38,7 +37,7 @@ class Degrade:
     def __init__(self, corruption: Corruption, state: State):
         self.corruption, self.state = corruption, state
 
-    def __call__(self, x: Tensor, stage: Stage) -> Tensor:
+    def __call__(self, x: Tensor, stage: SamplingStep) -> Tensor:
         """x (B, ...) degraded to `stage`; the clean stage leaves it as it is."""
         return x if stage == CLEAN else self.corruption.at(x, stage.level(x), self.state)
 
@@ -47,7 +46,9 @@ class StepRule(ABC):
     """One step of a sampler."""
 
     @abstractmethod
-    def __call__(self, x: Tensor, found: Prediction, now: Stage, then: Stage, draws: Draws) -> Tensor:
+    def __call__(
+        self, x: Tensor, found: Prediction, now: SamplingStep, then: SamplingStep, rng: BatchGenerator
+    ) -> Tensor:
         """x at the stage `then`, (B, ...).
 
         Args:
@@ -60,11 +61,11 @@ class StepRule(ABC):
             ValueError: `then` is noisier than `now`.
         """
 
-    def bound(self, degrade: Callable[[Tensor, Stage], Tensor]) -> StepRule:
+    def bound(self, degrade: Callable[[Tensor, SamplingStep], Tensor]) -> StepRule:
         """The rule with D(x, stage) at hand, if it asks for one."""
         return self
 
-    def route(self, stages: Sequence[Stage]) -> Sequence[Stage]:
+    def route(self, stages: Sequence[SamplingStep]) -> Sequence[SamplingStep]:
         """Those of the stages that the rule goes through."""
         return stages
 
@@ -80,12 +81,14 @@ class Ancestral(StepRule):
     def log_variance(self, found: Prediction, back: StepBack) -> Tensor:
         """ln of the variance of a step: a scalar or (B, ...)."""
 
-    def __call__(self, x: Tensor, found: Prediction, now: Stage, then: Stage, draws: Draws) -> Tensor:
+    def __call__(
+        self, x: Tensor, found: Prediction, now: SamplingStep, then: SamplingStep, rng: BatchGenerator
+    ) -> Tensor:
         back = StepBack.between(now, then)
         mean = back.mean(found.x0, x)
         if back.beta_tilde == 0:
             return mean
-        return mean + torch.exp(self.log_variance(found, back) / 2) * draws.normal(x.shape)
+        return mean + torch.exp(self.log_variance(found, back) / 2) * rng.normal(x.shape)
 
 
 class Small(Ancestral):
@@ -119,9 +122,9 @@ class Learned(Ancestral):
         Raises:
             ConfigError: the network did not learn it.
         """
-        if found.share is None:
+        if found.interpolation is None:
             raise ConfigError("sampler", "Learned", "needs a variance that was learned; use sampler=ddpm or ddim")
-        return found.share * _ln(back.beta) + (1 - found.share) * _ln(back.beta_tilde)
+        return found.interpolation * _ln(back.beta) + (1 - found.interpolation) * _ln(back.beta_tilde)
 
 
 class DDIM(StepRule):
@@ -137,19 +140,21 @@ class DDIM(StepRule):
     def __init__(self, eta: Fraction = 0.0):
         self.eta = eta
 
-    def __call__(self, x: Tensor, found: Prediction, now: Stage, then: Stage, draws: Draws) -> Tensor:
+    def __call__(
+        self, x: Tensor, found: Prediction, now: SamplingStep, then: SamplingStep, rng: BatchGenerator
+    ) -> Tensor:
         back = StepBack.between(now, then, self.eta)
         mean, s = back.mean(found.x0, x), self.eta * math.sqrt(back.beta_tilde)
-        return mean + s * draws.normal(x.shape) if s else mean
+        return mean + s * rng.normal(x.shape) if s else mean
 
 
 class Cold(StepRule):
     """Degrades the prediction again, with the corruption itself (arXiv 2208.09392). Draws nothing."""
 
     def __init__(self) -> None:
-        self.degrade: Callable[[Tensor, Stage], Tensor] = _missing
+        self.degrade: Callable[[Tensor, SamplingStep], Tensor] = _missing
 
-    def bound(self, degrade: Callable[[Tensor, Stage], Tensor]) -> Cold:
+    def bound(self, degrade: Callable[[Tensor, SamplingStep], Tensor]) -> Cold:
         made = type(self)()
         made.degrade = degrade
         return made
@@ -158,7 +163,9 @@ class Cold(StepRule):
 class Restart(Cold):
     """D(x0, then) (Alg. 1, arXiv 2208.09392): forgets what x was."""
 
-    def __call__(self, x: Tensor, found: Prediction, now: Stage, then: Stage, draws: Draws) -> Tensor:
+    def __call__(
+        self, x: Tensor, found: Prediction, now: SamplingStep, then: SamplingStep, rng: BatchGenerator
+    ) -> Tensor:
         return self.degrade(found.x0, then)
 
 
@@ -170,17 +177,21 @@ class Improved(Cold):
     (a `Degrade` of Gaussian noise) it is the one with fixed noise.
     """
 
-    def __call__(self, x: Tensor, found: Prediction, now: Stage, then: Stage, draws: Draws) -> Tensor:
+    def __call__(
+        self, x: Tensor, found: Prediction, now: SamplingStep, then: SamplingStep, rng: BatchGenerator
+    ) -> Tensor:
         return x - self.degrade(found.x0, now) + self.degrade(found.x0, then)
 
 
 class Direct(StepRule):
     """The prediction from the first stage, taken as it is: one call of the network."""
 
-    def route(self, stages: Sequence[Stage]) -> Sequence[Stage]:
+    def route(self, stages: Sequence[SamplingStep]) -> Sequence[SamplingStep]:
         return [*stages[:1], *stages[1:][-1:]]
 
-    def __call__(self, x: Tensor, found: Prediction, now: Stage, then: Stage, draws: Draws) -> Tensor:
+    def __call__(
+        self, x: Tensor, found: Prediction, now: SamplingStep, then: SamplingStep, rng: BatchGenerator
+    ) -> Tensor:
         return found.x0
 
 
@@ -189,8 +200,8 @@ def sample(
     predict: Predict,
     rule: StepRule,
     x: Tensor,
-    stages: Sequence[Stage],
-    draws: Draws,
+    stages: Sequence[SamplingStep],
+    rng: BatchGenerator,
     *,
     clip: bool = False,
     amend: Amend | None = None,
@@ -215,7 +226,7 @@ def sample(
         found = predict(x, now)
         if clip:
             found = replace(found, x0=found.x0.clamp(-1, 1))
-        x = rule(x, found, now, then, draws)
+        x = rule(x, found, now, then, rng)
         if amend is not None:
             x = amend(x, then)
         if watch is not None:
@@ -223,14 +234,14 @@ def sample(
     return x
 
 
-def start(shape: Sequence[int], stage: Stage, draws: Draws) -> Tensor:
+def start(shape: Sequence[int], stage: SamplingStep, rng: BatchGenerator) -> Tensor:
     """Where sampling from nothing starts: N(0, gamma^2 + sigma^2), what unit-variance data has at `stage`."""
-    return math.hypot(stage.gamma, stage.sigma) * draws.normal(shape)
+    return math.hypot(stage.gamma, stage.sigma) * rng.normal(shape)
 
 
-def noised(x0: Tensor, stage: Stage, draws: Draws) -> Tensor:
+def noised(x0: Tensor, stage: SamplingStep, rng: BatchGenerator) -> Tensor:
     """Where sampling from a guide x0, (B, ...), starts (Sec. 3, arXiv 2108.01073). The clean stage gives x0 back."""
-    return stage.mixed(x0, draws.normal(x0.shape))
+    return stage.mixed(x0, rng.normal(x0.shape))
 
 
 def keeping(x0: Tensor, eps: Tensor, keep: Tensor) -> Amend:
@@ -248,5 +259,5 @@ def _ln(variance: float) -> Tensor:
     return torch.tensor(math.log(variance), dtype=torch.float64)
 
 
-def _missing(x: Tensor, stage: Stage) -> Tensor:
+def _missing(x: Tensor, stage: SamplingStep) -> Tensor:
     raise ConfigError("sampler", "cold", "degrades its predictions; bind it by rule.bound(Degrade(corruption, state))")

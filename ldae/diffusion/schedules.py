@@ -11,11 +11,26 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from ldae.diffusion.tables import taken
-from ldae.errors import ConfigError
-from ldae.parts import Count, NonNegative, Positive
-from ldae.types import Draws, NoiseLevel
+from ldae.core.errors import ConfigError
+from ldae.core.types import BatchGenerator, Count, NoiseLevel, NonNegative, Positive
+
+_COPIES = WeakTensorKeyDictionary()  # table -> {device: its copy there}
+
+
+def taken(table: Tensor, index: Tensor) -> Tensor:
+    """table[index] on the device of `index`, (...) int64.
+
+    A table goes to each device once: copying steps to the host instead would make it wait for the device at every step.
+    """
+    if index.device == table.device:
+        return table[index]
+    copies: dict[torch.device, Tensor] = _COPIES.setdefault(table, {})
+    if index.device not in copies:
+        copies[index.device] = table.to(index.device)
+    return copies[index.device][index]
+
 
 SQRT_2, SQRT_THIRD = math.sqrt(2), math.sqrt(1 / 3)
 
@@ -35,9 +50,9 @@ class NoiseSchedule(ABC):
         """The level of each step in `t`, (B,) int64 in [0, T-1]."""
         return NoiseLevel(t, taken(self.gamma, t).float(), taken(self.sigma, t).float())
 
-    def draw(self, count: int, draws: Draws) -> NoiseLevel:
+    def draw(self, count: int, rng: BatchGenerator) -> NoiseLevel:
         """A level for each of `count` images, t uniform on {0, ..., T-1}."""
-        return self.at(draws.integers(self.T, count))
+        return self.at(rng.integers(self.T, count))
 
 
 class DDPMLinear(NoiseSchedule):
@@ -126,3 +141,71 @@ def below_one(**betas: float) -> None:
 def variance_preserving(gamma2: Tensor) -> tuple[Tensor, Tensor]:
     """gamma^2, (T,) float64 -> gamma and sigma, gamma^2 + sigma^2 = 1."""
     return gamma2.sqrt(), (1 - gamma2).clamp(min=0).sqrt()
+
+
+class Quadratic(NoiseSchedule):
+    """The root of beta linear, between the roots of the two ends; not scaled by T (DDPM's code, arXiv 2006.11239).
+
+    Raises:
+        ConfigError: a beta reaches 1.
+    """
+
+    def __init__(self, T: Count = 1000, beta_first: Positive = 1e-4, beta_last: Positive = 0.02):
+        below_one(beta_first=beta_first, beta_last=beta_last)
+        self.beta = torch.linspace(math.sqrt(beta_first), math.sqrt(beta_last), T, dtype=torch.float64) ** 2
+        super().__init__(T)
+
+    def table(self) -> tuple[Tensor, Tensor]:
+        return variance_preserving((1 - self.beta).cumprod(0))
+
+
+class ContinuousGamma(NoiseSchedule):
+    """A level between the steps: t uniform, then gamma^2 uniform in (gamma_t^2, gamma_{t-1}^2), gamma_{-1} = 1.
+
+    Eq. 7 and Sec. 2.4 of arXiv 2104.07636, whose gamma is gamma^2 here. Both are drawn for every image. A network that
+    is told gamma, not t, can then be sampled from over any steps. `at` has the grid. The betas are not published;
+    these, linear and not scaled by T, are those of public code.
+
+    Raises:
+        ConfigError: a beta reaches 1.
+    """
+
+    def __init__(self, T: Count = 2000, beta_first: Positive = 1e-6, beta_last: Positive = 1e-2):
+        below_one(beta_first=beta_first, beta_last=beta_last)
+        self.beta = torch.linspace(beta_first, beta_last, T, dtype=torch.float64)
+        super().__init__(T)
+        self.ends = torch.cat([torch.ones(1, dtype=torch.float64), self.gamma**2])  # gamma^2 of -1, 0, ..., T-1
+
+    def table(self) -> tuple[Tensor, Tensor]:
+        return variance_preserving((1 - self.beta).cumprod(0))
+
+    def draw(self, count: int, rng: BatchGenerator) -> NoiseLevel:
+        """A level for each of `count` images: t uniform on {0, ..., T-1}, gamma and sigma from its interval."""
+        t, u = rng.integers(self.T, count), rng.uniform((count,))
+        low, high = taken(self.ends, t + 1), taken(self.ends, t)
+        gamma2 = torch.lerp(low, high, u.double())  # (B,); u < 1, so never quite 1
+        gamma, sigma = (x.float() for x in variance_preserving(gamma2))
+        return NoiseLevel(t, gamma, sigma)
+
+
+class Steps(NoiseSchedule):
+    """T steps and nothing more: gamma = 1, sigma = 0; how much of x0 is left is the corruption's (arXiv 2208.09392)."""
+
+    def __init__(self, T: Count = 50):
+        super().__init__(T)
+
+    def table(self) -> tuple[Tensor, Tensor]:
+        return torch.ones(self.T, dtype=torch.float64), torch.zeros(self.T, dtype=torch.float64)
+
+
+class Blank(NoiseSchedule):
+    """One step at which nothing of x0 is left, gamma = sigma = 0: regression from the condition alone.
+
+    SR3's baseline (Sec. 4, arXiv 2104.07636). Whatever the sampler, its answer is the network's.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(T=1)
+
+    def table(self) -> tuple[Tensor, Tensor]:
+        return torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)

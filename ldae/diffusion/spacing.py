@@ -8,8 +8,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from ldae.errors import ConfigError
-from ldae.parts import Count
+from ldae.core.errors import ConfigError
+from ldae.core.types import Count
 
 
 class Spacing(ABC):

@@ -11,9 +11,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from ldae.core.types import NoiseLevel, expand
 from ldae.diffusion.corruptions.base import Mixed, State
 from ldae.diffusion.schedules import NoiseSchedule
-from ldae.types import NoiseLevel, expand
 
 
 class Target(ABC):
@@ -24,7 +24,7 @@ class Target(ABC):
             space that the noise was added in.
     """
 
-    lives_with_noise = True
+    requires_noise = True
 
     @abstractmethod
     def of(self, clean: Tensor, state: State, level: NoiseLevel) -> Tensor:
@@ -51,7 +51,7 @@ class Target(ABC):
 class X0(Target):
     """The clean signal itself (step 8 of arXiv 2401.14404)."""
 
-    lives_with_noise = False
+    requires_noise = False
 
     def of(self, clean: Tensor, state: State, level: NoiseLevel) -> Tensor:
         return clean

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ldae.core.types import NoiseLevel
 from ldae.diffusion.schedules import NoiseSchedule
-from ldae.types import NoiseLevel
 
 
 @dataclass(frozen=True)
-class Stage:
+class SamplingStep:
     """One noise level of a trajectory, the same for all images of a batch; numbers are float64.
 
     Attributes:
@@ -37,7 +37,7 @@ class Stage:
         return self.gamma * x0 + self.sigma * eps
 
 
-CLEAN = Stage(-1, 1.0, 0.0)
+CLEAN = SamplingStep(-1, 1.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -50,23 +50,23 @@ class Prediction:
     """
 
     x0: Tensor
-    share: Tensor | None = None
+    interpolation: Tensor | None = None
 
 
 # (x at a stage, that stage) -> what the network says
-Predict = Callable[[Tensor, Stage], Prediction]
+Predict = Callable[[Tensor, SamplingStep], Prediction]
 
 
-def stages(schedule: NoiseSchedule, steps: Tensor, trained: NoiseSchedule | None = None) -> Sequence[Stage]:
+def stages(schedule: NoiseSchedule, steps: Tensor, trained: NoiseSchedule | None = None) -> Sequence[SamplingStep]:
     """The stages of `steps`, (S,) int64 decreasing, and after them the clean one.
 
     Args:
         trained: the schedule that the network was trained with, where `schedule` is another: t is then its step of the
             nearest level (of ln gamma^2 / sigma^2). What a network that is told gamma alone does not notice (SR3).
     """
-    told = steps if trained is None or trained is schedule else _nearest_steps(schedule, steps, trained)
-    pairs = zip(steps.tolist(), told.tolist(), strict=True)
-    return [*(Stage(t, float(schedule.gamma[s]), float(schedule.sigma[s])) for s, t in pairs), CLEAN]
+    message = steps if trained is None or trained is schedule else _nearest_steps(schedule, steps, trained)
+    pairs = zip(steps.tolist(), message.tolist(), strict=True)
+    return [*(SamplingStep(t, float(schedule.gamma[s]), float(schedule.sigma[s])) for s, t in pairs), CLEAN]
 
 
 def _nearest_steps(schedule: NoiseSchedule, steps: Tensor, trained: NoiseSchedule) -> Tensor:
@@ -77,7 +77,7 @@ def _nearest_steps(schedule: NoiseSchedule, steps: Tensor, trained: NoiseSchedul
     return (here[steps][:, None] - there).abs().argmin(1)
 
 
-def nearest_stage(stages: Sequence[Stage], t0: float, T: int) -> int:
+def nearest_stage(stages: Sequence[SamplingStep], t0: float, T: int) -> int:
     """Where in `stages` the noise is that of time t0 of the schedule: n = t0 T steps of noise, step n - 1 from zero.
 
     Goes by steps of the schedule, not of the sequence, so that the level does not change with the number of stages
@@ -90,7 +90,7 @@ def nearest_stage(stages: Sequence[Stage], t0: float, T: int) -> int:
     return min(range(len(stages)), key=lambda k: abs(stages[k].t + 1 - t0 * T))
 
 
-def nearest_signal(stages: Sequence[Stage], alpha_bar: float) -> int:
+def nearest_signal(stages: Sequence[SamplingStep], alpha_bar: float) -> int:
     """Where in `stages` the signal's share gamma^2 / (gamma^2 + sigma^2) is nearest to `alpha_bar` in [0, 1]."""
-    share = lambda stage: stage.gamma**2 / max(stage.gamma**2 + stage.sigma**2, 1e-300)  # noqa: E731
-    return min(range(len(stages)), key=lambda k: abs(share(stages[k]) - alpha_bar))
+    interpolation = lambda stage: stage.gamma**2 / max(stage.gamma**2 + stage.sigma**2, 1e-300)  # noqa: E731
+    return min(range(len(stages)), key=lambda k: abs(interpolation(stages[k]) - alpha_bar))

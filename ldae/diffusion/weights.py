@@ -8,9 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ldae.core.types import NoiseLevel, Positive
 from ldae.diffusion.targets import Target
-from ldae.parts import Positive
-from ldae.types import NoiseLevel
 
 
 class Weight(ABC):

@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ldae.errors import CheckpointError
-from ldae.files import (
+from ldae.core.errors import CheckpointError
+from ldae.core.files import (
     failed_read,
     load_tensors,
     own_hash,

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ldae.errors import PeerError
+from ldae.core.errors import PeerError
 
 ANSWER = 3.0  # seconds in which a process that is well answers when another asks who is left
 
@@ -40,9 +40,9 @@ class World:
     def main(self) -> bool:
         return self.rank == 0
 
-    def wrapped(self, player: nn.Module) -> nn.Module:
+    def wrapped(self, module: nn.Module) -> nn.Module:
         """The player with its gradients averaged over all processes."""
-        return DistributedDataParallel(player, broadcast_buffers=False) if self.size > 1 else player
+        return DistributedDataParallel(module, broadcast_buffers=False) if self.size > 1 else module
 
     def summed(self, value: Tensor) -> Tensor:
         """The sum of `value` over all processes, on each of them."""

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldae.core.errors import NonFiniteError
+from ldae.core.files import write_json
+from ldae.core.types import Batch
 from ldae.engine.distributed import World
 from ldae.engine.signals import StopFlag
-from ldae.errors import NonFiniteError
-from ldae.files import write_json
-from ldae.types import Batch
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Verdict:
         """Whether something is wrong, whether to stop; waits until the device has come to it."""
         if self.arrived is not None:
             self.arrived.synchronize()
-        bad, asked = self.flags.tolist()
-        return bool(bad), bool(asked)
+        bad, requested = self.flags.tolist()
+        return bool(bad), bool(requested)
 
 
 class Guard:
@@ -80,7 +80,7 @@ class Guard:
         self.settle()
         values = torch.stack([value.float() for value in (*losses.values(), *norms.values())])
         bad = (~torch.isfinite(values)).any().float()
-        flags = self.world.highest(torch.stack([bad, torch.full_like(bad, float(bool(self.stop.asked)))]))
+        flags = self.world.highest(torch.stack([bad, torch.full_like(bad, float(bool(self.stop.requested)))]))
         self.pending = Verdict(step, losses, norms, batch, *_on_its_way(flags))
         if not self.deferred:
             self.settle()
@@ -95,10 +95,10 @@ class Guard:
         found, self.pending = self.pending, None
         if found is None:
             return
-        bad, asked = found.read()
-        self.stopping = self.stopping or asked  # agreed by all: each of them stops after this step
-        if asked and not self.stop.asked:
-            self.stop.asked = "a signal to another process"
+        bad, requested = found.read()
+        self.stopping = self.stopping or requested  # agreed by all: each of them stops after this step
+        if requested and not self.stop.requested:
+            self.stop.requested = "a signal to another process"
         if bad:
             self._refuse(found)
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldae.engine.run import RunFolder
-from ldae.files import fsync, storage_errors, write_text
-from ldae.progress import Progress
-from ldae.types import Metrics
+from ldae.core.files import fsync, storage_errors, write_text
+from ldae.core.progress import Progress
+from ldae.core.types import Metrics
+from ldae.engine.run_folder import RunFolder
 
 
 class Meter:
@@ -102,10 +102,10 @@ class RunLog:
             return
         first, last = sum(losses[:count]) / count, sum(losses[-count:]) / count
         if last > first:
-            told = (
+            message = (
                 f"warning: the loss ends at {last:.4g}, above {first:.4g} at its start (the last and the first tenth)"
             )
-            print(f"{told}: what was trained is worth nothing; lower the learning rate", file=sys.stderr)
+            print(f"{message}: what was trained is worth nothing; lower the learning rate", file=sys.stderr)
 
     def flush(self) -> None:
         """Brings everything written so far to the disk; the rows, at least, to the disk itself."""

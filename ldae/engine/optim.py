@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ldae.errors import ConfigError
-from ldae.parts import Fraction, NonNegative, Positive
+from ldae.core.errors import ConfigError
+from ldae.core.types import Fraction, NonNegative, Positive
 
 
 class Optim(ABC):

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from ldae.errors import ConfigError
+from ldae.core.errors import ConfigError
 
 PrecisionName = Literal["fp32", "bf16"]
 PrecisionSetting = Literal["auto", "fp32", "bf16"]

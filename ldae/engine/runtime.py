@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ldae.errors import ConfigError
+from ldae.core.errors import ConfigError
 
 # glibc's mallopt: keep freed memory instead of returning it to the system at every step (up to 20 % faster).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ldae.core.errors import ConfigError
+from ldae.core.types import Count, Fraction, NonNegative, Positive
 from ldae.engine.precision import PrecisionSetting
-from ldae.errors import ConfigError
-from ldae.parts import Count, Fraction, NonNegative, Positive
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
-from ldae.errors import Interrupted
+from ldae.core.errors import Interrupted
 
 SECOND = 1.0  # seconds after which another signal is a second one; launchers and shells send the first twice
 
@@ -32,7 +32,7 @@ class StopFlag:
         asked: name of the signal, or an empty string.
     """
 
-    asked = ""
+    requested = ""
 
     def __init__(self) -> None:
         self._first: float | None = None  # when the first signal came
@@ -40,8 +40,8 @@ class StopFlag:
 
     def poll(self) -> None:
         """Raises Interrupted once a signal has come."""
-        if self.asked:
-            raise Interrupted(f"stopped by {self.asked}; run the same command again to go on")
+        if self.requested:
+            raise Interrupted(f"stopped by {self.requested}; run the same command again to go on")
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopFlag]:
@@ -90,6 +90,6 @@ class StopFlag:
                     os.write(2, f"\nended at once by a second signal, {name}\n".encode())
                 os._exit(128 + number)
             return
-        self._first, self.asked = now, name
+        self._first, self.requested = now, name
         if self._prompt:
             raise SignalArrived(name)

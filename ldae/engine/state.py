@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ldae.core.errors import CheckpointError
 from ldae.engine.fsdp import divided_like, fill, own_rows, whole
-from ldae.errors import CheckpointError
 
 if TYPE_CHECKING:
     from ldae.engine.checkpoint import Checkpoint
@@ -24,11 +24,11 @@ def save_state(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
     """
     model = {f"{n}.{k}": whole(v) for n, network in trainer.networks.items() for k, v in network.state_dict().items()}
     optim = {}
-    for player, optimizer in trainer.optimizers.items():
-        names = {id(p): name for name, p in trainer.networks[player].named_parameters()}
+    for owner, optimizer in trainer.optimizers.items():
+        names = {id(p): name for name, p in trainer.networks[owner].named_parameters()}
         for parameter, state in optimizer.state.items():
             for key, value in state.items():
-                optim[f"{player}.{key}.{names[id(parameter)]}"] = whole(torch.as_tensor(value))
+                optim[f"{owner}.{key}.{names[id(parameter)]}"] = whole(torch.as_tensor(value))
     rng = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         rng["cuda"] = torch.cuda.get_rng_state()
@@ -39,7 +39,7 @@ def save_state(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
 
 
 def _memories(trainer: Trainer) -> dict[str, nn.Module]:
-    found = {name: getattr(player, "memory", None) for name, player in trainer.players.items()}
+    found = {name: getattr(owner, "memory", None) for name, owner in trainer.trainable_modules.items()}
     return {name: module for name, module in found.items() if module is not None and module.state_dict()}
 
 
@@ -51,14 +51,14 @@ def load_state(trainer: Trainer, checkpoint: Checkpoint) -> None:
     """
     model, moments = checkpoint.tensors("model"), checkpoint.tensors("optim")
     try:
-        for player, network in trainer.networks.items():
-            own = {k[len(player) + 1 :]: v for k, v in model.items() if k.startswith(f"{player}.")}
+        for owner, network in trainer.networks.items():
+            own = {k[len(owner) + 1 :]: v for k, v in model.items() if k.startswith(f"{owner}.")}
             fill(network, own)
             parameters = dict(network.named_parameters())
             for name, value in moments.items():
-                if name.startswith(f"{player}."):
-                    key, parameter = name[len(player) + 1 :].split(".", 1)
-                    state = trainer.optimizers[player].state[parameters[parameter]]
+                if name.startswith(f"{owner}."):
+                    key, parameter = name[len(owner) + 1 :].split(".", 1)
+                    state = trainer.optimizers[owner].state[parameters[parameter]]
                     like = parameters[parameter]
                     # AdamW's `step` is a float on the CPU unless fused, then it lives with the parameter
                     state[key] = (
@@ -66,10 +66,8 @@ def load_state(trainer: Trainer, checkpoint: Checkpoint) -> None:
                     )
         average = checkpoint.tensors("ema")
         trainer.ema.load({k: own_rows(divided_like(trainer.weights[k], v)) for k, v in average.items()})
-        for player, module in _memories(trainer).items():
-            own = {
-                k[len(player) + 1 :]: v for k, v in checkpoint.tensors("memory").items() if k.startswith(f"{player}.")
-            }
+        for owner, module in _memories(trainer).items():
+            own = {k[len(owner) + 1 :]: v for k, v in checkpoint.tensors("memory").items() if k.startswith(f"{owner}.")}
             module.load_state_dict(own)
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"{checkpoint.path} is of another network: {error}") from None

@@ -92,7 +92,7 @@ def busy_seconds(cores: set[int], path: Path = Path("/proc/stat")) -> float | No
     """
     try:
         lines = [line.split() for line in path.read_text().splitlines()]
-        rows = [[int(x) for x in words[1:8]] for words in lines if words and words[0] in {f"cpu{n}" for n in cores}]
+        rows = [[int(x) for x in argv[1:8]] for argv in lines if argv and argv[0] in {f"cpu{n}" for n in cores}]
         ticks = os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError):
         return None

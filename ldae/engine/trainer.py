@@ -12,7 +12,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ldae.counter import seed_of
+from ldae.core.errors import ConfigError, Interrupted
+from ldae.core.files import remove_temporary
+from ldae.core.progress import Mode, Progress
+from ldae.core.rng import seed_of
+from ldae.core.types import Batch, BatchGenerator, TrainableModule
 from ldae.engine.blocks import evaluating, prepare_blocks
 from ldae.engine.checkpoint import Checkpoint, folder_of, newest, publish
 from ldae.engine.distributed import World
@@ -22,15 +26,11 @@ from ldae.engine.guard import Guard
 from ldae.engine.logging import Meter, RunLog
 from ldae.engine.optim import Optim
 from ldae.engine.precision import resolve_precision
-from ldae.engine.run import RunFolder
+from ldae.engine.run_folder import RunFolder
 from ldae.engine.settings import TrainSettings
 from ldae.engine.signals import StopFlag
 from ldae.engine.state import load_state, save_state
 from ldae.engine.threads import AdaptiveThreads
-from ldae.errors import ConfigError, Interrupted
-from ldae.files import remove_temporary
-from ldae.progress import Mode, Progress
-from ldae.types import Batch, Draws, Player
 
 # (step) -> scalars, pictures. Called with the averaged weights in place.
 Report = tuple[Mapping[str, float], Mapping[str, Tensor]]
@@ -60,7 +60,7 @@ class Monitor(Protocol):
 
 
 @dataclass(frozen=True)
-class Job:
+class RunContext:
     """Where a training runs and what goes with it.
 
     Attributes:
@@ -100,24 +100,29 @@ class Trainer:
 
     def __init__(
         self,
-        players: Mapping[str, Player],
+        trainable_modules: Mapping[str, TrainableModule],
         loader: Batches,
         optim: Optim,
         settings: TrainSettings,
         seed: int,
-        job: Job,
+        context: RunContext,
     ):
-        self.players, self.loader, self.optim, self.settings = dict(players), loader, optim, settings
-        self.seed, self.job = seed, job
-        self.run, self.world, self.stop = job.run, job.world, job.stop
+        self.trainable_modules, self.loader, self.optim, self.settings = (
+            dict(trainable_modules),
+            loader,
+            optim,
+            settings,
+        )
+        self.seed, self.context = seed, context
+        self.run, self.world, self.stop = context.run, context.world, context.stop
         self.total = settings.total_steps(loader.steps_per_epoch)
-        self.slices = settings.slices_of(job.world.size)
-        self.precision = resolve_precision(settings.precision, str(job.world.device))
-        if settings.compile and job.threads is not None:
-            job.threads.for_compiled_blocks()
-        self.networks: dict[str, nn.Module] = {name: player.network for name, player in players.items()}
+        self.slices = settings.slices_of(context.world.size)
+        self.precision = resolve_precision(settings.precision, str(context.world.device))
+        if settings.compile and context.threads is not None:
+            context.threads.for_compiled_blocks()
+        self.networks: dict[str, nn.Module] = {name: module.network for name, module in trainable_modules.items()}
         prepare_blocks(self.networks.values(), settings.compile, settings.recompute)
-        self.sharded = settings.shard and job.world.size > 1
+        self.sharded = settings.shard and context.world.size > 1
         if self.sharded:
             self._divide()
         self.weights = {
@@ -125,15 +130,15 @@ class Trainer:
         }
         self.optimizers = {name: optim.build(m) for name, m in self.networks.items()}
         self.ema = EMA({name: own_rows(value) for name, value in self.weights.items()}, settings.ema)
-        self.wrapped: dict[str, Any] = dict(players)
+        self.wrapped: dict[str, Any] = dict(trainable_modules)
         if not self.sharded:
-            self.wrapped = {name: job.world.wrapped(player) for name, player in players.items()}  # type: ignore[arg-type]
+            self.wrapped = {name: context.world.wrapped(module) for name, module in trainable_modules.items()}  # type: ignore[arg-type]
         self.meter, self.step, self.saved = Meter(), 0, -1
-        self.guard = Guard(job.world, job.stop, job.run.path, self._made_of, self._deferred())
+        self.guard = Guard(context.world, context.stop, context.run.path, self._made_of, self._deferred())
 
     def _divide(self) -> None:
-        if not self.job.divides or len(self.players) > 1:
-            raise ConfigError("train.shard", True, "is for pretraining (tools/pretrain.py) alone; use false")
+        if not self.context.divides or len(self.trainable_modules) > 1:
+            raise ConfigError("train.shard", True, "is for pretraining (ldae pretrain) alone; use false")
         divide(self.networks.values(), self.world)
 
     def _deferred(self) -> bool:
@@ -165,8 +170,8 @@ class Trainer:
         batches = self.loader.batches(self.step)
         while self.step < self.total:
             self._look(log)
-            if self.job.threads is not None:
-                self.job.threads.update()
+            if self.context.threads is not None:
+                self.context.threads.update()
             losses, norms, rate = self.advance(next(batches))
             self._report(log, losses, norms, rate)
             if self.guard.stopping:
@@ -188,15 +193,15 @@ class Trainer:
 
     def _learn(self, batch: Batch, rate: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         torch.manual_seed(seed_of(self.seed, 1, self.step, self.world.rank))  # for dropout and the like
-        playing = [name for name, player in self.players.items() if player.turn(self.step)]
+        active = [name for name, module in self.trainable_modules.items() if module.is_active(self.step)]
         losses, norms, found = {}, {}, {}
-        for name in playing:
+        for name in active:
             self.optimizers[name].zero_grad(set_to_none=True)
             losses[name] = self._gradients(name, batch)
             norm = nn.utils.get_total_norm([p.grad for p in self._trained(name) if p.grad is not None])
             norms[name], found[name] = whole(norm), norm
         bad = self.guard.judge(self.step + 1, losses, norms, batch)
-        for name in playing:  # nobody moves before all are judged
+        for name in active:  # nobody moves before all are judged
             if self.settings.clip:
                 nn.utils.clip_grads_with_norm_(self._trained(name), self.settings.clip, found[name])
             for group in self.optimizers[name].param_groups:
@@ -232,30 +237,36 @@ class Trainer:
         enabled = self.precision.value == "bf16"
         return torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=enabled)
 
-    def _draws(self, part: int, step: int) -> Draws:
+    def _draws(self, part: int, step: int) -> BatchGenerator:
         """The noise of one part of this process's share at a step: the slices of the global batch that lie in it."""
         count = self.slices // (self.world.size * self.settings.accumulate)
         first = (self.world.rank * self.settings.accumulate + part) * count
-        return Draws([seed_of(self.seed, 2, step, first + k) for k in range(count)], self.world.device)
+        return BatchGenerator([seed_of(self.seed, 2, step, first + k) for k in range(count)], self.world.device)
 
-    def _made_of(self, batch: Batch, step: int, player: str) -> Mapping[str, Any]:
+    def _made_of(self, batch: Batch, step: int, module: str) -> Mapping[str, Any]:
         """What a step was made of: file names, and what was drawn for each image."""
-        draws = [self.players[player].describe(batch, self._draws(0, step))] if self.settings.accumulate == 1 else []
-        return {"images": self._names(batch), "levels": draws}
+        rng = (
+            [self.trainable_modules[module].describe(batch, self._draws(0, step))]
+            if self.settings.accumulate == 1
+            else []
+        )
+        return {"images": self._names(batch), "levels": rng}
 
     def _names(self, batch: Batch) -> list[str]:
         name = getattr(getattr(self.loader, "images", None), "name", str)
         return [name(int(i)) for i in batch.index]
 
     def _prefix(self, name: str) -> str:
-        return "" if len(self.players) == 1 else f"{name}/"
+        return "" if len(self.trainable_modules) == 1 else f"{name}/"
 
     def _open_log(self) -> RunLog | None:
         self._clock, self._since = time.perf_counter(), self.step
         if not self.world.main:
             return None
         self.run.set_status("running", self.step)
-        progress = Progress(self.job.progress, self.total, self.step, self.job.title, images=self.settings.batch)
+        progress = Progress(
+            self.context.progress, self.total, self.step, self.context.title, images=self.settings.batch
+        )
         return RunLog(self.run, self.step, progress)
 
     def _report(
@@ -284,10 +295,10 @@ class Trainer:
 
     def _look(self, log: RunLog | None) -> None:
         """The monitors that are due, before the step is made, with the averaged weights."""
-        due = [m for m in self.job.monitors if (self.step % m.every == 0 if m.every else self.step == 0)]
+        due = [m for m in self.context.monitors if (self.step % m.every == 0 if m.every else self.step == 0)]
         if (log is None and not self.sharded) or not (due or self.step == self.total):
             return  # of a divided network every process has to look
-        last = [m for m in self.job.monitors if m.every and m not in due and self.step == self.total]
+        last = [m for m in self.context.monitors if m.every and m not in due and self.step == self.total]
         plain = torch.compiler.set_stance("force_eager")  # nothing is compiled for the shapes of a few batches
         with self._untimed(log), plain, self.ema.applied(), torch.no_grad(), evaluating(self.networks.values()):
             for monitor in due + last:
@@ -322,7 +333,7 @@ class Trainer:
             if log is not None:
                 log.flush()
             epoch, position = divmod(self.step, self.loader.steps_per_epoch)
-            manifest = {**self.job.record, "step": self.step, "epoch": epoch, "position": position}
+            manifest = {**self.context.record, "step": self.step, "epoch": epoch, "position": position}
             manifest |= {"total": self.total, "world": self.world.size, "slices": self.slices}
             publish(self.run.checkpoints, state, manifest, self.settings.keep)
             self.run.set_status("running", self.step)
@@ -353,8 +364,10 @@ class Trainer:
         key = "train.epochs" if self.settings.steps is None else "train.steps"
         value = self.settings.epochs if self.settings.steps is None else self.settings.steps
         if self.total < self.step:
-            told = f"is less than the {self.step} steps that this run has made; give at least as many, or another out="
-            raise ConfigError(key, value, told)
+            message = (
+                f"is less than the {self.step} steps that this run has made; give at least as many, or another out="
+            )
+            raise ConfigError(key, value, message)
         if self.world.main and before != self.total and self.step < self.total:
             batch = self.settings.batch
             old, new = self.optim.rate(self.step - 1, before, batch), self.optim.rate(self.step, self.total, batch)

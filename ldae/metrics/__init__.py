@@ -1,1 +1,1 @@
-"""Image quality. Imports `ldae.types` at most."""
+"""Image quality. Imports `ldae.core.types` at most."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldae.errors import CheckpointError, ConfigError
-from ldae.metrics.names import INCEPTION
+from ldae.core.errors import CheckpointError, ConfigError
+from ldae.metrics.distances import INCEPTION
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 INSTEAD = "or score in the features of the suite's own classifier or encoder, which is then no FID and is not called so"
@@ -23,7 +23,7 @@ class Inception:
         device: where it runs.
 
     Attributes:
-        features: the name of its features (see ldae.metrics.names).
+        features: the name of its features (see ldae.metrics.distances).
 
     Raises:
         ConfigError: the file or torch-fidelity is absent.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldae.types import expand
+from ldae.core.types import expand
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ldae.parts import Count, Natural, NonNegative
+from ldae.core.types import Count, Natural, NonNegative
 
 
 class Discriminator(nn.Module):

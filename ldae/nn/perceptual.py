@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldae.errors import CheckpointError, ConfigError
-from ldae.parts import Count, NonNegative
+from ldae.core.errors import CheckpointError, ConfigError
+from ldae.core.types import Count, NonNegative
 
 EPS = 1e-10
 

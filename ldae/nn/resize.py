@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldae.errors import ConfigError
+from ldae.core.errors import ConfigError
 
 
 def enlarged(image: Tensor, size: tuple[int, int]) -> Tensor:

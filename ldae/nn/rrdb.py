@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldae.parts import Count, Natural
+from ldae.core.types import Count, Natural
 
 SLOPE = 0.2  # of the leaky ReLU below 0
 RESIDUAL = 0.2  # what a block's result is multiplied by before its input is added

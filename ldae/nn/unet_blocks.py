@@ -39,7 +39,7 @@ class ScaledNorm(nn.Module):
 
 
 @dataclass(frozen=True)
-class Form:
+class BlockConfig:
     """What the blocks of one network have in common.
 
     Attributes:
@@ -72,27 +72,27 @@ class ResidualBlock(nn.Module):
         resampling: halves or doubles the size, or leaves it.
     """
 
-    def __init__(self, channels: int, out: int, form: Form, resampling: nn.Module | None = None):
+    def __init__(self, channels: int, out: int, config: BlockConfig, resampling: nn.Module | None = None):
         super().__init__()
-        self.form, self.resampling = form, resampling or nn.Identity()
+        self.config, self.resampling = config, resampling or nn.Identity()
         self.norm1, self.conv1 = group_norm(channels), nn.Conv2d(channels, out, 3, padding=1)
-        self.norm2, self.gate = form.norm(out, form.cond_width), nn.Conv2d(out, out, 3, padding=1)
-        self.dropout = nn.Dropout(form.dropout)
+        self.norm2, self.gate = config.norm(out, config.cond_width), nn.Conv2d(out, out, 3, padding=1)
+        self.dropout = nn.Dropout(config.dropout)
         self.skip = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """x (B, C, H, W), c (B, cond_width) -> (B, C', H', W')."""
         h = self.conv1(self.resampling(F.silu(self.norm1(x))))
         h = self.gate(self.dropout(F.silu(self.norm2(h, c))))
-        return self.form.sum(self.skip(self.resampling(x)), h)
+        return self.config.sum(self.skip(self.resampling(x)), h)
 
 
 class PixelAttention(nn.Module):
     """Multi-head self-attention over the pixels of a feature map, added to it; its projection starts at 0."""
 
-    def __init__(self, channels: int, form: Form):
+    def __init__(self, channels: int, config: BlockConfig):
         super().__init__()
-        self.form, self.norm, self.attention = form, group_norm(channels), Attention(channels, form.heads)
+        self.config, self.norm, self.attention = config, group_norm(channels), Attention(channels, config.heads)
 
     @property
     def gate(self) -> nn.Linear:
@@ -102,7 +102,7 @@ class PixelAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         mixed = self.attention(rearrange(self.norm(x), "b c h w -> b (h w) c"))
-        return self.form.sum(x, rearrange(mixed, "b (h w) c -> b c h w", h=x.shape[2]))
+        return self.config.sum(x, rearrange(mixed, "b (h w) c -> b c h w", h=x.shape[2]))
 
 
 class Layer(nn.Module):
@@ -113,10 +113,10 @@ class Layer(nn.Module):
         attends: whether attention follows.
     """
 
-    def __init__(self, channels: int, out: int, attends: bool, form: Form):
+    def __init__(self, channels: int, out: int, attends: bool, config: BlockConfig):
         super().__init__()
-        self.block = ResidualBlock(channels, out, form)
-        self.attention = PixelAttention(out, form) if attends else nn.Identity()
+        self.block = ResidualBlock(channels, out, config)
+        self.attention = PixelAttention(out, config) if attends else nn.Identity()
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """x (B, C, H, W), c (B, cond_width) -> (B, C', H, W)."""
@@ -126,17 +126,17 @@ class Layer(nn.Module):
 class Middle(nn.Module):
     """Residual block, attention, residual block: where the feature map is smallest."""
 
-    def __init__(self, channels: int, form: Form):
+    def __init__(self, channels: int, config: BlockConfig):
         super().__init__()
-        self.before = Layer(channels, channels, True, form)
-        self.after = ResidualBlock(channels, channels, form)
+        self.before = Layer(channels, channels, True, config)
+        self.after = ResidualBlock(channels, channels, config)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """x (B, C, H, W), c (B, cond_width) -> (B, C, H, W)."""
         return self.after(self.before(x, c), c)
 
 
-class Deaf(nn.Module):
+class Unconditioned(nn.Module):
     """A layer that hears no condition, in a place where some do."""
 
     def __init__(self, layer: nn.Module):
@@ -157,41 +157,48 @@ class Level(nn.Module):
 
 
 @dataclass(frozen=True)
-class Ways:
+class Resampling:
     """From one resolution to the next: (channels, form) -> (x, c) -> x at half or twice the size."""
 
-    down: Callable[[int, Form], nn.Module]
-    up: Callable[[int, Form], nn.Module]
+    down: Callable[[int, BlockConfig], nn.Module]
+    up: Callable[[int, BlockConfig], nn.Module]
 
 
 # strided and plain convolutions (DDPM); BigGAN's residual blocks, average pooling and nearest neighbours (SR3)
-CONV = Ways(lambda channels, form: Deaf(Downsample(channels)), lambda channels, form: Deaf(Upsample(channels)))
-BLOCK = Ways(
-    lambda channels, form: ResidualBlock(channels, channels, form, nn.AvgPool2d(2)),
-    lambda channels, form: ResidualBlock(channels, channels, form, nn.Upsample(scale_factor=2, mode="nearest")),
+CONV = Resampling(
+    lambda channels, config: Unconditioned(Downsample(channels)),
+    lambda channels, config: Unconditioned(Upsample(channels)),
+)
+BLOCK = Resampling(
+    lambda channels, config: ResidualBlock(channels, channels, config, nn.AvgPool2d(2)),
+    lambda channels, config: ResidualBlock(channels, channels, config, nn.Upsample(scale_factor=2, mode="nearest")),
 )
 
 
 @dataclass(frozen=True)
-class Size:
+class StageConfig:
     """One level: its channels and whether its blocks are followed by attention."""
 
     width: int
     attends: bool
 
 
-def levels_down(channels: int, sizes: Sequence[Size], blocks: int, form: Form, ways: Ways) -> nn.ModuleList:
+def levels_down(
+    channels: int, sizes: Sequence[StageConfig], blocks: int, config: BlockConfig, resampling: Resampling
+) -> nn.ModuleList:
     """The levels on the way down, largest first, `blocks` layers each; `channels` go in."""
     levels, width, last = [], channels, len(sizes) - 1
     for i, size in enumerate(sizes):
         ins = [width, *[size.width] * (blocks - 1)]
-        layers = [Layer(width, size.width, size.attends, form) for width in ins]
-        levels.append(Level(layers, ways.down(size.width, form) if i < last else None))
+        layers = [Layer(width, size.width, size.attends, config) for width in ins]
+        levels.append(Level(layers, resampling.down(size.width, config) if i < last else None))
         width = size.width
     return nn.ModuleList(levels)
 
 
-def levels_up(channels: int, sizes: Sequence[Size], blocks: int, form: Form, ways: Ways) -> nn.ModuleList:
+def levels_up(
+    channels: int, sizes: Sequence[StageConfig], blocks: int, config: BlockConfig, resampling: Resampling
+) -> nn.ModuleList:
     """The levels on the way up, smallest first, `blocks` + 1 layers each.
 
     Every layer reads, beside what comes from below, one feature map of the way down, the last first: those after
@@ -203,7 +210,7 @@ def levels_up(channels: int, sizes: Sequence[Size], blocks: int, form: Form, way
     levels, width = [], sizes[-1].width
     for i, size in reversed(list(enumerate(sizes))):
         ins = [width, *[size.width] * blocks]
-        layers = [Layer(width + kept.pop(), size.width, size.attends, form) for width in ins]
-        levels.append(Level(layers, ways.up(size.width, form) if i else None))
+        layers = [Layer(width + kept.pop(), size.width, size.attends, config) for width in ins]
+        levels.append(Level(layers, resampling.up(size.width, config) if i else None))
         width = size.width
     return nn.ModuleList(levels)

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldae.errors import ConfigError
+from ldae.core.errors import ConfigError
+from ldae.core.types import Batch, BatchGenerator, Metrics, TrainableModule
 from ldae.nn.patch_gan import Discriminator
 from ldae.nn.perceptual import Perceptual
 from ldae.objectives.base import Objective, full_precision
 from ldae.tasks.base import Task
 from ldae.tokenizers.base import Tokenizer
-from ldae.tokenizers.conv_base import ConvTokenizer
-from ldae.types import Batch, Draws, Metrics, Player
+from ldae.tokenizers.conv_vae import ConvTokenizer
 
 ERRORS = {"l1": F.l1_loss, "l2": F.mse_loss}
 HIGHEST = 1e4  # of the adaptive weight
@@ -56,14 +56,14 @@ class Autoencode(Objective):
         self.perceptual = perceptual.requires_grad_(False).eval() if perceptual is not None else None
         # in a dict, so that another player's parameters are not registered as this one's
         self.opponents = {} if discriminator is None else {"discriminator": Discriminate(discriminator)}
-        self.playing: list[Discriminate] = []
+        self.active: list[Discriminate] = []
 
     @property
-    def players(self) -> Mapping[str, Player]:
+    def trainable_modules(self) -> Mapping[str, TrainableModule]:
         return {"tokenizer": self, **self.opponents}
 
-    def turn(self, step: int) -> bool:
-        self.playing = [opponent for opponent in self.opponents.values() if opponent.turn(step)]
+    def is_active(self, step: int) -> bool:
+        self.active = [opponent for opponent in self.opponents.values() if opponent.is_active(step)]
         return True
 
     def train(self, mode: bool = True) -> Autoencode:
@@ -72,9 +72,9 @@ class Autoencode(Objective):
             self.perceptual.eval()
         return self
 
-    def forward(self, batch: Batch, draws: Draws) -> tuple[Tensor, Metrics]:
+    def forward(self, batch: Batch, rng: BatchGenerator) -> tuple[Tensor, Metrics]:
         x0, _ = self.task(batch)
-        answer, regulariser, metrics = self.tokenizer.reconstruct(x0, draws)
+        answer, regulariser, metrics = self.tokenizer.reconstruct(x0, rng)
         with full_precision(x0):
             answer = answer.float()
             errors = self.error(answer, x0, reduction="none").mean((1, 2, 3))  # (B,)
@@ -84,9 +84,9 @@ class Autoencode(Objective):
             losses, found = losses + self.perceptual.factor * distance, {**found, "perceptual": total(distance)}
         reconstruction = losses.mean()
         loss = reconstruction + regulariser.mean()
-        for opponent in self.playing:
-            adversarial, told = self._adversarial(opponent, reconstruction, x0, answer)
-            loss, found = loss + adversarial, {**found, **told}
+        for opponent in self.active:
+            adversarial, message = self._adversarial(opponent, reconstruction, x0, answer)
+            loss, found = loss + adversarial, {**found, **message}
         return loss, found
 
     def _adversarial(
@@ -116,11 +116,11 @@ class Discriminate(Objective):
         self.alone = False
         self.pairs: list[tuple[Tensor, Tensor]] = []  # what the tokenizer has just shown, part by part
 
-    def turn(self, step: int) -> bool:
+    def is_active(self, step: int) -> bool:
         self.alone = step < self.start + self.head_start
         return step >= self.start
 
-    def forward(self, batch: Batch, draws: Draws) -> tuple[Tensor, Metrics]:
+    def forward(self, batch: Batch, rng: BatchGenerator) -> tuple[Tensor, Metrics]:
         x0, answer = self.pairs.pop(0)
         real, fake = self.network(x0).float(), self.network(answer).float()
         return hinge(real, fake), {"logit_real": total(real.mean((1, 2, 3))), "logit_fake": total(fake.mean((1, 2, 3)))}

@@ -3,39 +3,39 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ldae.core.errors import ConfigError
+from ldae.core.types import Batch, BatchGenerator, Metrics, TrainableModule
 from ldae.denoisers.base import Network
-from ldae.errors import ConfigError
 from ldae.tokenizers.base import Tokenizer
-from ldae.types import Batch, Draws, Metrics, Player
 
 
 class Objective(nn.Module, ABC):
-    """A player (see ldae.types.Player): `network` has the parameters, calling it gives the loss."""
+    """A player (see ldae.core.types.Player): `network` has the parameters, calling it gives the loss."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
 
     @property
-    def players(self) -> Mapping[str, Player]:
+    def trainable_modules(self) -> Mapping[str, TrainableModule]:
         """All who learn here, by the name that their weights have in a checkpoint; their turns come in this order."""
-        return {"denoiser": self}
+        return {"model": self}
 
-    def turn(self, step: int) -> bool:
+    def is_active(self, step: int) -> bool:
         """Told the step before its loss is asked for: whether it learns at this step."""
         return True
 
     @abstractmethod
-    def forward(self, batch: Batch, draws: Draws) -> tuple[Tensor, Metrics]:
+    def forward(self, batch: Batch, rng: BatchGenerator) -> tuple[Tensor, Metrics]:
         """The loss (float32 scalar, mean over the batch) and what was measured."""
 
-    def describe(self, batch: Batch, draws: Draws) -> Mapping[str, list[float]]:
+    def describe(self, batch: Batch, rng: BatchGenerator) -> Mapping[str, list[float]]:
         """What was drawn for each image, for a report on a failed step."""
         return {}
 
@@ -55,7 +55,7 @@ class Panel(Protocol):
         """Scalars, and pictures (3, H, W) in [0, 1]."""
 
 
-class Representing(Objective):
+class PretrainingObjective(Objective):
     """An objective whose network is read for features when it is trained: all that probes and exports know.
 
     Attributes:
@@ -92,7 +92,7 @@ class Representing(Objective):
         images: Tensor,
         layers: Collection[int],
         t: int,
-        draws: Draws | None,
+        rng: BatchGenerator | None,
         class_token: bool = False,
     ) -> dict[int, Tensor]:
         """Tokens of whole images after some layers of the network, in one pass.
@@ -107,10 +107,6 @@ class Representing(Objective):
         Returns:
             {layer: (B, N, D)}.
         """
-
-    @abstractmethod
-    def panels(self, batch: Batch, every: int) -> Sequence[Panel]:
-        """What there is to look at: of the images of a batch, every so many steps."""
 
 
 def full_precision(like: Tensor) -> torch.autocast:

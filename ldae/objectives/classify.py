@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.nn import functional as F
 
+from ldae.core.types import Batch, BatchGenerator, Metrics, TrainableModule
 from ldae.nn.perceptual import Classifier, Perceptual
 from ldae.objectives.autoencode import total
 from ldae.objectives.base import Objective
 from ldae.tasks.base import Task
-from ldae.types import Batch, Draws, Metrics, Player
 
 
 class Classify(Objective):
@@ -28,10 +28,10 @@ class Classify(Objective):
         self.task, self.classifier = task, perceptual
 
     @property
-    def players(self) -> Mapping[str, Player]:
+    def trainable_modules(self) -> Mapping[str, TrainableModule]:
         return {"perceptual": self}
 
-    def forward(self, batch: Batch, draws: Draws) -> tuple[Tensor, Metrics]:
+    def forward(self, batch: Batch, rng: BatchGenerator) -> tuple[Tensor, Metrics]:
         x0, _ = self.task(batch)
         logits = self.classifier.logits(x0).float()
         right = (logits.argmax(1) == batch.labels).float()

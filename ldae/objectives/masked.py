@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
+from ldae.core.errors import ConfigError
+from ldae.core.types import Batch, BatchGenerator, Fraction, Metrics
 from ldae.denoisers.base import Network
 from ldae.denoisers.mae import MaskedAutoencoder
-from ldae.errors import ConfigError
 from ldae.nn.masking import Masking, kept_of
 from ldae.nn.patchify import patchify, to_grid, to_tokens, unpatchify
-from ldae.objectives.base import Panel, Representing, full_precision
-from ldae.objectives.panels import MaskingPanel
-from ldae.parts import Fraction
+from ldae.objectives.base import PretrainingObjective, full_precision
 from ldae.tasks.base import Task
-from ldae.types import Batch, Draws, Metrics
 
 EPS = 1e-6  # added to a patch's variance, so that a flat patch becomes 0
 
 
-class Masked(Representing):
+class Masked(PretrainingObjective):
     """Hides patches and asks for their pixels.
 
     Pixels are in [-1, 1], where MAE standardises with the mean and deviation of each of ImageNet's channels.
@@ -57,11 +55,11 @@ class Masked(Representing):
         if not 0 < kept_of(h * w, ratio) < h * w:
             raise ConfigError("ratio", ratio, f"must leave some of {h * w} patches to see and some to fill in")
 
-    def forward(self, batch: Batch, draws: Draws) -> tuple[Tensor, Metrics]:
+    def forward(self, batch: Batch, rng: BatchGenerator) -> tuple[Tensor, Metrics]:
         """Squared error, mean over the numbers of a patch, then over hidden patches alone (Sec. 3)."""
         with full_precision(batch.images):
             x0, _ = self.task(batch)
-            masking = self.masking(len(x0), draws)
+            masking = self.masking(len(x0), rng)
             y = self.standardised(self.patches(x0))  # (B, N, 3 p^2)
         out = self.network(x0, masking)
         with full_precision(batch.images):
@@ -71,10 +69,10 @@ class Masked(Representing):
             visible = (errors.detach() * (1 - hidden)).sum()
         return loss, {"error_visible": (visible, (1 - hidden).sum())}
 
-    def masking(self, count: int, draws: Draws) -> Masking:
+    def masking(self, count: int, rng: BatchGenerator) -> Masking:
         """Which patches are hidden of `count` images."""
         h, w = self.network.grid
-        return Masking.drawn(draws.uniform((count, h * w)), self.ratio)
+        return Masking.drawn(rng.uniform((count, h * w)), self.ratio)
 
     def patches(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, N, 3 p^2), a patch flattened as (row, column, channel)."""
@@ -102,18 +100,15 @@ class Masked(Representing):
         images: Tensor,
         layers: Collection[int],
         t: int,
-        draws: Draws | None,
+        rng: BatchGenerator | None,
         class_token: bool = False,
     ) -> dict[int, Tensor]:
         """As promised; nothing is masked, and there is one level, 0."""
-        self.check_readable(t, noised=draws is not None)
+        self.check_readable(t, noised=rng is not None)
         return self.network.encode(2 * images - 1, layers, class_token)
 
-    def panels(self, batch: Batch, every: int) -> Sequence[Panel]:
-        return [MaskingPanel(self, batch, every)]
-
     @torch.no_grad()
-    def filled(self, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+    def filled(self, images: Tensor, rng: BatchGenerator) -> tuple[Tensor, Tensor, Tensor]:
         """What the network sees, hidden patches grey, and the same with its answers in their place.
 
         With norm_pix an answer has neither brightness nor contrast: it gets those of the true patch.
@@ -125,7 +120,7 @@ class Masked(Representing):
             Both (B, 3, H, W) in [-1, 1] and beyond, unclipped; and which of their numbers are hidden, bool.
         """
         x0 = 2 * images - 1
-        masking, true = self.masking(len(x0), draws), self.patches(x0)
+        masking, true = self.masking(len(x0), rng), self.patches(x0)
         hidden = masking.hidden[..., None].expand_as(true)  # (B, N, 3 p^2)
         answer = self.to_pixels(self.network(x0, masking).float(), true)
         shown, filled = true.masked_fill(hidden, 0), torch.where(hidden, answer, true)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from ldae.counter import seed_of
-from ldae.metrics.psnr import psnr
-from ldae.metrics.ssim import SMALLEST, ssim
+from ldae.core.rng import seed_of
+from ldae.core.types import Batch, BatchGenerator
+from ldae.metrics.image_quality import SMALLEST, psnr, ssim
+from ldae.objectives.base import Panel, PretrainingObjective
+from ldae.objectives.denoise import Denoise
+from ldae.objectives.masked import Masked
 from ldae.tokenizers.base import Tokenizer
-from ldae.types import Batch, Draws
-
-if TYPE_CHECKING:
-    from ldae.objectives.denoise import Denoise
-    from ldae.objectives.masked import Masked
 
 GAP = 2  # pixels between tiles
 
@@ -42,8 +40,8 @@ class DenoisingPanel:
 
     def __call__(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
         drawn = _spread(len(self.clean), self.shown)
-        told = [self.batch.images[drawn]] if self.clean.shape[1] == 1 else []  # beside a mask, what it is of
-        columns, scalars = [*told, self.clean[drawn]], {}
+        message = [self.batch.images[drawn]] if self.clean.shape[1] == 1 else []  # beside a mask, what it is of
+        columns, scalars = [*message, self.clean[drawn]], {}
         for eighth in self.EIGHTHS:
             noised, denoised = self._restored(eighth)
             columns += [noised[drawn], denoised[drawn]]
@@ -55,8 +53,8 @@ class DenoisingPanel:
         """Noised and denoised images in [0, 1]."""
         step = min(eighth * self.objective.schedule.T // 8, self.objective.usable - 1)
         t = torch.full((len(self.clean),), step, device=self.clean.device)
-        draws = Draws([seed_of(eighth)], self.clean.device)
-        noised, denoised = self.objective.denoised(self.batch, self.objective.schedule.at(t), draws)
+        rng = BatchGenerator([seed_of(eighth)], self.clean.device)
+        noised, denoised = self.objective.denoised(self.batch, self.objective.schedule.at(t), rng)
         return ((noised + 1) / 2).clamp(0, 1), ((denoised + 1) / 2).clamp(0, 1)
 
 
@@ -79,7 +77,7 @@ class MaskingPanel:
         self.objective, self.images, self.every, self.shown = objective, batch.images, every, shown
 
     def __call__(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
-        masked, filled, hidden = self.objective.filled(self.images, Draws([seed_of(0)], self.images.device))
+        masked, filled, hidden = self.objective.filled(self.images, BatchGenerator([seed_of(0)], self.images.device))
         masked, filled = (((x + 1) / 2).clamp(0, 1) for x in (masked, filled))
         drawn = _spread(len(self.images), self.shown)
         columns = [x[drawn] for x in (self.images, masked, filled)]
@@ -161,3 +159,18 @@ def tiled(grid: Tensor, least: int = 64) -> Tensor:
     grid = grid.repeat_interleave(times, -2).repeat_interleave(times, -1)
     framed = torch.nn.functional.pad(grid, (0, GAP, 0, GAP), value=1.0)
     return rearrange(framed, "r c k h w -> k (r h) (c w)")[:, :-GAP, :-GAP]
+
+
+def panels_of(objective: PretrainingObjective, batch: Batch, every: int) -> Sequence[Panel]:
+    """Return the pictures that are drawn in the course of a pretraining.
+
+    Args:
+        objective: the objective.
+        batch: images that are shown.
+        every: steps between pictures.
+    """
+    if isinstance(objective, Denoise):
+        return [FilterPanel(objective.tokenizer), DenoisingPanel(objective, batch, every)]
+    if isinstance(objective, Masked):
+        return [MaskingPanel(objective, batch, every)]
+    return []

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from ldae.core.types import Batch, BatchGenerator, Metrics, TrainableModule
 from ldae.objectives.base import Objective
 from ldae.tasks.base import Task
 from ldae.tokenizers.base import Tokenizer
-from ldae.types import Batch, Draws, Metrics, Player
 
 
 class Reconstruct(Objective):
@@ -25,9 +25,9 @@ class Reconstruct(Objective):
         self.task, self.tokenizer = task, tokenizer
 
     @property
-    def players(self) -> Mapping[str, Player]:
+    def trainable_modules(self) -> Mapping[str, TrainableModule]:
         return {"tokenizer": self}
 
-    def forward(self, batch: Batch, draws: Draws) -> tuple[Tensor, Metrics]:
+    def forward(self, batch: Batch, rng: BatchGenerator) -> tuple[Tensor, Metrics]:
         x0, _ = self.task(batch)
-        return self.tokenizer.loss(x0, draws)
+        return self.tokenizer.loss(x0, rng)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from ldae.types import Batch, Cond, Draws
+from ldae.core.types import Batch, BatchGenerator, Cond
 
 
 class Task(ABC):
@@ -26,7 +26,7 @@ class Task(ABC):
     def __call__(self, batch: Batch) -> tuple[Tensor, Cond]:
         """x0 (B, channels, H, W) in [-1, 1] and what the denoiser is told."""
 
-    def in_training(self, cond: Cond, draws: Draws) -> Cond:
+    def in_training(self, cond: Cond, rng: BatchGenerator) -> Cond:
         """What the denoiser is told in training, where a part of it may be withheld or disturbed at random. All as it
         is, by default."""
         return cond

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ldae.errors import ConfigError
+from ldae.core.errors import ConfigError
+from ldae.core.types import Batch, Cond
 from ldae.tasks.base import Task
-from ldae.types import Batch, Cond
 
 
 class Segmentation(Task):

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldae.errors import ConfigError
-from ldae.parts import Count, NonNegative
+from ldae.core.errors import ConfigError
+from ldae.core.types import Batch, BatchGenerator, Cond, Count, NonNegative, expand
 from ldae.tasks.base import Task
-from ldae.types import Batch, Cond, Draws, expand
 
 
 class SuperResolution(Task):
@@ -46,13 +45,13 @@ class SuperResolution(Task):
         """The images, and of them what is told in super-resolution too."""
         return 2 * images - 1, Cond(image=2 * lower(images, self.factor) - 1)
 
-    def in_training(self, cond: Cond, draws: Draws) -> Cond:
+    def in_training(self, cond: Cond, rng: BatchGenerator) -> Cond:
         """The small image blurred, if that is asked for."""
         low, high = self.blur
         if not high:
             return cond
         assert cond.image is not None
-        sigma = low + (high - low) * draws.uniform((len(cond.image),))  # (B,)
+        sigma = low + (high - low) * rng.uniform((len(cond.image),))  # (B,)
         return replace(cond, image=blurred(cond.image, sigma))
 
 

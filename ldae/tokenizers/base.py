@@ -11,9 +11,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ldae.errors import CheckpointError, NotFittedError
-from ldae.files import load_tensors, save_tensors, sha256
-from ldae.types import Draws, Metrics
+from ldae.core.errors import CheckpointError, NotFittedError
+from ldae.core.files import load_tensors, save_tensors, sha256
+from ldae.core.types import BatchGenerator, Metrics
 
 FORMAT = "ldae-tokenizer-1"
 CONSTANT = 1e-10  # share of the largest variance below which a variance is rounding; 8-bit quantisation leaves 1e-8
@@ -117,21 +117,21 @@ class Tokenizer(nn.Module, ABC):
         """Accept the tokenizer as it is: for shapes and costs, which do not depend on its values."""
         self._checked = True
 
-    def encode(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+    def encode(self, x: Tensor, rng: BatchGenerator | None = None) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, d, h, w): drawn from the posterior if there are draws, else its mean."""
         self.check_fitted()
-        return self.drawn(self.stored(x), draws) if draws else self.to_raw(x) / self.scale
+        return self.sample_posterior(self.posterior_params(x), rng) if rng else self.to_raw(x) / self.scale
 
-    def stored(self, x: Tensor) -> Tensor:
+    def posterior_params(self, x: Tensor) -> Tensor:
         """All that is to be kept of an image when its latent is cached: the posterior, (B, d or 2 d, h, w)."""
         self.check_fitted()
         mean, deviation = self.posterior(x)
         return mean / self.scale if deviation is None else torch.cat([mean / self.scale, deviation / self.scale], 1)
 
-    def drawn(self, stored: Tensor, draws: Draws | None = None) -> Tensor:
+    def sample_posterior(self, posterior_params: Tensor, rng: BatchGenerator | None = None) -> Tensor:
         """A latent (B, d, h, w) from what `stored` gave."""
-        mean, *deviation = stored.split(self.shape[0], dim=1)
-        return mean + deviation[0] * draws.normal(mean.shape) if deviation and draws else mean
+        mean, *deviation = posterior_params.split(self.shape[0], dim=1)
+        return mean + deviation[0] * rng.normal(mean.shape) if deviation and rng else mean
 
     def decode(self, z: Tensor) -> Tensor:
         """(B, d, h, w) -> (B, 3, H, W); the inverse into image space, unclipped."""
@@ -142,7 +142,7 @@ class Tokenizer(nn.Module, ABC):
     def fit(self, batches: Iterable[Tensor]) -> None:
         """Fits what needs no gradients, the latent scale among it, in one pass over images in [-1, 1]."""
 
-    def loss(self, x: Tensor, draws: Draws) -> tuple[Tensor, Metrics]:
+    def loss(self, x: Tensor, rng: BatchGenerator) -> tuple[Tensor, Metrics]:
         """The loss of tokenizers that are trained, for images (B, 3, H, W) in [-1, 1]."""
         raise NotImplementedError(f"{type(self).__name__} is fitted, not trained")
 

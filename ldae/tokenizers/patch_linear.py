@@ -13,12 +13,11 @@ import torch
 from einops import einsum, rearrange, reduce
 from torch import Tensor, nn
 
-from ldae.errors import ConfigError
+from ldae.core.errors import ConfigError
+from ldae.core.types import BatchGenerator, Count, Metrics, NonNegative
 from ldae.nn.patchify import patchify, unpatchify
-from ldae.parts import Count, NonNegative
 from ldae.tokenizers.base import Tokenizer
 from ldae.tokenizers.patch_moments import PatchMoments
-from ldae.types import Draws, Metrics
 
 
 def check_patch(image_shape: tuple[int, int, int], patch: int, d: int | None = None) -> tuple[int, int, int]:
@@ -163,7 +162,7 @@ class PatchAE(PatchLinear):
             count += patches[:, 0].numel()
         self.mean.copy_(total / count)
 
-    def loss(self, x: Tensor, draws: Draws) -> tuple[Tensor, Metrics]:
+    def loss(self, x: Tensor, rng: BatchGenerator) -> tuple[Tensor, Metrics]:
         """Squared error summed over a patch, mean over patches."""
         patches = self.centred(x)
         return self._scored(patches, _apply(self.V, patches))
@@ -197,11 +196,11 @@ class PatchVAE(PatchAE):
         self.kl = kl
         self.log_variance = nn.Conv2d(self.D, d, kernel_size=1)
 
-    def loss(self, x: Tensor, draws: Draws) -> tuple[Tensor, Metrics]:
+    def loss(self, x: Tensor, rng: BatchGenerator) -> tuple[Tensor, Metrics]:
         """Squared error plus kl * KL, both summed over a patch, mean over patches."""
         patches = self.centred(x)
         mean, log_variance = _apply(self.V, patches), self.log_variance(patches).clamp(-30, 20)
-        raw = mean + torch.exp(log_variance / 2) * draws.normal(mean.shape)
+        raw = mean + torch.exp(log_variance / 2) * rng.normal(mean.shape)
         loss, metrics = self._scored(patches, raw)
         divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(1).mean((1, 2))  # (B,) nats
         count = metrics["reconstruction"][1]

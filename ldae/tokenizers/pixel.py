@@ -1,4 +1,4 @@
-"""Pixels as latents: the naive tokenizer of Fig. 5, arXiv 2401.14404."""
+"""Pixels as latents: whole images as they are, or the patches of Fig. 5, arXiv 2401.14404."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ldae.core.types import Count
 from ldae.nn.patchify import patchify, unpatchify
-from ldae.parts import Count
 from ldae.tokenizers.base import Tokenizer
 from ldae.tokenizers.patch_linear import check_patch
 
@@ -54,3 +54,28 @@ class Pixel(Tokenizer):
         self.mean.copy_(mean.reshape(-1, 1, 1))
         self.eigenvalues.copy_(square / count - mean**2)
         self.set_scale(self.eigenvalues)
+
+
+class Identity(Tokenizer):
+    """z = x: no patches, no mean taken off, scale 1 (the space of DDPM, arXiv 2006.11239). Fitted from the start.
+
+    Args:
+        image_shape: (C, H, W).
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int]):
+        super().__init__(image_shape, image_shape, "one")
+        self.fitted.fill_(True)
+
+    @property
+    def bounded(self) -> bool:
+        return True
+
+    def to_raw(self, x: Tensor) -> Tensor:
+        return x
+
+    def from_raw(self, raw: Tensor) -> Tensor:
+        return raw
+
+    def fit(self, batches: Iterable[Tensor]) -> None:
+        """Nothing to fit."""

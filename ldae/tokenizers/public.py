@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ldae.errors import CheckpointError
-from ldae.files import load_tensors
+from ldae.core.errors import CheckpointError
+from ldae.core.files import load_tensors
 from ldae.nn.conv import Downsample, ResBlock, SpatialAttention, Upsample
 from ldae.tokenizers.conv_vae import ConvVAE
 

@@ -8,9 +8,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ldae.parts import Count, NonNegative, Positive, PossiblyEmpty
-from ldae.tokenizers.conv_base import ConvTokenizer
-from ldae.types import Draws, Metrics
+from ldae.core.types import BatchGenerator, Count, Metrics, NonNegative, Positive, PossiblyEmpty
+from ldae.tokenizers.conv_vae import ConvTokenizer
 
 
 class VQ(ConvTokenizer):
@@ -60,7 +59,7 @@ class VQ(ConvTokenizer):
         index = rearrange(distance.argmin(1), "(b h w) -> b h w", b=raw.shape[0], h=raw.shape[2])
         return rearrange(self.codebook[index], "b h w c -> b c h w"), index
 
-    def reconstruct(self, x: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Metrics]:
+    def reconstruct(self, x: Tensor, rng: BatchGenerator) -> tuple[Tensor, Tensor, Metrics]:
         raw = self.to_raw(x)
         with torch.autocast(x.device.type, enabled=False):
             codes, index = self.quantise(raw)

@@ -87,10 +87,10 @@ def gathered(
     Raises:
         Unreportable: no results; two cells of one name; results that cannot stand in one table or one column.
     """
-    cells = [Entry("cell", row.cell, _by_protocol(row.cell, row.results), row) for row in rows]
-    entries = [*cells, *_beside(others)]
+    trials = [Entry("cell", row.trial, _by_protocol(row.trial, row.results), row) for row in rows]
+    entries = [*trials, *_beside(others)]
     results = [r for entry in entries for r in entry.results.values()]
-    if not any(entry.results for entry in cells):
+    if not any(entry.results for entry in trials):
         raise Unreportable("no cell has a result; finish at least one cell of the grid first")
     _refuse_twins(rows)
     _refuse_mixtures(entries, results)
@@ -143,10 +143,10 @@ def _mark(entry: Entry) -> str:
 
 
 def _refuse_twins(rows: Sequence[Row]) -> None:
-    for (grid, budget, cell), count in Counter((r.grid, r.budget, r.cell) for r in rows).items():
+    for (grid, budget, trial), count in Counter((r.grid, r.budget, r.trial) for r in rows).items():
         if count > 1:
             raise Unreportable(
-                f"grid {grid}, budget {budget} has {count} rows named {cell}; give one row for each cell"
+                f"grid {grid}, budget {budget} has {count} rows named {trial}; give one row for each cell"
             )
 
 

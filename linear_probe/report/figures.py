@@ -51,22 +51,22 @@ class Trend:
     series: Mapping[str, Sequence[tuple[float, Entry]]]
 
 
-def figures(contents: Contents, cells: Sequence[Entry]) -> Iterator[tuple[str, str]]:
+def figures(contents: Contents, trials: Sequence[Entry]) -> Iterator[tuple[str, str]]:
     """The plots of one grid, as SVG, and their captions: one for each protocol, and one of the paper's figures.
 
     Args:
         cells: of one grid and budget.
     """
-    found = trend(cells)
-    for measure in measures(contents, cells):
-        known = [e for e in cells if measure.of(e) is not None]
+    found = trend(trials)
+    for measure in measures(contents, trials):
+        known = [e for e in trials if measure.of(e) is not None]
         if not known:
             continue
         drawn = _lines(measure, found) if found else ""
-        yield drawn or _bars(measure, cells, contents.beside), measure.caption
+        yield drawn or _bars(measure, trials, contents.beside), measure.caption
 
 
-def measures(contents: Contents, cells: Sequence[Entry]) -> list[Measure]:
+def measures(contents: Contents, trials: Sequence[Entry]) -> list[Measure]:
     """Each protocol's accuracy, and the paper's."""
     shared = contents.results[0]
     where = f"{shared.data}, {shared.split}"
@@ -81,19 +81,19 @@ def measures(contents: Contents, cells: Sequence[Entry]) -> list[Measure]:
     def paper(entry: Entry) -> Value | None:
         return None if entry.row is None or entry.row.paper is None else (entry.row.paper, None)
 
-    sources = "; ".join(dict.fromkeys(e.row.paper_source for e in cells if e.row and paper(e)))
+    sources = "; ".join(dict.fromkeys(e.row.paper_source for e in trials if e.row and paper(e)))
     return [*map(ours, contents.protocols), Measure(PAPER, "paper", paper, "{} of our cell", sources)]
 
 
-def trend(cells: Sequence[Entry]) -> Trend | None:
+def trend(trials: Sequence[Entry]) -> Trend | None:
     """The lines that the cells make, along the axis with the most values; None where no axis is a scale."""
-    axes = [dict(e.row.axes) for e in cells if e.row]
+    axes = [dict(e.row.axes) for e in trials if e.row]
     names = [n for n in dict.fromkeys(n for a in axes for n in a) if n not in COUNTERS]
     scales = {n: v for n in names if len(v := _numbers(axes, n)) >= FEWEST}
     if not scales:
         return None
     x = max(scales, key=lambda n: len(scales[n]))
-    series = _series(cells, x, [n for n in names if n != x and not _follows(axes, n, x)])
+    series = _series(trials, x, [n for n in names if n != x and not _follows(axes, n, x)])
     if len({(name, at) for name, found in series.items() for at, _ in found}) < sum(map(len, series.values())):
         return None  # two cells in one place: something else varies
     values = sorted(scales[x])
@@ -116,9 +116,9 @@ def _follows(axes: Sequence[Mapping[str, Any]], name: str, x: str) -> bool:
     return all(len(values) == 1 for values in seen.values())
 
 
-def _series(cells: Sequence[Entry], x: str, apart: Sequence[str]) -> dict[str, list[tuple[float, Entry]]]:
+def _series(trials: Sequence[Entry], x: str, apart: Sequence[str]) -> dict[str, list[tuple[float, Entry]]]:
     found: dict[str, list[tuple[float, Entry]]] = {}
-    for e in cells:
+    for e in trials:
         if e.row and x in e.row.axes:
             name = " · ".join(str(e.row.axes[n]) for n in apart if n in e.row.axes) or e.row.grid
             found.setdefault(name, []).append((float(e.row.axes[x]), e))
@@ -143,17 +143,17 @@ def _lines(measure: Measure, found: Trend) -> str:
     return lines(measure.title, about, series, x, "top-1 accuracy, %", marks=True)
 
 
-def _bars(measure: Measure, cells: Sequence[Entry], beside: Sequence[Entry]) -> str:
-    shown = [Bar(e.name, *(measure.of(e) or (None, None))) for e in cells]
+def _bars(measure: Measure, trials: Sequence[Entry], beside: Sequence[Entry]) -> str:
+    shown = [Bar(e.name, *(measure.of(e) or (None, None))) for e in trials]
     extra = [(e, value) for e in beside if (value := measure.of(e)) is not None]
     shown += [Bar(e.name, *value, kind="beside") for e, value in extra]
-    told = "; ".join(f"{b.name} {b.value:.2f}" for b in shown if b.value is not None)
+    message = "; ".join(f"{b.name} {b.value:.2f}" for b in shown if b.value is not None)
     return bars(
         measure.title,
-        f"Top-1 accuracy in percent: {told}.",
+        f"Top-1 accuracy in percent: {message}.",
         shown,
         measure.tone,
-        max(len(e.name) for e in [*cells, *beside]),
+        max(len(e.name) for e in [*trials, *beside]),
     )
 
 

@@ -33,8 +33,8 @@ def _head(name: str, about: str, kind: str, numeric: bool) -> str:
 
 
 def _line(entry: Entry, shown: Sequence[Column]) -> str:
-    cells = "".join(_cell(entry, column) for column in shown)
-    return f'<tr class="{entry.kind}">{_name(entry)}{cells}</tr>'
+    trials = "".join(_cell(entry, column) for column in shown)
+    return f'<tr class="{entry.kind}">{_name(entry)}{trials}</tr>'
 
 
 def _cell(entry: Entry, column: Column) -> str:
@@ -48,7 +48,7 @@ def _cell(entry: Entry, column: Column) -> str:
 
 def _name(entry: Entry) -> str:
     badge = "" if entry.kind == "cell" else f' <span class="badge">{entry.kind}</span>'
-    facts = "".join(f"<dt>{escape(what)}</dt><dd>{told}</dd>" for what, told in _facts(entry))
+    facts = "".join(f"<dt>{escape(what)}</dt><dd>{message}</dd>" for what, message in _facts(entry))
     summary = f"<summary>{escape(entry.name)}{badge}</summary>"
     return f'<th scope="row" class="name"><details>{summary}<dl>{facts}</dl></details></th>'
 

@@ -118,11 +118,11 @@ def _line(frame: Frame, s: Series, axis: str, marks: bool) -> str:
     parts = [svg.polyline(places, f"line s{s.tone % len(svg.MARKS)}")] if len(places) > 1 else []
     if marks:
         for (x, y), p in zip(places, s.points, strict=True):
-            told = f"{s.name}, {axis} = {p.x:g}: {p.y:.2f}"
+            message = f"{s.name}, {axis} = {p.x:g}: {p.y:.2f}"
             if p.deviation is not None:
                 parts.append(svg.line(x, frame.y(p.y - p.deviation), x, frame.y(p.y + p.deviation), "whisker"))
-                told += f" ± {p.deviation:.2f}"
-            parts.append(svg.mark(x, y, s.tone, told))
+                message += f" ± {p.deviation:.2f}"
+            parts.append(svg.mark(x, y, s.tone, message))
     return "".join(parts)
 
 

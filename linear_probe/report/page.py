@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from linear_probe.agreement import agreement
 from linear_probe.report.cards import card
 from linear_probe.report.columns import checkpoints, chosen_on, columns, hours, seeds
 from linear_probe.report.contents import Contents, Entry
@@ -12,7 +13,6 @@ from linear_probe.report.figures import figures, schedules
 from linear_probe.report.grid_html import table_html
 from linear_probe.report.pictures import albums
 from linear_probe.report.plain import facts
-from linear_probe.report.rank import agreement
 from linear_probe.report.svg import escape
 
 HERE = Path(__file__).resolve().parent
@@ -76,10 +76,10 @@ def _hours(contents: Contents) -> list[str]:
 
 
 def _grids(contents: Contents) -> Iterator[str]:
-    for (grid, budget), cells in contents.groups().items():
-        plots = "".join(_figure(*plot) for plot in figures(contents, cells))
+    for (grid, budget), trials in contents.groups().items():
+        plots = "".join(_figure(*plot) for plot in figures(contents, trials))
         head = f'<h2>{escape(grid)} <span class="quiet">budget {escape(budget)}</span></h2>'
-        yield f'<section>{head}{_ranks(contents, cells)}<div class="plots">{plots}</div></section>'
+        yield f'<section>{head}{_ranks(contents, trials)}<div class="plots">{plots}</div></section>'
 
 
 def _figure(drawn: str, caption: str = "") -> str:
@@ -87,8 +87,8 @@ def _figure(drawn: str, caption: str = "") -> str:
     return f"<figure>{drawn}{below}</figure>"
 
 
-def _ranks(contents: Contents, cells: Sequence[Entry]) -> str:
-    found = [(p, a) for p in contents.protocols if (a := agreement(cells, p))]
+def _ranks(contents: Contents, trials: Sequence[Entry]) -> str:
+    found = [(p, a) for p in contents.protocols if (a := agreement([e.row for e in trials if e.row], p))]
     if not found:
         return ""
     items = "".join(
@@ -120,21 +120,25 @@ def _cells(contents: Contents, root: Path) -> str:
     found = [card(e, album) for e, album in zip(entries, albums(contents.rows, root), strict=True)]
     if not any(found):
         return ""
-    strips = any('class="strip"' in c for c in found)
-    together = '<p><label><input id="together" type="checkbox"> move all noise levels together</label></p>' * strips
-    return f'<section id="looks"><h2>Cells to look at</h2>{together}<div class="cards">{"".join(found)}</div></section>'
+    denoising_images = any('class="strip"' in c for c in found)
+    together = (
+        '<p><label><input id="together" type="checkbox"> move all noise levels together</label></p>' * denoising_images
+    )
+    return (
+        f'<section id="pictures"><h2>Cells to look at</h2>{together}<div class="cards">{"".join(found)}</div></section>'
+    )
 
 
 def _method(contents: Contents) -> str:
     """What the columns are."""
-    told = [(c.head, c.about) for c in columns(contents) if c.about]
+    message = [(c.head, c.about) for c in columns(contents) if c.about]
     hardware = ", ".join(sorted({r.hardware for r in contents.results}))
     dates = sorted(r.date[:10] for r in contents.results)
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     chosen = ", ".join(sorted({chosen_on(r) for r in contents.results}))
-    told += [
+    message += [
         ("choices", f"layer, noise level and settings were chosen on: {chosen}"),
         ("probed on", f"{hardware}; {when}"),
     ]
-    items = "".join(f"<dt>{escape(what)}</dt><dd>{escape(how)}</dd>" for what, how in told)
+    items = "".join(f"<dt>{escape(what)}</dt><dd>{escape(how)}</dd>" for what, how in message)
     return f"<section><h2>How it was measured</h2><dl>{items}</dl></section>"

@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from linear_probe.agreement import agreement
 from linear_probe.report.columns import Column, columns
 from linear_probe.report.contents import Contents, Entry
-from linear_probe.report.rank import agreement
 from linear_probe.results import markdown
 
 LATEX = {
@@ -70,9 +70,9 @@ def results_jsonl(contents: Contents) -> str:
 def correlations(contents: Contents) -> list[str]:
     """A sentence for each grid and protocol on how far its order is the paper's, where that can be said."""
     found = []
-    for (grid, budget), cells in contents.groups().items():
+    for (grid, budget), trials in contents.groups().items():
         for protocol in contents.protocols:
-            a = agreement(cells, protocol)
+            a = agreement([e.row for e in trials if e.row], protocol)
             if a is not None:
                 where = f"{grid} ({budget}), {protocol}"
                 found.append(f"{where}: Spearman's rank correlation with the paper's order {a} (n = {a.count})")

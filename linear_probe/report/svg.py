@@ -96,18 +96,18 @@ def polyline(points: Sequence[tuple[float, float]], kind: str) -> str:
     return f'<path class="{kind}" d="M{"L".join(f"{number(x)} {number(y)}" for x, y in points)}"/>'
 
 
-def mark(x: float, y: float, index: int, told: str = "") -> str:
+def mark(x: float, y: float, index: int, message: str = "") -> str:
     """The mark of the series `index`; what is `told` shows when it is pointed at."""
-    title = f"<title>{escape(told)}</title>" if told else ""
+    title = f"<title>{escape(message)}</title>" if message else ""
     place = f"translate({number(x)} {number(y)})"
     return (
         f'<path class="mark s{index % len(MARKS)}" transform="{place}" d="{MARKS[index % len(MARKS)]}">{title}</path>'
     )
 
 
-def rectangle(x: float, y: float, width: float, height: float, kind: str, told: str = "") -> str:
+def rectangle(x: float, y: float, width: float, height: float, kind: str, message: str = "") -> str:
     """A filled box."""
-    title = f"<title>{escape(told)}</title>" if told else ""
+    title = f"<title>{escape(message)}</title>" if message else ""
     box = f'x="{number(x)}" y="{number(y)}" width="{number(width)}" height="{number(height)}"'
     return f'<rect class="{kind}" {box}>{title}</rect>' if title else f'<rect class="{kind}" {box}/>'
 

@@ -16,7 +16,7 @@ def same(a, b):
     return losses(a) == losses(b) and weights(a) == weights(b)
 
 
-def started(*words, limits="", **environment):
+def started(*argv, limits="", **environment):
     """pretrain.py in a session of its own.
 
     Args:
@@ -24,7 +24,7 @@ def started(*words, limits="", **environment):
     """
     shell = f'{limits or ":"}; exec "$@"'
     env = {**os.environ, **ENVIRONMENT, **environment}
-    whole = ["bash", "-c", shell, "pretrain", *command("pretrain", *words)]
+    whole = ["bash", "-c", shell, "pretrain", *command("pretrain", *argv)]
     pipe = subprocess.PIPE
     return subprocess.Popen(whole, stdout=pipe, stderr=pipe, text=True, env=env, start_new_session=True)
 
@@ -52,26 +52,26 @@ def at_step(folder, step):
     return lambda: path.exists() and any(int(s) >= step for s in re.findall(r'^{"step": (\d+)', path.read_text(), re.M))
 
 
-def signalled(folder, words, number, step=3, group=False):
+def signalled(folder, argv, number, step=3, group=False):
     """Starts a run, signals it once it has made some steps; its exit code."""
-    process = started(f"out={folder}", *words)
+    process = started(f"out={folder}", *argv)
     assert until(at_step(folder, step), process), ended(process)
     (os.killpg if group else os.kill)(process.pid, number)
     return ended(process)[0]
 
 
-def killed_and_rerun(folder, delays, words):
+def killed_and_rerun(folder, delays, argv):
     """Kills a run after each delay, starts it again each time, and lets it end; how many kills found it alive."""
     alive = 0
     for delay in delays:
-        process = started(f"out={folder}", *words)
+        process = started(f"out={folder}", *argv)
         try:
             process.communicate(timeout=delay)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.communicate()
             alive += 1
-    run("pretrain", f"out={folder}", *words)
+    run("pretrain", f"out={folder}", *argv)
     return alive
 
 

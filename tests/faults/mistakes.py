@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from _cli import compose
 from omegaconf import DictConfig, OmegaConf
+
+from ldae.app.compose import compose
 
 EXPERIMENTS = (
     "ldae/cifar10_cpu",
@@ -22,7 +23,7 @@ EXPERIMENTS = (
     "segdiff/horses_cpu",
 )
 NOWHERE = "data.root=/nonexistent"  # whoever looks at the data first answers 65
-# what a text may be is up to the file system or to the user
+# what a text may be is up to the file parts or to the user
 FREE_TEXT = {"out", "root", "cache", "weights", "experiment", "name", "only"}
 REFERRED = {"data.d", "data.patch"}  # others refer to them, and the answer names those that do
 FRACTIONS = {"train.epochs"}  # written as whole numbers, and need not be
@@ -46,8 +47,8 @@ class Mistake:
     key: str
 
     @property
-    def words(self) -> list[str]:
-        """Of tools/pretrain.py."""
+    def argv(self) -> list[str]:
+        """Of ldae pretrain."""
         return [f"experiment={self.experiment}", NOWHERE, self.word]
 
 

@@ -64,9 +64,9 @@ class Disk:
         below = f"{self.root}{os.sep}"
 
         def then(call, told):
-            def wrapped(*words, **names):
-                result = call(*words, **names)
-                if told(*words):
+            def wrapped(*argv, **names):
+                result = call(*argv, **names)
+                if told(*argv):
                     self.keep()
                 return result
 
@@ -86,11 +86,11 @@ class Disk:
             setattr(os, name, then(getattr(os, name), named))
 
 
-def main(root, snapshots, tool, *words):
+def main(root, snapshots, tool, *argv):
     """Runs the tool."""
     disk = Disk(root, snapshots)
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
     trainer = importlib.import_module("ldae.engine.trainer")
+    find = importlib.import_module("ldae.app.cli").find
     publish = trainer.publish
 
     def saved(*given):
@@ -99,7 +99,7 @@ def main(root, snapshots, tool, *words):
 
     trainer.publish = saved
     disk.watch()
-    importlib.import_module(tool).main(list(words))
+    find(tool).load().main(list(argv))
     (Path(snapshots) / "saved.json").write_text(json.dumps(disk.saved))
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from helpers import run, status
 
-FEW = ("train.steps=2", "train.batch=16", "monitor.looks=0", "runtime.threads=1")
+FEW = ("train.steps=2", "train.batch=16", "monitor.num_evals=0", "runtime.threads=1")
 
 
 def cut(paths):

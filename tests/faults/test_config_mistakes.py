@@ -12,7 +12,7 @@ def failures(in_process, out, first, count):
     """What was not answered so, among some of the mistakes."""
     found = []
     for mistake in itertools.islice(mistakes(), first, first + count):
-        code, message = in_process("pretrain", *mistake.words, f"out={out}")
+        code, message = in_process("pretrain", *mistake.argv, f"out={out}")
         if code != 2 or mistake.key not in message or len(message.splitlines()) != 1:
             found.append(f"{mistake.experiment} {mistake.word} ({mistake.kind}): {code} {message}")
     return found

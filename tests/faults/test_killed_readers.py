@@ -13,7 +13,7 @@ import pytest
 from disturbed import at_step, ended, started, until
 from helpers import status
 
-LONG = ("train.steps=100000", "train.batch=16", "train.log_every=1", "monitor.looks=0", "runtime.threads=1")
+LONG = ("train.steps=100000", "train.batch=16", "train.log_every=1", "monitor.num_evals=0", "runtime.threads=1")
 pytestmark = pytest.mark.slow
 
 

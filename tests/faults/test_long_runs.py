@@ -23,7 +23,7 @@ def resident(process):
 @pytest.mark.slow
 @pytest.mark.case("long run", f"{STEPS:,} tiny steps: memory, open files, TensorBoard files, checkpoints")
 def test_nothing_grows_with_the_steps(tmp_path, tries, record_property):
-    words = (
+    argv = (
         "denoiser.width=16",
         "denoiser.heads=2",
         "denoiser.encoder_depth=1",
@@ -32,7 +32,7 @@ def test_nothing_grows_with_the_steps(tmp_path, tries, record_property):
         f"train.steps={STEPS}",
     )
     folder = tmp_path / "r"
-    whole = (*words, "train.keep=3", "train.log_every=100", "train.checkpoint_every=1000", "monitor.looks=20")
+    whole = (*argv, "train.keep=3", "train.log_every=100", "train.checkpoint_every=1000", "monitor.num_evals=20")
     process = started(f"out={folder}", *whole, "runtime.threads=1")
     seen = []
     while process.poll() is None:

@@ -17,8 +17,8 @@ pytest.importorskip("datasets", reason="pip install 'ldae[hub]'")
 def check(tmp_path, count):
     script, env = Path(__file__).parent / "mutated.py", {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)}
     env |= {"HF_DATASETS_CACHE": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-    words = [sys.executable, str(script), str(tmp_path / "pictures"), str(count)]
-    done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=3000)
+    argv = [sys.executable, str(script), str(tmp_path / "pictures"), str(count)]
+    done = subprocess.run(argv, capture_output=True, text=True, env=env, timeout=3000)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     peak, pillow = found.pop("peak"), set(found.pop("pillow"))

@@ -12,7 +12,9 @@ from helpers import SHORT, rows, run, status
 @pytest.mark.case("23", "a learning rate that makes the weights infinite")
 def test_a_loss_that_is_not_finite_is_70_and_names_the_pictures(tmp_path):
     folder = tmp_path / "r"
-    _, err = run("pretrain", f"out={folder}", *SHORT, "optim.blr=1e30", "optim.warmup=0", "monitor.looks=0", code=70)
+    _, err = run(
+        "pretrain", f"out={folder}", *SHORT, "optim.blr=1e30", "optim.warmup=0", "monitor.num_evals=0", code=70
+    )
     report = json.loads((folder / "nonfinite-rank0.json").read_text())
     assert f"at step {report['step']}; the step was not made" in err
     assert len(report["images"]) == 64

@@ -23,9 +23,9 @@ def cuts(tmp_path_factory):
     """What each power cut left of a run: (folder, step of the last checkpoint that was said to be saved)."""
     disk, snapshots = (tmp_path_factory.mktemp(name) for name in ("disk", "snapshots"))
     script, env = Path(__file__).parent / "power.py", {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, str(script), str(disk), str(snapshots), "pretrain"]
-    words += complete("pretrain", [f"out={disk / 'r'}", *SHORT])
-    done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=600)
+    argv = [sys.executable, str(script), str(disk), str(snapshots), "pretrain"]
+    argv += complete("pretrain", [f"out={disk / 'r'}", *SHORT])
+    done = subprocess.run(argv, capture_output=True, text=True, env=env, timeout=600)
     assert done.returncode == 0, done.stderr
     saved = json.loads((snapshots / "saved.json").read_text())
     assert max(saved.values()) == 12

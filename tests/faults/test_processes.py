@@ -19,7 +19,7 @@ TWO = (
     "train.steps=200",
     "train.log_every=1",
     "train.checkpoint_every=40",
-    "monitor.looks=0",
+    "monitor.num_evals=0",
     "runtime.threads=1",
     "train.precision=fp32",
 )
@@ -34,11 +34,11 @@ def straight(tmp_path_factory):
     return folder
 
 
-def started(folder, *words):
+def started(folder, *argv):
     """torchrun with two processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     env = {**os.environ, **ENVIRONMENT}
-    whole = [*launcher, *command("pretrain", f"out={folder}", *TWO, *words)[1:]]
+    whole = [*launcher, *command("pretrain", f"out={folder}", *TWO, *argv)[1:]]
     return subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
 

@@ -11,7 +11,13 @@ import pytest
 from disturbed import at_step, ended, killed_and_rerun, same, signalled, started, until
 from helpers import SHORT, losses, run, status
 
-LONG = ("train.steps=3000", "train.log_every=1", "train.checkpoint_every=10", "monitor.looks=3", "runtime.threads=1")
+LONG = (
+    "train.steps=3000",
+    "train.log_every=1",
+    "train.checkpoint_every=10",
+    "monitor.num_evals=3",
+    "runtime.threads=1",
+)
 
 
 @pytest.mark.slow
@@ -49,10 +55,10 @@ def test_kill_9_at_100_random_instants_loses_nothing(tmp_path, tries):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.case("2", "kill -9 while blocks are compiled, run again each time")
 def test_kill_9_while_blocks_are_compiled_loses_nothing(tmp_path, tries):
-    words = (*SHORT, "train.compile=true")
-    run("pretrain", f"out={tmp_path / 'straight'}", *words)
+    argv = (*SHORT, "train.compile=true")
+    run("pretrain", f"out={tmp_path / 'straight'}", *argv)
     delays = [4 + 0.7 * k for k in range(12)]  # steps begin after some 3 seconds, and compiling takes about 10
-    alive = killed_and_rerun(tmp_path / "r", delays, words)
+    alive = killed_and_rerun(tmp_path / "r", delays, argv)
     assert same(tmp_path / "straight", tmp_path / "r")
     assert alive > 6
     tries(alive)
@@ -86,37 +92,43 @@ def test_a_signal_is_saved_answered_with_75_and_resumed(reference, tmp_path, num
 @pytest.mark.slow
 @pytest.mark.case("4", "SIGTERM to the whole process group, loader workers too")
 def test_workers_that_get_the_signal_too_lose_nothing(tree, tmp_path):
-    words = (*tree, "train.steps=60", "train.batch=16", "train.log_every=1", "monitor.looks=0", "runtime.threads=1")
-    run("pretrain", f"out={tmp_path / 'straight'}", *words)
-    assert signalled(tmp_path / "r", words, signal.SIGTERM, group=True) == 75
-    run("pretrain", f"out={tmp_path / 'r'}", *words)
+    argv = (*tree, "train.steps=60", "train.batch=16", "train.log_every=1", "monitor.num_evals=0", "runtime.threads=1")
+    run("pretrain", f"out={tmp_path / 'straight'}", *argv)
+    assert signalled(tmp_path / "r", argv, signal.SIGTERM, group=True) == 75
+    run("pretrain", f"out={tmp_path / 'r'}", *argv)
     assert same(tmp_path / "straight", tmp_path / "r")
 
 
 @pytest.mark.slow
 @pytest.mark.case("6", "SIGTERM while a checkpoint is written")
 def test_a_signal_while_a_checkpoint_is_written(tmp_path, tries):
-    words = ("train.steps=300", "train.log_every=1", "train.checkpoint_every=1", "monitor.looks=0", "runtime.threads=1")
-    run("pretrain", f"out={tmp_path / 'straight'}", *words)
+    argv = (
+        "train.steps=300",
+        "train.log_every=1",
+        "train.checkpoint_every=1",
+        "monitor.num_evals=0",
+        "runtime.threads=1",
+    )
+    run("pretrain", f"out={tmp_path / 'straight'}", *argv)
     for k in range(5):
         folder = tmp_path / str(k)
-        process = started(f"out={folder}", *words)
+        process = started(f"out={folder}", *argv)
         writing = lambda at=folder / "checkpoints": at.exists() and any(at.glob(".tmp-*"))  # noqa: E731
         assert until(writing, process)
         os.kill(process.pid, signal.SIGTERM)
         assert ended(process)[0] == 75
         assert not any((folder / "checkpoints").glob(".tmp-*"))
-        run("pretrain", f"out={folder}", *words)
+        run("pretrain", f"out={folder}", *argv)
         assert same(tmp_path / "straight", folder)
     tries(5)
 
 
 @pytest.mark.case("12", "a second process on a live run")
 def test_a_live_run_is_not_disturbed(tmp_path):
-    folder, words = tmp_path / "r", ("train.steps=3000", "train.log_every=1", "monitor.looks=0", "runtime.threads=1")
-    process = started(f"out={folder}", *words)
+    folder, argv = tmp_path / "r", ("train.steps=3000", "train.log_every=1", "monitor.num_evals=0", "runtime.threads=1")
+    process = started(f"out={folder}", *argv)
     assert until(at_step(folder, 3), process)
-    _, err = run("pretrain", f"out={folder}", *words, code=73)
+    _, err = run("pretrain", f"out={folder}", *argv, code=73)
     assert "held by another process" in err
     assert until(at_step(folder, max(losses(folder)) + 3), process)
     process.send_signal(signal.SIGTERM)

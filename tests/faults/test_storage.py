@@ -13,10 +13,10 @@ import torch
 from disturbed import ended, newest, same, started
 from helpers import SHORT, as_if_stopped, run, status
 
+from ldae.core.files import sha256
 from ldae.engine.checkpoint import own_hash
-from ldae.files import sha256
 
-BARE = (*SHORT, "monitor.looks=0")
+BARE = (*SHORT, "monitor.num_evals=0")
 PAGE = 4096
 
 
@@ -159,8 +159,8 @@ def test_a_read_only_parent_is_73_before_the_first_step(tmp_path):
 @pytest.mark.case("A17", "the cache is read-only")
 def test_a_read_only_cache_is_73_that_names_it(tmp_path, in_process):
     with mounted(tmp_path / "disk", "ro") as disk:
-        words = ("experiment=ldae/digits", "train.steps=1", "monitor.looks=0", "train.precision=fp32")
-        code, message = in_process("pretrain", *words, f"data.cache={disk}", f"out={tmp_path / 'r'}")
+        argv = ("experiment=ldae/digits", "train.steps=1", "monitor.num_evals=0", "train.precision=fp32")
+        code, message = in_process("pretrain", *argv, f"data.cache={disk}", f"out={tmp_path / 'r'}")
         assert (code, message.partition(" (")[0]) == (73, f"data.cache={disk} cannot be written")
 
 
@@ -185,8 +185,8 @@ def test_a_pickle_is_never_opened(reference, tmp_path):
             torch.save({"weight": Canary(canary)}, path)
             manifest["files"][path.name] = {"size": path.stat().st_size, "sha256": sha256(path)}
         (checkpoint / "manifest.json").write_text(json.dumps({**manifest, "own": own_hash(manifest)}))
-    for tool, words in (("pretrain", (f"out={folder}", *SHORT)), ("probe", (f"run={folder}", "runtime.threads=1"))):
-        _, err = run(tool, *words, code=65)
+    for tool, argv in (("pretrain", (f"out={folder}", *SHORT)), ("probe", (f"run={folder}", "runtime.threads=1"))):
+        _, err = run(tool, *argv, code=65)
         assert "manifest.json" not in err  # it is the tensors' files that are refused
         assert not canary.exists()
 

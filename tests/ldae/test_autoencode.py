@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ldae.errors import ConfigError
+from ldae.core.errors import ConfigError
+from ldae.core.types import Batch, BatchGenerator
 from ldae.nn.patch_gan import PatchGAN
 from ldae.nn.perceptual import Classifier
 from ldae.objectives.autoencode import Autoencode, adaptive_weight, hinge
@@ -13,7 +14,6 @@ from ldae.objectives.classify import Classify
 from ldae.tasks.images import Images
 from ldae.tokenizers.conv_vae import ConvVAE
 from ldae.tokenizers.pixel import Pixel
-from ldae.types import Batch, Draws
 
 
 def batch(seed=0, count=4):
@@ -64,43 +64,43 @@ def test_the_adaptive_weight_has_bounds_and_needs_gradients():
 def test_before_its_start_there_is_no_adversarial_loss_and_no_turn():
     waiting, absent = objective(start=10), objective(start=10)
     absent.opponents = {}
-    assert waiting.players["discriminator"].turn(9) is False
-    assert waiting.turn(9)
-    absent.turn(9)
-    (loss, measured), (plain, _) = (o(batch(), Draws([0])) for o in (waiting, absent))
+    assert waiting.trainable_modules["discriminator"].is_active(9) is False
+    assert waiting.is_active(9)
+    absent.is_active(9)
+    (loss, measured), (plain, _) = (o(batch(), BatchGenerator([0])) for o in (waiting, absent))
     assert loss.item() == plain.item()
     assert "fooled" not in measured
     loss.backward()
-    discriminator = waiting.players["discriminator"].network
+    discriminator = waiting.trainable_modules["discriminator"].network
     assert all(p.grad is None for p in discriminator.parameters())
-    assert waiting.players["discriminator"].turn(10) is True
+    assert waiting.trainable_modules["discriminator"].is_active(10) is True
 
 
 def test_with_a_head_start_the_discriminator_learns_before_the_tokenizer_feels_it():
     early, absent = objective(start=2, head_start=3), objective()
     absent.opponents = {}
     for step, learns, felt in ((1, False, False), (2, True, False), (4, True, False), (5, True, True)):
-        early.turn(step), absent.turn(step)
-        assert early.players["discriminator"].turn(step) is learns
-        loss, measured = early(batch(), Draws([0]))
+        early.is_active(step), absent.is_active(step)
+        assert early.trainable_modules["discriminator"].is_active(step) is learns
+        loss, measured = early(batch(), BatchGenerator([0]))
         assert ("fooled" in measured) is felt
-        assert (loss.item() != absent(batch(), Draws([0]))[0].item()) is felt
+        assert (loss.item() != absent(batch(), BatchGenerator([0]))[0].item()) is felt
         if learns:
-            early.players["discriminator"](batch(), Draws([0]))[0].backward()
-    assert not early.players["discriminator"].pairs
+            early.trainable_modules["discriminator"](batch(), BatchGenerator([0]))[0].backward()
+    assert not early.trainable_modules["discriminator"].pairs
 
 
 def test_each_players_gradients_stay_its_own():
     both = objective()
-    tokenizer, opponent = both.players["tokenizer"], both.players["discriminator"]
-    tokenizer.turn(0)
-    loss, measured = tokenizer(batch(), Draws([0]))
+    tokenizer, opponent = both.trainable_modules["tokenizer"], both.trainable_modules["discriminator"]
+    tokenizer.is_active(0)
+    loss, measured = tokenizer(batch(), BatchGenerator([0]))
     loss.backward()
     assert measured["adaptive_weight"][0] > 0
     assert all(p.grad is None for p in opponent.network.parameters())
     assert all(p.requires_grad for p in opponent.network.parameters())
     before = [p.grad.clone() for p in tokenizer.network.parameters()]
-    opponent(batch(), Draws([0]))[0].backward()
+    opponent(batch(), BatchGenerator([0]))[0].backward()
     assert all(torch.equal(a, p.grad) for a, p in zip(before, tokenizer.network.parameters(), strict=True))
     assert any(p.grad.abs().max() > 0 for p in opponent.network.parameters())
     assert not opponent.pairs
@@ -108,26 +108,26 @@ def test_each_players_gradients_stay_its_own():
 
 def test_the_adversarial_gradient_at_the_last_weight_has_the_share_that_is_asked_for():
     """lambda g = factor ||grad reconstruction||: the loss's gradient there is a sum of two known vectors."""
-    asked, plain = objective(factor=0.3), objective(factor=0.3)
-    asked.turn(0)
+    requested, plain = objective(factor=0.3), objective(factor=0.3)
+    requested.is_active(0)
     grads = []
-    for player in (asked, plain):  # `plain` has had no turn: nobody plays against it
-        loss, _ = player(batch(), Draws([0]))
-        grads.append(torch.autograd.grad(loss, player.tokenizer.last_weight)[0])
+    for module in (requested, plain):  # `plain` has had no turn: nobody plays against it
+        loss, _ = module(batch(), BatchGenerator([0]))
+        grads.append(torch.autograd.grad(loss, module.tokenizer.last_weight)[0])
     both, alone = grads
     assert (both - alone).norm().item() == pytest.approx(0.3 * alone.norm().item(), rel=0.01)
 
 
 def test_the_discriminator_learns_to_tell_a_fixed_reconstruction():
     both = objective()
-    opponent = both.players["discriminator"]
+    opponent = both.trainable_modules["discriminator"]
     optimizer = torch.optim.Adam(opponent.network.parameters(), lr=2e-3)
     for step in range(60):
-        both.turn(0)
+        both.is_active(0)
         with torch.no_grad():
-            both(batch(step), Draws([step]))
+            both(batch(step), BatchGenerator([step]))
         optimizer.zero_grad()
-        loss, _ = opponent(batch(step), Draws([step]))
+        loss, _ = opponent(batch(step), BatchGenerator([step]))
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.2
@@ -137,16 +137,16 @@ def test_the_discriminator_is_not_among_the_tokenizers_weights():
     both = objective()
     assert not any("layers" in name for name in both.state_dict() if "opponent" in name or "discrim" in name)
     own = {id(p) for p in both.parameters()}
-    assert not own & {id(p) for p in both.players["discriminator"].network.parameters()}
+    assert not own & {id(p) for p in both.trainable_modules["discriminator"].network.parameters()}
 
 
 def test_without_both_it_is_the_plain_loss_of_a_vae():
     torch.manual_seed(0)
     vae, data = ConvVAE((3, 16, 16), 4, 8, [1, 2], kl=0.1), batch()
-    found, _ = Autoencode(Images(), vae, None, None)(data, Draws([3]))
+    found, _ = Autoencode(Images(), vae, None, None)(data, BatchGenerator([3]))
     x0 = 2 * data.images - 1
     mean, log_variance = vae.gaussian(x0)
-    answer = vae.from_raw(mean + (log_variance / 2).exp() * Draws([3]).normal(mean.shape))
+    answer = vae.from_raw(mean + (log_variance / 2).exp() * BatchGenerator([3]).normal(mean.shape))
     kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum((1, 2, 3))
     expected = (((answer - x0) ** 2).sum((1, 2, 3)) + 0.1 * kl).mean() / 768
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -157,7 +157,7 @@ def test_the_perceptual_network_adds_its_distance_and_learns_nothing():
     perceptual = Classifier(3, [8, 8], factor=2.0)
     having = objective(start=99, perceptual=perceptual)
     without = objective(start=99)
-    (loss, measured), (plain, _) = (o(batch(), Draws([0])) for o in (having, without))
+    (loss, measured), (plain, _) = (o(batch(), BatchGenerator([0])) for o in (having, without))
     assert loss.item() == pytest.approx(plain.item() + 2 * measured["perceptual"][0].item() / 4, rel=1e-5)
     loss.backward()
     assert all(p.grad is None for p in perceptual.parameters())
@@ -175,7 +175,7 @@ def test_it_learns_to_give_an_image_back():
     losses = []
     for step in range(60):
         optimizer.zero_grad()
-        loss, _ = learner(data, Draws([step]))
+        loss, _ = learner(data, BatchGenerator([step]))
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -191,7 +191,7 @@ def test_a_classifier_learns_labels():
     optimizer = torch.optim.Adam(learner.network.parameters(), lr=1e-2)
     for _ in range(20):
         optimizer.zero_grad()
-        loss, measured = learner(Batch(images, labels, torch.arange(30)), Draws([0]))
+        loss, measured = learner(Batch(images, labels, torch.arange(30)), BatchGenerator([0]))
         loss.backward()
         optimizer.step()
     assert measured["accuracy"][0] == 30

@@ -8,17 +8,16 @@ import pytest
 import torch
 from oracles import Normal, Told
 
+from ldae.core.errors import ConfigError
+from ldae.core.types import BatchGenerator
 from ldae.diffusion.bound import nll_bound, prior, steps_back, term
-from ldae.diffusion.importance import LossAware
-from ldae.diffusion.noiseless import Steps
 from ldae.diffusion.samplers import Large, Learned, Small
-from ldae.diffusion.schedules import Cosine, DDPMLinear, LinearSigma
+from ldae.diffusion.schedules import Cosine, DDPMLinear, LinearSigma, Steps
 from ldae.diffusion.spacing import All, Linear, Stride
 from ldae.diffusion.targets import X0, Eps
-from ldae.diffusion.trajectory import CLEAN, Prediction, Stage, stages
+from ldae.diffusion.timesteps import LossAware
+from ldae.diffusion.trajectory import CLEAN, Prediction, SamplingStep, stages
 from ldae.diffusion.variance import Fixed, LearnedRange
-from ldae.errors import ConfigError
-from ldae.types import Draws
 
 
 def normal(seed, *shape):
@@ -74,7 +73,7 @@ def test_the_large_variance_costs_a_constant_more(t):
 def test_what_the_noisiest_stage_keeps_is_the_published_number():
     """Test 13: at most 2.911e-5 bits, for |x0| = 1."""
     assert prior(torch.ones(1, 4).double(), FULL[0]).item() == pytest.approx(2.911e-5, rel=1e-3)
-    stage = Stage(0, 0.0, 1.0)
+    stage = SamplingStep(0, 0.0, 1.0)
     assert prior(normal(1, 2, 4), stage).tolist() == [0, 0]
     wide = stages(LinearSigma(sigma_max=3.0), torch.tensor([999]))[0]  # from N(0, 1 + 9)
     expected = 0.5 * (math.log(10 / 9) - 1 + 0.9 + 0.25 / 10) / math.log(2)
@@ -90,7 +89,7 @@ def test_terms_are_those_that_a_learned_variance_is_trained_with(T):
         now, back = at(t, way)
         x0, eps = normal(1, 4, 3, 8, 8).clamp(-1, 1), normal(2, 4, 3, 8, 8)
         x, out = now.mixed(x0, eps), torch.cat([eps + 0.5 * normal(3, 4, 3, 8, 8), normal(4, 4, 3, 8, 8)], 1)
-        said = Prediction(Eps().to_x0(variance.prediction(out), x, now.level(x)), variance.share(out))
+        said = Prediction(Eps().to_x0(variance.prediction(out), x, now.level(x)), variance.interpolation(out))
         trained = variance.bound(out, x0, x, now.level(x))["vb"]
         torch.testing.assert_close(trained, T / 1000 * term(said, Learned(), x0, x, back), rtol=1e-3, atol=1e-6)
 
@@ -98,9 +97,9 @@ def test_terms_are_those_that_a_learned_variance_is_trained_with(T):
 def test_shares_run_from_the_narrowest_to_the_widest():
     variance, out = LearnedRange(DDPMLinear(), X0()), normal(1, 2, 3, 4, 4)
     answer = torch.cat([out, torch.full_like(out, -1.0)], 1)
-    assert (variance.share(answer) == 0).all()
-    assert (variance.share(-answer) == 1).all()
-    assert Fixed().share(out) is None
+    assert (variance.interpolation(answer) == 0).all()
+    assert (variance.interpolation(-answer) == 1).all()
+    assert Fixed().interpolation(out) is None
 
 
 @pytest.mark.parametrize("way", [FULL, stages(DDPMLinear(), Linear(50).steps(1000))], ids=["all", "50"])
@@ -135,12 +134,12 @@ def test_the_bound_of_normal_data_is_its_entropy_where_prediction_and_variance_a
     """s = 0.3 and levels of 1 / 127.5; and what the fixed variances lose is what the divergences say."""
     data, x0 = Normal(0.3), levels(0.3 * normal(1, 15_000, 1))
     truth = 0.5 * math.log2(2 * math.pi * math.e * 0.3**2) + math.log2(127.5)
-    best = nll_bound(Told(data, FULL), Learned(), x0, FULL, Draws([2]))
+    best = nll_bound(Told(data, FULL), Learned(), x0, FULL, BatchGenerator([2]))
     assert best.steps.shape == (1000, 15_000)
     torch.testing.assert_close(best.total, best.prior + best.steps.sum(0))
     assert best.total.mean().item() == pytest.approx(truth, abs=0.02)
     for rule in (Small(), Large()):
-        found = nll_bound(data, rule, x0, FULL, Draws([2]))
+        found = nll_bound(data, rule, x0, FULL, BatchGenerator([2]))
         lost = (found.steps - best.steps).mean(1)
         assert lost[:-1].sum().item() == pytest.approx(excess(rule, data, FULL), abs=0.01)
         assert lost[-1] > 0.05
@@ -150,17 +149,19 @@ def test_the_bound_clips_the_prediction():
     """A prediction that is off by far outside of [-1, 1] costs nothing at white."""
     x0, way = torch.ones(4, 8), stages(Cosine(), Stride([20]).steps(1000))
     outside = lambda x, stage: Prediction(x0 + 5)  # noqa: E731
-    clipped = nll_bound(outside, Small(), x0, way, Draws([0]))
-    assert torch.equal(clipped.steps, nll_bound(lambda x, stage: Prediction(x0), Small(), x0, way, Draws([0])).steps)
-    assert nll_bound(outside, Small(), x0, way, Draws([0]), clip=False).total.min() > 10 * clipped.total.max()
+    clipped = nll_bound(outside, Small(), x0, way, BatchGenerator([0]))
+    assert torch.equal(
+        clipped.steps, nll_bound(lambda x, stage: Prediction(x0), Small(), x0, way, BatchGenerator([0])).steps
+    )
+    assert nll_bound(outside, Small(), x0, way, BatchGenerator([0]), clip=False).total.min() > 10 * clipped.total.max()
 
 
 def test_a_likelihood_needs_noise_at_every_step_and_two_of_them():
     predict, x0 = (lambda x, stage: Prediction(x)), torch.zeros(1, 2)
     with pytest.raises(ConfigError, match=r"spacing.count=1 is too few for a likelihood"):
-        nll_bound(predict, Small(), x0, [FULL[0], CLEAN], Draws([0]))
+        nll_bound(predict, Small(), x0, [FULL[0], CLEAN], BatchGenerator([0]))
     with pytest.raises(ConfigError, match="t=0 is reached without noise, but a likelihood needs some"):
-        nll_bound(predict, Small(), x0, stages(LinearSigma(), All().steps(1000)), Draws([0]))
+        nll_bound(predict, Small(), x0, stages(LinearSigma(), All().steps(1000)), BatchGenerator([0]))
 
 
 # --- importance sampling of t
@@ -175,9 +176,9 @@ def filled(T=6):
     return aware, losses.double()
 
 
-def drawn(aware, count, draws):
+def drawn(aware, count, rng):
     """Steps and the factors of their losses."""
-    level, factors = aware.draw(Steps(aware.T), count, draws)
+    level, factors = aware.draw(Steps(aware.T), count, rng)
     return level.t, factors
 
 
@@ -208,7 +209,7 @@ def test_the_oldest_losses_give_way():
 def test_draws_have_the_probabilities_and_weights_undo_them():
     """The weighted mean is that over uniform t, with less spread than uniform draws have."""
     aware, losses = filled()
-    t, weights = drawn(aware, 200_000, Draws([3, 4]))
+    t, weights = drawn(aware, 200_000, BatchGenerator([3, 4]))
     p = aware.probabilities()
     expected = 200_000 * p
     chi2 = ((torch.bincount(t, minlength=6) - expected) ** 2 / expected).sum()
@@ -224,7 +225,7 @@ def test_what_was_recorded_is_saved_with_a_checkpoint():
     aware, _ = filled()
     other = LossAware(Steps(6))
     other.load_state_dict(aware.state_dict())
-    assert torch.equal(drawn(other, 50, Draws([1]))[0], drawn(aware, 50, Draws([1]))[0])
+    assert torch.equal(drawn(other, 50, BatchGenerator([1]))[0], drawn(aware, 50, BatchGenerator([1]))[0])
     assert set(aware.state_dict()) == {"losses", "counts"}
 
 

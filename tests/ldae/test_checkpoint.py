@@ -11,9 +11,9 @@ import threading
 import pytest
 import torch
 
+from ldae.core.errors import CheckpointError, StorageError
+from ldae.core.files import published_folder, read_json, write_json, write_text
 from ldae.engine.checkpoint import listed, newest, own_hash, publish, verify
-from ldae.errors import CheckpointError, StorageError
-from ldae.files import published_folder, read_json, write_json, write_text
 
 
 def tensors(value):
@@ -105,7 +105,7 @@ def test_a_pickle_in_a_checkpoints_place_is_never_opened(tmp_path):
     path = listed(root)[0] / "model.safetensors"
     torch.save(Bomb(), path)
     manifest = read_json(path.parent / "manifest.json")
-    from ldae.files import sha256
+    from ldae.core.files import sha256
 
     manifest["files"]["model.safetensors"] = {"size": path.stat().st_size, "sha256": sha256(path)}
     write_json(path.parent / "manifest.json", {**manifest, "own": own_hash(manifest)})
@@ -120,7 +120,7 @@ def test_a_failed_write_leaves_the_last_one_and_no_rubbish(tmp_path, monkeypatch
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("ldae.files.save_file", full)
+    monkeypatch.setattr("ldae.core.files.save_file", full)
     with pytest.raises(StorageError, match="No space left"):
         publish(root, tensors(2), {"step": 2, "epoch": 0}, 2)
     assert [p.name for p in root.iterdir()] == ["step-000000001"]

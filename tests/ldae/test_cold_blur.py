@@ -10,10 +10,10 @@ import torch
 from corrupted import SHAPE, at, built, images
 from torch.nn import functional as F
 
+from ldae.core.errors import ConfigError
 from ldae.diffusion.corruptions.base import State
 from ldae.diffusion.corruptions.blur import Blur, taps
 from ldae.diffusion.schedules import Cosine
-from ldae.errors import ConfigError
 
 
 def _reference_blur(x, sigmas, kernel, mode):

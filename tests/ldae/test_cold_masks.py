@@ -8,10 +8,10 @@ import pytest
 import torch
 from corrupted import SHAPE, at
 
+from ldae.core.types import BatchGenerator
 from ldae.diffusion.corruptions.colour_mask import ColourMask
 from ldae.diffusion.corruptions.mask import Mask, Placed
 from ldae.diffusion.schedules import Cosine
-from ldae.types import Draws
 
 
 def _reference_masks(beta, centre, n):
@@ -44,7 +44,7 @@ def test_the_mask_of_celeba_has_its_numbers():
     shape = (3, 128, 128)
     corruption = Mask(Cosine(T=100), shape, first=0.2, step=0.2, centred=True)
     white = torch.ones(1, *shape)
-    state = corruption.draw(white, Draws([0]))
+    state = corruption.draw(white, BatchGenerator([0]))
     mask = corruption.at(white, at(99), state)[0, 0]
     assert state.centre.tolist() == [[63, 63]]
     assert mask[63, 63] == 0
@@ -55,7 +55,7 @@ def test_the_mask_of_celeba_has_its_numbers():
 
 def test_random_centres_are_even_from_minus_one_to_the_last_pixel():
     mask = Mask(Cosine(T=2), SHAPE, first=1.1, step=0.1)
-    centre = mask.draw(torch.zeros(66_000, 1, 1, 1), Draws([0])).centre
+    centre = mask.draw(torch.zeros(66_000, 1, 1, 1), BatchGenerator([0])).centre
     for axis in (0, 1):
         counts = torch.bincount(centre[:, axis] + 1, minlength=33)
         assert len(counts) == 33
@@ -68,7 +68,7 @@ def test_the_colour_mask_closes_in_from_the_border():
     T, shape = 750, (3, 128, 128)
     corruption = ColourMask(Cosine(T=T), shape, first=0.05, step=0.05)
     black, white = torch.zeros(1, *shape), torch.ones(1, *shape)
-    state = corruption.draw(black, Draws([3]))
+    state = corruption.draw(black, BatchGenerator([3]))
     colour = state.eps[:, :, :1, :1]
     assert colour.abs().max() <= 0.5
     assert torch.equal(corruption.at(7 * white, at(T - 1), state), state.eps)
@@ -94,7 +94,7 @@ def test_the_colour_mask_closes_in_from_the_border():
 
 def test_fill_colours_are_even_around_mid_grey():
     corruption = ColourMask(Cosine(T=3), SHAPE, first=1.0, step=0.0)
-    colours = corruption.draw(torch.zeros(20_000, 3, 1, 1), Draws([0])).eps.flatten(1)
+    colours = corruption.draw(torch.zeros(20_000, 3, 1, 1), BatchGenerator([0])).eps.flatten(1)
     assert colours.abs().max() <= 0.5
     assert colours.mean(0).abs().max() < 0.01
     assert (colours.std(0) - 1 / math.sqrt(12)).abs().max() < 0.005

@@ -7,15 +7,14 @@ from itertools import pairwise
 import pytest
 import torch
 
+from ldae.core.errors import ConfigError
+from ldae.core.types import BatchGenerator, expand
 from ldae.diffusion.corruptions.base import Corruption, State
 from ldae.diffusion.corruptions.gaussian import Gaussian
-from ldae.diffusion.noiseless import Steps
 from ldae.diffusion.samplers import DDIM, Degrade, Direct, Improved, Restart, sample
-from ldae.diffusion.schedules import Cosine
+from ldae.diffusion.schedules import Cosine, Steps
 from ldae.diffusion.spacing import All, Linear
 from ldae.diffusion.trajectory import CLEAN, Prediction, stages
-from ldae.errors import ConfigError
-from ldae.types import Draws, expand
 
 T = 20
 WAY = stages(Steps(T), All().steps(T))
@@ -32,7 +31,7 @@ def always(x0):
 class Fading(Corruption):
     """x0 fades to its mean by equal steps: linear in x0, and knows t alone."""
 
-    def draw(self, x0, draws):
+    def draw(self, x0, rng):
         return State()
 
     def at(self, x0, level, state):
@@ -48,7 +47,9 @@ def test_what_is_added_by_steps_is_taken_off_whatever_the_network_says():
         seen = []
         noise = lambda x, stage: Prediction(normal(stage.t, 3, 8))  # noqa: E731
         start = x0 + (way[0].t + 1) * e
-        end = sample(noise, rule, start, way, Draws([0]), watch=lambda i, s, x, _, seen=seen: seen.append((s.t, x)))
+        end = sample(
+            noise, rule, start, way, BatchGenerator([0]), watch=lambda i, s, x, _, seen=seen: seen.append((s.t, x))
+        )
         torch.testing.assert_close(end, x0, rtol=0, atol=1e-12)
         for t, x in seen:
             torch.testing.assert_close(x, x0 + (t + 1) * e, rtol=0, atol=1e-12)
@@ -61,7 +62,7 @@ def test_a_constant_error_ends_as_the_last_degradation_leaves_it_out(kept):
     x0, d = normal(30, 3, 8), 0.3 * normal(31, 3, 8)
     way = [*WAY[:: T // kept][:kept], CLEAN]
     rule = Improved().bound(lambda x, stage: x @ families[stage.t + 1].T)
-    end = sample(always(x0 + d), rule, x0 @ families[T].T, way, Draws([0]))
+    end = sample(always(x0 + d), rule, x0 @ families[T].T, way, BatchGenerator([0]))
     torch.testing.assert_close(end - x0, d - d @ families[T].T, rtol=0, atol=1e-10)
 
 
@@ -71,10 +72,10 @@ def test_a_perfect_network_restores_exactly(rule, corruption):
     """Test 3: and every x on the way is D(x0, s), because what was drawn is drawn once."""
     schedule = Steps(T) if isinstance(corruption, Fading) else Cosine(T)
     way, x0, seen = stages(schedule, All().steps(T)), normal(1, 3, 8).float(), []
-    degrade = Degrade(corruption, corruption.draw(x0, Draws([4])))
+    degrade = Degrade(corruption, corruption.draw(x0, BatchGenerator([4])))
     assert torch.equal(degrade(x0, CLEAN), x0)
     watch = lambda i, s, x, _: seen.append((s, x))  # noqa: E731
-    end = sample(always(x0), rule.bound(degrade), degrade(x0, way[0]), way, Draws([0]), watch=watch)
+    end = sample(always(x0), rule.bound(degrade), degrade(x0, way[0]), way, BatchGenerator([0]), watch=watch)
     torch.testing.assert_close(end, x0, rtol=0, atol=1e-5)
     for stage, x in seen:
         torch.testing.assert_close(x, degrade(x0, stage), rtol=0, atol=1e-5)
@@ -85,7 +86,7 @@ def test_what_was_added_beside_the_degradation_stays_or_is_forgotten():
     x0 = normal(1, 3, 8)
     degrade, extra = Degrade(Fading(), State()), 0.002 * normal(2, 3, 8)
     ends = [
-        sample(always(x0), rule.bound(degrade), degrade(x0, WAY[0]) + extra, WAY, Draws([0]))
+        sample(always(x0), rule.bound(degrade), degrade(x0, WAY[0]) + extra, WAY, BatchGenerator([0]))
         for rule in (Improved(), Restart())
     ]
     torch.testing.assert_close(ends[0], x0 + extra, rtol=0, atol=1e-6)
@@ -98,7 +99,7 @@ def test_both_algorithms_are_one_where_the_prediction_degrades_to_x():
     for now, then in pairwise(WAY):
         x = degrade(x0, now)
         first, second = (
-            rule.bound(degrade)(x, Prediction(x0), now, then, Draws([0])) for rule in (Restart(), Improved())
+            rule.bound(degrade)(x, Prediction(x0), now, then, BatchGenerator([0])) for rule in (Restart(), Improved())
         )
         torch.testing.assert_close(first, second, rtol=0, atol=1e-6)
 
@@ -112,10 +113,10 @@ def test_estimated_noise_is_ddim():
     """Test 4: algorithms 2 and 1 with z estimated from x are DDIM with eta = 0."""
     way, x, x0 = stages(Cosine(200), Linear(20).steps(200)), normal(1, 3, 8), normal(2, 3, 8)
     for now, then in pairwise(way):
-        expected = DDIM()(x, Prediction(x0), now, then, Draws([0]))
+        expected = DDIM()(x, Prediction(x0), now, then, BatchGenerator([0]))
         for rule in (Improved(), Restart()):
             found, wrong = (
-                rule.bound(lambda y, stage, z=z: stage.mixed(y, z))(x, Prediction(x0), now, then, Draws([0]))
+                rule.bound(lambda y, stage, z=z: stage.mixed(y, z))(x, Prediction(x0), now, then, BatchGenerator([0]))
                 for z in (estimated(x, x0, now), estimated(x, x0, now, forgetful=True))
             )
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
@@ -126,35 +127,35 @@ def test_estimated_noise_is_ddim():
 def test_fixed_noise_restores_what_it_degraded_and_says_how_far_from_it_pure_noise_is():
     """Test 5: from z itself, -sqrt(a_T) x0 + (1 - sqrt(1 - a_T)) z is left: 2.5e-4 of them at cosine, T = 200."""
     way, x0 = stages(Cosine(200), All().steps(200)), normal(1, 3, 8)
-    state = Gaussian().draw(x0, Draws([4]))
+    state = Gaussian().draw(x0, BatchGenerator([4]))
     degrade = lambda x, stage: stage.mixed(x, state.eps.double())  # noqa: E731
     rule, z = Improved().bound(degrade), state.eps.double()
-    end = sample(always(x0), rule, degrade(x0, way[0]), way, Draws([0]))
+    end = sample(always(x0), rule, degrade(x0, way[0]), way, BatchGenerator([0]))
     torch.testing.assert_close(end, x0, rtol=0, atol=1e-5)
-    from_noise = sample(always(x0), rule, z, way, Draws([0]))
+    from_noise = sample(always(x0), rule, z, way, BatchGenerator([0]))
     left = -way[0].gamma * x0 + (1 - way[0].sigma) * z
     torch.testing.assert_close(from_noise - x0, left, rtol=0, atol=1e-10)
     assert 1e-5 < left.abs().max() < 1e-3
 
 
 def test_direct_asks_the_network_once():
-    asked = []
+    requested = []
 
     def predict(x, stage):
-        asked.append(stage)
+        requested.append(stage)
         return Prediction(2 * x)
 
     x = normal(1, 3)
-    assert torch.equal(sample(predict, Direct(), x, WAY, Draws([0])), 2 * x)
-    assert asked == [WAY[0]]
-    assert torch.equal(sample(predict, Direct(), x, [CLEAN], Draws([0])), x)
+    assert torch.equal(sample(predict, Direct(), x, WAY, BatchGenerator([0])), 2 * x)
+    assert requested == [WAY[0]]
+    assert torch.equal(sample(predict, Direct(), x, [CLEAN], BatchGenerator([0])), x)
 
 
 def test_a_cold_rule_must_be_told_how_to_degrade_and_binding_leaves_the_part_as_it_was():
     part = Improved()
     bound = part.bound(Degrade(Fading(), State()))
     assert isinstance(bound, Improved)
-    assert torch.isfinite(sample(always(normal(1, 2, 3)), bound, normal(2, 2, 3), WAY, Draws([0]))).all()
+    assert torch.isfinite(sample(always(normal(1, 2, 3)), bound, normal(2, 2, 3), WAY, BatchGenerator([0]))).all()
     with pytest.raises(ConfigError, match=r"bind it by rule.bound\(Degrade\(corruption, state\)\)"):
-        sample(always(normal(1, 2, 3)), part, normal(2, 2, 3), WAY, Draws([0]))
+        sample(always(normal(1, 2, 3)), part, normal(2, 2, 3), WAY, BatchGenerator([0]))
     assert DDIM().bound(Degrade(Fading(), State())).eta == 0

@@ -10,10 +10,10 @@ from corrupted import SHAPE, at, images
 from scipy import ndimage
 from torch.nn import functional as F
 
+from ldae.core.errors import ConfigError
+from ldae.core.types import BatchGenerator
 from ldae.diffusion.corruptions.snow import Snow, Snowfall, magnified
 from ldae.diffusion.schedules import Cosine
-from ldae.errors import ConfigError
-from ldae.types import Draws
 
 LEVEL_3 = dict(mean=0.55, std=0.3, zoom=2.5, kernel=11, threshold=(1.15, 0.7), sigma=(0.05, 16.0))
 
@@ -34,7 +34,7 @@ def every_step(corruption, x, state, T=20):
 @pytest.mark.parametrize("seed", range(4))
 def test_it_snows_more_at_every_step_on_both_sides_alike(seed):
     corruption, x0 = snow(), images(1)
-    state = corruption.draw(x0, Draws([seed]))
+    state = corruption.draw(x0, BatchGenerator([seed]))
     x_t = every_step(corruption, x0, state)
     assert (x_t >= x0 - 1e-6).all()
     assert x_t.max() <= 1
@@ -58,7 +58,7 @@ def _reference_layer(flakes, vertical, threshold, sigma):
 @pytest.mark.parametrize("vertical", [False, True])
 def test_snow_is_flakes_above_a_threshold_blurred_along_their_way(vertical):
     corruption, x0 = snow(T=200), images(1)
-    state = corruption.draw(x0, Draws([5]))
+    state = corruption.draw(x0, BatchGenerator([5]))
     state = Snowfall(state.flakes, torch.tensor([vertical]))
     for t in (0, 50, 120, 199):
         threshold, sigma = 1.15 + (0.7 - 1.15) * t / 199, 0.05 + (16 - 0.05) * t / 199
@@ -80,7 +80,7 @@ def test_flakes_are_magnified_as_ndimage_does(zoom, n):
 
 
 def test_flakes_have_their_moments_and_fall_either_way_as_often():
-    state = snow().draw(torch.zeros(4000, *SHAPE), Draws([0]))
+    state = snow().draw(torch.zeros(4000, *SHAPE), BatchGenerator([0]))
     corners = state.flakes[:, ::31, ::31]  # where the interpolation leaves them as drawn
     assert corners.mean().item() == pytest.approx(0.55, abs=0.01)
     assert corners.std().item() == pytest.approx(0.3, abs=0.01)
@@ -90,7 +90,7 @@ def test_flakes_have_their_moments_and_fall_either_way_as_often():
 def test_brightness_lifts_what_lies_below_a_brighter_grey():
     """Black: grey 0, so max(0, 0.5) with the share 1 - b; white stays white."""
     corruption = snow(threshold=(9.0, 9.0), brightness=(0.95, 0.4))
-    state = corruption.draw(images(1), Draws([0]))
+    state = corruption.draw(images(1), BatchGenerator([0]))
     x_t = every_step(corruption, -torch.ones(1, *SHAPE), state)
     expected = 0.5 * (1 - torch.linspace(0.95, 0.4, 20)) * 2 - 1
     assert torch.allclose(x_t, expected[:, None, None, None].expand_as(x_t), atol=1e-6)

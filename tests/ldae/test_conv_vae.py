@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 
-from ldae.errors import CheckpointError, ConfigError
-from ldae.files import save_tensors
+from ldae.core.errors import CheckpointError, ConfigError
+from ldae.core.files import save_tensors
+from ldae.core.types import BatchGenerator
 from ldae.nn.conv import Downsample
 from ldae.tokenizers.conv_vae import ConvVAE
 from ldae.tokenizers.public import DIFFUSERS, LATENT_DIFFUSION, load_public, to_layout
-from ldae.types import Draws
 
 
 def small(**settings):
@@ -52,9 +52,9 @@ def test_padding_is_at_the_right_and_the_bottom():
 
 def test_the_regulariser_is_kl_over_the_numbers_of_an_image():
     vae, x = small(kl=0.1), torch.rand(5, 3, 16, 16)
-    answer, regulariser, metrics = vae.reconstruct(x, Draws([3]))
+    answer, regulariser, metrics = vae.reconstruct(x, BatchGenerator([3]))
     mean, log_variance = vae.gaussian(x)
-    raw = mean + (log_variance / 2).exp() * Draws([3]).normal(mean.shape)
+    raw = mean + (log_variance / 2).exp() * BatchGenerator([3]).normal(mean.shape)
     torch.testing.assert_close(answer, vae.from_raw(raw))
     normal = torch.distributions.Normal
     kl = torch.distributions.kl_divergence(normal(mean, (log_variance / 2).exp()), normal(0.0, 1.0)).sum((1, 2, 3))
@@ -69,7 +69,7 @@ def test_kl_at_known_posteriors(mean, log_variance, nats):
     with torch.no_grad():
         vae.moments.weight.zero_()
         vae.moments.bias[:4], vae.moments.bias[4:] = mean, log_variance
-    _, regulariser, metrics = vae.reconstruct(x, Draws([0]))
+    _, regulariser, metrics = vae.reconstruct(x, BatchGenerator([0]))
     assert (metrics["kl"][0] / 2 / 64).item() == pytest.approx(nats, abs=1e-6)
     regulariser.sum().backward()
     assert bool(vae.moments.bias.grad.abs().max() == 0) == (nats == 0)
@@ -81,7 +81,7 @@ def test_latents_are_drawn_from_the_posterior():
         vae.moments.weight.zero_()
         vae.moments.bias[:4], vae.moments.bias[4:] = 2.0, 2 * math.log(0.5)
     vae.set_scale(torch.full((4,), 4.0))
-    z = vae.encode(torch.rand(2000, 3, 16, 16), Draws([0]))
+    z = vae.encode(torch.rand(2000, 3, 16, 16), BatchGenerator([0]))
     assert z.mean().item() == pytest.approx(1.0, abs=0.01)
     assert z.std().item() == pytest.approx(0.25, rel=0.01)
     assert bool((vae.encode(torch.rand(2, 3, 16, 16)) == 1).all())
@@ -90,21 +90,23 @@ def test_latents_are_drawn_from_the_posterior():
 def test_what_is_stored_of_an_image_gives_its_latents():
     vae, x = small(), torch.rand(3, 3, 16, 16)
     vae.calibrate([x])
-    stored = vae.stored(x)
-    assert stored.shape == (3, 8, 4, 4)
-    assert torch.equal(vae.drawn(stored, Draws([5])), vae.encode(x, Draws([5])))
-    torch.testing.assert_close(vae.drawn(stored), vae.encode(x))
+    posterior_params = vae.posterior_params(x)
+    assert posterior_params.shape == (3, 8, 4, 4)
+    assert torch.equal(vae.sample_posterior(posterior_params, BatchGenerator([5])), vae.encode(x, BatchGenerator([5])))
+    torch.testing.assert_close(vae.sample_posterior(posterior_params), vae.encode(x))
 
 
 def test_the_scale_is_that_of_drawn_latents():
     """Unit average variance of a dimension on images that it was not measured on; the scale is applied once."""
     vae, g = small(), torch.Generator().manual_seed(0)
     vae.calibrate(torch.rand(600, 3, 16, 16, generator=g).split(200))
-    z = vae.encode(torch.rand(600, 3, 16, 16, generator=g), Draws([1]))
+    z = vae.encode(torch.rand(600, 3, 16, 16, generator=g), BatchGenerator([1]))
     assert z.var((0, 2, 3)).mean().item() == pytest.approx(1, abs=0.02)
     raw = vae.posterior(torch.rand(600, 3, 16, 16, generator=g))
-    drawn = raw[0] + raw[1] * torch.randn(raw[0].shape, generator=g)
-    assert vae.scale.flatten()[0].item() == pytest.approx(drawn.var((0, 2, 3)).mean().sqrt().item(), rel=0.02)
+    sample_posterior = raw[0] + raw[1] * torch.randn(raw[0].shape, generator=g)
+    assert vae.scale.flatten()[0].item() == pytest.approx(
+        sample_posterior.var((0, 2, 3)).mean().sqrt().item(), rel=0.02
+    )
     x = torch.rand(2, 3, 16, 16, generator=g)
     torch.testing.assert_close(vae.decode(vae.encode(x)), vae.from_raw(vae.to_raw(x)))
 

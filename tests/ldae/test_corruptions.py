@@ -7,17 +7,17 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from _cli import CONFIGS
 from corrupted import SHAPE, at, built, images
 from torch.nn import functional as F
 
+from ldae.app.compose import CONFIGS
+from ldae.core.errors import ConfigError
+from ldae.core.types import BatchGenerator
 from ldae.diffusion.corruptions.base import State
 from ldae.diffusion.corruptions.blend import Blend
 from ldae.diffusion.corruptions.colour import Colour
 from ldae.diffusion.corruptions.pixelate import Pixelate
 from ldae.diffusion.schedules import Cosine
-from ldae.errors import ConfigError
-from ldae.types import Draws
 
 NAMES = sorted(p.stem for p in CONFIGS.glob("corruption/*.yaml") if not p.name.startswith("_"))
 PUBLISHED = {"blur": 50, "blur_generation": 300, "mask": 50, "colour_mask": 750, "snow": 200, "colour": 20}
@@ -63,7 +63,7 @@ def only(state, k):
 def test_shape_and_range_are_kept_and_every_step_differs(name):
     corruption, schedule = built(name)
     x0 = images()
-    degrade = degradation(corruption, schedule, corruption.draw(x0, Draws([1])))
+    degrade = degradation(corruption, schedule, corruption.draw(x0, BatchGenerator([1])))
     before = x0
     for s in thirds(schedule.T):
         x_t = degrade(x0, s)
@@ -78,19 +78,19 @@ def test_shape_and_range_are_kept_and_every_step_differs(name):
 def test_one_state_gives_one_output_and_other_draws_another(name):
     corruption, schedule = built(name)
     x0, level = images(3), schedule.at(torch.tensor(thirds(schedule.T)) - 1)
-    state = corruption.draw(x0, Draws([1]))
+    state = corruption.draw(x0, BatchGenerator([1]))
     first = corruption.at(x0, level, state)
     assert torch.equal(corruption.at(x0, level, state), first)
-    assert torch.equal(corruption.at(x0, level, corruption.draw(x0, Draws([1]))), first)
+    assert torch.equal(corruption.at(x0, level, corruption.draw(x0, BatchGenerator([1]))), first)
     if type(state) is not State:
-        assert not torch.allclose(corruption.at(x0, level, corruption.draw(x0, Draws([2]))), first, atol=1e-3)
+        assert not torch.allclose(corruption.at(x0, level, corruption.draw(x0, BatchGenerator([2]))), first, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_batch_at_mixed_steps_is_its_images_one_at_a_time(name):
     corruption, schedule = built(name)
     x0, t = images(6), torch.tensor(thirds(schedule.T))[[2, 0, 1, 1, 2, 0]] - 1
-    state = corruption.draw(x0, Draws([1]))
+    state = corruption.draw(x0, BatchGenerator([1]))
     batch = corruption.at(x0, schedule.at(t), state)
     for k in range(6):
         alone = corruption.at(x0[k : k + 1], schedule.at(t[k : k + 1]), only(state, k))
@@ -102,11 +102,13 @@ def test_the_draws_of_a_slice_are_its_own(name):
     """On two processes as on one."""
     corruption, schedule = built(name)
     x0, level = images(4), schedule.at(torch.tensor(thirds(schedule.T))[[0, 1, 2, 1]] - 1)
-    whole = corruption.at(x0, level, corruption.draw(x0, Draws([1, 2])))
+    whole = corruption.at(x0, level, corruption.draw(x0, BatchGenerator([1, 2])))
     for k in (0, 1):
         half, part = x0[2 * k : 2 * k + 2], schedule.at(level.t[2 * k : 2 * k + 2])
         assert torch.allclose(
-            corruption.at(half, part, corruption.draw(half, Draws([k + 1]))), whole[2 * k : 2 * k + 2], atol=1e-6
+            corruption.at(half, part, corruption.draw(half, BatchGenerator([k + 1]))),
+            whole[2 * k : 2 * k + 2],
+            atol=1e-6,
         )
 
 
@@ -116,7 +118,7 @@ def test_with_a_perfect_restoration_both_algorithms_return_the_image(name):
     T = PUBLISHED.get(name, 3)
     corruption, schedule = built(name, T)
     x0 = images(2)
-    degrade = degradation(corruption, schedule, corruption.draw(x0, Draws([1])))
+    degrade = degradation(corruption, schedule, corruption.draw(x0, BatchGenerator([1])))
     x_T = degrade(x0, T)
     for algorithm in (_reference_naive, _reference_improved):
         assert torch.allclose(algorithm(degrade, x_T, T, lambda x, s: x0), x0, atol=1e-5)
@@ -126,7 +128,7 @@ def test_with_a_perfect_restoration_both_algorithms_return_the_image(name):
 def test_what_8_bits_cut_off_at_the_start_is_kept_by_one_algorithm_and_forgotten_by_the_other(name):
     corruption, schedule = built(name, T=20)
     x0, level = images(2), schedule.at(torch.full((2,), 19))
-    state = corruption.draw(x0, Draws([1]))
+    state = corruption.draw(x0, BatchGenerator([1]))
     x_T, shown = corruption.at(x0, level, state), corruption.observed(x0, level, state)
     cut = shown - x_T
     assert cut.min() > -2 / 255 - 1e-6
@@ -200,7 +202,7 @@ def test_blend_mixes_with_images_of_the_pool_each_as_often():
     pool = torch.arange(4, dtype=torch.uint8)[:, None, None, None].expand(4, *SHAPE) * 85  # 0, 85, 170, 255
     corruption, schedule, x0 = Blend(), Cosine(T=200), images(2000)
     corruption.show(pool)
-    state = corruption.draw(x0, Draws([0]))
+    state = corruption.draw(x0, BatchGenerator([0]))
     level = schedule.at(torch.arange(2000) % 200)
     alpha = (schedule.gamma[level.t] ** 2).float()[:, None, None, None]
     x_t = corruption.at(x0, level, state)
@@ -213,7 +215,7 @@ def test_blend_mixes_with_images_of_the_pool_each_as_often():
 def test_blend_without_fitting_partners_says_so():
     corruption, x0 = Blend(), images(2)
     with pytest.raises(ConfigError, match=r"no images to blend in; give it some by show"):
-        corruption.draw(x0, Draws([0]))
+        corruption.draw(x0, BatchGenerator([0]))
     corruption.show(torch.zeros(3, 3, 8, 8, dtype=torch.uint8))
     with pytest.raises(ConfigError, match=r"\(3, 8, 8\) to blend into \(3, 32, 32\)"):
-        corruption.draw(x0, Draws([0]))
+        corruption.draw(x0, BatchGenerator([0]))

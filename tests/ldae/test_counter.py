@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ldae.counter import mix, permutation, seed_of, uniforms
+from ldae.core.rng import mix, permutation, seed_of, uniforms
 
 
 def _reference_splitmix64(state):

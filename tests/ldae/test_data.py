@@ -18,13 +18,13 @@ import tifffile
 import torch
 from PIL import Image
 
+from ldae.core.errors import ConfigError, DataError, OutputError, PeerError, StorageError
 from ldae.data.cache import Context
 from ldae.data.datasets import CIFAR, Digits, Division, ImageFolder
 from ldae.data.folder import list_images
 from ldae.data.images import FileImages, MemoryImages
-from ldae.data.loader import Loader, Share, in_order
+from ldae.data.loader import Loader, RankSlice, in_order
 from ldae.data.transforms import Centre, Flip, PadCrop, RandomResizedCrop
-from ldae.errors import ConfigError, DataError, OutputError, PeerError, StorageError
 
 CPU = torch.device("cpu")
 
@@ -171,8 +171,8 @@ def in_a_process(root, cache, size):
         "try: cache.in_memory(list_images(Path(sys.argv[1])), int(sys.argv[3]), cache.Context(Path(sys.argv[2]), 0))\n"
         "except Exception as error: print(type(error).__name__, getattr(error, 'code', 0), error)\n"
     )
-    words = [sys.executable, "-c", script, str(root), str(cache), str(size)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=100)
+    argv = [sys.executable, "-c", script, str(root), str(cache), str(size)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=100)
     return done.stdout + (str(done.returncode) if done.returncode else "")
 
 
@@ -253,15 +253,15 @@ def test_links_are_followed_once(tree):
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("make", "argv"),
     [
         (lambda p: p / "none", "is missing; a folder is needed"),
         (lambda p: Path(shutil.copy(__file__, p / "file")), "is a file; a folder is needed"),
         (lambda p: p, "holds no images"),
     ],
 )
-def test_a_root_that_cannot_be_is_refused(tmp_path, context, make, words):
-    with pytest.raises(DataError, match=words):
+def test_a_root_that_cannot_be_is_refused(tmp_path, context, make, argv):
+    with pytest.raises(DataError, match=argv):
         folder(make(tmp_path)).open(context)
 
 
@@ -289,9 +289,9 @@ def test_some_classes_alone_can_be_kept(tree, context, store):
     assert CIFAR(16, Division(), 10, str(tree), only=["a"]).only == ["a"]
 
 
-@pytest.mark.parametrize(("only", "words"), [(["a", "dd"], "only='dd' is no class of .*train"), ([], "only='' is no")])
-def test_classes_that_are_not_there_cannot_be_kept(tree, context, only, words):
-    with pytest.raises(ConfigError, match=words):
+@pytest.mark.parametrize(("only", "argv"), [(["a", "dd"], "only='dd' is no class of .*train"), ([], "only='' is no")])
+def test_classes_that_are_not_there_cannot_be_kept(tree, context, only, argv):
+    with pytest.raises(ConfigError, match=argv):
         ImageFolder(16, Division(), str(tree), only=only).open(context)
 
 
@@ -347,7 +347,7 @@ def test_every_image_comes_once_an_epoch_in_an_order_that_changes(tree, context)
 def test_shares_of_two_processes_are_the_batch_of_one(tree, context):
     images = folder(tree).open(context).train
     whole = next(Loader(images, PadCrop(), 10, 0, CPU).batches(3))
-    halves = [next(Loader(images, PadCrop(), 10, 0, CPU, Share(rank, 2)).batches(3)) for rank in range(2)]
+    halves = [next(Loader(images, PadCrop(), 10, 0, CPU, RankSlice(rank, 2)).batches(3)) for rank in range(2)]
     assert torch.equal(torch.cat([h.images for h in halves]), whole.images)
 
 

@@ -13,8 +13,8 @@ import pytest
 import tifffile
 from PIL import Image
 
+from ldae.core.errors import ConfigError, StorageError
 from ldae.data.decode import BadImage, Bands, centre_square, cut_and_resized, read_rgb
-from ldae.errors import ConfigError, StorageError
 
 LIMIT = 10**8
 RAMP = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
@@ -51,7 +51,7 @@ def test_floats_are_scaled_from_0_to_1_and_12_bits_by_theirs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "argv"),
     [
         (np.full((8, 8), 1.01, np.float32), r"float32 pixels reach 1\.01, .* data\.range=\[LOW,HIGH\]"),
         (np.full((8, 8), -0.5, np.float32), r"reach -0\.5"),
@@ -60,9 +60,9 @@ def test_floats_are_scaled_from_0_to_1_and_12_bits_by_theirs(tmp_path):
         (np.array([[5, 70000]], np.int32), r"int32 pixels \(5 to 70000\) have no usual scale"),
     ],
 )
-def test_numbers_without_a_known_scale_are_refused_by_value(tmp_path, values, words):
+def test_numbers_without_a_known_scale_are_refused_by_value(tmp_path, values, argv):
     Image.fromarray(values).save(tmp_path / "x.tiff")
-    with pytest.raises(BadImage, match=words):
+    with pytest.raises(BadImage, match=argv):
         pixels(tmp_path / "x.tiff")
 
 

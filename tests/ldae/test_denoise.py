@@ -6,14 +6,14 @@ import pytest
 import torch
 from sklearn.datasets import load_sample_images
 
-from ldae.errors import ConfigError
-from ldae.export import Encoder, numbers_of
-from ldae.fold import plain_vit
+from ldae.config.build import Parts
+from ldae.core.errors import ConfigError
+from ldae.core.types import Batch, BatchGenerator
+from ldae.export.encoder import Encoder, numbers_of
+from ldae.export.fold import plain_vit
 from ldae.nn.patchify import patchify
+from ldae.objectives.losses import L2, PCAWeighted
 from ldae.objectives.panels import DenoisingPanel, filter_tiles
-from ldae.objectives.residues import PCAWeighted, SquaredError
-from ldae.system import System
-from ldae.types import Batch, Draws
 
 SMALL = ("data=cifar10", "denoiser=vit_64x4", "data.d=16", "tokenizer.scaling=one")
 
@@ -24,19 +24,19 @@ def images():
     return torch.stack([picture[:, 13 * i : 13 * i + 32, 17 * i : 17 * i + 32] for i in range(24)])
 
 
-def system_of(config, images, *words):
-    """A system whose tokenizer is fitted and whose network is past its zero start."""
+def system_of(config, images, *argv):
+    """A parts whose tokenizer is fitted and whose network is past its zero start."""
     torch.manual_seed(0)
-    system = System(config("pretrain", *SMALL, *words))
-    tokenizer = system["tokenizer"]
+    parts = Parts(config("pretrain", *SMALL, *argv))
+    tokenizer = parts.tokenizer
     tokenizer.fit([2 * images - 1])
     if tokenizer.needs_training:
         tokenizer.calibrate([2 * images - 1])
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for p in system["denoiser"].parameters():
+        for p in parts.denoiser.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=generator))
-    return system
+    return parts
 
 
 def batch_of(images):
@@ -47,20 +47,20 @@ def batch_of(images):
 def test_the_loss_of_each_step_is_the_formula_written_out(config, images, number):
     """Each rung against its formula in ldae.md, from the same draws, without the suite's objective."""
     name = next(n for n in RUNGS if n.startswith(number))
-    system = system_of(config, images, f"experiment=deconstruct/{name}")
-    objective, tokenizer, network = (system[g] for g in ("objective", "tokenizer", "denoiser"))
-    loss, metrics = objective(batch_of(images), Draws([7]))
+    parts = system_of(config, images, f"experiment=deconstruct/{name}")
+    objective, tokenizer, network = parts.objective, parts.tokenizer, parts.denoiser
+    loss, metrics = objective(batch_of(images), BatchGenerator([7]))
 
-    draws = Draws([7])
-    t = draws.integers(1000, 24)
+    rng = BatchGenerator([7])
+    t = rng.integers(1000, 24)
     x0 = 2 * images - 1
     z0 = tokenizer.encode(x0)
-    eps = draws.normal(z0.shape)
+    eps = rng.normal(z0.shape)
     if number < "09":
         gamma, sigma = (1 - (t + 1) / 1000).sqrt(), ((t + 1) / 1000).sqrt()
     else:
         gamma, sigma = torch.ones(24), t / 999 * 2**0.5
-    level = system["schedule"].at(t)
+    level = parts.schedule.at(t)
     z_t = gamma.reshape(-1, 1, 1, 1) * z0 + sigma.reshape(-1, 1, 1, 1) * eps
     out = network(z_t if number < "10" else tokenizer.decode(z_t), level)
     if number < "08":
@@ -93,31 +93,31 @@ RUNGS = (
 
 
 def test_the_last_steps_loss_with_equal_weights_is_the_pixel_error(config, images):
-    system = system_of(config, images)
+    parts = system_of(config, images)
     a, b = images, images.flip(0)
-    metric = PCAWeighted(system["tokenizer"], system["output"], tail=1.0)
-    assert torch.allclose(metric(a, b), SquaredError()(a, b), rtol=1e-4)
+    metric = PCAWeighted(parts.tokenizer, parts.output, tail=1.0)
+    assert torch.allclose(metric(a, b), L2()(a, b), rtol=1e-4)
 
 
 def test_what_the_tokenizer_lost_counts_a_tenth(config, images):
-    system = system_of(config, images)
-    tokenizer, x0 = system["tokenizer"], 2 * images - 1
+    parts = system_of(config, images)
+    tokenizer, x0 = parts.tokenizer, 2 * images - 1
     lost = x0 - tokenizer.decode(tokenizer.encode(x0))  # lies beyond the first d dimensions
-    metric = PCAWeighted(tokenizer, system["output"], tail=0.1)
+    metric = PCAWeighted(tokenizer, parts.output, tail=0.1)
     assert torch.allclose(metric(lost, torch.zeros_like(lost)), 0.1 * (lost**2).mean((1, 2, 3)), rtol=1e-3)
 
 
 def test_whitened_weights_are_inverse_variances_of_mean_one(config, images):
-    system = system_of(config, images)
-    w = PCAWeighted(system["tokenizer"], system["output"], tail=1.0, whiten=1.0).weights().flatten()
-    eigenvalues = system["tokenizer"].eigenvalues.float()
+    parts = system_of(config, images)
+    w = PCAWeighted(parts.tokenizer, parts.output, tail=1.0, whiten=1.0).weights().flatten()
+    eigenvalues = parts.tokenizer.eigenvalues.float()
     assert w[:16].mean().item() == pytest.approx(1, rel=1e-5)
     assert torch.allclose(w[:16] / w[0], eigenvalues[0] / eigenvalues[:16], rtol=1e-4)
     assert torch.allclose(w[16:], w[15].expand(32))
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         (("target=eps",), "target='Eps' is built from the noise"),
         (("weight=snr",), "weight='SNR' is infinite at a level of LinearSigma"),
@@ -125,26 +125,26 @@ def test_whitened_weights_are_inverse_variances_of_mean_one(config, images):
         (("output=latent",), "needs an image as output"),
     ],
 )
-def test_impossible_combinations_are_refused(config, words, message):
+def test_impossible_combinations_are_refused(config, argv, message):
     with pytest.raises(ConfigError, match=message):
-        System(config("pretrain", *SMALL, *words))["objective"]
+        _ = Parts(config("pretrain", *SMALL, *argv)).objective
 
 
 def test_the_tokenizer_is_frozen_and_the_network_learns(config, images):
-    system = system_of(config, images)
-    objective = system["objective"]
-    objective(batch_of(images), Draws([0]))[0].backward()
+    parts = system_of(config, images)
+    objective = parts.objective
+    objective(batch_of(images), BatchGenerator([0]))[0].backward()
     assert all(p.grad is None for p in objective.tokenizer.parameters())
     assert all(p.grad is not None for p in objective.denoiser.parameters())
 
 
 def test_noise_is_in_the_latent_alone(config, images):
     """The noisy image less the clean projection has nothing outside the first d directions."""
-    system = system_of(config, images)
-    objective, tokenizer = system["objective"], system["tokenizer"]
-    level = system["schedule"].at(torch.full((24,), 700))
+    parts = system_of(config, images)
+    objective, tokenizer = parts.objective, parts.tokenizer
+    level = parts.schedule.at(torch.full((24,), 700))
     clean = objective.clean_input(images, level, None)
-    noised = objective.clean_input(images, level, Draws([0]))
+    noised = objective.clean_input(images, level, BatchGenerator([0]))
     beyond = tokenizer.rotate(noised - clean)
     assert beyond[:, :16].std() > 0.1
     assert beyond[:, 16:].abs().max() < 1e-4
@@ -152,21 +152,21 @@ def test_noise_is_in_the_latent_alone(config, images):
 
 def test_an_untouched_answer_denoises_to_the_truth_for_every_target(config, images):
     """With the network replaced by the truth itself, `denoised` returns the projected image."""
-    for words in (("experiment=deconstruct/07_patch_pca",), ("experiment=deconstruct/08_clean_latent",)):
-        system = system_of(config, images, *words)
-        objective, tokenizer = system["objective"], system["tokenizer"]
-        level = system["schedule"].at(torch.full((24,), 300))
+    for argv in (("experiment=deconstruct/07_patch_pca",), ("experiment=deconstruct/08_clean_latent",)):
+        parts = system_of(config, images, *argv)
+        objective, tokenizer = parts.objective, parts.tokenizer
+        level = parts.schedule.at(torch.full((24,), 300))
         z0 = tokenizer.encode(2 * images - 1)
-        state = objective.corruption.draw(z0, Draws([5]))
+        state = objective.corruption.draw(z0, BatchGenerator([5]))
         answer = objective.target.of(z0, state, level)
         objective.denoiser.forward = lambda *_, answer=answer: answer
-        noised, denoised = objective.denoised(batch_of(images), level, Draws([5]))
+        noised, denoised = objective.denoised(batch_of(images), level, BatchGenerator([5]))
         assert torch.allclose(denoised, tokenizer.decode(z0), atol=1e-3)
         assert (noised - denoised).abs().mean() > 0.05
 
 
 @pytest.mark.parametrize(
-    "words",
+    "argv",
     [
         ("experiment=deconstruct/12_ldae",),
         ("experiment=deconstruct/12_ldae", "tokenizer.scaling=each", "data.d=8"),
@@ -175,8 +175,8 @@ def test_an_untouched_answer_denoises_to_the_truth_for_every_target(config, imag
     ],
 )
 @pytest.mark.parametrize("layer", [1, 2, 4])
-def test_the_folded_encoder_is_a_plain_vit_of_timm_with_the_same_features(config, images, words, layer):
-    encoder = Encoder(system_of(config, images, *words)["objective"], layer=layer, t=10)
+def test_the_folded_encoder_is_a_plain_vit_of_timm_with_the_same_features(config, images, argv, layer):
+    encoder = Encoder(system_of(config, images, *argv)["objective"], layer=layer, t=10)
     plain = plain_vit(encoder)
     with torch.no_grad():
         difference = (plain(2 * images - 1) - encoder(images)).abs().max()
@@ -226,10 +226,8 @@ def test_the_noise_of_an_encoders_input_is_normal_and_another_one_for_every_imag
 
     def noise(seed=0, t=800, first=0):
         encoder = Encoder(objective, t=t, noised=True, seed=seed)
-        draws = encoder._draws(same, torch.arange(first, first + 200))
-        return ((objective.tokenizer.encode(objective.clean_input(same, level, draws)) - z0) / level.sigma[0]).flatten(
-            1
-        )
+        rng = encoder._draws(same, torch.arange(first, first + 200))
+        return ((objective.tokenizer.encode(objective.clean_input(same, level, rng)) - z0) / level.sigma[0]).flatten(1)
 
     z0 = objective.tokenizer.encode(2 * same - 1)
     eps = noise()  # (200, 16 * 64)
@@ -248,11 +246,11 @@ def test_images_without_numbers_share_noise_only_if_they_are_equal(images):
 
 
 def test_the_panel_measures_noise_and_shows_it(config, images):
-    system = system_of(config, images)
-    scalars, pictures = DenoisingPanel(system["objective"], batch_of(images), every=1, shown=3)(0)
+    parts = system_of(config, images)
+    scalars, pictures = DenoisingPanel(parts.objective, batch_of(images), every=1, shown=3)(0)
     noised = [scalars[f"psnr_noised/{k}_8"] for k in (1, 3, 5, 7)]
     assert noised == sorted(noised, reverse=True)  # more noise, less PSNR
     picture = pictures["clean_noised_denoised"]
     assert picture.shape == (3, 3 * 66 - 2, 9 * 66 - 2)
     assert torch.allclose(picture[:, :64:2, :64:2], images[0], atol=1e-6)  # the first tile is the clean image, doubled
-    assert filter_tiles(system["tokenizer"]).shape == (3, 2 * 66 - 2, 8 * 66 - 2)
+    assert filter_tiles(parts.tokenizer).shape == (3, 2 * 66 - 2, 8 * 66 - 2)

@@ -8,18 +8,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from ldae.config.build import Parts
+from ldae.core.errors import ConfigError
+from ldae.core.types import Batch, BatchGenerator, Cond, NoiseLevel
 from ldae.denoisers.vit import ViTDenoiser
-from ldae.errors import ConfigError
-from ldae.export import Encoder
-from ldae.fold import plain_vit
+from ldae.export.encoder import Encoder
+from ldae.export.fold import plain_vit
 from ldae.nn.blocks import ConditionedBlock
 from ldae.nn.embeddings import sinusoid
-from ldae.system import System
-from ldae.tasks.images import Images
-from ldae.tasks.labelled import Labelled
-from ldae.types import Batch, Cond, Draws, NoiseLevel
+from ldae.tasks.images import Images, Labelled
 
-LATENT = ("input=latent", "output=latent", "target=eps", "schedule=ddpm_linear", "weight=one", "metric=mse")
+LATENT = ("input=latent", "output=latent", "target=eps", "schedule=ddpm_linear", "weight=one", "loss=l2")
 SIZES = {"s": 32_865_056, "b": 130_315_808, "l": 457_840_672, "xl": 674_834_720}
 
 
@@ -46,10 +45,10 @@ def randomised(net, by=0.1):
 @pytest.mark.parametrize("size", SIZES)
 def test_the_papers_sizes_have_exactly_their_parameters(config, size):
     """On 32 x 32 x 4 latents in patches of 2, 1000 classes, variance learned; no image and no memory needed."""
-    system = System(config("pretrain", "experiment=dit/imagenet_xl2", f"denoiser=dit_{size}_2"))
-    assert system["variance"].answers == 2
+    parts = Parts(config("pretrain", "experiment=dit/imagenet_xl2", f"denoiser=dit_{size}_2"))
+    assert parts.variance.answers == 2
     with torch.device("meta"):
-        net = system["denoiser"]
+        net = parts.denoiser
     assert sum(p.numel() for p in net.parameters() if p.requires_grad) == SIZES[size]
     assert net.grid == (16, 16)
 
@@ -57,10 +56,10 @@ def test_the_papers_sizes_have_exactly_their_parameters(config, size):
 @pytest.mark.parametrize("patch", [2, 4, 8])
 @pytest.mark.parametrize("size", SIZES)
 def test_every_size_is_made_in_every_patch(config, size, patch):
-    system = System(config("pretrain", "experiment=dit/imagenet_xl2", f"denoiser=dit_{size}_{patch}"))
-    assert system["variance"].answers == 2
+    parts = Parts(config("pretrain", "experiment=dit/imagenet_xl2", f"denoiser=dit_{size}_{patch}"))
+    assert parts.variance.answers == 2
     with torch.device("meta"):
-        net = system["denoiser"]
+        net = parts.denoiser
     assert net.positions.shape[0] == (32 // patch) ** 2
     assert net.head.linear.out_features == patch**2 * 8
     assert net.embed.in_features == patch**2 * 4
@@ -166,20 +165,20 @@ def test_a_patch_of_the_latent_is_the_grid_of_its_tokens():
 
 def test_labels_are_withheld_at_their_rate_and_replaced_by_the_null_row():
     task, label = Labelled(classes=10, dropout=0.1), torch.arange(100_000) % 10
-    told = task.in_training(Cond(label=label), Draws([3])).label
+    told = task.in_training(Cond(label=label), BatchGenerator([3])).label
     withheld = told == 10
     assert withheld.float().mean().item() == pytest.approx(0.1, abs=0.005)
     assert torch.equal(told[~withheld], label[~withheld])
     assert torch.bincount(label[withheld]).float().std() < 60  # no class in particular
-    assert torch.equal(Labelled(10, dropout=0.0).in_training(Cond(label=label), Draws([3])).label, label)
-    assert (Labelled(10, dropout=1.0).in_training(Cond(label=label), Draws([3])).label == 10).all()
+    assert torch.equal(Labelled(10, dropout=0.0).in_training(Cond(label=label), BatchGenerator([3])).label, label)
+    assert (Labelled(10, dropout=1.0).in_training(Cond(label=label), BatchGenerator([3])).label == 10).all()
 
 
 def test_which_labels_are_withheld_does_not_depend_on_who_works_on_them():
     task, label = Labelled(classes=10, dropout=0.5), torch.arange(64) % 10
-    whole = task.in_training(Cond(label=label), Draws([5, 6, 7, 8])).label
+    whole = task.in_training(Cond(label=label), BatchGenerator([5, 6, 7, 8])).label
     halves = [
-        task.in_training(Cond(label=half), Draws(s)).label
+        task.in_training(Cond(label=half), BatchGenerator(s)).label
         for half, s in zip(label.chunk(2), ([5, 6], [7, 8]), strict=True)
     ]
     assert torch.equal(whole, torch.cat(halves))
@@ -194,26 +193,26 @@ def test_unlabelled_tasks_tell_nothing():
     assert torch.equal(cond.label, batch.labels)
 
 
-def learner(config, *words):
-    """A small system on 64 images, and what its network is shown and told at each call."""
+def learner(config, *argv):
+    """A small parts on 64 images, and what its network is shown and told at each call."""
     torch.manual_seed(0)
-    system = System(config("pretrain", *LATENT, *words))
+    parts = Parts(config("pretrain", *LATENT, *argv))
     images = torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(3))
-    system["tokenizer"].fit([2 * images - 1])
+    parts.tokenizer.fit([2 * images - 1])
     calls = []
-    system["denoiser"].register_forward_pre_hook(lambda _, given: calls.append(given))
-    return system, Batch(images, torch.arange(64) % 10, torch.arange(64)), calls
+    parts.denoiser.register_forward_pre_hook(lambda _, given: calls.append(given))
+    return parts, Batch(images, torch.arange(64) % 10, torch.arange(64)), calls
 
 
 def test_labels_are_withheld_in_training_and_never_in_evaluation(config):
-    system, batch, calls = learner(config, "task=labelled", "task.dropout=0.5")
-    objective = system["objective"]
-    objective(batch, Draws([7]))
+    parts, batch, calls = learner(config, "task=labelled", "task.dropout=0.5")
+    objective = parts.objective
+    objective(batch, BatchGenerator([7]))
     objective.eval()
-    objective(batch, Draws([7]))
+    objective(batch, BatchGenerator([7]))
     objective.train()
-    system["denoiser"].eval()  # as the engine does for a look at the network
-    objective(batch, Draws([7]))
+    parts.denoiser.eval()  # as the engine does for a look at the network
+    objective(batch, BatchGenerator([7]))
     in_training, *in_evaluation = [given[2].label for given in calls]
     assert 16 < (in_training == 10).sum() < 48
     assert all(torch.equal(label, batch.labels) for label in in_evaluation)
@@ -223,8 +222,8 @@ def test_labels_do_not_move_the_noise(config):
     """With and without labels the network is shown the same: what was drawn before stays as it was."""
     shown = []
     for task in ("images", "labelled"):
-        system, batch, calls = learner(config, f"task={task}")
-        system["objective"](batch, Draws([7, 8]))
+        parts, batch, calls = learner(config, f"task={task}")
+        parts.objective(batch, BatchGenerator([7, 8]))
         shown.append(calls[0])
     assert torch.equal(shown[0][0], shown[1][0])
     assert torch.equal(shown[0][1].t, shown[1][1].t)
@@ -232,25 +231,25 @@ def test_labels_do_not_move_the_noise(config):
 
 @pytest.mark.parametrize(("dropout", "learn"), [(0.0, range(10)), (1.0, [10])])
 def test_the_null_row_learns_from_withheld_labels_alone(config, dropout, learn):
-    system, batch, _ = learner(config, "task=labelled", f"task.dropout={dropout}")
-    randomised(system["denoiser"])
-    system["objective"](batch, Draws([7]))[0].backward()
-    rows = system["denoiser"].labels.table.weight.grad.abs().sum(1).nonzero().flatten()
+    parts, batch, _ = learner(config, "task=labelled", f"task.dropout={dropout}")
+    randomised(parts.denoiser)
+    parts.objective(batch, BatchGenerator([7]))[0].backward()
+    rows = parts.denoiser.labels.table.weight.grad.abs().sum(1).nonzero().flatten()
     assert rows.tolist() == list(learn)
 
 
 @pytest.mark.parametrize("layer", [1, 4, 8])
 def test_a_labelled_dit_folds_into_a_plain_vit_that_hears_no_class(config, layer):
-    words = ("data=cifar10", "denoiser=dit_128x8", "task=labelled", "tokenizer.scaling=one")
+    argv = ("data=cifar10", "denoiser=dit_128x8", "task=labelled", "tokenizer.scaling=one")
     torch.manual_seed(0)
-    system = System(config("pretrain", "experiment=deconstruct/12_ldae", *words))
+    parts = Parts(config("pretrain", "experiment=deconstruct/12_ldae", *argv))
     images = torch.rand(8, 3, 32, 32)
-    system["tokenizer"].fit([2 * images - 1])
-    randomised(system["denoiser"], by=0.05)
-    encoder = Encoder(system["objective"], layer=layer, t=10)
+    parts.tokenizer.fit([2 * images - 1])
+    randomised(parts.denoiser, by=0.05)
+    encoder = Encoder(parts.objective, layer=layer, t=10)
     plain = plain_vit(encoder)
     with torch.no_grad():
-        told = encoder.network.encode(2 * images - 1, system["schedule"].at(torch.full((8,), 10)), layers=[layer])
+        told = encoder.network.encode(2 * images - 1, parts.schedule.at(torch.full((8,), 10)), layers=[layer])
         assert (plain(2 * images - 1) - encoder(images)).abs().max() < 1e-4
         assert told[layer].std() > 0.1
     assert not any("ada" in name or "labels" in name for name in plain.state_dict())

@@ -9,13 +9,13 @@ import pytest
 import torch
 from oracles import Exact, Normal, TwoModes
 
+from ldae.core.types import BatchGenerator
 from ldae.diffusion.editing import edited, invert, slerp
 from ldae.diffusion.posterior import StepBack
 from ldae.diffusion.samplers import DDIM, Large, Small, noised, sample, start
 from ldae.diffusion.schedules import Cosine, DDPMLinear, LinearSigma
 from ldae.diffusion.spacing import All, Linear
 from ldae.diffusion.trajectory import CLEAN, Prediction, nearest_stage, stages
-from ldae.types import Draws
 
 # n -> gain and deviation of an edit, given the guide: DDPMLinear, T = 1000, s = 0.5
 EDITS = {200: (0.32579, 0.47272), 300: (0.14104, 0.49500), 500: (0.02088, 0.49989), 700: (0.00175, 0.50000)}
@@ -50,7 +50,7 @@ def test_an_edit_of_normal_data_is_the_closed_form(n):
     assert propagated(way)[0] == pytest.approx(gain, abs=1e-5)
     assert propagated(way)[1] == pytest.approx(deviation, abs=2e-4)
     guide = 2 * normal(n, 50_000)
-    found = edited(DATA, Exact(DATA), guide, way, Draws([n + 1]))
+    found = edited(DATA, Exact(DATA), guide, way, BatchGenerator([n + 1]))
     measured = ((found * guide).mean() / (guide**2).mean()).item()
     assert measured == pytest.approx(gain, abs=0.005)
     assert (found - measured * guide).std().item() == pytest.approx(deviation, rel=0.01)
@@ -64,16 +64,16 @@ def test_fewer_steps_from_the_same_level_are_the_same_edit(count):
     assert propagated(tail(n, few))[0] == pytest.approx(propagated(tail(n))[0], rel=1e-9)
     assert propagated(tail(n, few))[1] == pytest.approx(propagated(tail(n))[1], rel=1e-4)
     seen = {}
-    sample(DATA, DDIM(), normal(1, 8), few, Draws([0]), watch=lambda i, s, x, _: seen.update({s: x}))
-    end = sample(DATA, DDIM(), seen[tail(n, few)[0]], tail(n, few), Draws([0]))
+    sample(DATA, DDIM(), normal(1, 8), few, BatchGenerator([0]), watch=lambda i, s, x, _: seen.update({s: x}))
+    end = sample(DATA, DDIM(), seen[tail(n, few)[0]], tail(n, few), BatchGenerator([0]))
     assert torch.equal(end, seen[CLEAN])
 
 
 def test_no_noise_gives_the_guide_back_and_all_of_it_forgets_the_guide():
     """Test 8; T = 100 rescaled, where alpha_bar ends at 2e-5."""
     way, guide = stages(DDPMLinear(T=100), All().steps(100)), normal(1, 200_000)
-    assert torch.equal(edited(DATA, Small(), guide, tail(0, way, 100), Draws([0]), repeats=3), guide)
-    found = edited(DATA, Exact(DATA), guide, tail(100, way, 100), Draws([0]))
+    assert torch.equal(edited(DATA, Small(), guide, tail(0, way, 100), BatchGenerator([0]), repeats=3), guide)
+    found = edited(DATA, Exact(DATA), guide, tail(100, way, 100), BatchGenerator([0]))
     assert abs(torch.corrcoef(torch.stack([found, guide]))[0, 1]) < 0.01
 
 
@@ -81,7 +81,7 @@ def test_an_edit_moves_further_from_the_guide_the_more_noise_there_is():
     """Test 10; at the end by twice the data's variance, as two that know nothing of each other."""
     way, guide = stages(DDPMLinear(T=100), All().steps(100)), 0.5 * normal(1, 20_000)
     away = [
-        (edited(DATA, Exact(DATA), guide, tail(n, way, 100), Draws([3])) - guide).square().mean().item()
+        (edited(DATA, Exact(DATA), guide, tail(n, way, 100), BatchGenerator([3])) - guide).square().mean().item()
         for n in (0, 10, 20, 30, 40, 50, 60, 80)
     ]
     assert away[0] == 0
@@ -98,7 +98,7 @@ def test_what_is_kept_stays_and_the_rest_changes(schedule, repeats):
     keep[:, :, :, :4] = 1
 
     def run(keep):
-        return edited(DATA, Small(), guide, way, Draws([5]), keep=keep, repeats=repeats)
+        return edited(DATA, Small(), guide, way, BatchGenerator([5]), keep=keep, repeats=repeats)
 
     found = run(keep)
     assert torch.equal(found[..., :4], guide[..., :4])
@@ -114,11 +114,11 @@ def test_what_is_kept_has_the_level_after_the_step_and_one_noise():
         Small(),
         guide,
         way,
-        Draws([5]),
+        BatchGenerator([5]),
         keep=torch.ones(4, 3),
         watch=lambda i, stage, x, _: seen.append((stage, x)),
     )
-    eps = Draws([5]).normal((4, 3))
+    eps = BatchGenerator([5]).normal((4, 3))
     assert [stage for stage, _ in seen] == list(way[1:])
     for stage, x in seen:
         torch.testing.assert_close(x, stage.gamma * guide + stage.sigma * eps)
@@ -127,16 +127,18 @@ def test_what_is_kept_has_the_level_after_the_step_and_one_noise():
 def test_every_repeat_starts_from_the_last_ones_result():
     """Two repeats are two edits, the second of the first's result."""
     way, guide = tail(300)[::30], normal(1, 8)
-    draws = Draws([5])
-    first = edited(DATA, DDIM(), guide, [*way, CLEAN], draws)
-    second = edited(DATA, DDIM(), first, [*way, CLEAN], draws)
-    assert torch.equal(edited(DATA, DDIM(), guide, [*way, CLEAN], Draws([5]), repeats=2), second)
+    rng = BatchGenerator([5])
+    first = edited(DATA, DDIM(), guide, [*way, CLEAN], rng)
+    second = edited(DATA, DDIM(), first, [*way, CLEAN], rng)
+    assert torch.equal(edited(DATA, DDIM(), guide, [*way, CLEAN], BatchGenerator([5]), repeats=2), second)
 
 
 def test_noising_to_a_level_is_the_corruption():
     stage, guide = FULL[400], normal(1, 50)
-    assert torch.equal(noised(guide, stage, Draws([2])), stage.gamma * guide + stage.sigma * Draws([2]).normal((50,)))
-    assert torch.equal(noised(guide, CLEAN, Draws([2])), guide)
+    assert torch.equal(
+        noised(guide, stage, BatchGenerator([2])), stage.gamma * guide + stage.sigma * BatchGenerator([2]).normal((50,))
+    )
+    assert torch.equal(noised(guide, CLEAN, BatchGenerator([2])), guide)
 
 
 def test_the_true_mask_comes_out_of_a_hundred_steps():
@@ -148,7 +150,9 @@ def test_the_true_mask_comes_out_of_a_hundred_steps():
         eps = (x - stage.gamma * (2 * mask - 1)) / stage.sigma
         return Prediction((x - stage.sigma * eps) / stage.gamma)
 
-    runs = torch.stack([sample(predict, Large(), start(mask.shape, way[0], d), way, d) for d in map(Draws, ([1], [2]))])
+    runs = torch.stack(
+        [sample(predict, Large(), start(mask.shape, way[0], d), way, d) for d in map(BatchGenerator, ([1], [2]))]
+    )
     assert (runs - (2 * mask - 1)).abs().max() < 1e-3
     assert torch.equal(((runs + 1) / 2).mean(0).round(), mask)
 
@@ -162,7 +166,7 @@ def test_what_is_encoded_and_decoded_comes_back_the_better_the_more_steps():
     x0 = data.drawn((4000,), 1)
     for count in (10, 20, 50, 100, 200):
         way = stages(DDPMLinear(), Linear(count).steps(1000))
-        back = sample(data, DDIM(), invert(data, x0, way), way, Draws([0]))
+        back = sample(data, DDIM(), invert(data, x0, way), way, BatchGenerator([0]))
         errors.append((back - x0).square().mean().item())
     assert all(a > b for a, b in pairwise(errors)), errors
     assert errors[-1] < 1e-3
@@ -188,7 +192,7 @@ def test_inversion_undoes_a_chain_whose_noise_the_network_knows(schedule):
 
     top = invert(predict, x0, way)
     torch.testing.assert_close(top, way[0].mixed(x0, eps), rtol=0, atol=1e-9)
-    torch.testing.assert_close(sample(predict, DDIM(), top, way, Draws([0])), x0, rtol=0, atol=1e-9)
+    torch.testing.assert_close(sample(predict, DDIM(), top, way, BatchGenerator([0])), x0, rtol=0, atol=1e-9)
 
 
 def test_slerp_turns_by_equal_angles():

@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ldae.errors import ConfigError
-from ldae.export import Encoder
-from ldae.system import System
+from ldae.config.build import Parts
+from ldae.core.errors import ConfigError
+from ldae.export.encoder import Encoder
 
 
 @pytest.fixture(params=["experiment=ldae/digits", "experiment=mae/cifar10_cpu"])
 def encoder(request, config):
     torch.manual_seed(0)
-    system = System(config("pretrain", request.param, "data=digits"))
-    if system["objective"].tokenizer is not None:
-        system["tokenizer"].fit([torch.rand(32, 3, 8, 8) * 2 - 1])
-    return Encoder(system["objective"])
+    parts = Parts(config("pretrain", request.param, "data=digits"))
+    if parts.objective.tokenizer is not None:
+        parts.tokenizer.fit([torch.rand(32, 3, 8, 8) * 2 - 1])
+    return Encoder(parts.objective)
 
 
 def test_an_encoder_is_in_eval_mode_and_names_the_images_that_it_takes(encoder):

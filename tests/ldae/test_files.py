@@ -11,8 +11,8 @@ import stat
 import pytest
 import torch
 
-from ldae.errors import CheckpointError, OutputError, StorageError
-from ldae.files import (
+from ldae.core.errors import CheckpointError, OutputError, StorageError
+from ldae.core.files import (
     fault_of,
     load_tensors,
     put_in_place,
@@ -111,7 +111,7 @@ FAILURES = {
 }
 
 
-@pytest.mark.case("A9", "errors of the operating system at a write")
+@pytest.mark.case("A9", "errors of the operating parts at a write")
 @pytest.mark.parametrize(("kind", "number"), [(kind, n) for kind, numbers in FAILURES.items() for n in numbers])
 def test_every_failed_write_is_one_sentence(tmp_path, monkeypatch, kind, number):
     def failing(handle):

@@ -6,22 +6,22 @@ import pytest
 import torch
 from unets import randomised
 
-from ldae.errors import ConfigError
-from ldae.export import Encoder
-from ldae.fold import folded, plain_vit
-from ldae.system import System
+from ldae.config.build import Parts
+from ldae.core.errors import ConfigError
+from ldae.export.encoder import Encoder
+from ldae.export.fold import folded, plain_vit
 
 SIZES = ("denoiser.width=64", "denoiser.heads=2", "denoiser.encoder_depth=2", "denoiser.decoder_depth=2")
 LDAE = ("experiment=deconstruct/12_ldae", "data=cifar10")
 
 
-def system_of(config, images, *words):
+def system_of(config, images, *argv):
     torch.manual_seed(0)
-    system = System(config("pretrain", *words))
-    if not bool(system["tokenizer"].fitted):
-        system["tokenizer"].fit([2 * images - 1])
-    randomised(system["denoiser"], by=0.05)
-    return system
+    parts = Parts(config("pretrain", *argv))
+    if not bool(parts.tokenizer.fitted):
+        parts.tokenizer.fit([2 * images - 1])
+    randomised(parts.denoiser, by=0.05)
+    return parts
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def images():
 
 
 @pytest.mark.parametrize(
-    "words",
+    "argv",
     [
         (*LDAE, "denoiser=vit_64x4", "tokenizer=pixel", "data.patch=4"),
         ("experiment=deconstruct/08_clean_latent", "data=cifar10", "tokenizer=identity", "denoiser=dit_s_4", *SIZES),
@@ -39,14 +39,14 @@ def images():
     ids=["pixel", "identity", "larger"],
 )
 @torch.no_grad()
-def test_what_is_linear_on_the_patches_of_the_vit_folds(config, images, words):
-    encoder = Encoder(system_of(config, images, *words)["objective"], t=10)
+def test_what_is_linear_on_the_patches_of_the_vit_folds(config, images, argv):
+    encoder = Encoder(system_of(config, images, *argv)["objective"], t=10)
     assert (plain_vit(encoder)(2 * images - 1) - encoder(images)).abs().max() < 1e-4
 
 
 def test_a_tokenizer_that_mixes_patches_of_the_vit_is_refused(config, images):
-    words = (*LDAE, "denoiser=dit_s_2", *SIZES, "data.d=16", "tokenizer.scaling=one")
-    encoder = Encoder(system_of(config, images, *words)["objective"], t=10)
+    argv = (*LDAE, "denoiser=dit_s_2", *SIZES, "data.d=16", "tokenizer.scaling=one")
+    encoder = Encoder(system_of(config, images, *argv)["objective"], t=10)
     with pytest.raises(ConfigError, match="cannot be folded: the tokenizer's patches are larger"):
         folded(encoder)
 

@@ -8,19 +8,18 @@ from itertools import pairwise
 import pytest
 import torch
 import yaml
-from _cli import CONFIGS
 from oracles import Exact, Normal, Told
 
+from ldae.app.compose import CONFIGS
+from ldae.config.build import Parts
+from ldae.core.types import BatchGenerator
 from ldae.diffusion.corruptions.gaussian import Gaussian
 from ldae.diffusion.posterior import StepBack
-from ldae.diffusion.ramps import ContinuousGamma
 from ldae.diffusion.samplers import DDIM, Large, Learned, Small, sample, start
-from ldae.diffusion.schedules import Cosine, DDPMLinear, LinearSigma
+from ldae.diffusion.schedules import ContinuousGamma, Cosine, DDPMLinear, LinearSigma
 from ldae.diffusion.spacing import All, Linear, Quadratic, Stride
 from ldae.diffusion.targets import Eps
 from ldae.diffusion.trajectory import Prediction, stages
-from ldae.system import System
-from ldae.types import Draws
 
 COUNTS = (1000, 100, 20, 10)
 # s -> deviation of the samples for each of COUNTS: DDPMLinear, T = 1000, linear stride, from N(0, 1)
@@ -74,7 +73,7 @@ class Three:
 
     def __call__(self, x, stage):
         found = [told(row, stage) for told, row in zip(self.rows, x, strict=True)]
-        return Prediction(torch.stack([f.x0 for f in found]), torch.stack([f.share for f in found]))
+        return Prediction(torch.stack([f.x0 for f in found]), torch.stack([f.interpolation for f in found]))
 
 
 RULES = {"small": Small(), "large": Large(), "exact": Learned(), "eta0": DDIM()}
@@ -85,7 +84,7 @@ RULES = {"small": Small(), "large": Large(), "exact": Learned(), "eta0": DDIM()}
 def test_two_hundred_thousand_samples_have_it(kind, table, count):
     """Within 0.5 %; standard errors are a third of that."""
     way = stages(DDPMLinear(), Linear(count).steps(1000))
-    x = sample(Three(way), RULES[kind], start((3, 200_000), way[0], Draws([8])), way, Draws([9]))
+    x = sample(Three(way), RULES[kind], start((3, 200_000), way[0], BatchGenerator([8])), way, BatchGenerator([9]))
     expected = [row[COUNTS.index(count)] for row in table.values()]
     assert x.std(dim=1).tolist() == pytest.approx(expected, rel=0.005)
     assert x.mean(dim=1).abs().max() < 0.01
@@ -110,13 +109,13 @@ def test_with_the_true_variance_every_step_keeps_the_marginal(schedule, spacing)
 RAMPS = [DDPMLinear(10, 1e-3, 0.9, False), DDPMLinear(100, 1e-4, 0.2, False), DDPMLinear(2000, 1e-6, 1e-2, False)]
 
 
-def _reference_sr3(eps_of, y, gamma2, draws):
+def _reference_sr3(eps_of, y, gamma2, rng):
     """Alg. 2 of arXiv 2104.07636; gamma2 is its gamma."""
     for t in range(len(gamma2) - 1, -1, -1):
         alpha = gamma2[t] / (gamma2[t - 1] if t else 1.0)
         y = (y - (1 - alpha) / (1 - gamma2[t]).sqrt() * eps_of(y, gamma2[t])) / alpha.sqrt()
         if t:
-            y = y + (1 - alpha).sqrt() * draws.normal(y.shape)
+            y = y + (1 - alpha).sqrt() * rng.normal(y.shape)
     return y
 
 
@@ -133,9 +132,11 @@ def test_sr3_is_ancestral_sampling_with_the_large_variance(schedule):
 
     way = stages(schedule, All().steps(schedule.T))
     y = torch.randn(4, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = sample(predict, Large(), y, way, Draws([2]))
-    torch.testing.assert_close(found, _reference_sr3(eps_of, y, schedule.gamma**2, Draws([2])), rtol=0, atol=1e-5)
-    assert sample(predict, Large(), 5 * y, way, Draws([2]), clip=True).abs().max() <= 1
+    found = sample(predict, Large(), y, way, BatchGenerator([2]))
+    torch.testing.assert_close(
+        found, _reference_sr3(eps_of, y, schedule.gamma**2, BatchGenerator([2])), rtol=0, atol=1e-5
+    )
+    assert sample(predict, Large(), 5 * y, way, BatchGenerator([2]), clip=True).abs().max() <= 1
 
 
 CONDITION = torch.tensor([[-0.8], [0.0], [0.3], [0.9]])  # m(x) of four images, as many numbers of each
@@ -146,7 +147,7 @@ def test_sr3_of_unit_data_is_right_whatever_the_number_of_steps(schedule):
     """sr3.md, test 5: mean within 0.01 of m(x), deviation within 1 %."""
     way, data = stages(schedule, All().steps(schedule.T)), Normal(1.0, CONDITION)
     assert way[0].gamma ** 2 < 1e-2
-    found = sample(data, Large(), start((4, 25_000), way[0], Draws([1])), way, Draws([2]))
+    found = sample(data, Large(), start((4, 25_000), way[0], BatchGenerator([1])), way, BatchGenerator([2]))
     off = found - CONDITION
     assert off.mean().abs() < 0.01
     assert off.mean(1).abs().max() < 0.02  # a quarter of the numbers each
@@ -156,16 +157,16 @@ def test_sr3_of_unit_data_is_right_whatever_the_number_of_steps(schedule):
 @pytest.mark.parametrize("schedule", RAMPS, ids=lambda s: str(s.T))
 def test_sr3_of_certain_data_is_right_with_the_small_variance(schedule):
     way, data = stages(schedule, All().steps(schedule.T)), Normal(1e-4, CONDITION)
-    found = sample(data, Small(), start((4, 64), way[0], Draws([1])), way, Draws([2]))
+    found = sample(data, Small(), start((4, 64), way[0], BatchGenerator([1])), way, BatchGenerator([2]))
     assert (found - CONDITION).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize(("name", "expected"), [("mse", 1.0), ("mae", 0.7979)])
 def test_sr3s_loss_starts_at_the_moments_of_noise_and_has_their_gradient(name, expected):
     """sr3.md, test 9: a network that answers 0; and finite differences of either power."""
-    metric = System({"metric": yaml.safe_load((CONFIGS / "metric" / f"{name}.yaml").read_text())})["metric"]
-    level, y0 = ContinuousGamma().draw(2000, Draws([1])), torch.zeros(2000, 3, 4, 4)
-    eps = Eps().of(y0, Gaussian().draw(y0, Draws([2])), level)
+    metric = Parts({"loss": yaml.safe_load((CONFIGS / "loss" / f"{name}.yaml").read_text())}).loss
+    level, y0 = ContinuousGamma().draw(2000, BatchGenerator([1])), torch.zeros(2000, 3, 4, 4)
+    eps = Eps().of(y0, Gaussian().draw(y0, BatchGenerator([2])), level)
     assert metric(torch.zeros_like(eps), eps).mean().item() == pytest.approx(expected, abs=0.01)
     out, y = (torch.randn(2, 1, 3, 3, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in (3, 4))
     assert torch.autograd.gradcheck(lambda out: metric(out, y), out.requires_grad_())

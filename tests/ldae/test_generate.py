@@ -5,23 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ldae.config.build import Parts
+from ldae.core.errors import ConfigError, NonFiniteError
+from ldae.core.types import Batch, Cond
 from ldae.diffusion.editing import slerp
 from ldae.diffusion.samplers import DDIM, Direct, Improved, Large
 from ldae.diffusion.spacing import Trailing
 from ldae.diffusion.trajectory import stages
-from ldae.errors import ConfigError, NonFiniteError
-from ldae.generate import Generator, Walk, usual_rule
-from ldae.restore import Edit, Enlarge, Guide, Interpolate, Invert, Segment, Undo
-from ldae.system import System
-from ldae.types import Batch, Cond
+from ldae.sampling.generate import Generator, SamplerConfig, usual_rule
+from ldae.sampling.restore import Edit, Enlarge, Guide, Interpolate, Invert, Segment, Undo
 
 SMALL = ("data=digits", "denoiser.channels=8", "denoiser.multipliers=[1,2]", "denoiser.attention=[]", "augment=centre")
 
 
-def objective_of(config, *words):
+def objective_of(config, *argv):
     """A small system with a network that is not zero."""
     torch.manual_seed(0)
-    objective = System(config("pretrain", *words))["objective"]
+    objective = Parts(config("pretrain", *argv)).objective
     generator = torch.Generator().manual_seed(1)
     for parameter in objective.network.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
@@ -35,9 +35,9 @@ def batch_of(size=8, count=6, masks=False):
     return Batch(images, torch.arange(count) % 10, torch.arange(count), None, figures)
 
 
-def generator_of(objective, rule=None, steps=10, **walk):
+def generator_of(objective, rule=None, steps=10, **sampler):
     visited = stages(objective.schedule, Trailing(min(steps, objective.T)).steps(objective.T))
-    return Generator(objective, Walk(rule or usual_rule(objective), visited, **walk), seed=3)
+    return Generator(objective, SamplerConfig(rule or usual_rule(objective), visited, **sampler), seed=3)
 
 
 def perfect(objective, truth):
@@ -56,7 +56,7 @@ def test_an_image_depends_on_seed_and_number_alone(config):
     parts = torch.cat([generator.from_noise([0]), generator.from_noise([1, 2]), generator.from_noise([3])])
     assert torch.allclose(whole, parts, atol=1e-5)
     assert (whole[0] - whole[1]).abs().mean() > 0.01
-    other = Generator(generator.objective, generator.walk, seed=4).from_noise([0])
+    other = Generator(generator.objective, generator.sampler, seed=4).from_noise([0])
     assert (other - whole[:1]).abs().mean() > 0.01
 
 
@@ -75,13 +75,13 @@ def test_latents_of_l_dae_are_sampled_by_the_same_loop(config):
 
 
 def test_guidance_of_one_changes_nothing_and_needs_classes(config):
-    words = ("experiment=ddpm/cifar10_cpu", *SMALL)
-    told = objective_of(config, *words, "task=labelled")
+    argv = ("experiment=ddpm/cifar10_cpu", *SMALL)
+    told = objective_of(config, *argv, "task=labelled")
     plain, guided = (generator_of(told, DDIM(), guidance=s) for s in (1.0, 3.0))
     cond = Cond(label=torch.tensor([1, 2]))
     assert (plain.from_noise([0, 1], cond) - guided.from_noise([0, 1], cond)).abs().max() > 1e-4
     with pytest.raises(ConfigError, match=r"guidance=3[.]0 needs a network that is told classes"):
-        generator_of(objective_of(config, *words), guidance=3.0)
+        generator_of(objective_of(config, *argv), guidance=3.0)
 
 
 def test_latents_are_not_clipped(config):
@@ -92,8 +92,8 @@ def test_latents_are_not_clipped(config):
 @pytest.mark.parametrize("corruption", ["blur", "mask", "pixelate", "snow", "colour", "blend"])
 def test_a_perfect_network_undoes_every_degradation(config, corruption):
     experiment = {"pixelate": "cold_sr", "colour": "cold_color"}.get(corruption, f"cold_{corruption}")
-    words = [w for w in SMALL if not w.startswith("data")]
-    objective = objective_of(config, f"experiment={experiment}/cifar10_cpu", *words)
+    argv = [w for w in SMALL if not w.startswith("data")]
+    objective = objective_of(config, f"experiment={experiment}/cifar10_cpu", *argv)
     batch = batch_of(32)
     if corruption == "blend":
         objective.corruption.show((255 * batch_of(32, 9).images).byte())
@@ -107,8 +107,8 @@ def test_a_perfect_network_undoes_every_degradation(config, corruption):
 
 
 def test_enlarging_is_told_the_small_image_and_measured_by_it(config):
-    words = [w for w in SMALL if not w.startswith("data")]
-    objective = objective_of(config, "experiment=sr3/cifar10_cpu", *words)
+    argv = [w for w in SMALL if not w.startswith("data")]
+    objective = objective_of(config, "experiment=sr3/cifar10_cpu", *argv)
     batch = batch_of(32, 3)
     perfect(objective, 2 * batch.images - 1)
     enlarge = Enlarge(generator_of(objective))
@@ -120,8 +120,8 @@ def test_enlarging_is_told_the_small_image_and_measured_by_it(config):
 
 
 def test_the_regression_is_one_call_that_sees_no_noise(config):
-    words = [w for w in SMALL if not w.startswith("data")]
-    objective = objective_of(config, "experiment=sr3/cifar10_regression_cpu", *words)
+    argv = [w for w in SMALL if not w.startswith("data")]
+    objective = objective_of(config, "experiment=sr3/cifar10_regression_cpu", *argv)
     assert isinstance(usual_rule(objective), Direct)
     seen, forward = [], objective.denoiser.forward
     objective.denoiser.forward = lambda x, *rest: seen.append(x) or forward(x, *rest)
@@ -131,8 +131,8 @@ def test_the_regression_is_one_call_that_sees_no_noise(config):
 
 
 def test_the_vote_of_perfect_runs_is_the_mask(config):
-    words = ("data.size=16", "denoiser.channels=8", "denoiser.multipliers=[1,2]", "denoiser.attention=[]")
-    objective = objective_of(config, "experiment=segdiff/horses_cpu", *words)
+    argv = ("data.size=16", "denoiser.channels=8", "denoiser.multipliers=[1,2]", "denoiser.attention=[]")
+    objective = objective_of(config, "experiment=segdiff/horses_cpu", *argv)
     batch = batch_of(16, 3, masks=True)
     perfect(objective, 2 * batch.masks - 1)
     segment = Segment(generator_of(objective, steps=100), runs=3)
@@ -143,8 +143,8 @@ def test_the_vote_of_perfect_runs_is_the_mask(config):
 
 
 def test_an_image_is_encoded_once_for_all_runs_and_steps(config):
-    words = ("data.size=16", "denoiser.channels=8", "denoiser.multipliers=[1,2]", "denoiser.attention=[]")
-    objective = objective_of(config, "experiment=segdiff/horses_cpu", *words)
+    argv = ("data.size=16", "denoiser.channels=8", "denoiser.multipliers=[1,2]", "denoiser.attention=[]")
+    objective = objective_of(config, "experiment=segdiff/horses_cpu", *argv)
     calls = []
     objective.denoiser.encoder.register_forward_hook(lambda *_: calls.append(1))
     Segment(generator_of(objective), runs=3)(batch_of(16, 2, masks=True))

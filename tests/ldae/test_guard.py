@@ -7,10 +7,10 @@ import torch
 from test_trainer import RUNS, Poisoned, losses, rows, same, trainer, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ldae.core.errors import Interrupted, NonFiniteError
 from ldae.engine.checkpoint import newest
 from ldae.engine.guard import Verdict
 from ldae.engine.signals import StopFlag
-from ldae.errors import Interrupted, NonFiniteError
 
 READS = (  # what makes a host wait for its device: a value is looked at, or decides a shape
     torch.ops.aten._local_scalar_dense.default,
@@ -51,9 +51,9 @@ def steps(training, count, monkeypatch):
             training.advance(next(batches))
 
 
-@pytest.mark.parametrize("words", RUNS)
-def test_no_step_waits_for_the_device(config, tmp_path, monkeypatch, words):
-    training = deferred(trainer(config, tmp_path, words=words, precision="bf16"))
+@pytest.mark.parametrize("argv", RUNS)
+def test_no_step_waits_for_the_device(config, tmp_path, monkeypatch, argv):
+    training = deferred(trainer(config, tmp_path, argv=argv, precision="bf16"))
     steps(training, 3, monkeypatch)  # fails where anything is read
     assert training.step == 4
 
@@ -96,7 +96,7 @@ def test_a_stop_that_is_noticed_late_is_saved_and_goes_on_bit_for_bit(config, tm
     trainer(config, tmp_path / "straight").fit()
     stop = StopFlag()
     stopped = deferred(trainer(config, tmp_path / "stopped", stop=stop, log_every=100))
-    stop.asked = "SIGTERM"
+    stop.requested = "SIGTERM"
     with pytest.raises(Interrupted):
         stopped.fit()
     assert newest(tmp_path / "stopped" / "checkpoints").step == 2  # asked before the first, noticed at the second

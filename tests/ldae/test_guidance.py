@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ldae.core.errors import ConfigError
+from ldae.core.types import Cond, NoiseLevel
 from ldae.denoisers.guidance import Guided
 from ldae.denoisers.vit import ViTDenoiser
-from ldae.errors import ConfigError
-from ldae.types import Cond, NoiseLevel
 
 LEVEL = NoiseLevel(torch.tensor([3, 900, 40]), torch.ones(3), torch.zeros(3))
 COND = Cond(label=torch.tensor([0, 4, 2]))

@@ -11,15 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
+from ldae.core.errors import ConfigError, DataError
 from ldae.data.cache import Context
 from ldae.data.datasets import Division, ImageFolder
 from ldae.data.hub import HubImages
 from ldae.data.images import MemoryImages
-from ldae.data.loader import Loader, Share, in_order
+from ldae.data.loader import Loader, RankSlice, in_order
 from ldae.data.reading import ahead
 from ldae.data.streamed import StreamedImages
 from ldae.data.transforms import PadCrop, RandomResizedCrop
-from ldae.errors import ConfigError, DataError
 
 datasets = pytest.importorskip("datasets", reason="pip install 'ldae[hub]'")
 CPU = torch.device("cpu")
@@ -125,7 +125,7 @@ def test_crops_are_those_of_the_files(both, context):
 def test_processes_share_the_batches_of_one(both, context):
     train = streamed(both[1], context, window=10).train
     one = taken(Loader(train, RandomResizedCrop(), 12, 3, CPU), 2, 8)
-    two = [taken(Loader(train, RandomResizedCrop(), 12, 3, CPU, Share(rank, 2)), 2, 8) for rank in (0, 1)]
+    two = [taken(Loader(train, RandomResizedCrop(), 12, 3, CPU, RankSlice(rank, 2)), 2, 8) for rank in (0, 1)]
     joined = [[torch.cat(pair) for pair in zip(a, b, strict=True)] for a, b in zip(*two, strict=True)]
     assert same(one, joined)
 

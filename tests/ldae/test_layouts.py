@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldae.core.errors import ConfigError, DataError, StorageError
 from ldae.data.base import FEW
 from ldae.data.cache import Context
 from ldae.data.datasets import CIFAR, Division, ImageFolder
 from ldae.data.segmented import Segmented
-from ldae.errors import ConfigError, DataError, StorageError
 
 
 def write(folder, count, first=0):
@@ -54,8 +54,8 @@ def labels(splits):
     }
 
 
-def said(splits, words):
-    return [note for note in splits.notes if words in note]
+def said(splits, argv):
+    return [note for note in splits.notes if argv in note]
 
 
 @pytest.mark.parametrize("store", ["memory", "stream"])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from ldae.core.errors import StorageError
+from ldae.core.progress import Progress
 from ldae.engine.logging import RunLog
-from ldae.engine.run import RunFolder
-from ldae.errors import StorageError
-from ldae.progress import Progress
+from ldae.engine.run_folder import RunFolder
 
 
 @pytest.mark.case("A10", "the disk is full in TensorBoard's writing thread")

@@ -10,18 +10,18 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from ldae.config.build import Parts
+from ldae.core.errors import ConfigError
+from ldae.core.types import Batch, BatchGenerator
 from ldae.denoisers.mae import MaskedAutoencoder
 from ldae.engine.optim import AdamW
-from ldae.errors import ConfigError
-from ldae.export import Encoder, Run
-from ldae.fold import plain_vit
+from ldae.export.encoder import Encoder, Run
+from ldae.export.fold import plain_vit
 from ldae.nn.blocks import Block
 from ldae.nn.masking import Masking, kept_of
 from ldae.objectives.masked import Masked
 from ldae.objectives.panels import MaskingPanel
-from ldae.system import System
 from ldae.tasks.images import Images
-from ldae.types import Batch, Draws
 
 SMALL = ("experiment=mae/cifar10_cpu", "denoiser.width=32", "denoiser.encoder_depth=2", "denoiser.decoder_depth=2")
 
@@ -65,7 +65,7 @@ def test_the_patches_of_lowest_noise_are_seen():
 
 
 def test_every_patch_is_hidden_as_often_as_any_other():
-    hidden = Masking.drawn(Draws([1]).uniform((20_000, 16)), 0.75).hidden.float().mean(0)
+    hidden = Masking.drawn(BatchGenerator([1]).uniform((20_000, 16)), 0.75).hidden.float().mean(0)
     assert (hidden - 0.75).abs().max() < 0.015  # five standard deviations
 
 
@@ -82,7 +82,7 @@ def test_restoring_undoes_the_order():
 
 
 def test_uniform_draws_are_uniform_and_those_of_each_slice():
-    whole, halves = Draws([1, 2]).uniform((100, 500)), [Draws([s]).uniform((50, 500)) for s in (1, 2)]
+    whole, halves = BatchGenerator([1, 2]).uniform((100, 500)), [BatchGenerator([s]).uniform((50, 500)) for s in (1, 2)]
     assert torch.equal(whole, torch.cat(halves))
     assert 0 <= whole.min() < whole.max() < 1
     assert whole.mean().item() == pytest.approx(0.5, abs=0.007)
@@ -168,9 +168,9 @@ def _reference_mae(net, x, drawn, kept, norm_pix):
 @torch.no_grad()
 def test_answers_and_loss_are_the_papers_written_out(norm_pix, ratio):
     net, pixels = network(), images()
-    drawn = Draws([5]).uniform((6, 16))
+    drawn = BatchGenerator([5]).uniform((6, 16))
     expected, answers = _reference_mae(net, 2 * pixels - 1, drawn, round(16 * (1 - ratio)), norm_pix)
-    loss, _ = Masked(Images(), net, ratio, norm_pix)(batch_of(pixels), Draws([5]))
+    loss, _ = Masked(Images(), net, ratio, norm_pix)(batch_of(pixels), BatchGenerator([5]))
     assert torch.allclose(net(2 * pixels - 1, Masking.drawn(drawn, ratio)), answers, atol=1e-4)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
 
@@ -197,11 +197,11 @@ def test_the_network_sees_the_visible_patches_alone():
 def test_answers_on_visible_patches_do_not_count():
     net, pixels = network(), images()
     objective = Masked(Images(), net)
-    loss, metrics = objective(batch_of(pixels), Draws([5]))
-    hidden = objective.masking(6, Draws([5])).hidden
+    loss, metrics = objective(batch_of(pixels), BatchGenerator([5]))
+    hidden = objective.masking(6, BatchGenerator([5])).hidden
     for where, same in ((~hidden, True), (hidden, False)):
         hook = net.register_forward_hook(lambda m, given, out, where=where: out + 100 * where[..., None])
-        other, others = objective(batch_of(pixels), Draws([5]))
+        other, others = objective(batch_of(pixels), BatchGenerator([5]))
         hook.remove()
         assert (other.item() == loss.item()) is same
         assert (others["error_visible"][0].item() == metrics["error_visible"][0].item()) is not same
@@ -231,7 +231,7 @@ def test_answering_nothing_loses_n_less_one_over_n():
     net = network()
     for parameter in net.head.parameters():
         parameter.zero_()
-    loss, _ = Masked(Images(), net)(batch_of(images()), Draws([0]))
+    loss, _ = Masked(Images(), net)(batch_of(images()), BatchGenerator([0]))
     assert loss.item() == pytest.approx(47 / 48, rel=1e-4)  # n = 3 p^2 = 48
 
 
@@ -244,7 +244,7 @@ def test_common_brightness_and_contrast_do_not_change_what_is_asked_for():
 
 def test_gradients_reach_every_parameter_and_no_position():
     net = network()
-    Masked(Images(), net)(batch_of(images()), Draws([0]))[0].backward()
+    Masked(Images(), net)(batch_of(images()), BatchGenerator([0]))[0].backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
     assert not [name for name in (*net.state_dict(), *dict(net.named_parameters())) if "positions" in name]
     assert not net.positions.requires_grad
@@ -276,7 +276,7 @@ def test_it_starts_as_the_paper_says():
     for token in (net.class_token, net.mask_token):
         assert token.std().item() == pytest.approx(0.02, rel=0.15)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    net.open_gates()
+    net.undo_zero_init()
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     layers = MaskedAutoencoder((3, 16, 16), 4, 32, 3, 4, 24, 2, 2).encode(images())
     assert not torch.allclose(layers[1], layers[2], atol=1e-2)  # no gate to open: random blocks show
@@ -369,7 +369,7 @@ def test_the_panel_shows_what_is_hidden_and_measures_it_alone():
     net, pixels = network(), images()
     objective = Masked(Images(), net)
     panel = MaskingPanel(objective, batch_of(pixels), every=1, shown=2)
-    shown, filled, hidden = objective.filled(pixels, Draws([4]))
+    shown, filled, hidden = objective.filled(pixels, BatchGenerator([4]))
     assert (shown[hidden] == 0).all()
     for x in (shown, filled):
         assert torch.allclose(x[~hidden], (2 * pixels - 1)[~hidden], atol=1e-6)
@@ -383,7 +383,7 @@ def test_the_panel_shows_what_is_hidden_and_measures_it_alone():
 
 
 def test_what_does_not_go_together_is_refused(config):
-    for words, message in (
+    for argv, message in (
         (("objective=masked",), "denoiser='ViTDenoiser' cannot leave patches out"),
         (("denoiser=mae_128x4",), "denoiser='MaskedAutoencoder' takes no noise level"),
         ((*SMALL, "objective.ratio=0.99"), "objective.ratio=0.99 must leave some of 64 patches"),
@@ -393,13 +393,13 @@ def test_what_does_not_go_together_is_refused(config):
         ((*SMALL, "denoiser.patch=5"), "denoiser.patch=5 does not divide the image, 32 x 32"),
     ):
         with pytest.raises(ConfigError, match=message):
-            System(config("pretrain", *words))["objective"]
+            _ = Parts(config("pretrain", *argv)).objective
 
 
 def test_it_learns_what_is_behind_the_mask(config):
     """Images of two halves of one colour each: what is hidden follows from what is seen."""
     torch.manual_seed(0)
-    objective = System(config("pretrain", *SMALL, "data=digits", "objective.norm_pix=false"))["objective"]
+    objective = Parts(config("pretrain", *SMALL, "data=digits", "objective.norm_pix=false")).objective
     colours = torch.rand(64, 3, 1, 2, generator=torch.Generator().manual_seed(0))
     batch = batch_of(colours.repeat_interleave(8, 2).repeat_interleave(4, 3))
     optimizer = torch.optim.AdamW(objective.network.parameters(), lr=3e-3)
@@ -407,7 +407,7 @@ def test_it_learns_what_is_behind_the_mask(config):
         guess = (2 * batch.images - 1).var().item()  # the loss of one colour for all
     for step in range(150):
         optimizer.zero_grad()
-        loss, _ = objective(batch, Draws([step]))
+        loss, _ = objective(batch, BatchGenerator([step]))
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.5 * guess

@@ -13,17 +13,20 @@ from scipy.ndimage import binary_dilation
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from sklearn.datasets import load_sample_images
 
-from ldae.errors import CheckpointError, ConfigError
-from ldae.metrics.frechet import Moments, frechet_distance
+from ldae.core.errors import CheckpointError, ConfigError
+from ldae.metrics.distances import (
+    INCEPTION,
+    Moments,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+    squared_mmd,
+    title,
+)
+from ldae.metrics.image_quality import consistency, psnr, rmse, ssim
 from ldae.metrics.inception import FILE, Inception
-from ldae.metrics.inception_score import inception_score
-from ldae.metrics.kernel import kernel_distance, squared_mmd
-from ldae.metrics.manifold import precision_recall
-from ldae.metrics.names import INCEPTION, title
-from ldae.metrics.psnr import psnr
-from ldae.metrics.rmse import consistency, rmse
 from ldae.metrics.segmentation import boundary_f, dice, iou, vote
-from ldae.metrics.ssim import ssim
 
 
 def normal(seed, *shape):

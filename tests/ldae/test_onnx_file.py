@@ -8,10 +8,10 @@ import pytest
 import torch
 from unets import randomised
 
-from ldae.errors import ConfigError
-from ldae.export import Encoder
-from ldae.onnx_file import OnnxFeatures, check_onnx, write_onnx
-from ldae.system import System
+from ldae.config.build import Parts
+from ldae.core.errors import ConfigError
+from ldae.export.encoder import Encoder
+from ldae.export.onnx import OnnxFeatures, check_onnx, write_onnx
 
 SIZES = ("denoiser.width=64", "denoiser.heads=2", "denoiser.encoder_depth=1", "denoiser.decoder_depth=1")
 SYSTEMS = {
@@ -23,11 +23,11 @@ SYSTEMS = {
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_a_graph_gives_the_features_of_the_encoder(config, tmp_path, name):
     torch.manual_seed(0)
-    system, images = System(config("pretrain", *SYSTEMS[name])), torch.rand(6, 3, 32, 32)
-    if system["objective"].tokenizer is not None:
-        system["tokenizer"].calibrate([2 * images - 1])
-    randomised(system["denoiser"], by=0.1)
-    encoder = Encoder(system["objective"].eval())
+    parts, images = Parts(config("pretrain", *SYSTEMS[name])), torch.rand(6, 3, 32, 32)
+    if parts.objective.tokenizer is not None:
+        parts.tokenizer.calibrate([2 * images - 1])
+    randomised(parts.denoiser, by=0.1)
+    encoder = Encoder(parts.objective.eval())
     write_onnx(tmp_path / "model.onnx", encoder, (3, 32, 32))
     exported, expected = OnnxFeatures(tmp_path / "model.onnx"), encoder(images)
     assert expected.std(0).mean() > 0.01
@@ -36,7 +36,7 @@ def test_a_graph_gives_the_features_of_the_encoder(config, tmp_path, name):
 
 
 def test_noise_is_not_exported(config, tmp_path):
-    encoder = Encoder(System(config("pretrain"))["objective"], noised=True)
+    encoder = Encoder(Parts(config("pretrain")).objective, noised=True)
     with pytest.raises(ConfigError, match="noised=True cannot be exported"):
         write_onnx(tmp_path / "model.onnx", encoder, (3, 8, 8))
     assert not list(tmp_path.iterdir())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ldae.errors import ConfigError
-from ldae.parts import Count, Fraction, PossiblyEmpty, conform
+from ldae.config.schema import conform
+from ldae.core.errors import ConfigError
+from ldae.core.types import Count, Fraction, PossiblyEmpty
 
 
 @pytest.mark.parametrize("hint", [list[int], list[Count] | None, tuple[int, ...]])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ldae.errors import CheckpointError, ConfigError
+from ldae.config.build import Parts
+from ldae.core.errors import CheckpointError, ConfigError
 from ldae.nn.perceptual import LPIPS, Classifier
-from ldae.system import System
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +67,10 @@ def test_other_files_are_refused(tmp_path, vgg_file):
 def test_with_factor_zero_no_network_is_made(config, monkeypatch, tmp_path):
     """So that neither a file nor a cache is needed, and none changes the result."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    words = ["tokenizer=imagenet_kl_f8", "data=imagefolder", "data.size=64", "tokenizer.channels=8"]
+    argv = ["tokenizer=imagenet_kl_f8", "data=imagefolder", "data.size=64", "tokenizer.channels=8"]
     with pytest.raises(ConfigError, match=r"tokenizer\.fit\.perceptual\.vgg"):
-        System(config("train_tokenizer", *words))["objective"]
-    objective = System(config("train_tokenizer", *words, "tokenizer.fit.perceptual.factor=0"))["objective"]
+        _ = Parts(config("train_tokenizer", *argv)).objective
+    objective = Parts(config("train_tokenizer", *argv, "tokenizer.fit.perceptual.factor=0")).objective
     assert objective.perceptual is None
     assert not any("feature" in name or "stage" in name for name in objective.state_dict())
 

@@ -7,11 +7,11 @@ import re
 import numpy as np
 import pytest
 
+from ldae.core.errors import ConfigError, DataError
 from ldae.data import photos
 from ldae.data.cache import Context
 from ldae.data.datasets import Division
 from ldae.data.photos import PHOTOGRAPHS, Photos, photograph, regions
-from ldae.errors import ConfigError, DataError
 
 
 @pytest.fixture

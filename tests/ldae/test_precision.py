@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from ldae.core.errors import ConfigError
 from ldae.engine.precision import multiplies_bf16, resolve_precision
 from ldae.engine.runtime import pick_device
-from ldae.errors import ConfigError
 from ldae.tokenizers.patch_linear import PatchPCA
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from ldae.progress import Progress, duration
+from ldae.core.progress import Progress, duration
 
 
 class Clock:
@@ -86,8 +86,8 @@ def test_off_is_silent(capsys):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"),
+    ("seconds", "argv"),
     [(0, "0 s"), (59.4, "59 s"), (245, "4 min 05 s"), (7500, "2 h 05 min"), (86400 * 3 + 4 * 3600, "3 days 04 h")],
 )
-def test_times_in_words(seconds, words):
-    assert duration(seconds) == words
+def test_times_in_words(seconds, argv):
+    assert duration(seconds) == argv

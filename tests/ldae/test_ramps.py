@@ -7,11 +7,9 @@ import math
 import pytest
 import torch
 
-from ldae.diffusion.noiseless import Blank, Steps
-from ldae.diffusion.ramps import ContinuousGamma, Quadratic
-from ldae.diffusion.schedules import Cosine, DDPMLinear
-from ldae.errors import ConfigError
-from ldae.types import Draws
+from ldae.core.errors import ConfigError
+from ldae.core.types import BatchGenerator
+from ldae.diffusion.schedules import Blank, ContinuousGamma, Cosine, DDPMLinear, Quadratic, Steps
 
 
 def _reference_alpha_bar(betas):
@@ -82,7 +80,7 @@ def test_chained_single_steps_have_the_closed_form(schedule):
 def test_levels_between_steps_are_uniform_over_intervals_and_in_each():
     """sr3.md, test 2: a million draws; chi-square of their intervals, told by the level itself."""
     schedule, count = ContinuousGamma(), 1_000_000
-    level = schedule.draw(count, Draws([7, 8]))
+    level = schedule.draw(count, BatchGenerator([7, 8]))
     gamma2, sigma2 = level.gamma.double() ** 2, level.sigma.double() ** 2
     torch.testing.assert_close(gamma2 + sigma2, torch.ones(count).double(), rtol=0, atol=1e-6)
     sigma2 = torch.where(gamma2 < 0.5, 1 - gamma2, sigma2)  # of the two float32, the smaller is the finer
@@ -101,9 +99,9 @@ def test_levels_between_steps_are_uniform_over_intervals_and_in_each():
 
 def test_each_image_of_a_batch_has_its_own_level_and_the_draws_alone_decide():
     schedule = ContinuousGamma()
-    level = schedule.draw(64, Draws([3]))
+    level = schedule.draw(64, BatchGenerator([3]))
     assert len(set(level.t.tolist())) > 50
-    again = schedule.draw(64, Draws([3]))
+    again = schedule.draw(64, BatchGenerator([3]))
     assert torch.equal(level.t, again.t)
     assert torch.equal(level.gamma, again.gamma)
     grid = schedule.at(torch.tensor([0, 5]))
@@ -111,9 +109,9 @@ def test_each_image_of_a_batch_has_its_own_level_and_the_draws_alone_decide():
 
 
 def test_schedules_without_noise():
-    level = Steps(T=7).draw(500, Draws([0]))
+    level = Steps(T=7).draw(500, BatchGenerator([0]))
     assert set(level.t.tolist()) == set(range(7))
     assert (level.gamma == 1).all()
     assert (level.sigma == 0).all()
-    blank = Blank().draw(3, Draws([0]))
+    blank = Blank().draw(3, BatchGenerator([0]))
     assert (blank.t.tolist(), blank.gamma.tolist(), blank.sigma.tolist()) == ([0] * 3, [0.0] * 3, [0.0] * 3)

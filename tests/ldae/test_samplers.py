@@ -9,12 +9,12 @@ import pytest
 import torch
 from oracles import TwoModes
 
+from ldae.core.errors import ConfigError
+from ldae.core.types import BatchGenerator
 from ldae.diffusion.samplers import DDIM, Improved, Large, Learned, Restart, Small, noised, sample, start
 from ldae.diffusion.schedules import DDPMLinear, LinearSigma
 from ldae.diffusion.spacing import All, Linear, Quadratic, Stride, Trailing
 from ldae.diffusion.trajectory import CLEAN, Prediction, stages
-from ldae.errors import ConfigError
-from ldae.types import Draws
 
 
 def normal(seed, *shape):
@@ -30,7 +30,7 @@ def network(x, stage):
 # --- whole chains
 
 
-def _reference_ddpm(eps_of, x, steps, alpha_bar, draws, variance, clip):
+def _reference_ddpm(eps_of, x, steps, alpha_bar, rng, variance, clip):
     """DDPM's Alg. 2 by its tables, recomputed for the kept steps as improved DDPM does."""
     kept = steps.tolist()[::-1]
     a = alpha_bar[kept]
@@ -42,11 +42,11 @@ def _reference_ddpm(eps_of, x, steps, alpha_bar, draws, variance, clip):
         x = (before[i].sqrt() * beta[i] * x0 + (1 - beta[i]).sqrt() * (1 - before[i]) * x) / (1 - a[i])
         if i:
             v = {"small": beta[i] * (1 - before[i]) / (1 - a[i]), "large": beta[i]}[variance]
-            x = x + v.sqrt() * draws.normal(x.shape)
+            x = x + v.sqrt() * rng.normal(x.shape)
     return x
 
 
-def _reference_ddim(eps_of, x, steps, alpha_bar, draws, eta, clip):
+def _reference_ddim(eps_of, x, steps, alpha_bar, rng, eta, clip):
     """DDIM's Eq. 12 and 16; a clipped x0 changes eps."""
     kept = [*steps.tolist(), None]
     for t, s in pairwise(kept):
@@ -59,7 +59,7 @@ def _reference_ddim(eps_of, x, steps, alpha_bar, draws, eta, clip):
         sigma = eta * ((1 - p) / (1 - a)).sqrt() * (1 - a / p).sqrt()
         x = p.sqrt() * x0 + (1 - p - sigma**2).clamp(min=0).sqrt() * eps
         if sigma > 0:
-            x = x + sigma * draws.normal(x.shape)
+            x = x + sigma * rng.normal(x.shape)
     return x
 
 
@@ -77,8 +77,8 @@ def test_ancestral_sampling_is_ddpms_on_the_kept_steps(rule, variance, spacing, 
     """With `Large`, the sigma-hat rows of DDIM's table (spec, test 7)."""
     schedule, x = DDPMLinear(), normal(3, 4, 16)
     steps = spacing.steps(1000)
-    found = sample(network, rule, x, stages(schedule, steps), Draws([5]), clip=clip)
-    expected = _reference_ddpm(eps_of, x, steps, schedule.gamma**2, Draws([5]), variance, clip)
+    found = sample(network, rule, x, stages(schedule, steps), BatchGenerator([5]), clip=clip)
+    expected = _reference_ddpm(eps_of, x, steps, schedule.gamma**2, BatchGenerator([5]), variance, clip)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert found.std() > 0.01
 
@@ -89,8 +89,8 @@ def test_ancestral_sampling_is_ddpms_on_the_kept_steps(rule, variance, spacing, 
 def test_ddim_is_its_paper(eta, spacing, clip):
     schedule, x = DDPMLinear(), normal(3, 4, 16)
     steps = spacing.steps(1000)
-    found = sample(network, DDIM(eta), x, stages(schedule, steps), Draws([5]), clip=clip)
-    expected = _reference_ddim(eps_of, x, steps, schedule.gamma**2, Draws([5]), eta, clip)
+    found = sample(network, DDIM(eta), x, stages(schedule, steps), BatchGenerator([5]), clip=clip)
+    expected = _reference_ddim(eps_of, x, steps, schedule.gamma**2, BatchGenerator([5]), eta, clip)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
@@ -99,7 +99,7 @@ def test_ddim_is_its_paper(eta, spacing, clip):
 def test_ddim_with_eta_one_is_ancestral_sampling(spacing, clip):
     """Spec, test 6; with clipping it takes an eps that changes along with x0."""
     way, x = stages(DDPMLinear(), spacing.steps(1000)), normal(3, 4, 16)
-    found, expected = (sample(network, rule, x, way, Draws([5]), clip=clip) for rule in (DDIM(1.0), Small()))
+    found, expected = (sample(network, rule, x, way, BatchGenerator([5]), clip=clip) for rule in (DDIM(1.0), Small()))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     if clip:
         assert found.abs().max() <= 1
@@ -114,7 +114,9 @@ def test_ddim_with_the_true_noise_passes_through_the_true_levels(spacing):
     def predict(x, stage):
         return Prediction((x - stage.sigma * eps) / stage.gamma)
 
-    end = sample(predict, DDIM(), way[0].mixed(x0, eps), way, Draws([0]), watch=lambda i, s, x, _: seen.append((s, x)))
+    end = sample(
+        predict, DDIM(), way[0].mixed(x0, eps), way, BatchGenerator([0]), watch=lambda i, s, x, _: seen.append((s, x))
+    )
     torch.testing.assert_close(end, x0, rtol=0, atol=1e-9)
     assert [s for s, _ in seen] == list(way[1:])
     for stage, x in seen:
@@ -122,27 +124,30 @@ def test_ddim_with_the_true_noise_passes_through_the_true_levels(spacing):
 
 
 @pytest.mark.parametrize(("share", "rule"), [(0.0, Small()), (1.0, Large())])
-def test_the_ends_of_a_learned_variance_are_the_fixed_ones(share, rule):
+def test_the_ends_of_a_learned_variance_are_the_fixed_ones(interpolation, rule):
     """On the kept steps, with the betas between those (spec, test 14)."""
     way, x = stages(DDPMLinear(), Linear(40).steps(1000)), normal(3, 4, 16)
 
     def predict(x, stage):
-        return Prediction(network(x, stage).x0, torch.full_like(x, share))
+        return Prediction(network(x, stage).x0, torch.full_like(x, interpolation))
 
     torch.testing.assert_close(
-        sample(predict, Learned(), x, way, Draws([5])), sample(network, rule, x, way, Draws([5])), rtol=0, atol=1e-6
+        sample(predict, Learned(), x, way, BatchGenerator([5])),
+        sample(network, rule, x, way, BatchGenerator([5])),
+        rtol=0,
+        atol=1e-6,
     )
 
 
 def test_a_learned_variance_must_have_been_learned():
     with pytest.raises(ConfigError, match="sampler='Learned' needs a variance that was learned"):
-        sample(network, Learned(), normal(1, 4), stages(DDPMLinear(), Linear(4).steps(1000)), Draws([0]))
+        sample(network, Learned(), normal(1, 4), stages(DDPMLinear(), Linear(4).steps(1000)), BatchGenerator([0]))
 
 
 def test_two_modes_keep_their_weights_and_widths():
     """Spec, test 17: within 1 % and 3 % at S = 1000."""
     data, way = TwoModes(), stages(DDPMLinear(), All().steps(1000))
-    x = sample(data, DDIM(1.0), start((20_000,), way[0], Draws([1])), way, Draws([2]))
+    x = sample(data, DDIM(1.0), start((20_000,), way[0], BatchGenerator([1])), way, BatchGenerator([2]))
     left = x < 0
     assert left.float().mean().item() == pytest.approx(0.3, abs=0.01)
     assert x[left].std().item() == pytest.approx(0.25, rel=0.03)
@@ -162,32 +167,36 @@ def test_the_network_is_told_the_schedules_own_steps():
         return Prediction(x)
 
     schedule = DDPMLinear()
-    sample(predict, Small(), normal(1, 2, 3), stages(schedule, Linear(4).steps(1000)), Draws([0]))
+    sample(predict, Small(), normal(1, 2, 3), stages(schedule, Linear(4).steps(1000)), BatchGenerator([0]))
     assert told == [([t, t], schedule.gamma[t].float().item()) for t in (750, 500, 250, 0)]
 
 
 def test_a_chain_goes_on_from_where_it_was_left():
     """Bit by bit, from the x and the draws that it had; and an image does not depend on its neighbours."""
     way, x, kept = stages(DDPMLinear(), Linear(20).steps(1000)), normal(3, 4, 16).float(), {}
-    draws = Draws([1, 2, 3, 4])
-    whole = sample(network, Small(), x, way, Draws([1, 2, 3, 4]), watch=lambda i, s, x, _: kept.update({i: (s, x)}))
-    half = sample(network, Small(), x, way[:8], draws)
+    rng = BatchGenerator([1, 2, 3, 4])
+    whole = sample(
+        network, Small(), x, way, BatchGenerator([1, 2, 3, 4]), watch=lambda i, s, x, _: kept.update({i: (s, x)})
+    )
+    half = sample(network, Small(), x, way[:8], rng)
     assert torch.equal(half, kept[6][1])
-    assert torch.equal(sample(network, Small(), half, way[7:], draws), whole)
-    alone = torch.cat([sample(network, Small(), x[i : i + 1], way, Draws([i + 1])) for i in range(4)])
+    assert torch.equal(sample(network, Small(), half, way[7:], rng), whole)
+    alone = torch.cat([sample(network, Small(), x[i : i + 1], way, BatchGenerator([i + 1])) for i in range(4)])
     assert torch.equal(alone, whole)
 
 
 def test_one_stage_is_no_step():
     x = normal(1, 4)
     for rule in (Small(), DDIM(), Restart(), Improved()):
-        assert torch.equal(sample(network, rule, x, [CLEAN], Draws([0])), x)
+        assert torch.equal(sample(network, rule, x, [CLEAN], BatchGenerator([0])), x)
 
 
 def test_clipping_holds_the_prediction_not_x():
     way, seen = stages(DDPMLinear(), Linear(10).steps(1000)), []
     x = 3 * normal(1, 64)
-    end = sample(network, Large(), x, way, Draws([0]), clip=True, watch=lambda i, s, x, x0: seen.append((x, x0)))
+    end = sample(
+        network, Large(), x, way, BatchGenerator([0]), clip=True, watch=lambda i, s, x, x0: seen.append((x, x0))
+    )
     assert max(x0.abs().max() for _, x0 in seen) == 1
     assert max(x.abs().max() for x, _ in seen) > 1
     assert torch.equal(end, seen[-1][1])  # the last step is the prediction itself, without noise
@@ -200,7 +209,9 @@ def test_amended_values_are_what_the_next_step_starts_from():
         seen.append(x.clone())
         return Prediction(x)
 
-    end = sample(predict, Small(), normal(1, 3), way, Draws([0]), amend=lambda x, stage: torch.full_like(x, stage.t))
+    end = sample(
+        predict, Small(), normal(1, 3), way, BatchGenerator([0]), amend=lambda x, stage: torch.full_like(x, stage.t)
+    )
     assert [x[0].item() for x in seen[1:]] == [600, 400, 200, 0]
     assert end.tolist() == [-1, -1, -1]
 
@@ -208,7 +219,7 @@ def test_amended_values_are_what_the_next_step_starts_from():
 @pytest.mark.parametrize("schedule", [DDPMLinear(), LinearSigma()], ids=lambda s: type(s).__name__)
 def test_sampling_starts_from_what_unit_data_would_be_there(schedule):
     stage = stages(schedule, torch.tensor([999]))[0]
-    x = start((100_000,), stage, Draws([3]))
-    data = noised(normal(4, 100_000).float(), stage, Draws([5]))
+    x = start((100_000,), stage, BatchGenerator([3]))
+    data = noised(normal(4, 100_000).float(), stage, BatchGenerator([5]))
     assert x.std().item() == pytest.approx(math.hypot(stage.gamma, stage.sigma), rel=0.01)
     assert data.std().item() == pytest.approx(x.std().item(), rel=0.02)

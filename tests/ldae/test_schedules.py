@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
+from ldae.core.errors import ConfigError
+from ldae.core.types import BatchGenerator
 from ldae.diffusion.schedules import ConstantSigma, Cosine, DDPMLinear, LinearGamma2, LinearSigma
-from ldae.errors import ConfigError
-from ldae.types import Draws
 
 
 def test_ddpm_linear_has_the_published_check_values():
@@ -65,7 +65,7 @@ def test_variance_is_preserved(kind):
 
 def test_draws_are_uniform_over_all_steps_and_levels_are_those_of_the_table():
     schedule = LinearSigma(T=10)
-    level = schedule.draw(100_000, Draws([3]))
+    level = schedule.draw(100_000, BatchGenerator([3]))
     share = torch.bincount(level.t, minlength=10) / 1e5
     assert (share - 0.1).abs().max() < 0.005
     assert torch.equal(level.sigma, schedule.sigma[level.t].float())

@@ -7,13 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
+from ldae.config.build import Parts
+from ldae.core.errors import ConfigError, DataError
 from ldae.data.cache import Context
 from ldae.data.datasets import Division, ImageFolder
-from ldae.data.loader import Loader, Share, in_order
+from ldae.data.loader import Loader, RankSlice, in_order
 from ldae.data.segmented import Segmented
 from ldae.data.transforms import Centre, Flip, PadCrop, RandomResizedCrop
-from ldae.errors import ConfigError, DataError
-from ldae.system import System
 
 CPU = torch.device("cpu")
 AUGMENTATIONS = (Centre(), Flip(), PadCrop(2), RandomResizedCrop())
@@ -112,7 +112,7 @@ def test_any_step_can_be_the_first_and_shares_make_up_the_batch(root, context):
     straight = [next(stream) for _ in range(5)]
     late = next(Loader(images, RandomResizedCrop(), 10, 3, CPU).batches(4))
     assert torch.equal(late.masks, straight[4].masks)
-    halves = [next(Loader(images, RandomResizedCrop(), 10, 3, CPU, Share(r, 2)).batches(4)) for r in (0, 1)]
+    halves = [next(Loader(images, RandomResizedCrop(), 10, 3, CPU, RankSlice(r, 2)).batches(4)) for r in (0, 1)]
     assert torch.equal(torch.cat([h.masks for h in halves]), straight[4].masks)
     assert torch.equal(straight[4].rows(2, 5).masks, straight[4].masks[2:5])
 
@@ -186,7 +186,7 @@ def no_images(train):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("spoil", "argv"),
     [
         (lambda t: (t / "masks" / "07.png").unlink(), r"07\.bmp has no mask; .*masks/07\.png is needed \(1 of 30"),
         (small_mask, r"masks/07\.png is 16 x 15, its image 07\.bmp is 16 x 16"),
@@ -197,9 +197,9 @@ def no_images(train):
     ],
     ids=["no mask", "another size", "two masks", "no figure", "no images", "no folder"],
 )
-def test_masks_that_do_not_fit_are_named(root, context, spoil, words):
+def test_masks_that_do_not_fit_are_named(root, context, spoil, argv):
     spoil(root / "train")
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(DataError, match=argv):
         figures(root).open(context)
     assert not list((context.cache / "images").glob(".tmp-*"))
 
@@ -213,8 +213,8 @@ def test_a_root_that_is_not_set_says_what_is_needed(context, tmp_path):
 
 @pytest.mark.parametrize("name", ["horses", "segmentation"])
 def test_configs_open_such_a_folder(root, context, config, name):
-    system = System(config("pretrain", f"data={name}", f"data.root={root}", "data.size=16", "task=segmentation"))
-    x0, cond = system["task"](whole(system["data"].open(context).test))
+    parts = Parts(config("pretrain", f"data={name}", f"data.root={root}", "data.size=16", "task=segmentation"))
+    x0, cond = parts.task(whole(parts.data.open(context).test))
     assert torch.equal((x0 + 1) / 2, (cond.image[:, :1] + 1) / 2)
 
 

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
+from ldae.core.errors import Interrupted
 from ldae.engine.signals import SignalArrived, StopFlag
-from ldae.errors import Interrupted
 
 
 @pytest.mark.case("A11", "SIGTERM, SIGINT, SIGUSR1, SIGHUP outside training")
@@ -54,7 +54,7 @@ def test_a_signal_that_is_ignored_stays_ignored():
         with flag.listening():
             signal.raise_signal(signal.SIGHUP)
             flag.poll()
-            assert not flag.asked
+            assert not flag.requested
     finally:
         signal.signal(signal.SIGHUP, before)
 

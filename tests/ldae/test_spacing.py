@@ -10,12 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ldae.diffusion.noiseless import Steps
-from ldae.diffusion.schedules import Cosine, DDPMLinear, LinearGamma2, LinearSigma
+from ldae.core.errors import ConfigError
+from ldae.diffusion.schedules import Cosine, DDPMLinear, LinearGamma2, LinearSigma, Steps
 from ldae.diffusion.spacing import All, Exact, Linear, Quadratic, Stride, Trailing
 from ldae.diffusion.targets import X0, Eps, V, usable_steps
 from ldae.diffusion.trajectory import CLEAN, nearest_signal, nearest_stage, stages
-from ldae.errors import ConfigError
 
 MANY = [All(), Linear(10), Linear(7), Trailing(7), Quadratic(50), Stride([10]), Stride([3, 1, 5]), Exact(10)]
 

@@ -7,6 +7,9 @@ import torch
 from sklearn.mixture import GaussianMixture
 from torch.nn import functional as F
 
+from ldae.core.errors import ConfigError
+from ldae.core.files import load_tensors, save_tensors
+from ldae.core.types import BatchGenerator
 from ldae.diffusion.corruptions.base import State
 from ldae.diffusion.corruptions.blend import Blend
 from ldae.diffusion.corruptions.blur import Blur
@@ -14,11 +17,8 @@ from ldae.diffusion.corruptions.colour_mask import ColourMask
 from ldae.diffusion.corruptions.gaussian import Gaussian
 from ldae.diffusion.corruptions.mask import Mask
 from ldae.diffusion.corruptions.pixelate import Pixelate
+from ldae.diffusion.initial_states import CoarseGaussian, MixedSignal
 from ldae.diffusion.schedules import Cosine
-from ldae.diffusion.starts import Coarse, Partner
-from ldae.errors import ConfigError
-from ldae.files import load_tensors, save_tensors
-from ldae.types import Draws
 
 SHAPE = (3, 16, 16)
 T = 8
@@ -41,7 +41,7 @@ def blur(schedule=None):
 def coarse(corruption=None, seed=0, steps=T, **settings):
     """Fitted on 500 images in uneven batches."""
     schedule = Cosine(T=steps)
-    start = Coarse(corruption or blur(), schedule, SHAPE, **settings)
+    start = CoarseGaussian(corruption or blur(), schedule, SHAPE, **settings)
     start.fit(images(500, seed).split(64))
     return start
 
@@ -71,16 +71,16 @@ def test_the_fit_is_a_mixture_of_one_component():
 
 def test_draws_have_the_moments_of_the_training_images():
     start = coarse()
-    v = start.draw(100_000, Draws([1]))[0][:, :, 0, 0].double()
+    v = start.draw(100_000, BatchGenerator([1]))[0][:, :, 0, 0].double()
     assert torch.allclose(v.mean(0), start.mean, atol=3e-3)
     assert torch.allclose(v.T.cov(), start.root @ start.root.T, atol=2e-3)
 
 
 def test_the_start_of_a_blur_is_flat_but_for_its_noise():
-    flat, state = coarse().draw(64, Draws([1]))
+    flat, state = coarse().draw(64, BatchGenerator([1]))
     assert type(state) is State
     assert torch.equal(flat, flat[:, :, :1, :1].expand_as(flat))
-    noisy, _ = coarse(noise=0.002).draw(64, Draws([1]))
+    noisy, _ = coarse(noise=0.002).draw(64, BatchGenerator([1]))
     assert (noisy - flat).std().item() == pytest.approx(0.002, rel=0.05)
     assert (noisy - flat).mean().abs().item() < 1e-4
 
@@ -91,7 +91,7 @@ def test_perfect_symmetry_stays_and_broken_symmetry_grows(noise):
     start, schedule = coarse(noise=noise), Cosine(T=T)
     weight = 0.5 * torch.randn(3, 3, 3, 3, generator=generator(5))
     restore = lambda x, s: torch.tanh(4 * F.conv2d(F.pad(x, [1] * 4, mode="circular"), weight) + 0.1 * s)  # noqa: E731
-    x_T, state = start.draw(4, Draws([1]))
+    x_T, state = start.draw(4, BatchGenerator([1]))
     x_0 = improved(start.corruption, schedule, x_T, state, restore)
     spread = x_0.amax((2, 3)) - x_0.amin((2, 3))
     assert spread.max() < 1e-5 if noise == 0 else spread.min() > 0.004
@@ -115,7 +115,7 @@ def test_the_start_of_a_pixelation_has_its_blocks(steps, side):
     v = x_T[:, :, :: 16 // side, :: 16 // side].flatten(1).double()  # (500, 3 side^2)
     assert torch.allclose(start.mean, v.mean(0), atol=1e-6)
     assert torch.allclose(start.root @ start.root.T, v.T.cov(correction=0), atol=1e-6)
-    drawn, _ = start.draw(8, Draws([1]))
+    drawn, _ = start.draw(8, BatchGenerator([1]))
     blocks = F.interpolate(drawn[:, :, :: 16 // side, :: 16 // side], size=16, mode="nearest-exact")
     assert torch.equal(drawn, blocks)
     assert torch.allclose(drawn.double(), start_of(start, 8), atol=1e-6)
@@ -123,16 +123,16 @@ def test_the_start_of_a_pixelation_has_its_blocks(steps, side):
 
 def start_of(start, count):
     """The blocks in place, number by number."""
-    z = Draws([1]).normal((count, len(start.mean))).double()
+    z = BatchGenerator([1]).normal((count, len(start.mean))).double()
     v = (start.mean + z @ start.root.T).reshape(count, 3, start.side, start.side)
     return F.interpolate(v, size=16, mode="nearest-exact")
 
 
 def test_grey_images_give_grey_starts():
-    start = Coarse(blur(), Cosine(T=T), SHAPE)
+    start = CoarseGaussian(blur(), Cosine(T=T), SHAPE)
     grey = images(200)[:, :1].expand(200, *SHAPE)
     start.fit([grey])
-    drawn = start.draw(50, Draws([1]))[0]
+    drawn = start.draw(50, BatchGenerator([1]))[0]
     assert torch.allclose(drawn[:, 0], drawn[:, 2], atol=1e-5)
     assert drawn.std() > 0.1
 
@@ -140,28 +140,28 @@ def test_grey_images_give_grey_starts():
 def test_a_fit_is_kept_as_tensors(tmp_path):
     start = coarse()
     save_tensors(tmp_path / "start.safetensors", start.state_dict(), {})
-    again = Coarse(blur(), Cosine(T=T), SHAPE)
+    again = CoarseGaussian(blur(), Cosine(T=T), SHAPE)
     with pytest.raises(ConfigError, match="not fitted"):
-        again.draw(2, Draws([1]))
+        again.draw(2, BatchGenerator([1]))
     again.load_state_dict(load_tensors(tmp_path / "start.safetensors"))
-    assert torch.equal(again.draw(5, Draws([1]))[0], start.draw(5, Draws([1]))[0])
+    assert torch.equal(again.draw(5, BatchGenerator([1]))[0], start.draw(5, BatchGenerator([1]))[0])
 
 
 def test_a_start_that_cannot_be_is_refused():
     schedule = Cosine(T=T)
     with pytest.raises(ConfigError, match="side=3 must divide 16"):
-        Coarse(blur(), schedule, SHAPE, side=3)
+        CoarseGaussian(blur(), schedule, SHAPE, side=3)
     with pytest.raises(ConfigError, match="'Mask' is random"):
-        Coarse(Mask(schedule, SHAPE, first=1.0, step=0.1), schedule, SHAPE)
+        CoarseGaussian(Mask(schedule, SHAPE, first=1.0, step=0.1), schedule, SHAPE)
     with pytest.raises(ConfigError, match="'Blur' mixes an image with nothing"):
-        Partner(blur(), SHAPE).draw(2, Draws([1]))
+        MixedSignal(blur(), SHAPE).draw(2, BatchGenerator([1]))
 
 
 def test_partners_are_noise_colours_and_images():
     schedule, blend = Cosine(T=T), Blend()
     blend.show(torch.randint(256, (3, *SHAPE), dtype=torch.uint8, generator=generator(1)))
     noise, flat, image = (
-        Partner(c, SHAPE).draw(500, Draws([1]))[0]
+        MixedSignal(c, SHAPE).draw(500, BatchGenerator([1]))[0]
         for c in (Gaussian(), ColourMask(schedule, SHAPE, first=1.0, step=0.5), blend)
     )
     assert noise.mean().abs() < 0.01
@@ -177,7 +177,7 @@ def test_the_colour_of_the_start_is_the_one_that_is_taken_away():
     """Spec, test 12: x_T is c, whatever the image; the same c on the way down gives a perfect R's image."""
     schedule = Cosine(T=T)
     corruption = ColourMask(schedule, SHAPE, first=1.0, step=0.5)
-    x_T, state = Partner(corruption, SHAPE).draw(4, Draws([1]))
+    x_T, state = MixedSignal(corruption, SHAPE).draw(4, BatchGenerator([1]))
     x0 = images(4)
     assert torch.equal(corruption.at(x0, schedule.at(torch.full((4,), T - 1)), state), x_T)
     assert torch.allclose(improved(corruption, schedule, x_T, state, lambda x, s: x0), x0, atol=1e-5)
@@ -186,7 +186,7 @@ def test_the_colour_of_the_start_is_the_one_that_is_taken_away():
 def test_fixed_noise_from_pure_noise_leaves_what_it_did_not_have_of_the_image():
     """Spec, test 5: -gamma_T x0 + (1 - sigma_T) z is left of a perfect R's image, 2.5e-4 at T = 200."""
     schedule, corruption = Cosine(T=200), Gaussian()
-    z, state = Partner(corruption, SHAPE).draw(4, Draws([1]))
+    z, state = MixedSignal(corruption, SHAPE).draw(4, BatchGenerator([1]))
     x0 = images(4)
     left = improved(corruption, schedule, z, state, lambda x, s: x0) - x0
     gamma, sigma = float(schedule.gamma[-1]), float(schedule.sigma[-1])
@@ -197,5 +197,5 @@ def test_fixed_noise_from_pure_noise_leaves_what_it_did_not_have_of_the_image():
 
 
 def test_a_disturbed_partner_is_not_part_of_the_state():
-    x_T, state = Partner(Gaussian(), SHAPE, noise=0.1).draw(64, Draws([1]))
+    x_T, state = MixedSignal(Gaussian(), SHAPE, noise=0.1).draw(64, BatchGenerator([1]))
     assert (x_T - state.eps).std().item() == pytest.approx(0.1, rel=0.05)

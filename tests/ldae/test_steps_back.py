@@ -8,14 +8,13 @@ from itertools import pairwise
 import pytest
 import torch
 
-from ldae.diffusion.noiseless import Blank
+from ldae.core.types import BatchGenerator
 from ldae.diffusion.posterior import Posterior, StepBack
 from ldae.diffusion.samplers import DDIM, Large, Learned, Small, sample, start
-from ldae.diffusion.schedules import ConstantSigma, Cosine, DDPMLinear, LinearGamma2, LinearSigma
+from ldae.diffusion.schedules import Blank, ConstantSigma, Cosine, DDPMLinear, LinearGamma2, LinearSigma
 from ldae.diffusion.spacing import All, Linear, Quadratic, Stride, Trailing
 from ldae.diffusion.targets import V
-from ldae.diffusion.trajectory import CLEAN, Prediction, Stage, stages
-from ldae.types import Draws
+from ldae.diffusion.trajectory import CLEAN, Prediction, SamplingStep, stages
 
 PRESERVING = [DDPMLinear(), Cosine(), LinearGamma2(), DDPMLinear(T=50)]
 KINDS = [*PRESERVING, LinearSigma(), LinearSigma(T=100, sigma_max=3.0)]
@@ -100,39 +99,43 @@ def test_equal_stages_are_one():
     x, found = normal(1, 8), Prediction(normal(2, 8), torch.zeros(8))
     for stage in (stages(DDPMLinear(), torch.tensor([300]))[0], stages(ConstantSigma(), torch.tensor([3]))[0]):
         for rule in (Small(), Large(), Learned(), DDIM(), DDIM(0.5), DDIM(1.0)):
-            torch.testing.assert_close(rule(x, found, stage, stage, Draws([0])), x)
+            torch.testing.assert_close(rule(x, found, stage, stage, BatchGenerator([0])), x)
 
 
 def test_stages_that_grow_noisier_are_refused():
     up = stages(DDPMLinear(), torch.tensor([300, 400]))
     for rule in (Small(), DDIM()):
         with pytest.raises(ValueError, match="t=400 is noisier than t=300"):
-            sample(lambda x, stage: Prediction(x), rule, normal(1, 4), up, Draws([0]))
+            sample(lambda x, stage: Prediction(x), rule, normal(1, 4), up, BatchGenerator([0]))
 
 
 @pytest.mark.parametrize("rule", [Small(), Large(), DDIM(), DDIM(0.5), DDIM(1.0)], ids=lambda r: type(r).__name__)
 def test_levels_without_noise_or_without_signal_are_defined(rule):
     """Nothing left to remove: x stays. Nothing there at all: the prediction is all. gamma = 0: v tells x0."""
     x, found = normal(1, 8), Prediction(normal(2, 8))
-    assert torch.equal(rule(x, found, Stage(0, 1.0, 0.0), CLEAN, Draws([0])), x)
-    assert torch.equal(rule(torch.zeros(8), found, stages(Blank(), torch.tensor([0]))[0], CLEAN, Draws([0])), found.x0)
+    assert torch.equal(rule(x, found, SamplingStep(0, 1.0, 0.0), CLEAN, BatchGenerator([0])), x)
+    assert torch.equal(
+        rule(torch.zeros(8), found, stages(Blank(), torch.tensor([0]))[0], CLEAN, BatchGenerator([0])), found.x0
+    )
     way = stages(LinearGamma2(T=10), All().steps(10))
     assert way[0].gamma == 0
 
     def predict(x, stage):
         return Prediction(V().to_x0(torch.tanh(x), x, stage.level(x)))
 
-    assert torch.isfinite(sample(predict, rule, start((2, 3), way[0], Draws([1])), way, Draws([2]))).all()
+    assert torch.isfinite(
+        sample(predict, rule, start((2, 3), way[0], BatchGenerator([1])), way, BatchGenerator([2]))
+    ).all()
 
 
 def test_a_step_to_where_there_is_no_noise_adds_none():
     """l-DAE's cleanest level has sigma = 0 before the clean stage: one draw fewer than steps, and x stays there."""
     way = stages(LinearSigma(T=4), All().steps(4))
-    draws, other, seen = Draws([0]), Draws([0]), []
+    rng, other, seen = BatchGenerator([0]), BatchGenerator([0]), []
     predict = lambda x, stage: Prediction(0.5 * x)  # noqa: E731
-    sample(predict, Large(), normal(1, 5), way, draws, watch=lambda i, stage, x, x0: seen.append((x, x0)))
+    sample(predict, Large(), normal(1, 5), way, rng, watch=lambda i, stage, x, x0: seen.append((x, x0)))
     for _ in range(2):  # 3 -> 2 -> 1; then 1 -> 0 and 0 -> clean draw nothing
         other.normal((5,))
-    assert torch.equal(draws.normal((5,)), other.normal((5,)))
+    assert torch.equal(rng.normal((5,)), other.normal((5,)))
     assert torch.equal(seen[2][0], seen[2][1])  # at sigma = 0 x is the prediction
     assert torch.equal(seen[3][0], seen[2][0])

@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from ldae.core.errors import DataError
 from ldae.data.cache import Context
 from ldae.data.datasets import Division, ImageFolder
 from ldae.data.images import FileImages
 from ldae.data.loader import Loader, in_order
 from ldae.data.tar_shards import TarShards
 from ldae.data.transforms import RandomResizedCrop
-from ldae.errors import DataError
 
 CPU = torch.device("cpu")
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ldae.core.types import BatchGenerator
 from ldae.diffusion.corruptions.gaussian import Gaussian
-from ldae.diffusion.noiseless import Blank
-from ldae.diffusion.schedules import Cosine, DDPMLinear, LinearGamma2, LinearSigma
+from ldae.diffusion.schedules import Blank, Cosine, DDPMLinear, LinearGamma2, LinearSigma
 from ldae.diffusion.targets import X0, Eps, V, usable_steps
 from ldae.diffusion.weights import SNR, Gamma2, InverseVariance, MinSNR, One
-from ldae.types import Draws
 
 SCHEDULES = [Cosine(), LinearGamma2(), LinearSigma()]
 
@@ -18,7 +17,7 @@ SCHEDULES = [Cosine(), LinearGamma2(), LinearSigma()]
 def corrupted(schedule, t):
     x0 = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     level = schedule.at(torch.full((4,), t))
-    state = Gaussian().draw(x0, Draws([2]))
+    state = Gaussian().draw(x0, BatchGenerator([2]))
     return x0, level, state, Gaussian().at(x0, level, state)
 
 
@@ -109,15 +108,15 @@ def test_no_target_but_x0_is_recovered_where_neither_signal_nor_noise_is():
 def test_gaussian_noise_has_the_levels_moments():
     level = LinearGamma2(T=10).at(torch.tensor([4]))
     x0 = torch.full((1, 1, 400, 400), 2.0)
-    state = Gaussian().draw(x0, Draws([0]))
+    state = Gaussian().draw(x0, BatchGenerator([0]))
     x_t = Gaussian().at(x0, level, state)
     assert x_t.mean().item() == pytest.approx(2 * 0.5**0.5, abs=0.01)
     assert x_t.std().item() == pytest.approx(0.5**0.5, abs=0.01)
 
 
 def test_draws_of_a_slice_do_not_depend_on_who_works_on_it():
-    whole = Draws([5, 6, 7, 8])
-    halves = [Draws([5, 6]), Draws([7, 8])]
+    whole = BatchGenerator([5, 6, 7, 8])
+    halves = [BatchGenerator([5, 6]), BatchGenerator([7, 8])]
     t, eps = whole.integers(1000, 12), whole.normal((12, 2, 3))
     parts = [(d.integers(1000, 6), d.normal((6, 2, 3))) for d in halves]
     assert torch.equal(t, torch.cat([p[0] for p in parts]))

@@ -7,17 +7,17 @@ import math
 import numpy as np
 import pytest
 import torch
-from _cli import CONFIGS
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from ldae.errors import ConfigError
-from ldae.metrics.rmse import consistency
-from ldae.system import System
+from ldae.app.compose import CONFIGS
+from ldae.config.build import Parts
+from ldae.core.errors import ConfigError
+from ldae.core.types import Batch, BatchGenerator, Cond
+from ldae.metrics.image_quality import consistency
 from ldae.tasks.images import Images
 from ldae.tasks.segmentation import Segmentation
 from ldae.tasks.super_resolution import SuperResolution, blurred, lower, upper
-from ldae.types import Batch, Cond, Draws
 
 TASKS = sorted(p.stem for p in (CONFIGS / "task").glob("*.yaml"))
 
@@ -41,19 +41,19 @@ def batch_of(images):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_keeps_what_it_promises(config, photographs, name):
-    system, batch = (
-        System(config("pretrain", f"task={name}", "data.size=32", "tokenizer=identity")),
+    parts, batch = (
+        Parts(config("pretrain", f"task={name}", "data.size=32", "tokenizer=identity")),
         batch_of(photographs),
     )
-    task = system["task"]
+    task = parts.task
     for x0, cond in (task(batch), task.reading(batch.images)):
         assert x0.shape == (64, task.channels, 32, 32)
         assert x0.abs().max() <= 1
         assert (0 if cond.image is None else cond.image.shape[1]) == task.image_channels
         assert cond.image is None or cond.image.abs().max() <= 1
-    told = task.in_training(task(batch)[1], Draws([0]))
+    told = task.in_training(task(batch)[1], BatchGenerator([0]))
     assert (told.label is None) == (task.classes == 0)
-    assert system["tokenizer"].image_shape == (task.channels, 32, 32)
+    assert parts.tokenizer.image_shape == (task.channels, 32, 32)
 
 
 def test_images_alone_are_read_as_they_are(photographs):
@@ -122,33 +122,33 @@ def test_blur_is_a_gaussian_for_each_image(photographs):
 def test_blur_is_drawn_between_its_bounds_for_each_image(photographs):
     task = SuperResolution(4, 32, blur_low=0.4, blur_high=0.6)
     cond = task(batch_of(photographs))[1]
-    told = task.in_training(cond, Draws([5, 6]))
-    sigma = 0.4 + 0.2 * Draws([5, 6]).uniform((64,))
+    told = task.in_training(cond, BatchGenerator([5, 6]))
+    sigma = 0.4 + 0.2 * BatchGenerator([5, 6]).uniform((64,))
     assert torch.equal(told.image, blurred(cond.image, sigma))
     assert sigma.unique().numel() > 60
     halves = [
-        task.in_training(Cond(image=part), Draws([seed])).image
+        task.in_training(Cond(image=part), BatchGenerator([seed])).image
         for part, seed in zip(cond.image.chunk(2), (5, 6), strict=True)
     ]
     assert torch.equal(torch.cat(halves), told.image)
 
 
 def test_without_blur_nothing_is_drawn(photographs):
-    draws, cond = Draws([3]), SuperResolution(4, 32)(batch_of(photographs))[1]
-    assert SuperResolution(4, 32).in_training(cond, draws) is cond
-    assert torch.equal(draws.normal((2,)), Draws([3]).normal((2,)))
+    rng, cond = BatchGenerator([3]), SuperResolution(4, 32)(batch_of(photographs))[1]
+    assert SuperResolution(4, 32).in_training(cond, rng) is cond
+    assert torch.equal(rng.normal((2,)), BatchGenerator([3]).normal((2,)))
 
 
 def test_blur_is_for_training_alone(config):
     """Spec, test 11; and large images are never blurred."""
     torch.manual_seed(0)
-    words = ("task=super_resolution", "task.blur_low=0.5", "task.blur_high=1", "tokenizer=identity", "metric=mse")
-    system = System(config("pretrain", *words))
-    objective, calls = system["objective"], []
-    system["denoiser"].register_forward_pre_hook(lambda _, given: calls.append(given))
+    argv = ("task=super_resolution", "task.blur_low=0.5", "task.blur_high=1", "tokenizer=identity", "loss=l2")
+    parts = Parts(config("pretrain", *argv))
+    objective, calls = parts.objective, []
+    parts.denoiser.register_forward_pre_hook(lambda _, given: calls.append(given))
     batch = batch_of(torch.rand(16, 3, 8, 8))
     for mode in (True, False):
-        objective.train(mode)(batch, Draws([7]))
+        objective.train(mode)(batch, BatchGenerator([7]))
     (shown, _, in_training), (again, _, in_evaluation) = calls
     low = 2 * lower(batch.images, 4) - 1
     assert torch.equal(in_evaluation.image, low)
@@ -157,15 +157,15 @@ def test_blur_is_for_training_alone(config):
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("argv", "sentence"),
     [
         (("task.factor=3",), r"task\.factor=3 does not divide the image, 8 pixels \(data\.size\)"),
         (("task.blur_low=0.5",), r"task\.blur_low=0\.5 exceeds blur_high=0"),
     ],
 )
-def test_impossible_super_resolution_is_refused_before_data_is_read(config, words, sentence):
+def test_impossible_super_resolution_is_refused_before_data_is_read(config, argv, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        System(config("pretrain", "task=super_resolution", *words))["objective"]
+        _ = Parts(config("pretrain", "task=super_resolution", *argv)).objective
 
 
 # segmentation
@@ -194,13 +194,13 @@ def test_a_set_without_masks_is_named(photographs):
 def test_a_segmentation_has_one_channel_to_noise(config, photographs):
     batch = batch_of(lower(photographs, 4))
     for tokenizer, shape in (("identity", (1, 8, 8)), ("pixel", (4, 4, 4))):
-        words = ("task=segmentation", f"tokenizer={tokenizer}", "metric=mse")
-        system = System(config("pretrain", *words))
-        x0, _ = system["task"](batch)
-        system["tokenizer"].fit([x0])
-        assert system["tokenizer"].shape == shape
-        torch.testing.assert_close(system["tokenizer"].decode(system["tokenizer"].encode(x0)), x0)
-        loss, _ = system["objective"](batch, Draws([0]))
+        argv = ("task=segmentation", f"tokenizer={tokenizer}", "loss=l2")
+        parts = Parts(config("pretrain", *argv))
+        x0, _ = parts.task(batch)
+        parts.tokenizer.fit([x0])
+        assert parts.tokenizer.shape == shape
+        torch.testing.assert_close(parts.tokenizer.decode(parts.tokenizer.encode(x0)), x0)
+        loss, _ = parts.objective(batch, BatchGenerator([0]))
         assert torch.isfinite(loss)
     with pytest.raises(ConfigError, match=r"tokenizer\.part='ConvVAE' is for 3 channels, the task has 1"):
-        System(config("pretrain", "task=segmentation", "tokenizer=conv_vae", "data.size=32"))["tokenizer"]
+        _ = Parts(config("pretrain", "task=segmentation", "tokenizer=conv_vae", "data.size=32")).tokenizer

@@ -120,7 +120,7 @@ def test_own_work_is_no_load(two_threads):
 
 def test_without_a_known_load_nothing_changes(two_threads, tmp_path, monkeypatch):
     assert busy_seconds({0}, tmp_path / "absent") is None
-    (tmp_path / "other").write_text("cpu0 of another system\n")
+    (tmp_path / "other").write_text("cpu0 of another parts\n")
     assert busy_seconds({0}, tmp_path / "other") is None
     monkeypatch.setattr(threads, "busy_seconds", lambda cores: None)
     monkeypatch.setattr(threads, "INTERVAL", 0.0)

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from ldae.errors import CheckpointError, ConfigError
-from ldae.files import sha256
-from ldae.timm_encoder import TimmEncoder
+from ldae.core.errors import CheckpointError, ConfigError
+from ldae.core.files import sha256
+from ldae.export.timm_encoder import TimmEncoder
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2, "num_classes": 0}

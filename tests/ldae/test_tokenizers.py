@@ -8,15 +8,14 @@ import torch
 from sklearn.datasets import load_sample_images
 from sklearn.decomposition import PCA
 
-from ldae.errors import CheckpointError, ConfigError, NotFittedError
+from ldae.core.errors import CheckpointError, ConfigError, NotFittedError
+from ldae.core.types import BatchGenerator
 from ldae.nn.patchify import patchify, unpatchify
 from ldae.tokenizers.base import load_tokenizer, save_tokenizer, varies
 from ldae.tokenizers.conv_vae import ConvVAE
-from ldae.tokenizers.identity import Identity
 from ldae.tokenizers.patch_linear import PatchAE, PatchPCA, PatchVAE
-from ldae.tokenizers.pixel import Pixel
+from ldae.tokenizers.pixel import Identity, Pixel
 from ldae.tokenizers.vq import VQ
-from ldae.types import Draws
 
 SHAPE = (3, 32, 32)
 
@@ -126,7 +125,7 @@ def test_identity_is_the_pixels_bit_for_bit_and_fitted_from_the_start(images, tm
         tokenizer, x = Identity((channels, 32, 32)), images[:, :channels]
         tokenizer.fit(iter(()))
         assert torch.equal(tokenizer.encode(x), x)
-        assert torch.equal(tokenizer.encode(x, Draws([0])), x)
+        assert torch.equal(tokenizer.encode(x, BatchGenerator([0])), x)
         assert torch.equal(tokenizer.decode(3 * x), 3 * x)
         assert tokenizer.shape == (channels, 32, 32)
         assert (tokenizer.costly, tokenizer.needs_training, len(list(tokenizer.parameters()))) == (False, False, 0)
@@ -167,10 +166,10 @@ def test_filters_of_a_pca_are_its_scaled_basis(images):
 
 
 @pytest.mark.parametrize(
-    ("patch", "d", "words"), [(5, 4, "patch=5 does not divide"), (4, 49, r"d=49 exceeds 3\*p\*p=48; lower tokenizer.d")]
+    ("patch", "d", "argv"), [(5, 4, "patch=5 does not divide"), (4, 49, r"d=49 exceeds 3\*p\*p=48; lower tokenizer.d")]
 )
-def test_impossible_sizes_are_refused_with_the_rule(patch, d, words):
-    with pytest.raises(ConfigError, match=words):
+def test_impossible_sizes_are_refused_with_the_rule(patch, d, argv):
+    with pytest.raises(ConfigError, match=argv):
         PatchPCA(SHAPE, patch, d)
 
 
@@ -181,7 +180,7 @@ def trained(kind, images, steps, **settings):
     optimizer = torch.optim.Adam(tokenizer.parameters(), lr=0.01)
     for step in range(steps):
         optimizer.zero_grad()
-        loss, _ = tokenizer.loss(images, Draws([step]))
+        loss, _ = tokenizer.loss(images, BatchGenerator([step]))
         loss.backward()
         optimizer.step()
     tokenizer.calibrate(images.split(64))
@@ -204,7 +203,7 @@ def test_vae_loss_is_reconstruction_plus_weighted_kl(images):
     torch.manual_seed(1)
     tokenizer = PatchVAE(SHAPE, 4, 4, kl=0.5)
     tokenizer.fit(images.split(64))
-    loss, metrics = tokenizer.loss(images, Draws([0]))
+    loss, metrics = tokenizer.loss(images, BatchGenerator([0]))
     means = {name: (total / count).item() for name, (total, count) in metrics.items()}
     assert loss.item() == pytest.approx(means["reconstruction"] + 0.5 * means["kl"], rel=1e-4)
     # KL of N(V x, s^2) against N(0, I), from torch.distributions
@@ -266,8 +265,8 @@ def test_an_unfitted_tokenizer_refuses_to_encode_and_decode_until_it_is_fitted_o
     x, z = torch.rand(2, *SHAPE) * 2 - 1, torch.zeros(2, *tokenizer.shape)
     for refused in (
         lambda: tokenizer.encode(x),
-        lambda: tokenizer.encode(x, Draws([0])),
-        lambda: tokenizer.stored(x),
+        lambda: tokenizer.encode(x, BatchGenerator([0])),
+        lambda: tokenizer.posterior_params(x),
         lambda: tokenizer.decode(z),
     ):
         with pytest.raises(NotFittedError, match=f"tokenizer {kind.__name__} is not fitted; .*, or load it"):

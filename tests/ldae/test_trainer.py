@@ -14,6 +14,8 @@ import pytest
 import torch
 from torch import nn
 
+from ldae.config.build import Parts
+from ldae.core.errors import ConfigError, Interrupted, NonFiniteError, OutputError, UsageError
 from ldae.data.cache import Context
 from ldae.data.datasets import Digits, Division
 from ldae.data.loader import Loader
@@ -23,14 +25,12 @@ from ldae.engine.distributed import World
 from ldae.engine.ema import EMA
 from ldae.engine.logging import forget_after
 from ldae.engine.optim import AdamW
-from ldae.engine.run import RunFolder, check_same
+from ldae.engine.run_folder import RunFolder, check_same
 from ldae.engine.settings import TrainSettings
 from ldae.engine.signals import StopFlag
-from ldae.engine.trainer import Job, Trainer
-from ldae.errors import ConfigError, Interrupted, NonFiniteError, OutputError, UsageError
+from ldae.engine.trainer import RunContext, Trainer
 from ldae.nn.patch_gan import PatchGAN
 from ldae.objectives.autoencode import Autoencode
-from ldae.system import System
 from ldae.tasks.images import Images
 from ldae.tokenizers.conv_vae import ConvVAE
 
@@ -38,25 +38,25 @@ GOLDEN = Path(__file__).parent.parent / "golden" / "losses.json"
 CPU = torch.device("cpu")
 
 
-def trainer(config, path, *, words=(), seed=0, monitors=(), stop=None, wrap=None, **settings):
+def trainer(config, path, *, argv=(), seed=0, monitors=(), stop=None, wrap=None, **settings):
     """A trainer of a tiny l-DAE on digits; everything as pretrain.py does it."""
-    system = System(config("pretrain", *words))
+    system = Parts(config("pretrain", *argv))
     torch.manual_seed(seed)
     images = Digits(8, Division()).open(Context(path)).train
-    if (tokenizer := system["objective"].tokenizer) is not None:
+    if (tokenizer := system.objective.tokenizer) is not None:
         tokenizer.fit([2 * images.pixels[images.ids].float() / 255 - 1])
     loader = Loader(images, PadCrop(1), 64, seed, CPU)
     chosen = {"batch": 64, "steps": 10, "precision": "fp32", "log_every": 1, "checkpoint_every": 4} | settings
-    player = system["objective"] if wrap is None else wrap(system["objective"])
+    module = system.objective if wrap is None else wrap(system.objective)
     run = RunFolder(path)
     path.mkdir(exist_ok=True)
     return Trainer(
-        {"denoiser": player},
+        {"denoiser": module},
         loader,
         AdamW(blr=4e-3),
         TrainSettings(**chosen),
         seed,
-        Job(run, World(CPU), {"config": {}}, monitors, stop or StopFlag()),
+        RunContext(run, World(CPU), {"config": {}}, monitors, stop or StopFlag()),
     )
 
 
@@ -80,12 +80,12 @@ def same(a, b):
 RUNS = [(), ("experiment=deconstruct/07_patch_pca", "data=digits"), ("experiment=mae/cifar10_cpu", "data=digits")]
 
 
-@pytest.mark.parametrize("words", RUNS)
-def test_losses_are_the_golden_ones(config, tmp_path, words):
+@pytest.mark.parametrize("argv", RUNS)
+def test_losses_are_the_golden_ones(config, tmp_path, argv):
     """Written by the commit that last meant to change them; set LDAE_WRITE_GOLDEN=1 to write them again."""
-    trainer(config, tmp_path, words=words).fit()
+    trainer(config, tmp_path, argv=argv).fit()
     found = [row["loss"] for row in rows(tmp_path)]
-    name = words[0] if words else "ldae/digits"
+    name = argv[0] if argv else "ldae/digits"
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     if os.environ.get("LDAE_WRITE_GOLDEN"):
         GOLDEN.write_text(json.dumps(golden | {name: found}, indent=1) + "\n")
@@ -102,11 +102,11 @@ def test_two_runs_are_one(config, tmp_path):
     assert losses(tmp_path / "c") != losses(tmp_path / "a")
 
 
-@pytest.mark.parametrize("words", RUNS[:2])
-def test_activations_computed_again_take_less_memory_and_change_no_bit(config, tmp_path, words):
+@pytest.mark.parametrize("argv", RUNS[:2])
+def test_activations_computed_again_take_less_memory_and_change_no_bit(config, tmp_path, argv):
     kept = {}
     for recompute in (False, True):
-        training = trainer(config, tmp_path / str(recompute), words=words, recompute=recompute)
+        training = trainer(config, tmp_path / str(recompute), argv=argv, recompute=recompute)
         training.fit()
         storages = {}
         with torch.autograd.graph.saved_tensors_hooks(functools.partial(keep, storages), lambda t: t):
@@ -132,7 +132,7 @@ class StopAt:
 
     def __call__(self, step):
         if step == self.at:
-            self.flag.asked = "SIGTERM"
+            self.flag.requested = "SIGTERM"
         return {}, {}
 
 
@@ -148,22 +148,22 @@ def test_stopped_and_resumed_is_straight(config, tmp_path, at):
     assert same(weights(tmp_path / "halted"), weights(tmp_path / "straight"))
 
 
-DIT = ("task=labelled", "denoiser=dit_128x8", "input=latent", "output=latent", "target=eps", "variance=learned_range",
-       "schedule=ddpm_linear", "weight=one", "metric=mse")  # fmt: skip
+DIT = ("task=labelled", "denoiser=dit_128x8", "input=latent", "output=latent", "target=eps", "objective=learned_variance",
+       "schedule=ddpm_linear", "weight=one", "loss=l2")  # fmt: skip
 
 
 def test_a_dit_learns_and_resumes_with_the_same_labels_withheld(config, tmp_path):
-    trainer(config, tmp_path / "straight", words=DIT).fit()
+    trainer(config, tmp_path / "straight", argv=DIT).fit()
     flag = StopFlag()
     with pytest.raises(Interrupted):
-        trainer(config, tmp_path / "halted", words=DIT, monitors=[StopAt(flag, 3)], stop=flag).fit()
-    trainer(config, tmp_path / "halted", words=DIT).fit()
+        trainer(config, tmp_path / "halted", argv=DIT, monitors=[StopAt(flag, 3)], stop=flag).fit()
+    trainer(config, tmp_path / "halted", argv=DIT).fit()
     assert losses(tmp_path / "halted") == losses(tmp_path / "straight")
     assert same(weights(tmp_path / "halted"), weights(tmp_path / "straight"))
     found = rows(tmp_path / "straight")
     assert found[-1]["loss"] < found[0]["loss"]
     assert all(0 < row["vb"] < row["loss"] for row in found)
-    trainer(config, tmp_path / "parts", words=DIT, accumulate=2).fit()
+    trainer(config, tmp_path / "parts", argv=DIT, accumulate=2).fit()
     assert [r["loss"] for r in rows(tmp_path / "parts")] == pytest.approx([r["loss"] for r in found], rel=1e-4)
 
 
@@ -214,11 +214,13 @@ def duel(config, path, *, start=3, stop=None, monitors=(), **settings):
     torch.manual_seed(0)
     images = Digits(8, Division()).open(Context(path)).train
     vae = ConvVAE((3, 8, 8), z_channels=2, channels=8, multipliers=[1, 2])
-    players = Autoencode(Images(), vae, None, PatchGAN(8, 1, 0.5, start)).players
+    trainable_modules = Autoencode(Images(), vae, None, PatchGAN(8, 1, 0.5, start)).trainable_modules
     chosen = {"batch": 16, "steps": 10, "precision": "fp32", "log_every": 1, "checkpoint_every": 4} | settings
     path.mkdir(exist_ok=True)
-    job = Job(RunFolder(path), World(CPU), {"config": {}}, monitors, stop or StopFlag())
-    return Trainer(players, Loader(images, PadCrop(1), 16, 0, CPU), AdamW(blr=2e-2), TrainSettings(**chosen), 0, job)
+    job = RunContext(RunFolder(path), World(CPU), {"config": {}}, monitors, stop or StopFlag())
+    return Trainer(
+        trainable_modules, Loader(images, PadCrop(1), 16, 0, CPU), AdamW(blr=2e-2), TrainSettings(**chosen), 0, job
+    )
 
 
 def duelling_losses(path):
@@ -262,11 +264,11 @@ class Poisoned(nn.Module):
     def __init__(self, inner):
         super().__init__()
         self.inner, self.network, self.calls = inner, inner.network, 0
-        self.describe, self.turn = inner.describe, inner.turn
+        self.describe, self.is_active = inner.describe, inner.is_active
 
-    def forward(self, batch, draws):
+    def forward(self, batch, rng):
         self.calls += 1
-        loss, metrics = self.inner(batch, draws)
+        loss, metrics = self.inner(batch, rng)
         return loss * (math.nan if self.calls == 3 else 1), metrics
 
 
@@ -366,9 +368,9 @@ class Worsening:
     def __init__(self, objective):
         self.objective, self.network, self.factor = objective, objective.network, 1.0
 
-    def __call__(self, batch, draws):
+    def __call__(self, batch, rng):
         self.factor *= 1.5
-        loss, metrics = self.objective(batch, draws)
+        loss, metrics = self.objective(batch, rng)
         return self.factor * loss, metrics
 
     def __getattr__(self, name):

@@ -8,7 +8,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 from torchvision.transforms import functional as TF
 
-from ldae.counter import uniforms
+from ldae.core.rng import uniforms
 from ldae.data.transforms import Centre, Flip, PadCrop, RandomResizedCrop, resized_crops
 
 

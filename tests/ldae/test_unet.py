@@ -7,22 +7,22 @@ from dataclasses import replace
 
 import pytest
 import torch
-from _cli import CONFIGS
 from torch.nn import functional as F
 from unets import VARIANTS, level, network, normal, randomised, told, trained
 
+from ldae.app.compose import CONFIGS
+from ldae.config.build import Parts
+from ldae.config.schema import construct
+from ldae.core.errors import ConfigError
+from ldae.core.types import Batch, BatchGenerator, Cond
 from ldae.denoisers.unet import UNet
 from ldae.diffusion.schedules import Cosine, DDPMLinear
-from ldae.errors import ConfigError
 from ldae.nn.embeddings import sinusoid, sinusoid_ddpm
 from ldae.nn.unet_blocks import PixelAttention
-from ldae.parts import construct
-from ldae.system import System
 from ldae.tasks.images import Images
-from ldae.types import Batch, Cond, Draws
 
 PIXELS = ("data=cifar10", "tokenizer=pixel", "tokenizer.patch=1", "input=latent", "output=latent")
-SIMPLE = ("target=eps", "schedule=ddpm_linear", "weight=one", "metric=mse")
+SIMPLE = ("target=eps", "schedule=ddpm_linear", "weight=one", "loss=l2")
 # (H, W), channels of x_t, of the answer and of the conditioning image -> parameters
 SIZES = {
     "unet_cifar10": (32, 3, 3, 0, 35_746_307),
@@ -55,10 +55,10 @@ def test_every_size_has_exactly_its_parameters(config, name):
 
 
 def test_the_system_builds_ddpms_network_from_the_config_alone(config):
-    system = System(config("pretrain", *PIXELS, *SIMPLE, "denoiser=unet_cifar10", "variance=learned_range"))
-    assert system["variance"].answers == 2
+    parts = Parts(config("pretrain", *PIXELS, *SIMPLE, "denoiser=unet_cifar10", "objective=learned_variance"))
+    assert parts.variance.answers == 2
     with torch.device("meta"):
-        net = system["denoiser"]
+        net = parts.denoiser
     assert (net.first.in_channels, net.last.out_channels) == (3, 6)
     assert sum(p.numel() for p in net.parameters()) == 35_746_307 + 3 * (9 * 128 + 1)
 
@@ -69,9 +69,9 @@ class Upscaled(Images):
 
 @pytest.mark.parametrize(("name", "first"), [("unet_sr3_32", 6), ("unet_segdiff_64", 3)])
 def test_the_system_tells_the_network_of_the_tasks_image(config, name, first):
-    system = System(config("pretrain", *PIXELS, *SIMPLE, f"denoiser={name}"))
-    system.made["task"] = Upscaled()
-    net = system["denoiser"]
+    parts = Parts(config("pretrain", *PIXELS, *SIMPLE, f"denoiser={name}"))
+    parts.made["task"] = Upscaled()
+    net = parts.denoiser
     assert (net.first.in_channels, net.cond_channels) == (first, 3)
     assert (net.encoder is None) == (first == 6)
 
@@ -90,11 +90,11 @@ def test_a_new_network_answers_zero_and_its_branches_are_closed(name):
 def test_the_loss_at_the_start_is_one(config):
     """L_simple, 64 images: the answer is 0 and the mean square of the noise is 1 (spec, test 15)."""
     torch.manual_seed(0)
-    system = System(config("pretrain", *PIXELS, *SIMPLE, "denoiser=unet_32"))
+    parts = Parts(config("pretrain", *PIXELS, *SIMPLE, "denoiser=unet_32"))
     images = torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(3))
-    system["tokenizer"].fit([2 * images - 1])
+    parts.tokenizer.fit([2 * images - 1])
     with torch.no_grad():
-        loss, _ = system["objective"](Batch(images, torch.zeros(64).long(), torch.arange(64)), Draws([7]))
+        loss, _ = parts.objective(Batch(images, torch.zeros(64).long(), torch.arange(64)), BatchGenerator([7]))
     assert loss.item() == pytest.approx(1, abs=0.02)
 
 
@@ -120,7 +120,7 @@ def test_opened_gates_let_the_condition_through_and_are_always_the_same(name):
     nets = [network(**VARIANTS[name]) for _ in range(2)]
     torch.manual_seed(1)
     for net in nets:
-        net.open_gates()
+        net.undo_zero_init()
     x, layer = normal(1, 2, 3, 8, 8), nets[0].encoder_layer
     first, second = (net.encode(x, level(3, 900), told(2), [layer])[layer] for net in nets)
     assert torch.equal(first, second)

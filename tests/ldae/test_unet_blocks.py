@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 from unets import level, network, normal, randomised
 
-from ldae.nn.unet_blocks import AddedNorm, Form, PixelAttention, ResidualBlock, ScaledNorm
+from ldae.nn.unet_blocks import AddedNorm, BlockConfig, PixelAttention, ResidualBlock, ScaledNorm
 
 
 def _group_norm(x, groups, weight, bias):
@@ -58,8 +58,8 @@ def _halved(x):
 )
 @pytest.mark.parametrize(("norm", "divisor"), [(AddedNorm, 1.0), (ScaledNorm, math.sqrt(2))])
 def test_a_residual_block_is_the_papers(channels, resampling, resampled, norm, divisor):
-    form = Form(24, norm, dropout=0.3, heads=1, scale=1 / divisor)
-    block = randomised(ResidualBlock(channels, 64, form, resampling)).eval()
+    config = BlockConfig(24, norm, dropout=0.3, heads=1, scale=1 / divisor)
+    block = randomised(ResidualBlock(channels, 64, config, resampling)).eval()
     x, c = normal(1, 2, channels, 8, 8), normal(2, 2, 24)
     groups = (channels // 4, 16)
     expected = _reference_residual_block(
@@ -77,13 +77,13 @@ def test_groups_are_32_wherever_channels_allow():
 
 def test_a_rescaled_sum_keeps_the_variance():
     x, h = normal(1, 4, 8, 32, 32), normal(2, 4, 8, 32, 32)
-    form = Form(8, AddedNorm, 0.0, 1, math.sqrt(0.5))
-    assert form.sum(x, h).var().item() == pytest.approx(1, rel=0.02)
+    config = BlockConfig(8, AddedNorm, 0.0, 1, math.sqrt(0.5))
+    assert config.sum(x, h).var().item() == pytest.approx(1, rel=0.02)
 
 
 @pytest.mark.parametrize("heads", [1, 4])
 def test_attention_knows_no_order_of_pixels_and_scales_by_the_width_of_a_head(heads):
-    layer = randomised(PixelAttention(16, Form(8, AddedNorm, 0.0, heads, 1.0)), by=0.5)
+    layer = randomised(PixelAttention(16, BlockConfig(8, AddedNorm, 0.0, heads, 1.0)), by=0.5)
     x, order = normal(1, 2, 16, 4, 6), torch.randperm(24, generator=torch.Generator().manual_seed(0))
     shuffled = x.flatten(2)[:, :, order].reshape(x.shape)
     assert torch.allclose(layer(shuffled), layer(x).flatten(2)[:, :, order].reshape(x.shape), atol=1e-5)

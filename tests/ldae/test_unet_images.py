@@ -9,12 +9,12 @@ import torch
 from torch.nn import functional as F
 from unets import VARIANTS, level, network, normal, randomised, told, trained
 
+from ldae.core.errors import ConfigError
+from ldae.core.types import Cond
 from ldae.denoisers.guidance import Guided
 from ldae.denoisers.vit import ViTDenoiser
-from ldae.errors import ConfigError
 from ldae.nn.resize import enlarged
 from ldae.nn.rrdb import RRDB, RRDBNet
-from ldae.types import Cond
 
 
 def _keys(x):

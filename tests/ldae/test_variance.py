@@ -8,18 +8,17 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
+from ldae.config.build import Parts
+from ldae.core.errors import ConfigError
+from ldae.core.types import Batch, BatchGenerator, expand
 from ldae.diffusion.corruptions.base import Mixed
-from ldae.diffusion.gaussians import discretised_nll, divergence
-from ldae.diffusion.posterior import Posterior
+from ldae.diffusion.posterior import Posterior, discretised_nll, divergence
 from ldae.diffusion.schedules import Cosine, DDPMLinear, LinearGamma2, LinearSigma
 from ldae.diffusion.targets import X0, Eps, V
 from ldae.diffusion.variance import Fixed, LearnedRange
-from ldae.errors import ConfigError
-from ldae.system import System
-from ldae.types import Batch, Draws, expand
 
 SHAPE = (6, 4, 8, 8)
-LATENT = ("input=latent", "output=latent", "target=eps", "schedule=ddpm_linear", "weight=one", "metric=mse")
+LATENT = ("input=latent", "output=latent", "target=eps", "schedule=ddpm_linear", "weight=one", "loss=l2")
 
 
 def normal(seed, *shape):
@@ -208,31 +207,31 @@ def test_schedules_without_a_posterior_are_refused(schedule, target, sentence):
             LearnedRange(schedule, target)
 
 
-def learner(config, *words):
-    """A small system that learns its variance, its network past its zero start, and 16 images."""
+def learner(config, *argv):
+    """A small parts that learns its variance, its network past its zero start, and 16 images."""
     torch.manual_seed(0)
-    system = System(config("pretrain", *LATENT, "variance=learned_range", *words))
+    parts = Parts(config("pretrain", *LATENT, "objective=learned_variance", *argv))
     images = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(3))
-    system["tokenizer"].fit([2 * images - 1])
+    parts.tokenizer.fit([2 * images - 1])
     with torch.no_grad():
-        for i, p in enumerate(system["denoiser"].parameters()):
+        for i, p in enumerate(parts.denoiser.parameters()):
             p.add_(0.05 * normal(i, *p.shape))
-    return system, Batch(images, torch.zeros(16, dtype=torch.long), torch.arange(16))
+    return parts, Batch(images, torch.zeros(16, dtype=torch.long), torch.arange(16))
 
 
 def test_the_loss_is_the_squared_error_plus_the_term(config):
-    system, batch = learner(config)
-    objective, network = system["objective"], system["denoiser"]
-    loss, metrics = objective(batch, Draws([7]))
-    draws = Draws([7])
-    level = system["schedule"].at(draws.integers(1000, 16))
-    z0 = system["tokenizer"].encode(2 * batch.images - 1)
-    eps = draws.normal(z0.shape)
+    parts, batch = learner(config)
+    objective, network = parts.objective, parts.denoiser
+    loss, metrics = objective(batch, BatchGenerator([7]))
+    rng = BatchGenerator([7])
+    level = parts.schedule.at(rng.integers(1000, 16))
+    z0 = parts.tokenizer.encode(2 * batch.images - 1)
+    eps = rng.normal(z0.shape)
     z_t = expand(level.gamma, z0) * z0 + expand(level.sigma, z0) * eps
     out = network(z_t, level)
     assert out.shape == (16, 2 * z0.shape[1], *z0.shape[2:])
     mse = ((out[:, : z0.shape[1]] - eps) ** 2).mean()
-    vb = system["variance"].bound(out, z0, z_t, level)["vb"].mean()
+    vb = parts.variance.bound(out, z0, z_t, level)["vb"].mean()
     assert loss.item() == pytest.approx((mse + vb).item(), rel=1e-5)
     total, count = metrics["vb"]
     assert (total / count).item() == pytest.approx(vb.item(), rel=1e-5)
@@ -240,26 +239,26 @@ def test_the_loss_is_the_squared_error_plus_the_term(config):
 
 def test_denoised_images_come_from_the_prediction_alone(config):
     """Another v gives the same image: the panel does not read the variance."""
-    system, batch = learner(config)
-    objective, d = system["objective"], system["tokenizer"].shape[0]
-    level = system["schedule"].at(torch.full((16,), 300))
-    _, before = objective.denoised(batch, level, Draws([5]))
-    layer = system["denoiser"].head.linear
+    parts, batch = learner(config)
+    objective, d = parts.objective, parts.tokenizer.shape[0]
+    level = parts.schedule.at(torch.full((16,), 300))
+    _, before = objective.denoised(batch, level, BatchGenerator([5]))
+    layer = parts.denoiser.head.linear
     with torch.no_grad():
         layer.bias.view(-1, 2 * d)[:, d:] += 1  # numbers of a token: (row, column, channel)
-    assert torch.equal(objective.denoised(batch, level, Draws([5]))[1], before)
+    assert torch.equal(objective.denoised(batch, level, BatchGenerator([5]))[1], before)
     with torch.no_grad():
         layer.bias.view(-1, 2 * d)[:, :d] += 1
-    assert not torch.allclose(objective.denoised(batch, level, Draws([5]))[1], before, atol=1e-3)
+    assert not torch.allclose(objective.denoised(batch, level, BatchGenerator([5]))[1], before, atol=1e-3)
 
 
 def test_an_image_as_answer_has_no_variance_to_learn(config):
-    words = ("variance=learned_range", "schedule=ddpm_linear", "weight=one")
-    with pytest.raises(ConfigError, match=r"variance='LearnedRange' is built from the noise.*use output=latent"):
-        System(config("pretrain", *words))["objective"]
+    argv = ("objective=learned_variance", "schedule=ddpm_linear", "weight=one")
+    with pytest.raises(ConfigError, match=r"objective='learned_variance' is built from the noise.*use output=latent"):
+        _ = Parts(config("pretrain", *argv)).objective
 
 
 def test_a_config_from_before_there_was_a_choice_has_none(config):
     found = config("pretrain")
     del found["variance"]
-    assert isinstance(System(found)["objective"].variance, Fixed)
+    assert isinstance(Parts(found).objective.variance, Fixed)

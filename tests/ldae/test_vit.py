@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ldae.core.errors import ConfigError
+from ldae.core.types import NoiseLevel
 from ldae.denoisers.vit import ViTDenoiser
-from ldae.errors import ConfigError
 from ldae.nn.attention import Attention
 from ldae.nn.blocks import ConditionedBlock
 from ldae.nn.embeddings import sincos_positions, sinusoid
-from ldae.types import NoiseLevel
 
 
 def level(*t):
@@ -181,7 +181,7 @@ def test_impossible_sizes_are_refused():
 
 def test_opened_gates_make_plain_blocks():
     net, x = network(), torch.randn(2, 3, 16, 16)
-    net.open_gates()
+    net.undo_zero_init()
     tokens = net.encode(x, level(3, 900))
     assert not torch.allclose(tokens[1], tokens[4])
     assert torch.equal(tokens[4], net.encode(x, level(500, 0))[4])  # the level says nothing yet

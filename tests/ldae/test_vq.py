@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from ldae.core.types import BatchGenerator
 from ldae.tokenizers.vq import VQ
-from ldae.types import Draws
 
 
 def small(**settings):
@@ -21,7 +21,9 @@ def small(**settings):
 def gradients(beta):
     """Gradients of the codebook's loss alone, at the codes and at the encoder's last convolution."""
     vq = small(commitment=beta)
-    _, loss, _ = vq.reconstruct(torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1)), Draws([0]))
+    _, loss, _ = vq.reconstruct(
+        torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1)), BatchGenerator([0])
+    )
     loss.mean().backward()
     return vq.codebook.grad, vq.before.weight.grad
 
@@ -48,7 +50,7 @@ def test_gradients_pass_the_codes_as_if_nothing_were_replaced(monkeypatch):
     vq, x = small().double(), torch.rand(2, 3, 16, 16).double()
     raw = vq.to_raw(x).double().detach().requires_grad_()
     monkeypatch.setattr(vq, "to_raw", lambda _: raw)
-    answer, _, _ = vq.reconstruct(x, Draws([0]))
+    answer, _, _ = vq.reconstruct(x, BatchGenerator([0]))
     (through,) = torch.autograd.grad(answer.square().sum(), raw)
     codes = vq.quantise(raw)[0].detach().requires_grad_()
     (direct,) = torch.autograd.grad(vq.decoder(vq.after(codes)).square().sum(), codes)

@@ -14,8 +14,8 @@ import time
 import numpy as np
 import pytest
 
+from ldae.core.errors import DataError, PeerError
 from ldae.data.workers import WorkerPool
-from ldae.errors import DataError, PeerError
 
 
 def doubled(x):
@@ -56,10 +56,10 @@ def test_tasks_and_results_larger_than_a_pipe_do_not_block():
 
 
 @pytest.mark.parametrize(
-    ("task", "kind", "words"), [(5, DataError, "five"), (6, RuntimeError, "KeyError: 'six'"), (7, OSError, "Input")]
+    ("task", "kind", "argv"), [(5, DataError, "five"), (6, RuntimeError, "KeyError: 'six'"), (7, OSError, "Input")]
 )
-def test_errors_are_raised_here(task, kind, words):
-    with pytest.raises(kind, match=words):
+def test_errors_are_raised_here(task, kind, argv):
+    with pytest.raises(kind, match=argv):
         list(WorkerPool(failing, 2).map([task], 2))
     assert not multiprocessing.active_children()
 
@@ -124,8 +124,8 @@ print(next(results), next(results), flush=True)
 
 @pytest.mark.parametrize("end", ["raise OSError(116, 'Stale file handle')", "time.sleep(60)"])
 def test_no_process_outlives_the_main_one(end):
-    words = [sys.executable, "-c", SCRIPT.format(end=end)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    argv = [sys.executable, "-c", SCRIPT.format(end=end)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         pids = process.stdout.readline().split()
         assert len(set(pids)) == 2
         if "sleep" in end:

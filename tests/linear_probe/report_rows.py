@@ -21,7 +21,7 @@ RESULT = Result(
     }},
     selected_on="holdout", selected_accuracy=44.0, layer=2, t=10, input="clean", pooling="mean", dimensions=8,
     checkpoint="c" * 64, step=7, seed=0, data="MadeUp", data_fingerprint="f" * 64, config="a" * 64, commit="abc1234def",
-    command="python tools/probe.py run=RUN", hardware="no machine", date="2000-01-01T00:00:00+00:00",
+    command="ldae probe run=RUN", hardware="no machine", date="2000-01-01T00:00:00+00:00",
 )  # fmt: skip
 
 
@@ -29,12 +29,12 @@ def result(accuracy, protocol="lbfgs", **changes):
     return replace(RESULT, accuracy=accuracy, protocol=protocol, protocol_source=f"made-up {protocol}", **changes)
 
 
-def row(cell, accuracies, paper=None, grid="made up", axes=None, **changes):
+def row(trial, accuracies, paper=None, grid="made up", axes=None, **changes):
     """A row whose results are {protocol: accuracy} or a sequence of results."""
     given = [result(a, p) for p, a in accuracies.items()] if isinstance(accuracies, dict) else accuracies
     plain = Row(
-        grid=grid, cell=cell, axes=axes or {}, results=given, paper=paper, paper_source="a made-up paper",
-        budget="tiny", images=1234, hours=0.25, unit="core", command="python tools/pretrain.py out=RUN",
+        grid=grid, trial=trial, axes=axes or {}, results=given, paper=paper, paper_source="a made-up paper",
+        budget="tiny", images=1234, hours=0.25, unit="core", command="ldae pretrain out=RUN",
         commit="1234567890",
     )  # fmt: skip
     return replace(plain, **changes)

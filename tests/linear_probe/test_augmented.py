@@ -5,20 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from linear_probe.augmented import AugmentedHeads
-from linear_probe.features import Cell, Features
+from linear_probe.augmented_heads import AugmentedHeads
+from linear_probe.features import FeatureKey, Features
 from linear_probe.heads import HeadRecipe, HeadTrainer, train_heads
 from linear_probe.protocols import SGDHeads
 from linear_probe.subsets import Part
 
-A, B = Cell(1), Cell(2)
+A, B = FeatureKey(1), FeatureKey(2)
 RECIPE = HeadRecipe((0.1, 1.0), batch=50, epochs=4, rule="lars", warmup=0.25, batch_norm=True)
 
 
 class Stream:
     """Two cells of 120 images; a stream in the order that train_heads takes, without any augmentation."""
 
-    cells = (A, B)
+    feature_keys = (A, B)
 
     def __init__(self):
         generator = torch.Generator().manual_seed(0)
@@ -27,20 +27,23 @@ class Stream:
         self.x[B] = torch.cat([self.x[A], torch.nn.functional.one_hot(self.y, 3) * 3.0], dim=1)
         self.encoded = 0
 
-    def features(self, part, cell):
-        return Features(part.of(self.x[cell]), part.of(self.y))
+    def features(self, part, feature_key):
+        return Features(part.of(self.x[feature_key]), part.of(self.y))
 
     def count(self, parts):
         return sum(len(self.features(part, A)) for part in parts)
 
-    def stream(self, parts, cells, augment, batch, seed):
+    def stream(self, parts, feature_keys, augment, batch, seed):
         assert augment == "none"
         (part,) = parts
         generator = torch.Generator().manual_seed(seed)
-        trainer = HeadTrainer(self.x[cells[0]].shape[1], 3, RECIPE, self.count(parts), generator)
+        trainer = HeadTrainer(self.x[feature_keys[0]].shape[1], 3, RECIPE, self.count(parts), generator)
         for rows in trainer.orders(self.count(parts), generator):
             self.encoded += len(rows)
-            yield {cell: self.features(part, cell).x[rows] for cell in cells}, part.of(self.y)[rows]
+            yield (
+                {feature_key: self.features(part, feature_key).x[rows] for feature_key in feature_keys},
+                part.of(self.y)[rows],
+            )
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from linear_probe import members
-from linear_probe.banks import SPLITS, read_features, write_features
+from linear_probe import feature_file as members
+from linear_probe.feature_file import SPLITS, read_features, write_features
 from linear_probe.features import Features
 from linear_probe.protocols import joined
 
@@ -30,7 +30,7 @@ def test_what_is_written_comes_back(tmp_path):
         name: Features(torch.randn(n, 5), torch.arange(n) % 3)
         for name, n in (("train", 30), ("holdout", 6), ("test", 9))
     }
-    write_features(tmp_path / "f.npz", splits, fingerprint="abc", cell="layer1")
+    write_features(tmp_path / "f.npz", splits, fingerprint="abc", feature_key="layer1")
     found = read_features(tmp_path / "f.npz")
     for name, split in splits.items():
         assert torch.equal(found.splits[name].x, split.x)

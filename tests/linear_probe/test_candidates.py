@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from linear_probe.candidates import BLOCK, GROUP, Candidates
-from linear_probe.knn import by_candidates, knn_predict
+from linear_probe.knn import BLOCK, GROUP, Candidates, by_candidates, knn_predict
 
 
 def classes_apart(count, dimensions, seed, apart=0.3):
@@ -32,10 +31,10 @@ def test_what_all_entries_share_hides_no_neighbour():
     differs = F.normalize(classes_apart(2000, 64, 1)[0], dim=1)
     bank = 30 * F.normalize(torch.ones(64), dim=0) + differs
     queries = F.normalize(classes_apart(40, 64, 2)[0], dim=1)
-    wanted = (queries.double() @ bank.double().T).topk(10, dim=1).indices
+    requested = (queries.double() @ bank.double().T).topk(10, dim=1).indices
     _, rows = Candidates(bank, 10).search(queries)
     rounded = (queries.bfloat16() @ bank.bfloat16().T).topk(10, dim=1).indices
-    same = lambda found: (found.sort(1).values == wanted.sort(1).values).all(1).float().mean()  # noqa: E731
+    same = lambda found: (found.sort(1).values == requested.sort(1).values).all(1).float().mean()  # noqa: E731
     assert same(rows) > 0.9
     assert same(rounded) < 0.3
 

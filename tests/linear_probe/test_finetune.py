@@ -9,7 +9,8 @@ import pytest
 import timm
 import torch
 
-from ldae.counter import uniforms
+from ldae.core.errors import ConfigError, Interrupted
+from ldae.core.rng import uniforms
 from ldae.data.cache import Context
 from ldae.data.datasets import Digits, Division
 from ldae.data.loader import Loader
@@ -17,11 +18,10 @@ from ldae.data.rand_augment import RandAugment
 from ldae.engine.checkpoint import newest
 from ldae.engine.distributed import World
 from ldae.engine.optim import LayerDecay
-from ldae.engine.run import RunFolder
+from ldae.engine.run_folder import RunFolder
 from ldae.engine.settings import TrainSettings
 from ldae.engine.signals import StopFlag
-from ldae.engine.trainer import Job, Trainer
-from ldae.errors import ConfigError, Interrupted
+from ldae.engine.trainer import RunContext, Trainer
 from linear_probe.finetune import FineTuning, Mix
 
 CPU = torch.device("cpu")
@@ -113,11 +113,11 @@ def tuning(path, stop=None, monitors=()):
     """Six steps of fine-tuning a random network on digits."""
     path.mkdir(exist_ok=True)
     images = Digits(8, Division()).open(Context(path)).train
-    player = FineTuning(vit(), Mix(10), (0.5,) * 3, (0.5,) * 3)
+    module = FineTuning(vit(), Mix(10), (0.5,) * 3, (0.5,) * 3)
     settings = TrainSettings(batch=32, steps=6, precision="fp32", log_every=1, checkpoint_every=4, ema=0.5)
     loader = Loader(images, RandAugment(), 32, 0, CPU)
-    job = Job(RunFolder(path), World(CPU), {"config": {}}, monitors, stop or StopFlag())
-    return Trainer({"classifier": player}, loader, LayerDecay(1e-2, layer_decay=0.5), settings, 0, job)
+    job = RunContext(RunFolder(path), World(CPU), {"config": {}}, monitors, stop or StopFlag())
+    return Trainer({"classifier": module}, loader, LayerDecay(1e-2, layer_decay=0.5), settings, 0, job)
 
 
 class StopAtTwo:
@@ -130,7 +130,7 @@ class StopAtTwo:
 
     def __call__(self, step):
         if step == 2:
-            self.flag.asked = "SIGTERM"
+            self.flag.requested = "SIGTERM"
         return {}, {}
 
 
@@ -150,12 +150,12 @@ def test_fine_tuning_goes_on_bit_for_bit(tmp_path):
 
 
 def test_a_classifier_is_scored_in_eval_mode_and_left_in_training():
-    player = FineTuning(vit(classes=2), Mix(2), (0.5,) * 3, (0.5,) * 3).train()
+    module = FineTuning(vit(classes=2), Mix(2), (0.5,) * 3, (0.5,) * 3).train()
 
     class Lot:
         images, labels = torch.rand(6, 3, 8, 8), torch.tensor([0, 1, 0, 1, 0, 1])
 
-    predicted = player.eval().logits(Lot.images).argmax(1)
-    player.train()
-    assert player.accuracy([Lot, Lot]) == pytest.approx(100 * (predicted == Lot.labels).double().mean().item())
-    assert player.training
+    predicted = module.eval().logits(Lot.images).argmax(1)
+    module.train()
+    assert module.accuracy([Lot, Lot]) == pytest.approx(100 * (predicted == Lot.labels).double().mean().item())
+    assert module.training

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from linear_probe.features import Cell, Features, extract
-from linear_probe.floors import PIXELS, raw_pixels, whole_image_pca
+from linear_probe.baselines import PIXELS, raw_pixels, whole_image_pca
+from linear_probe.features import FeatureKey, Features, extract
 from linear_probe.protocols import KNN, LBFGS, SGDHeads, joined
 from linear_probe.registry import PROTOCOLS
 from linear_probe.results import Result, grid, markdown, panel, read_results, table, write_results
@@ -77,7 +77,7 @@ def batches(n=25):
     return [ABatch(images[i : i + 10], torch.arange(n)[i : i + 10]) for i in range(0, n, 10)]
 
 
-A, B = Cell(1, 10), Cell(2, 10, "noised")
+A, B = FeatureKey(1, 10), FeatureKey(2, 10, "noised")
 
 
 def encode(batch):
@@ -172,7 +172,7 @@ def test_a_line_from_before_labels_and_seeds_is_read(tmp_path):
 def test_a_grid_tells_poolings_apart():
     among = {"layer1-t0-clean-mean": 1.0, "layer1-t0-clean-cls": 2.0, "layer2-t0-clean-cls+mean": 3.0}
     result = a_result(encoder="a", selected={"among": among})
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in grid([result]).splitlines()]
+    lines = [[feature_key.strip() for feature_key in line.split("|")[1:-1]] for line in grid([result]).splitlines()]
     assert lines[0][2:] == ["t=0 clean cls", "t=0 clean cls+mean", "t=0 clean mean"]
     assert [lines[2][1:], lines[3][1:]] == [["1", "2.0", "", "1.0"], ["2", "", "3.0", ""]]
     assert panel(result) == (["1", "2"], lines[0][2:], [[2.0, None, 1.0], [None, 3.0, None]])

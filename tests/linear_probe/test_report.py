@@ -11,15 +11,15 @@ import pytest
 from PIL import Image
 from report_rows import LEVELS, beside, result, row, tokenizer_rows, with_pictures
 
-from linear_probe.report import Unreportable, write_report
+from linear_probe.agreement import Agreement, agreement
 from linear_probe.report.columns import hours
-from linear_probe.report.contents import gathered
+from linear_probe.report.contents import Unreportable, gathered
 from linear_probe.report.figures import trend
 from linear_probe.report.heat import heat, places
 from linear_probe.report.pictures import inlined
 from linear_probe.report.plain import escape_latex, escape_markdown
-from linear_probe.report.rank import Agreement, agreement
 from linear_probe.report.svg import apart, ticks
+from linear_probe.report.write import write_report
 
 FILES = ["index.html", "results.jsonl", "table.md", "table.tex"]
 NASTY = 'a<b & c_d 100% |x| {y} $z ~ ^ \\ #1 "q"'
@@ -32,13 +32,13 @@ class Elements(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.found, self.open, self.cells = [], [], []
+        self.found, self.open, self.trials = [], [], []
         self.feed(text)
         assert self.open == []
 
     def handle_starttag(self, tag, attrs):
         self.found.append((tag, dict(attrs), tuple(self.open)))
-        self.cells += [""] * (tag == "td")
+        self.trials += [""] * (tag == "td")
         self.open += [tag] * (tag not in self.VOID)
 
     def handle_startendtag(self, tag, attrs):
@@ -49,7 +49,7 @@ class Elements(HTMLParser):
 
     def handle_data(self, data):
         if "td" in self.open:
-            self.cells[-1] += data
+            self.trials[-1] += data
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +79,14 @@ def test_every_number_of_the_plain_tables_is_a_number_of_the_rows(written, name)
 
 def test_every_number_of_the_page_is_a_number_of_the_rows(written):
     rows, out = written
-    cells = Elements((out / "index.html").read_text()).cells
-    assert {n for c in cells for n in re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])", c)} == known_numbers(rows)
+    trials = Elements((out / "index.html").read_text()).trials
+    assert {n for c in trials for n in re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])", c)} == known_numbers(rows)
 
 
 def test_values_that_sort_are_the_values_that_are_shown(written):
     page = Elements((written[1] / "index.html").read_text())
     tags = [attrs for tag, attrs, _ in page.found if tag == "td"]
-    for attrs, text in zip(tags, page.cells, strict=True):
+    for attrs, text in zip(tags, page.trials, strict=True):
         if "data-v" in attrs:
             assert float(attrs["data-v"]) == pytest.approx(float(text.split(" ±")[0].replace(",", "")), abs=0.005)
 
@@ -96,7 +96,7 @@ def test_results_are_flat_lines_with_their_place_in_the_grid(written):
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert len(lines) == sum(len(r.results) for r in rows) + len(beside())
     first = lines[0]
-    assert (first["grid"], first["cell"], first["axes"]) == (rows[0].grid, rows[0].cell, dict(rows[0].axes))
+    assert (first["grid"], first["cell"], first["axes"]) == (rows[0].grid, rows[0].trial, dict(rows[0].axes))
     assert first["accuracy"] == rows[0].results[0].accuracy
     assert {line["kind"] for line in lines if line["cell"] is None} == {"baseline", "floor"}
 
@@ -171,9 +171,9 @@ def test_a_grid_over_image_sizes_has_a_fingerprint_for_each_size():
         for size in (32, 64)
         for d in (4, 8)
     ]
-    rows = [replace(r, cell=f"{r.axes['size']}-{r.axes['d']}") for r in rows]
+    rows = [replace(r, trial=f"{r.axes['size']}-{r.axes['d']}") for r in rows]
     assert len(gathered("t", rows, [], {}).rows) == 4
-    other = replace(rows[0], cell="odd", results=[result(1.0, data_fingerprint="0" * 64)])
+    other = replace(rows[0], trial="odd", results=[result(1.0, data_fingerprint="0" * 64)])
     with pytest.raises(Unreportable, match="2 data sets"):
         gathered("t", [*rows, other], [], {})
 
@@ -202,20 +202,24 @@ def entries(ours, paper):
     return gathered("t", rows, [], {}).entries
 
 
+def rows_of(trials):
+    return [entry.row for entry in trials if entry.row]
+
+
 def test_spearman_by_hand():
     # ranks 1 2 3 4 5 against 2 1 4 3 5: 1 - 6 * 4 / (5 * 24) = 0.8; a cell without the paper's number is left out
-    found = agreement(entries([1, 2, 3, 4, 5, 99], [20, 10, 40, 30, 50, None]), "lbfgs")
+    found = agreement(rows_of(entries([1, 2, 3, 4, 5, 99], [20, 10, 40, 30, 50, None])), "lbfgs")
     assert found is not None
     assert (round(found.rho, 12), found.count) == (0.8, 5)
-    assert str(agreement(entries([3, 2, 1], [1, 2, 3]), "lbfgs")) == "-1.00"
+    assert str(agreement(rows_of(entries([3, 2, 1], [1, 2, 3])), "lbfgs")) == "-1.00"
     assert str(Agreement(-1e-4, 5)) == "0.00"
 
 
 @pytest.mark.parametrize("paper", [[1, 2, None], [5, 5, 5], [None] * 3])
 def test_no_correlation_without_three_cells_or_an_order(tmp_path, paper):
-    cells = entries([1, 2, 3], paper)
-    assert agreement(cells, "lbfgs") is None
-    write_report([e.row for e in cells], [], tmp_path, tmp_path, "t")
+    trials = entries([1, 2, 3], paper)
+    assert agreement(rows_of(trials), "lbfgs") is None
+    write_report([e.row for e in trials], [], tmp_path, tmp_path, "t")
     assert "pearman" not in (tmp_path / "table.md").read_text() + (tmp_path / "index.html").read_text()
 
 

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from report_rows import LEVELS, beside, tokenizer_rows, with_pictures
 
-from linear_probe.report import write_report
+from linear_probe.report.write import write_report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is absent: pip install -e '.[dev]'")
 from selenium.webdriver.common.by import By  # noqa: E402
@@ -69,8 +69,8 @@ def names(page):
 
 
 def values(page, column):
-    cells = page.find_elements(By.CSS_SELECTOR, f"#results tbody td:nth-child({column + 1})")
-    return [float(v) for c in cells if (v := c.get_attribute("data-v"))]
+    trials = page.find_elements(By.CSS_SELECTOR, f"#results tbody td:nth-child({column + 1})")
+    return [float(v) for c in trials if (v := c.get_attribute("data-v"))]
 
 
 def index_of(page, head):
@@ -87,8 +87,8 @@ def test_it_loads_without_an_error(page):
 
 
 def test_the_slider_changes_the_picture(page):
-    strips = page.find_elements(By.CSS_SELECTOR, ".strip")
-    strip, other = strips[0], strips[1]
+    denoising_images = page.find_elements(By.CSS_SELECTOR, ".strip")
+    strip, other = denoising_images[0], denoising_images[1]
 
     def shown(strip):
         return [i.get_attribute("data-t") for i in strip.find_elements(By.TAG_NAME, "img") if i.is_displayed()]
@@ -148,8 +148,8 @@ def test_a_name_opens_commands_and_settings(page):
     summary = page.find_element(By.CSS_SELECTOR, "#results tbody summary")
     summary.click()
     told = summary.find_element(By.XPATH, "..").text
-    assert "python tools/pretrain.py out=RUN" in told
-    assert "python tools/probe.py run=RUN" in told
+    assert "ldae pretrain out=RUN" in told
+    assert "ldae probe run=RUN" in told
 
 
 @pytest.mark.parametrize("width", [360, 768, 1200])

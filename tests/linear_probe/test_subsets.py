@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from linear_probe.choosing import choose, mean_and_deviation
-from linear_probe.features import Cell, Features
-from linear_probe.protocols import KNN
+from linear_probe.features import FeatureKey, Features
+from linear_probe.protocols import KNN, choose, mean_and_deviation
 from linear_probe.subsets import check_form, counts_of, few, tenth, whole
 
 
@@ -50,7 +49,7 @@ def test_a_share_is_of_train_and_holdout_in_every_class():
 
 
 @pytest.mark.parametrize(
-    ("asked", "sentence"),
+    ("requested", "sentence"),
     [
         ("some", "no number of labels"),
         ("0%", "no number of labels"),
@@ -61,13 +60,13 @@ def test_a_share_is_of_train_and_holdout_in_every_class():
         ("1%", "leaves class 0 1 images"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(asked, sentence):
+def test_what_cannot_be_drawn_is_refused(requested, sentence):
     train = torch.tensor([0] * 95 + [1] * 90)
     with pytest.raises(ValueError, match=sentence):
-        counts_of(asked, train, torch.tensor([0, 1]), 2)
+        counts_of(requested, train, torch.tensor([0, 1]), 2)
     if "no number" in sentence or "or more" in sentence:
         with pytest.raises(ValueError, match=sentence):
-            check_form(asked)
+            check_form(requested)
 
 
 def test_a_tenth_of_each_class_is_held_out_alike_in_every_call(labels):
@@ -83,27 +82,27 @@ class Guarded:
     def __init__(self, labels, allowed):
         generator = torch.Generator().manual_seed(0)
         good = torch.nn.functional.one_hot(labels, 5) + 0.1 * torch.randn(len(labels), 5, generator=generator)
-        self.x = {Cell(1): torch.randn(len(labels), 5, generator=generator), Cell(2): good}
+        self.x = {FeatureKey(1): torch.randn(len(labels), 5, generator=generator), FeatureKey(2): good}
         self.y, self.allowed = labels, set(allowed.tolist())
 
     @property
-    def cells(self):
+    def feature_keys(self):
         return list(self.x)
 
     def count(self, parts):
         return sum(len(part.rows) for part in parts)
 
-    def features(self, part, cell):
+    def features(self, part, feature_key):
         assert part.split == "train"
         assert set(part.rows.tolist()) <= self.allowed
-        return Features(self.x[cell][part.rows], self.y[part.rows])
+        return Features(self.x[feature_key][part.rows], self.y[part.rows])
 
 
 def test_a_choice_among_few_labels_sees_no_other(labels):
     plan = few(labels, torch.full((5,), 20), seed=0)
     chosen = choose(KNN(), Guarded(labels, plan.final[0].rows), plan, 5, 0)
-    assert chosen.cell == Cell(2)
-    assert chosen.choice.accuracy > 95 > 50 > chosen.among[Cell(1)]
+    assert chosen.feature_key == FeatureKey(2)
+    assert chosen.choice.accuracy > 95 > 50 > chosen.among[FeatureKey(1)]
     assert plan.chosen_on == "cross-validation of 5 folds"
 
 

@@ -14,16 +14,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import yaml
-from _cells import told
-from _cli import CONFIGS
-from _grid import cells_of, grid_of
-from _plan import Budget, plan
-from _rows import rows_in
-from _spent import seconds
 from helpers import ROOT, run, start, status
 from PIL import Image
 
-from ldae.parts import construct
+from ldae.app.ablation.ablation_dir import rows_in
+from ldae.app.ablation.grid import grid_of, trials_of
+from ldae.app.ablation.hours import seconds
+from ldae.app.ablation.runner import portable_command
+from ldae.app.ablation.trials import Budget, plan
+from ldae.app.compose import CONFIGS
+from ldae.config.schema import construct
 
 GRIDS = sorted(p.stem for p in (CONFIGS / "grid").glob("*.yaml"))
 BUDGETS = sorted(p.stem for p in (CONFIGS / "budget").glob("*.yaml"))
@@ -57,52 +57,52 @@ def budget(name):
     return construct(Budget, read("budget", name), {})
 
 
-def cells(grid, size="laptop"):
-    return {cell.name: cell for cell in cells_of(grid_of(read("grid", grid), budget(size).grids.get(grid, {})))}
+def trials(grid, size="laptop"):
+    return {trial.name: trial for trial in trials_of(grid_of(read("grid", grid), budget(size).grids.get(grid, {})))}
 
 
 @pytest.mark.parametrize("size", BUDGETS)
 @pytest.mark.parametrize("grid", GRIDS)
 def test_every_grid_has_cells_at_every_budget(grid, size):
-    found = cells(grid, size)
+    found = trials(grid, size)
     assert grid == read("grid", grid)["name"]
     assert size == read("budget", size)["name"]
-    assert sum(cell.floors for cell in found.values()) == 1
-    assert [cell.position for cell in found.values()] == list(range(len(found)))
-    assert all(cell.words and cell.axes and bool(cell.paper) == bool(cell.paper_source) for cell in found.values())
+    assert sum(trial.baselines for trial in found.values()) == 1
+    assert [trial.position for trial in found.values()] == list(range(len(found)))
+    assert all(trial.argv and trial.axes and bool(trial.paper) == bool(trial.paper_source) for trial in found.values())
     assert budget(size).images_of(grid) > 0
 
 
 def test_the_path_has_its_thirteen_rungs_in_order_with_the_papers_accuracies():
-    found = cells("deconstruct")
+    found = trials("deconstruct")
     rungs = sorted(p.stem for p in (CONFIGS / "experiment" / "deconstruct").glob("*.yaml"))
     assert list(found) == rungs
     assert len(rungs) == 13
-    assert all(cell.words == [f"experiment=deconstruct/{name}"] for name, cell in found.items())
-    for name, cell in found.items():  # the rung's own config tells the same
-        assert f"linear probe {cell.paper} %" in (CONFIGS / f"experiment/deconstruct/{name}.yaml").read_text()
+    assert all(trial.argv == [f"experiment=deconstruct/{name}"] for name, trial in found.items())
+    for name, trial in found.items():  # the rung's own config tells the same
+        assert f"linear probe {trial.paper} %" in (CONFIGS / f"experiment/deconstruct/{name}.yaml").read_text()
 
 
 def test_tokenizers_by_dimensions_are_twenty_cells():
-    found = cells("tokenizers")
+    found = trials("tokenizers")
     assert len(found) == 20
     assert list(found)[:6] == ["conv_vae-4", "conv_vae-8", "conv_vae-16", "conv_vae-32", "conv_vae-48", "patch_vae-4"]
     assert found["patch_pca-16"].paper == 65.1
     assert found["patch_pca-16"].axes == {"tokenizer": "patch_pca", "d": 16}
-    assert [c.paper for c in found.values()] == [c.paper for c in cells("tokenizers", "paper").values()]
+    assert [c.paper for c in found.values()] == [c.paper for c in trials("tokenizers", "paper").values()]
     assert found["patch_ae-48"].paper is None
     assert "their d is not" in found["patch_ae-4"].paper_source
     assert "their d is not" not in found["patch_pca-4"].paper_source
 
 
 def test_a_budgets_keys_reach_the_cells_that_have_them_and_the_users_words_win():
-    found, size = cells("deconstruct"), replace(budget("laptop"), keys={**budget("laptop").keys, "metric.tail": 0.2})
+    found, size = trials("deconstruct"), replace(budget("laptop"), keys={**budget("laptop").keys, "loss.tail": 0.2})
     vae, ldae = (plan(found[name], size, 100, ["train.batch=25"]) for name in ("04_linear_gamma2", "12_ldae"))
-    assert "metric.tail=0.2" in ldae.words
-    assert "metric.tail=0.2" not in vae.words
-    assert ldae.config["metric"]["tail"] == 0.2
+    assert "loss.tail=0.2" in ldae.argv
+    assert "loss.tail=0.2" not in vae.argv
+    assert ldae.config["loss"]["tail"] == 0.2
     assert ldae.config["optim"]["blr"] == 1.2e-2
-    assert "train.batch=32" not in ldae.words
+    assert "train.batch=32" not in ldae.argv
     assert (ldae.config["train"]["steps"], ldae.config["train"]["epochs"], ldae.images) == (4, None, 100)
     again = plan(found["12_ldae"], size, 100, ["train.batch=25", "runtime.threads=7", "probe.t=[3]"])
     assert again.run_key == ldae.run_key  # neither threads nor probes change what is trained
@@ -114,28 +114,28 @@ def test_a_budgets_keys_reach_the_cells_that_have_them_and_the_users_words_win()
 def test_no_budget_changes_the_papers_losses_and_schedules(size):
     """One latent scale for all dimensions, residues as they are; own variations are rows of a grid of their own."""
     named = [
-        cells("deconstruct", size)[name] for name in ("05_patch_vae", "07_patch_pca", "11_image_output", "12_ldae")
+        trials("deconstruct", size)[name] for name in ("05_patch_vae", "07_patch_pca", "11_image_output", "12_ldae")
     ]
-    for cell in (*named, cells("tokenizers", size)["patch_vae-8"]):
-        config = plan(cell, budget(size), 4096, []).config
-        assert config["tokenizer"]["scaling"] == "one", cell.name
-        assert config["metric"].get("whiten", 0) == 0
+    for trial in (*named, trials("tokenizers", size)["patch_vae-8"]):
+        config = plan(trial, budget(size), 4096, []).config
+        assert config["tokenizer"]["scaling"] == "one", trial.name
+        assert config["loss"].get("whiten", 0) == 0
         assert config["schedule"].get("sigma_max", 2**0.5) == 2**0.5
-        if "patch_vae" in cell.name:
+        if "patch_vae" in trial.name:
             assert config["tokenizer"]["kl"] == (1 if size == "paper" else 0.01)
 
 
 def test_variations_of_l_dae_are_rows_of_their_own():
-    found = {name: plan(cell, budget("laptop"), 64, []) for name, cell in cells("variations").items()}
-    path = plan(cells("deconstruct")["12_ldae"], budget("laptop"), 64, [])
+    found = {name: plan(trial, budget("laptop"), 64, []) for name, trial in trials("variations").items()}
+    path = plan(trials("deconstruct")["12_ldae"], budget("laptop"), 64, [])
     assert found["paper"].run_key == path.run_key
     assert len({planned.run_key for planned in found.values()}) == 5
     own = found["all_three"].config
-    assert (own["tokenizer"]["scaling"], own["metric"]["whiten"], own["schedule"]["sigma_max"]) == ("each", 1, 3)
+    assert (own["tokenizer"]["scaling"], own["loss"]["whiten"], own["schedule"]["sigma_max"]) == ("each", 1, 3)
 
 
 def test_cells_of_several_grids_share_the_pretraining_that_is_the_same():
-    path, grid, depth = cells("deconstruct"), cells("tokenizers"), cells("depth")
+    path, grid, depth = trials("deconstruct"), trials("tokenizers"), trials("depth")
     size = budget("laptop")
     one, other = plan(path["07_patch_pca"], size, 64, []), plan(grid["patch_pca-16"], size, 64, [])
     assert one.run_key == other.run_key != plan(grid["patch_pca-8"], size, 64, []).run_key
@@ -143,7 +143,7 @@ def test_cells_of_several_grids_share_the_pretraining_that_is_the_same():
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("argv", "sentence"),
     [
         (("grid=tokenizer",), "grid=tokenizer does not exist; there are: .* did you mean 'tokenizers'?"),
         (("grid=none.yaml",), "grid='none.yaml' cannot be read"),
@@ -154,16 +154,21 @@ def test_cells_of_several_grids_share_the_pretraining_that_is_the_same():
         (("train.steps=3",), "train.steps='3' is the budget's to say; give images="),
         (("parallel=0",), "parallel=0 must be at least 1"),
         (("launcher=slrum",), "launcher=slrum does not exist"),
-        (("report", "out=nowhere"), "nowhere/rows.jsonl cannot be read"),
     ],
 )
-def test_a_mistake_is_one_sentence(in_process, tmp_path, monkeypatch, words, sentence):
+def test_a_mistake_is_one_sentence(in_process, tmp_path, monkeypatch, argv, sentence):
     monkeypatch.chdir(tmp_path)
-    code, message = in_process("ablate", *words)
-    assert code == (65 if words[0] == "report" else 2)
+    code, message = in_process("ablate", *argv)
+    assert code == 2
     assert re.search(sentence, message), message
     assert len(message.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_report_of_no_ablation_is_refused(in_process, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, message = in_process("report", "out=nowhere")
+    assert (code, "nowhere/rows.jsonl cannot be read" in message) == (65, True)
 
 
 @pytest.mark.parametrize(
@@ -173,8 +178,8 @@ def test_a_mistake_is_one_sentence(in_process, tmp_path, monkeypatch, words, sen
         ("axes: {cell: {a: seed=1}}", "grid.axes.cell.a='seed=1' must be a list"),
         ("axes: {cell: {a: []}}\npaper: [1, 2]", "must have an accuracy .* for each of the 1 cells"),
         ("axes: {cell: {a/b: []}}", "grid.axes='a/b' must give each cell a name"),
-        ("axes: {cell: {a: []}}\nfloor: a", "grid.floor='a' is not a key here .* did you mean 'floors'?"),
-        ("axes: {cell: {a: []}}\nfloors: b", "grid.floors='b' is no cell of this grid; there are: a"),
+        ("axes: {cell: {a: []}}\nfloor: a", "grid.baseline='a' is not a key here .* did you mean 'floors'?"),
+        ("axes: {cell: {a: []}}\nfloors: b", "grid.baselines='b' is no cell of this grid; there are: a"),
     ],
 )
 def test_a_mistake_in_ones_own_grid_is_one_sentence(in_process, tmp_path, text, sentence):
@@ -191,16 +196,16 @@ def ablation(tmp_path_factory):
     three cells fails. Its folder, its words, what it said: when it was broken off, and in the end."""
     folder = tmp_path_factory.mktemp("ablate")
     (folder / "my.yaml").write_text(OWN)
-    words = (f"grid={folder / 'my.yaml'}", *QUICK, f"out={folder / 'out'}", "only=[a,bad,b]")
-    broken, until = start("ablate", *words), time.monotonic() + 600
+    argv = (f"grid={folder / 'my.yaml'}", *QUICK, f"out={folder / 'out'}", "only=[a,bad,b]")
+    broken, until = start("ablate", *argv), time.monotonic() + 600
     while not list(folder.glob("out/runs/*/checkpoints/step-*")) and time.monotonic() < until:
         time.sleep(0.02)
     broken.send_signal(signal.SIGTERM)
     _, interrupted = broken.communicate(timeout=600)
     assert broken.returncode == 75, interrupted
     assert not (folder / "out" / "rows.jsonl").exists()
-    out, err = run("ablate", *words, code=65, seconds=900)
-    return folder, words, interrupted, out, err
+    out, err = run("ablate", *argv, code=65, seconds=900)
+    return folder, argv, interrupted, out, err
 
 
 def test_a_cell_that_fails_is_told_and_the_rest_goes_on(ablation):
@@ -216,7 +221,7 @@ def test_a_cell_that_fails_is_told_and_the_rest_goes_on(ablation):
 def test_each_finished_cell_has_a_row_and_small_pictures(ablation):
     out = ablation[0] / "out"
     rows, others = rows_in(out)
-    assert [(row.cell, row.axes, row.paper) for row in rows] == [("a", {"cell": "a"}, 3), ("b", {"cell": "b"}, 1)]
+    assert [(row.trial, row.axes, row.paper) for row in rows] == [("a", {"cell": "a"}, 3), ("b", {"cell": "b"}, 1)]
     for row, t in zip(rows, (10, 40), strict=True):
         (result,) = row.results
         assert (result.protocol, result.t, result.step, result.split) == ("knn", t, 50, "test")
@@ -235,13 +240,13 @@ def test_each_finished_cell_has_a_row_and_small_pictures(ablation):
 
 
 def test_what_is_finished_is_not_run_again(ablation, in_process, capsys):
-    folder, words = ablation[:2]
+    folder, argv = ablation[:2]
     out = folder / "out"
     before = {name: (out / name).read_bytes() for name in ("rows.jsonl", "others.jsonl", "logs/my/a.log")}
-    assert in_process("ablate", *words[:-1], "only=[a,b]") == (0, "")
+    assert in_process("ablate", *argv[:-1], "only=[a,b]") == (0, "")
     assert "nothing is missing" in capsys.readouterr().out
     assert before == {name: (out / name).read_bytes() for name in before}
-    code, message = in_process("ablate", *words[:-1], "only=[a]", "images=1600")
+    code, message = in_process("ablate", *argv[:-1], "only=[a]", "images=1600")
     assert code == 2
     assert "holds the cell a with other settings: train.steps was 50, is 100. Give another out=" in message
 
@@ -251,20 +256,20 @@ def test_what_was_broken_off_goes_on_where_it_was(ablation):
     assert interrupted.strip() == "error: stopped by SIGTERM; run the same command again to go on"
     assert re.search(r"  a    \d+ of 50 steps", out), out
     log = (folder / "out" / "logs" / "my" / "a.log").read_text()
-    assert log.count("$ python tools/pretrain.py") == 2
-    assert log.count("$ python tools/probe.py") == 1
+    assert log.count("$ ldae pretrain") == 2
+    assert log.count("$ ldae probe") == 1
 
 
 def test_a_launcher_runs_every_job_with_its_cells_though_one_fails(tmp_path):
     """Hydra's own launcher, whose jobs are started as those of a cluster are."""
-    from _jobs import application
+    from ldae.app.ablation.launcher import application
 
     tool = tmp_path / "tool.py"
     tool.write_text("import sys; print(sys.argv[1:], flush=True); sys.exit('only=[c]' in sys.argv)")
     plan = {"tool": str(tool), "words": ["grid=g"], "jobs": [["a", "b"], ["c"], ["d"]], "cwd": str(tmp_path)}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    words = application({"plugin": "basic"}, tmp_path, 3)
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True)
+    argv = application({"plugin": "basic"}, tmp_path, 3)
+    done = subprocess.run([sys.executable, *argv], capture_output=True, text=True, check=True)
     told = [line for line in done.stdout.splitlines() if line.startswith("['grid")]
     assert told == ["['grid=g', 'only=[a,b]']", "['grid=g', 'only=[c]']", "['grid=g', 'only=[d]']"]
 
@@ -272,19 +277,19 @@ def test_a_launcher_runs_every_job_with_its_cells_though_one_fails(tmp_path):
 @pytest.mark.slow
 def test_an_unbroken_ablation_by_a_launcher_finds_the_same(ablation, tmp_path):
     folder = ablation[0]
-    words = (f"grid={folder / 'my.yaml'}", *QUICK, f"out={tmp_path}", "only=[a,bad]", "launcher=basic")
-    out, _ = run("ablate", *words, code=70, seconds=900)
+    argv = (f"grid={folder / 'my.yaml'}", *QUICK, f"out={tmp_path}", "only=[a,bad]", "launcher=basic")
+    out, _ = run("ablate", *argv, code=70, seconds=900)
     assert "bad: FAILED, the job" in out
-    (unbroken,), floors = rows_in(tmp_path)
+    (unbroken,), baselines = rows_in(tmp_path)
     (broken, _), others = rows_in(folder / "out")
-    assert [r.accuracy for r in others] == [r.accuracy for r in floors]
+    assert [r.accuracy for r in others] == [r.accuracy for r in baselines]
     for name in ("accuracy", "selected", "selected_accuracy", "layer", "t", "data_fingerprint", "dimensions"):
         assert [getattr(r, name) for r in broken.results] == [getattr(r, name) for r in unbroken.results]
 
 
 def test_the_cost_is_told_first_from_a_few_steps_and_nothing_is_left(in_process, tmp_path, capsys):
-    words = ("budget=demo", "images=800", "runtime.threads=1", "dry=true", "only=[patch_pca-2,patch_ae-2]")
-    assert in_process("ablate", "grid=tokenizers", f"out={tmp_path / 'out'}", *words) == (0, "")
+    argv = ("budget=demo", "images=800", "runtime.threads=1", "dry=true", "only=[patch_pca-2,patch_ae-2]")
+    assert in_process("ablate", "grid=tokenizers", f"out={tmp_path / 'out'}", *argv) == (0, "")
     told = capsys.readouterr().out
     found = re.findall(r"about (\S+) min here .* 2 cells .*: (\S+) min of training .* and (\S+) min of probing", told)
     whole, training, probing = map(float, found[0])
@@ -306,38 +311,38 @@ def test_time_is_read_off_the_speeds_that_were_logged(tmp_path):
 
 
 def test_commands_are_told_without_the_places_of_one_machine():
-    words = f"python {ROOT}/tools/probe.py run=/a/b out=/c data.root=/d t=[10]"
-    assert told(words) == "python tools/probe.py run=RUN out=RUN data.root=DIR t=[10]"
-    assert told("python tools/probe.py 'data.only=[a b,c]' \"save=it's\"") == (
-        "python tools/probe.py 'data.only=[a b,c]' 'save=it'\"'\"'s'"
+    argv = f"python {ROOT}/ldae probe run=/a/b out=/c data.root=/d t=[10]"
+    assert portable_command(argv) == "ldae probe run=RUN out=RUN data.root=DIR t=[10]"
+    assert portable_command("ldae probe 'data.only=[a b,c]' \"save=it's\"") == (
+        "ldae probe 'data.only=[a b,c]' 'save=it'\"'\"'s'"
     )
 
 
 def test_a_folder_is_reported(ablation, in_process, capsys):
-    assert in_process("ablate", "report", f"out={ablation[0] / 'out'}") == (0, "")
+    assert in_process("report", f"out={ablation[0] / 'out'}") == (0, "")
     assert "report:" in capsys.readouterr().out
     page = (ablation[0] / "out" / "index.html").read_text()
     assert "made-up" in page
 
 
 def test_what_a_probe_refuses_is_refused_before_anything_is_trained(in_process, tmp_path):
-    words = ("budget=demo", "grid=tokenizers", "only=[patch_pca-2]", "images=800", "estimate=false", "report=false")
-    words += (f"out={tmp_path / 'out'}", "runtime.threads=1")
-    code, message = in_process("ablate", *words, "probe.protocols=[]")
+    argv = ("budget=demo", "grid=tokenizers", "only=[patch_pca-2]", "images=800", "estimate=false", "report=false")
+    argv += (f"out={tmp_path / 'out'}", "runtime.threads=1")
+    code, message = in_process("ablate", *argv, "probe.protocols=[]")
     assert (code, message) == (2, "cell patch_pca-2: probe.protocols=[] must have at least one entry")
     pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
     for i, image in enumerate(pixels):
-        place = tmp_path / "pictures" / ("train" if i < 30 else "test") / "all"
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(place / f"{i}.png")
+        ablation_dir = tmp_path / "pictures" / ("train" if i < 30 else "test") / "all"
+        ablation_dir.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(ablation_dir / f"{i}.png")
     data = ("data=imagefolder", "data.size=8", "data.patch=2", f"data.root={tmp_path / 'pictures'}", "parallel=1")
-    code, _ = in_process("ablate", *words, *data)
+    code, _ = in_process("ablate", *argv, *data)
     assert code == 65
     assert not list((tmp_path / "out").glob("runs/*/checkpoints"))
 
 
 def test_a_report_goes_without_its_pictures(in_process, tmp_path, capsys):
     shutil.copytree(ROOT / "results" / "cifar10" / "tokenizers", tmp_path / "out")
-    assert in_process("ablate", "report", f"out={tmp_path / 'out'}") == (0, "")
+    assert in_process("report", f"out={tmp_path / 'out'}") == (0, "")
     assert "120 of 120 pictures are missing; the report has a note in the place of each" in capsys.readouterr().out
     assert (tmp_path / "out" / "index.html").read_text().count(".png is missing") == 120

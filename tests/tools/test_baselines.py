@@ -17,8 +17,8 @@ def mae(tmp_path_factory):
     return folder
 
 
-def scored(folder, *words):
-    out, _ = run("probe", f"run={folder}", "protocols=[knn]", *words)
+def scored(folder, *argv):
+    out, _ = run("probe", f"run={folder}", "protocols=[knn]", *argv)
     lines = (folder / "probe" / "results.jsonl").read_text().splitlines()
     return out, {r["encoder"]: r for r in map(json.loads, lines)}
 
@@ -28,9 +28,9 @@ def test_mae_is_pretrained_without_a_tokenizer_and_probed(mae):
     manifest = json.loads(next((mae / "checkpoints").glob("*12/manifest.json")).read_text())
     assert manifest["tokenizer"] is None
     assert "tokenizer" not in manifest["config"]
-    looks = [row for row in rows(mae) if "monitor" in row]
-    assert {row["monitor"] for row in looks} == {"panel", "knn"}
-    assert any("psnr_hidden" in row for row in looks)
+    num_evals = [row for row in rows(mae) if "monitor" in row]
+    assert {row["monitor"] for row in num_evals} == {"panel", "knn"}
+    assert any("psnr_hidden" in row for row in num_evals)
     assert any("error_visible" in row for row in rows(mae))
     out, found = scored(mae)
     assert "| MAE " in out
@@ -45,8 +45,15 @@ def test_mae_is_pretrained_without_a_tokenizer_and_probed(mae):
 def test_the_class_token_of_mae_is_probed_alone_and_beside_the_patches(mae, in_process, tmp_path):
     for pooling, dimensions in (("cls", 128), ("cls+mean", 256)):
         out = tmp_path / pooling
-        words = ("protocols=[knn]", f"pooling=[{pooling}]", "layers=[4]", "floors=false", "split=holdout", f"out={out}")
-        assert in_process("probe", f"run={mae}", *words) == (0, "")
+        argv = (
+            "protocols=[knn]",
+            f"pooling=[{pooling}]",
+            "layers=[4]",
+            "baselines=false",
+            "split=holdout",
+            f"out={out}",
+        )
+        assert in_process("probe", f"run={mae}", *argv) == (0, "")
         (row,) = [json.loads(line) for line in (out / "results-holdout.jsonl").read_text().splitlines()]
         assert (row["pooling"], row["layer"], row["dimensions"]) == (pooling, 4, dimensions)
 
@@ -81,6 +88,6 @@ def test_the_pixel_dae_is_pretrained_and_probed(tmp_path):
     assert (folder / "tokenizer.safetensors").exists()
     found = losses(folder)
     assert float.fromhex(found[12]) < float.fromhex(found[1])
-    out, results = scored(folder, "floors=false")
+    out, results = scored(folder, "baselines=false")
     assert "| pixel DAE " in out
     assert (results["pixel DAE"]["t"], results["pixel DAE"]["layer"] in range(2, 7)) == (10, True)

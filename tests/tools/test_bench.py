@@ -1,22 +1,22 @@
-"""tools/bench.py: contenders that take turns, and protocols within a bound on their memory."""
+"""python tools/bench: contenders that take turns, and protocols within a bound on their memory."""
 
 from __future__ import annotations
 
 import inspect
 import json
 
-import _contenders_cold as contenders_cold
-import _contenders_data as contenders_data
+import competitors_cold as contenders_cold
+import competitors_data as contenders_data
 import numpy as np
 import pytest
 import torch
-from _bench_plan import cost_of
-from _bench_rows import Row, cold_rows, input_rows, knn_rows, load_rows, probe_rows, training_rows, unet_rows
-from _interleaved import Contender, Timed, function, interleaved
 from bench import compared, met_by, table
+from interleaved import Competitor, Timed, function, interleaved
 from PIL import Image
+from rows import Row, cold_rows, input_rows, knn_rows, load_rows, probe_rows, training_rows, unet_rows
 
-from ldae.errors import Fault
+from ldae.app.training.plan import cost_of
+from ldae.core.errors import Fault
 
 UNMARKED = {"scikit-learn", "l-DAE, not compiled", "fixed threads, beside it"}
 SMALL = ["features", "rows=400", "holdout=40", "queries=50", "dimensions=384", "classes=4", "epochs=1"]
@@ -34,8 +34,8 @@ def test_protocols_are_measured(in_process, tmp_path, capsys):
 
 
 def test_memory_that_does_not_do_is_told(in_process, tmp_path):
-    words = [*SMALL, "protocols=[knn]", "rows=300000", "dimensions=256", f"out={tmp_path}"]
-    code, message = in_process("bench", *words, "memory=0.25")
+    argv = [*SMALL, "protocols=[knn]", "rows=300000", "dimensions=256", f"out={tmp_path}"]
+    code, message = in_process("bench", *argv, "memory=0.25")
     assert code == 70
     assert "memory=0.25 GiB" in message
     assert not (tmp_path / "features.jsonl").exists()
@@ -62,7 +62,7 @@ def test_the_first_word_names_what_is_measured(in_process):
 
 
 def timed(name, work, *seconds):
-    return Timed(Contender(name, "m:f", {}), work, seconds, 1.0)
+    return Timed(Competitor(name, "m:f", {}), work, seconds, 1.0)
 
 
 def test_ratios_are_of_rates_round_by_round():
@@ -84,7 +84,7 @@ def test_a_row_says_what_was_met():
 
 
 def test_contenders_take_turns_in_processes_of_their_own():
-    small, large = (Contender(str(n), "_contenders:matmul", {"size": n, "precision": "float32"}) for n in (64, 512))
+    small, large = (Competitor(str(n), "competitors:matmul", {"size": n, "precision": "float32"}) for n in (64, 512))
     found = interleaved([small, large], threads=1, rounds=2, seconds=0.02)
     assert [len(t.seconds) for t in found] == [2, 2]
     assert found[1].work == 512 * found[0].work
@@ -94,7 +94,7 @@ def test_contenders_take_turns_in_processes_of_their_own():
 
 def test_a_contender_that_fails_is_named():
     with pytest.raises(Fault, match="wrong: TypeError"):
-        interleaved([Contender("wrong", "_contenders:matmul", {"side": 3})], threads=0, rounds=1, seconds=0.01)
+        interleaved([Competitor("wrong", "competitors:matmul", {"side": 3})], threads=0, rounds=1, seconds=0.01)
 
 
 def test_every_contender_can_be_made():
@@ -109,14 +109,14 @@ def test_every_contender_can_be_made():
     ]
     for row in [*rows, *input_rows("DIR", "DIR", "fp32")]:
         assert set(row.marks) >= {peer.name for peer in row.peers} - UNMARKED
-        for contender in row.contenders:
+        for contender in row.competitors:
             inspect.signature(function(contender.make)).bind(**contender.arguments)
         if row.same:
             inspect.signature(function(row.same)).bind(**row.ours.arguments)
 
 
 def test_rows_whose_peers_are_not_there_are_left_out(capsys, monkeypatch):
-    monkeypatch.setattr("_bench_rows.installed", lambda name, site: False)
+    monkeypatch.setattr("rows.installed", lambda name, site: False)
     assert [row.name for row in unet_rows("NOWHERE", "fp32")] == ["SegDiff, sampling"]
     assert "diffusers is not installed, nor in site=NOWHERE: left out" in capsys.readouterr().err
     assert cold_rows(None, None) == []
@@ -165,14 +165,14 @@ def test_all_that_a_row_aims_at_counts():
 
 def test_the_cost_is_that_of_the_networks_formula(in_process, capsys):
     """A ViT block of width D on N tokens multiplies 12 D^2 + 2 N D numbers a token; backward is twice forward."""
-    words = ["plan", "experiment=ldae/digits", "train.steps=90", "runtime.threads=1", "gpu=a100"]
-    cost = cost_of(words[1:-1])
+    argv = ["experiment=ldae/digits", "train.steps=90", "runtime.threads=1", "gpu=a100"]
+    cost = cost_of(argv[:-1])
     width, tokens, blocks = 64, 16, 4
     of_blocks = 3 * 2 * blocks * tokens * (12 * width**2 + 2 * tokens * width)
     assert of_blocks < cost.flop < 1.25 * of_blocks  # the rest: embedding, output, noise levels
     assert cost.images == 90 * 16
     assert cost.hours_on("a100") == pytest.approx(cost.images * cost.flop / 156e12 / 3600)
-    assert in_process("bench", *words) == (0, "")
+    assert in_process("plan", *argv) == (0, "")
     told = capsys.readouterr().out
     assert f"{cost.parameters:,} parameters" in told
     assert "1,440 images in batches of 16" in told
@@ -180,6 +180,6 @@ def test_the_cost_is_that_of_the_networks_formula(in_process, capsys):
 
 
 def test_a_length_in_epochs_needs_the_data(in_process):
-    code, message = in_process("bench", "plan", "experiment=ldae/cifar10_cpu")
+    code, message = in_process("plan", "experiment=ldae/cifar10_cpu")
     assert (code, "give data.root=FOLDER or train.steps=N" in message) == (2, True)
-    assert "gpu='b100' is none of" in in_process("bench", "plan", "gpu=b100")[1]
+    assert "gpu='b100' is none of" in in_process("plan", "gpu=b100")[1]

@@ -7,19 +7,19 @@ import shlex
 import sys
 import time
 
-import _demo_tasks
-import demo
 import pytest
 import torch
-from _demo_picture import steps_of
-from _demo_tasks import Task, run_tasks
 from helpers import ROOT, start, status
 from PIL import Image
 
+from ldae.app.demo import demo as demo
+from ldae.app.demo import tasks as _demo_tasks
+from ldae.app.demo.picture import steps_of
+from ldae.app.demo.tasks import Task, run_tasks
+from ldae.core.errors import Fault, UsageError
 from ldae.diffusion.schedules import LinearGamma2
-from ldae.errors import Fault, UsageError
 
-TINY = ("train.steps=4", "train.log_every=1", "data.crops=240", "data.test_crops=120", "monitor.looks=0")
+TINY = ("train.steps=4", "train.log_every=1", "data.crops=240", "data.test_crops=120", "monitor.num_evals=0")
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +66,12 @@ def test_the_next_commands_can_be_pasted(config, finished):
     lines = [line.strip() for line in demo.next_steps(finished, 0).splitlines() if line.startswith("  ")]
     assert len(lines) == 3
     for line in lines:
-        words = shlex.split(line)
-        tools = [word for word in words if word.endswith(".py")]
+        argv = shlex.split(line)
+        tools = [word for word in argv if word.endswith(".py")]
         for tool in tools:
             assert (ROOT / "tools" / tool.rsplit("/", 1)[-1]).exists()
-            config(tool.rsplit("/", 1)[-1].removesuffix(".py"), *words[2:])
-        assert tools or words[-1] == str(finished)
+            config(tool.rsplit("/", 1)[-1].removesuffix(".py"), *argv[2:])
+        assert tools or argv[-1] == str(finished)
 
 
 @pytest.mark.parametrize("on_terminal", [True, False])
@@ -91,21 +91,21 @@ def test_progress_is_shown_on_a_terminal_and_off_it(finished, capsys, monkeypatc
 
 
 def test_mistyped_words_are_refused():
-    for words, message in (
+    for argv, message in (
         (["--steps"], "usage"),
         (["seeds=a"], "whole numbers"),
         (["seeds=[0,0]"], "twice"),
         (["data=digits"], "own"),
     ):
         with pytest.raises(UsageError, match=message):
-            demo.arguments(words)
+            demo.arguments(argv)
     out, seeds, extra = demo.arguments(["out=a b", "seeds=[0, 12]", "train.steps=3"])
     assert (str(out), seeds, extra) == ("a b", [0, 12], ["train.steps=3"])
 
 
 def test_a_failed_call_ends_the_demo_with_its_code_and_sentence(tmp_path):
-    words = ("experiment=demo/ldae_eps", "train.steps=-1", f"out={tmp_path / 'run'}")
-    task = Task("pretrain: l-DAE", "pretrain", words, tmp_path / "run" / "status.json", tmp_path / "log.txt")
+    argv = ("experiment=demo/ldae_eps", "train.steps=-1", f"out={tmp_path / 'run'}")
+    task = Task("pretrain: l-DAE", "pretrain", argv, tmp_path / "run" / "status.json", tmp_path / "log.txt")
     with pytest.raises(Fault, match=r"pretrain: l-DAE: train\.steps=-1") as caught:
         run_tasks([task])
     assert caught.value.code == 2

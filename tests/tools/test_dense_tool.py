@@ -1,4 +1,4 @@
-"""tools/dense.py on pictures of bright squares, read by an encoder of digits."""
+"""ldae dense on pictures of bright squares, read by an encoder of digits."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def squares(tmp_path_factory):
 
 
 def test_bright_squares_are_found_in_pixels_and_not_by_a_mean(pretrained, squares, in_process, tmp_path, capsys):
-    words = (f"run={pretrained}", f"data.root={squares}", f"out={tmp_path}", *QUICK)
-    assert in_process("dense", *words) == (0, "")
+    argv = (f"run={pretrained}", f"data.root={squares}", f"out={tmp_path}", *QUICK)
+    assert in_process("dense", *argv) == (0, "")
     rows = {r["encoder"]: r for r in map(json.loads, (tmp_path / "dense.jsonl").read_text().splitlines())}
     assert rows["pixels of a patch"]["iou"] > 80
     assert rows["mean mask"]["iou"] < 50
@@ -49,25 +49,25 @@ def test_bright_squares_are_found_in_pixels_and_not_by_a_mean(pretrained, square
 
 
 def test_the_test_split_is_read_once_or_not_at_all(pretrained, squares, in_process, tmp_path, monkeypatch):
-    import dense
+    from ldae.app.probing import dense as dense
 
     read, batches = [], dense.Figures.batches
     monkeypatch.setattr(dense.Figures, "batches", lambda self, split: read.append(split) or batches(self, split))
-    words = (f"run={pretrained}", f"data.root={squares}", f"out={tmp_path}", *QUICK, "layers=[1,2]")
-    assert in_process("dense", *words, "split=holdout") == (0, "")
+    argv = (f"run={pretrained}", f"data.root={squares}", f"out={tmp_path}", *QUICK, "layers=[1,2]")
+    assert in_process("dense", *argv, "split=holdout") == (0, "")
     assert "test" not in read
     read.clear()
-    assert in_process("dense", *words) == (0, "")
+    assert in_process("dense", *argv) == (0, "")
     assert read.count("test") == 4  # masks, and tokens of two networks and of pixels, each at the cell that was chosen
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("argv", "sentence"),
     [(("layers=[99]",), "is not one of"), (("t=[5000]",), "t"), (("penalties=[]",), "must have at least one entry")],
 )
-def test_what_cannot_be_read_is_refused(pretrained, squares, in_process, tmp_path, words, sentence):
+def test_what_cannot_be_read_is_refused(pretrained, squares, in_process, tmp_path, argv, sentence):
     code, told = in_process(
-        "dense", f"run={pretrained}", f"data.root={squares}", f"out={tmp_path / 'o'}", *QUICK, *words
+        "dense", f"run={pretrained}", f"data.root={squares}", f"out={tmp_path / 'o'}", *QUICK, *argv
     )
     assert code == 2
     assert sentence in told
@@ -75,8 +75,8 @@ def test_what_cannot_be_read_is_refused(pretrained, squares, in_process, tmp_pat
 
 
 def test_images_without_masks_are_refused(pretrained, in_process, tmp_path):
-    words = (f"run={pretrained}", f"out={tmp_path}", "data=digits", "layers=[1]")
-    code, told = in_process("dense", *words)
+    argv = (f"run={pretrained}", f"out={tmp_path}", "data=digits", "layers=[1]")
+    code, told = in_process("dense", *argv)
     assert code == 2
     assert "has no masks" in told
 
@@ -98,8 +98,8 @@ def test_masks_that_are_the_same_everywhere_have_nothing_to_score(pretrained, sq
 
 
 def test_few_images_are_warned_of(pretrained, squares, in_process, tmp_path, capsys):
-    words = (f"run={pretrained}", f"data.root={squares}", f"out={tmp_path}", *QUICK, "precision=fp32")
-    assert in_process("dense", *words) == (0, "")
+    argv = (f"run={pretrained}", f"data.root={squares}", f"out={tmp_path}", *QUICK, "precision=fp32")
+    assert in_process("dense", *argv) == (0, "")
     assert "Warning: test has 12 images: one is 8.3 % of the mean." in capsys.readouterr().out
     row = json.loads((tmp_path / "dense.jsonl").read_text().splitlines()[0])
     assert any("holdout has 4 images" in sentence for sentence in row["warnings"])

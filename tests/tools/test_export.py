@@ -8,16 +8,16 @@ import subprocess
 import sys
 
 import numpy as np
-import pretrain
 import pytest
 import torch
 
+from ldae.app.training import pretrain as pretrain
+from ldae.config.build import Parts
 from ldae.data.cache import Context
-from ldae.export import load_encoder
-from ldae.system import System
-from ldae.timm_encoder import TimmEncoder
+from ldae.export.encoder import load_encoder
+from ldae.export.timm_encoder import TimmEncoder
 
-SHORT = ("train.steps=8", "train.batch=32", "monitor.looks=0", "runtime.threads=1")
+SHORT = ("train.steps=8", "train.batch=32", "monitor.num_evals=0", "runtime.threads=1")
 UNET = ("experiment=ddpm/cifar10_cpu", "denoiser.channels=8", "denoiser.multipliers=[1,2]", "denoiser.attention=[4]")
 ALONE = """
 import sys
@@ -53,22 +53,22 @@ def trained(tmp_path_factory):
 def digits(folder, count=40):
     """Test images of the run's data, (N, 3, 8, 8) in [0, 1]."""
     config = json.loads((folder / "config.json").read_text())
-    splits = System(config)["data"].open(Context(folder / "cache", workers=0))
+    splits = Parts(config).data.open(Context(folder / "cache", workers=0))
     return splits.test.pixels[splits.test.ids[:count]].float() / 255
 
 
 def read_alone(out, images, folder):
     """Features by timm, in a process that cannot import the suite."""
     np.save(folder / "images.npy", images.numpy())
-    words = [sys.executable, "-I", "-c", ALONE, out, folder / "images.npy", folder / "features.npy"]
-    done = subprocess.run([str(w) for w in words], capture_output=True, text=True, cwd=folder)
+    argv = [sys.executable, "-I", "-c", ALONE, out, folder / "images.npy", folder / "features.npy"]
+    done = subprocess.run([str(w) for w in argv], capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr
     return torch.from_numpy(np.load(folder / "features.npy"))
 
 
 def test_timm_alone_gives_the_features_of_load_encoder(trained, tmp_path, in_process, capsys):
-    out, words = tmp_path / "out", ("layer=1", "t=40", "format=[timm,onnx]")
-    assert in_process("export", f"run={trained('ldae')}", f"out={out}", *words) == (0, "")
+    out, argv = tmp_path / "out", ("layer=1", "t=40", "format=[timm,onnx]")
+    assert in_process("export", f"run={trained('ldae')}", f"out={out}", *argv) == (0, "")
     assert capsys.readouterr().out.count("largest difference") == 2
     assert {p.name for p in out.iterdir()} == {
         "model.safetensors",
@@ -118,42 +118,42 @@ def test_mae_is_a_plain_vit_with_a_class_token(trained, tmp_path, in_process):
 
 
 def test_a_difference_above_the_limit_leaves_nothing_behind(trained, tmp_path, in_process, monkeypatch):
-    import export
+    from ldae.app import export as export
 
     out = tmp_path / "deep" / "out"
-    words = ("export", f"run={trained('ldae')}", f"out={out}")
+    argv = ("export", f"run={trained('ldae')}", f"out={out}")
     monkeypatch.setattr(export, "LIMIT", 1e-12)
-    code, message = in_process(*words)
+    code, message = in_process(*argv)
     assert code == 70
     assert "e-12; nothing was written" in message
     assert list(out.parent.iterdir()) == []
     monkeypatch.undo()
-    assert in_process(*words) == (0, "")
+    assert in_process(*argv) == (0, "")
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     monkeypatch.setattr(export, "LIMIT", 1e-12)
-    assert in_process(*words)[0] == 70
+    assert in_process(*argv)[0] == 70
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
     assert [p.name for p in out.parent.iterdir()] == ["out"]
 
 
 def test_an_export_replaces_an_export_and_nothing_else(trained, tmp_path, in_process):
     out = tmp_path / "out"
-    words = ("export", f"run={trained('ldae')}", f"out={out}")
-    assert in_process(*words, "layer=1") == (0, "")
-    assert in_process(*words, "layer=2") == (0, "")
+    argv = ("export", f"run={trained('ldae')}", f"out={out}")
+    assert in_process(*argv, "layer=1") == (0, "")
+    assert in_process(*argv, "layer=2") == (0, "")
     assert json.loads((out / "config.json").read_text())["model_args"]["depth"] == 2
     (out / "thesis.tex").write_text("years of work")
-    code, message = in_process(*words)
+    code, message = in_process(*argv)
     assert code == 73
     assert "holds thesis.tex, which no export wrote; give another folder" in message
     assert (out / "thesis.tex").read_text() == "years of work"
     (tmp_path / "file").write_text("")
-    assert in_process("export", words[1], f"out={tmp_path / 'file'}")[0] == 73
-    assert in_process("export", words[1], f"out={tmp_path / 'file' / 'out'}")[0] == 73
+    assert in_process("export", argv[1], f"out={tmp_path / 'file'}")[0] == 73
+    assert in_process("export", argv[1], f"out={tmp_path / 'file' / 'out'}")[0] == 73
 
 
 @pytest.mark.parametrize(
-    ("name", "words", "code", "sentence"),
+    ("name", "argv", "code", "sentence"),
     [
         ("ldae", ("format=[tf]",), 2, "format"),
         ("ldae", ("format=[]",), 2, "must have at least one entry"),
@@ -163,8 +163,8 @@ def test_an_export_replaces_an_export_and_nothing_else(trained, tmp_path, in_pro
         ("unet", (), 2, "denoiser='UNet' cannot be folded: it must be a ViT on clean input; use format=[onnx]"),
     ],
 )
-def test_a_mistake_is_answered_with_one_sentence(trained, tmp_path, in_process, name, words, code, sentence):
-    found, message = in_process("export", f"run={trained(name)}", f"out={tmp_path / 'out'}", *words)
+def test_a_mistake_is_answered_with_one_sentence(trained, tmp_path, in_process, name, argv, code, sentence):
+    found, message = in_process("export", f"run={trained(name)}", f"out={tmp_path / 'out'}", *argv)
     assert (found, len(message.splitlines())) == (code, 1)
     assert sentence in message
     assert list(tmp_path.iterdir()) == []
@@ -177,14 +177,14 @@ def test_a_run_is_needed(in_process):
 def test_layer_and_t_are_those_that_the_probe_chose(trained, tmp_path, in_process, capsys):
     run = tmp_path / "run"
     shutil.copytree(trained("ldae"), run)
-    chosen = ("layers=[1]", "t=[40]", "floors=false", "protocols=[knn]", "precision=fp32")
-    noised = ("layers=[2]", "t=[5]", "inputs=[noised]", "split=holdout", "floors=false", "protocols=[knn]")
+    chosen = ("layers=[1]", "t=[40]", "baselines=false", "protocols=[knn]", "precision=fp32")
+    noised = ("layers=[2]", "t=[5]", "inputs=[noised]", "split=holdout", "baselines=false", "protocols=[knn]")
     assert in_process("probe", f"run={run}", *noised) == (0, "")
     assert in_process("export", f"run={run}", f"out={tmp_path / 'usual'}") == (0, "")
     assert "no probe of this checkpoint" in capsys.readouterr().out
     assert in_process("probe", f"run={run}", *chosen) == (0, "")
-    for name, words, expected in (("a", (), (1, 40)), ("b", ("layer=2",), (2, 10)), ("c", ("t=40",), (1, 40))):
-        assert in_process("export", f"run={run}", f"out={tmp_path / name}", *words) == (0, "")
+    for name, argv, expected in (("a", (), (1, 40)), ("b", ("layer=2",), (2, 10)), ("c", ("t=40",), (1, 40))):
+        assert in_process("export", f"run={run}", f"out={tmp_path / name}", *argv) == (0, "")
         about = json.loads((tmp_path / name / "export.json").read_text())
         assert (about["layer"], about["t"]) == expected
         assert ("layer=1 t=40, as the run's probe chose them (kNN, " in capsys.readouterr().out) is (name != "b")

@@ -1,4 +1,4 @@
-"""tools/finetune.py on the embedded digits."""
+"""ldae finetune on the embedded digits."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 import torch
 from helpers import SHORT, run
 
-from ldae.export import load_encoder
-from ldae.fold import plain_vit
+from ldae.export.encoder import load_encoder
+from ldae.export.fold import plain_vit
 from linear_probe.results import read_results
 
 QUICK = ("train.batch=64", "train.log_every=1", "looks=1", "runtime.threads=1")
@@ -31,17 +31,17 @@ def test_a_classifier_begins_as_the_folded_encoder(pretrained):
 
 
 def test_fine_tuning_learns_says_all_and_is_done_once(pretrained, tmp_path):
-    words = (f"run={pretrained}", f"out={tmp_path / 'a'}", "train.epochs=12", "optim.blr=1.2e-2", *QUICK)
-    words += ("augment=flip", "augment.flip=0", "mixup=0", "cutmix=0")
-    told, _ = run("finetune", *words)
+    argv = (f"run={pretrained}", f"out={tmp_path / 'a'}", "train.epochs=12", "optim.blr=1.2e-2", *QUICK)
+    argv += ("augment=flip", "augment.flip=0", "mixup=0", "cutmix=0")
+    told, _ = run("finetune", *argv)
     result = read_results(tmp_path / "a" / "results.jsonl")[0]
     assert result.accuracy > 60  # chance is 10
     assert f"{result.accuracy:.2f} %" in told
     assert (result.split, result.protocol, result.seed) == ("test", "finetune", 0)
     begun = json.loads((tmp_path / "a" / "config.json").read_text())
     assert begun["encoder"] == result.checkpoint
-    assert "nothing to do" in run("finetune", *words)[0]
-    assert "seed" in run("finetune", *words, "seed=1", code=2)[1]
+    assert "nothing to do" in run("finetune", *argv)[0]
+    assert "seed" in run("finetune", *argv, "seed=1", code=2)[1]
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,8 @@ def test_a_run_is_asked_for(in_process):
 
 
 def test_a_masked_autoencoder_is_fine_tuned_with_a_new_norm_in_place_of_its_last(tmp_path, in_process):
-    words = ("experiment=mae/cifar10_cpu", "data=digits", "denoiser.width=32", "denoiser.heads=2", *SHORT)
-    assert in_process("pretrain", f"out={tmp_path / 'mae'}", *words, "train.steps=2", "monitor.looks=0") == (0, "")
-    words = (f"run={tmp_path / 'mae'}", f"out={tmp_path / 'out'}", *QUICK, "train.steps=2", "train.precision=fp32")
-    assert in_process("finetune", *words) == (0, "")
+    argv = ("experiment=mae/cifar10_cpu", "data=digits", "denoiser.width=32", "denoiser.heads=2", *SHORT)
+    assert in_process("pretrain", f"out={tmp_path / 'mae'}", *argv, "train.steps=2", "monitor.num_evals=0") == (0, "")
+    argv = (f"run={tmp_path / 'mae'}", f"out={tmp_path / 'out'}", *QUICK, "train.steps=2", "train.precision=fp32")
+    assert in_process("finetune", *argv) == (0, "")
     assert read_results(tmp_path / "out" / "results.jsonl")[0].encoder == "MAE"

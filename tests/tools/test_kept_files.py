@@ -11,12 +11,12 @@ import time
 import pytest
 from helpers import SHORT, complete, losses, status
 
+from ldae.core.files import remove_folder
 from ldae.engine import trainer
-from ldae.engine.run import RunFolder
-from ldae.export import load_run
-from ldae.files import remove_folder
+from ldae.engine.run_folder import RunFolder
+from ldae.export.encoder import load_run
 
-WORDS = (*SHORT, "train.steps=3", "train.precision=fp32", "monitor.looks=0", "runtime.progress=false")
+WORDS = (*SHORT, "train.steps=3", "train.precision=fp32", "monitor.num_evals=0", "runtime.progress=false")
 
 
 def flip(path, at=-3):
@@ -29,7 +29,7 @@ def flip(path, at=-3):
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
     """A run that was stopped after its last step."""
-    from pretrain import main
+    from ldae.app.training.pretrain import main
 
     folder = tmp_path_factory.mktemp("kept") / "run"
     main(complete("pretrain", [f"out={folder}", *WORDS]))
@@ -76,13 +76,13 @@ def test_a_damaged_tokenizer_of_the_cache_is_fitted_again(begun, tmp_path, in_pr
 
 @pytest.mark.case("A6", "the labels of kept features changed")
 def test_changed_labels_of_a_feature_bank_are_noticed(begun, tmp_path, in_process, capsys):
-    words = (f"run={begun}", "protocols=[knn]", "floors=false", "layers=[2]", f"out={tmp_path}", "runtime.threads=1")
-    assert in_process("probe", *words) == (0, "")
+    argv = (f"run={begun}", "protocols=[knn]", "baselines=false", "layers=[2]", f"out={tmp_path}", "runtime.threads=1")
+    assert in_process("probe", *argv) == (0, "")
     told = capsys.readouterr().out
     whole = {path: path.read_bytes() for path in (tmp_path / "features").glob("*/labels.npy")}
     for path, raw in whole.items():
         path.write_bytes(raw[:128] + raw[128:][::-1])  # after the header
-    assert in_process("probe", *words) == (0, "")
+    assert in_process("probe", *argv) == (0, "")
     assert capsys.readouterr().out == told
     assert {path: path.read_bytes() for path in whole} == whole
 

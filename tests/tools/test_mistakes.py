@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import subprocess
 import sys
@@ -10,7 +9,8 @@ import sys
 import pytest
 from helpers import ENVIRONMENT, ROOT, run
 
-from ldae.errors import UsageError
+from ldae.app.cli import find
+from ldae.core.errors import UsageError
 
 MISTAKES = [
     (("train.stepz=3",), "train.stepz=3 is not a key of this config; did you mean train.steps?"),
@@ -43,10 +43,10 @@ MISTAKES = [
         ("objective=masked",),
         "denoiser='ViTDenoiser' cannot leave patches out; use a masked autoencoder such as mae_128x4",
     ),
-    (("variance=learned_range",), "schedule='LinearSigma' does not preserve variance .* use ddpm_linear"),
+    (("objective=learned_variance",), "schedule='LinearSigma' does not preserve variance .* use ddpm_linear"),
     (
-        ("variance=learned_range", "schedule=ddpm_linear", "weight=one"),
-        "variance='LearnedRange' is built from the noise",
+        ("objective=learned_variance", "schedule=ddpm_linear", "weight=one"),
+        "objective='learned_variance' is built from the noise",
     ),
     (("denoiser=dit_s_8", "input=latent"), "denoiser.patch=8 must divide the network's input, 4 x 4"),
     (("task=labelled", "task.dropout=2"), "task.dropout=2.0 must be at least 0 and at most 1"),
@@ -59,7 +59,7 @@ MISTAKES = [
     ),
     (("schedule=steps",), "schedule='Steps' has no noise, so Gaussian would leave every image as it is"),
     (
-        ("schedule=blank", "target=eps", "output=latent", "metric=mse"),
+        ("schedule=blank", "target=eps", "output=latent", "loss=l2"),
         "target='Eps' determines x0 at no level of Blank",
     ),
     (("device=tpu",), "device='tpu' is no device"),
@@ -73,9 +73,9 @@ MISTAKES = [
 
 
 @pytest.mark.case("20, 21, 22", "mistakes on the command line, each with its sentence")
-@pytest.mark.parametrize(("words", "sentence"), MISTAKES, ids=[m[0][0] for m in MISTAKES])
-def test_a_mistake_is_answered_with_one_sentence(tmp_path, words, sentence, in_process):
-    code, message = in_process("pretrain", f"out={tmp_path / 'r'}", *words)
+@pytest.mark.parametrize(("argv", "sentence"), MISTAKES, ids=[m[0][0] for m in MISTAKES])
+def test_a_mistake_is_answered_with_one_sentence(tmp_path, argv, sentence, in_process):
+    code, message = in_process("pretrain", f"out={tmp_path / 'r'}", *argv)
     assert code == 2
     import re
 
@@ -97,8 +97,8 @@ def test_every_tool_explains_itself(tool):
 
 
 def test_a_data_folder_that_is_not_there_is_65(tmp_path):
-    words = ("experiment=ldae/cifar10_cpu", f"out={tmp_path / 'r'}", f"data.root={tmp_path / 'none'}")
-    _, err = run("pretrain", *words, code=65)
+    argv = ("experiment=ldae/cifar10_cpu", f"out={tmp_path / 'r'}", f"data.root={tmp_path / 'none'}")
+    _, err = run("pretrain", *argv, code=65)
     assert "none is missing; a folder is needed" in err
 
 
@@ -110,8 +110,8 @@ def test_an_output_that_cannot_be_is_73(tmp_path):
 
 @pytest.mark.parametrize("tool", ["probe", "checkpoint"])
 def test_a_folder_that_is_no_run_is_65(tmp_path, tool):
-    words = (f"run={tmp_path}",) if tool == "probe" else ("list", tmp_path)
-    _, err = run(tool, *words, code=65)
+    argv = (f"run={tmp_path}",) if tool == "probe" else ("list", tmp_path)
+    _, err = run(tool, *argv, code=65)
     assert "has no checkpoint" in err
 
 
@@ -122,8 +122,8 @@ def test_probe_wants_a_run():
 
 @pytest.mark.parametrize("tool", ["pretrain", "sample"])
 def test_a_tool_without_arguments_shows_its_usage_and_does_nothing(tool, tmp_path):
-    words = [sys.executable, str(ROOT / "tools" / f"{tool}.py")]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **ENVIRONMENT})
+    argv = [sys.executable, str(ROOT / "tools" / f"{tool}.py")]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **ENVIRONMENT})
     assert done.returncode == 2
     assert f"python tools/{tool}.py" in done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -138,7 +138,7 @@ WORK = {
 
 @pytest.mark.parametrize("tool", WORK)
 def test_what_a_tool_works_on_has_to_be_named(tool, tmp_path):
-    words, sentence = WORK[tool]
+    argv, sentence = WORK[tool]
     with pytest.raises(UsageError, match=sentence):
-        importlib.import_module(tool).main([*words, f"out={tmp_path / 'r'}"])
+        find(tool.replace("_", "-")).load().main([*argv, f"out={tmp_path / 'r'}"])
     assert list(tmp_path.iterdir()) == []

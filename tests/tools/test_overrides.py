@@ -6,7 +6,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-from _overrides import argument, command, parse_override
+
+from ldae.app.overrides import argument, command, parse_override
 
 NASTY = [
     "R/a=b %40 @x",
@@ -31,9 +32,9 @@ NASTY = [
 
 @pytest.mark.parametrize("text", NASTY)
 def test_a_printed_command_reads_back(text):
-    words = shlex.split(command("probe", run=text))
-    assert words[:2] == ["python", "tools/probe.py"]
-    assert parse_override(words[2]).value() == text
+    argv = shlex.split(command("probe", run=text))
+    assert argv[:2] == ["python", "ldae probe"]
+    assert parse_override(argv[2]).value() == text
     assert parse_override(argument("out", text)).value() == text
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from _cli import compose, resolved
-from _overview import _plain, encoder_parameters
-from _session import Session
+
+from ldae.app.compose import compose, resolved
+from ldae.app.session import Session
+from ldae.app.training.overview import _plain, encoder_parameters
 
 
 def test_the_encoder_is_what_its_tokens_depend_on():
-    objective = Session(resolved(compose("pretrain", ["experiment=ldae/digits"]))).system["objective"]
+    objective = Session(resolved(compose("pretrain", ["experiment=ldae/digits"]))).parts.objective
     objective.tokenizer.assume_fitted()
     net = objective.network
     own = sum(p.numel() for m in (net.embed, net.level, *net.blocks[:2]) for p in m.parameters())
@@ -19,8 +20,8 @@ def test_the_encoder_is_what_its_tokens_depend_on():
 
 @pytest.mark.parametrize("experiment", ["mae/cifar10_cpu", "ddpm/cifar10_cpu", "sr3/cifar10_cpu", "dit/cifar10_cpu"])
 def test_every_kind_of_network_has_an_encoder_smaller_than_itself(experiment):
-    words = [f"experiment={experiment}", "data=digits"]
-    objective = Session(resolved(compose("pretrain", words))).system["objective"]
+    argv = [f"experiment={experiment}", "data=digits"]
+    objective = Session(resolved(compose("pretrain", argv))).parts.objective
     if objective.tokenizer is not None:
         objective.tokenizer.assume_fitted()
     whole = sum(p.numel() for p in objective.network.parameters() if p.requires_grad)
@@ -28,9 +29,9 @@ def test_every_kind_of_network_has_an_encoder_smaller_than_itself(experiment):
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "argv"),
     [("PatchPCA", "patch PCA"), ("LinearSigma", "linear sigma"), ("X0", "x0"), ("MinSNR", "min SNR"), ("VQ", "VQ"),
      ("DDPMLinear", "DDPM linear"), ("AdamW", "AdamW"), ("ConvVAE", "conv VAE"), ("LinearGamma2", "linear gamma2")],
 )  # fmt: skip
-def test_classes_have_plain_names(name, words):
-    assert _plain(name) == words
+def test_classes_have_plain_names(name, argv):
+    assert _plain(name) == argv

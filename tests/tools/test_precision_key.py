@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from _precision import settle_precision
 
+from ldae.app.precision import settle_precision
 from ldae.engine.precision import multiplies_bf16
 
 HERE = "bf16" if multiplies_bf16("cpu") else "fp32"
 OTHER = {"bf16": "fp32", "fp32": "bf16"}[HERE]
-TINY = ("experiment=ldae/digits", "train.steps=2", "train.batch=16", "denoiser=vit_64x4", "monitor.looks=0")
+TINY = ("experiment=ldae/digits", "train.steps=2", "train.batch=16", "denoiser=vit_64x4", "monitor.num_evals=0")
 CPU = "device=cpu"
 
 
@@ -22,7 +22,7 @@ def test_tools_that_train_keep_it_with_the_training(config, root):
     assert "precision" not in config(root)
 
 
-@pytest.mark.parametrize("root", ["probe", "sample", "restore", "likelihood", "search_levels", "dense", "bench"])
+@pytest.mark.parametrize("root", ["probe", "sample", "restore", "likelihood", "search_schedule", "dense", "bench"])
 def test_tools_that_run_a_network_know_both_names(config, root):
     assert config(root, "precision=bf16") == config(root, "train.precision=bf16")
     assert config(root)["precision"] == ("fp32" if root == "likelihood" else "auto")
@@ -41,18 +41,18 @@ def test_auto_is_settled_at_every_depth(config):
 
 
 def test_a_run_goes_on_in_the_precision_that_it_began_with(tmp_path, in_process, capsys):
-    out, words = tmp_path / "run", (*TINY, CPU, "runtime.threads=1", f"out={tmp_path / 'run'}")
+    out, argv = tmp_path / "run", (*TINY, CPU, "runtime.threads=1", f"out={tmp_path / 'run'}")
 
     def kept():
         return json.loads((out / "config.json").read_text())["train"]["precision"]
 
-    assert in_process("pretrain", *words, f"precision={OTHER}")[0] == 0
+    assert in_process("pretrain", *argv, f"precision={OTHER}")[0] == 0
     assert f"precision {OTHER} (as set)" in capsys.readouterr().out
     (out / "status.json").unlink()  # as if it was killed
-    assert in_process("pretrain", *words) == (0, "")
+    assert in_process("pretrain", *argv) == (0, "")
     assert f"precision {OTHER} (as this run began)" in capsys.readouterr().out
     assert kept() == OTHER
-    code, message = in_process("pretrain", *words, f"train.precision={HERE}")
+    code, message = in_process("pretrain", *argv, f"train.precision={HERE}")
     assert code == 2
     assert f"train.precision was '{OTHER}', is '{HERE}'" in message
 

@@ -13,13 +13,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from _monitors import OnlineKNN
-from _session import Session
 from helpers import ENVIRONMENT, ROOT, SHORT, as_if_stopped, command, losses, rows, run, status, torchrun
 from PIL import Image
 from safetensors.torch import load_file
 
-from ldae.export import load_run
+from ldae.app.session import Session
+from ldae.app.training.monitors import OnlineKNN
+from ldae.export.encoder import load_run
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_a_run_says_what_it_does_and_what_comes_next(reference):
     assert "1 thread)" in named["device"]
     assert named["out"].split() == ["out", str(reference)]
     assert [shlex.split(line)[-2:] for line in lines[-2:]] == [
-        ["tools/probe.py", f"run={reference}"],
+        ["ldae probe", f"run={reference}"],
         ["--logdir", str(reference)],
     ]
 
@@ -113,8 +113,8 @@ def test_a_finished_run_goes_on_where_its_length_is_allowed_to_change(reference,
 @pytest.mark.parametrize("ends", [os.pipe, os.openpty], ids=["pipe", "terminal"])
 def test_a_run_outlives_whoever_reads_what_it_prints(reference, tmp_path, ends):
     read, write = ends()
-    words = command("pretrain", f"out={tmp_path / 'r'}", *SHORT, "runtime.progress=true")
-    process = subprocess.Popen(words, stdout=write, stderr=write, env={**os.environ, **ENVIRONMENT})
+    argv = command("pretrain", f"out={tmp_path / 'r'}", *SHORT, "runtime.progress=true")
+    process = subprocess.Popen(argv, stdout=write, stderr=write, env={**os.environ, **ENVIRONMENT})
     os.close(write)
     os.close(read)
     assert process.wait(300) == 0
@@ -143,9 +143,9 @@ def test_checkpoints_are_listed_and_verified(reference):
 @pytest.mark.dist
 def test_two_processes_train_as_one_does(tmp_path):
     """The same global batch, the same noise: losses within 1e-4 over 20 steps."""
-    words = ["train.steps=20", "train.log_every=1", "train.precision=fp32", "monitor.looks=2", "runtime.threads=1"]
-    run("pretrain", f"out={tmp_path / 'one'}", *words)
-    torchrun("pretrain", f"out={tmp_path / 'two'}", *words)
+    argv = ["train.steps=20", "train.log_every=1", "train.precision=fp32", "monitor.num_evals=2", "runtime.threads=1"]
+    run("pretrain", f"out={tmp_path / 'one'}", *argv)
+    torchrun("pretrain", f"out={tmp_path / 'two'}", *argv)
     a, b = ({s: float.fromhex(x) for s, x in losses(tmp_path / n).items()} for n in ("one", "two"))
     assert set(a) == set(b) == set(range(1, 21))
     assert max(abs(a[s] - b[s]) for s in a) < 1e-4
@@ -163,14 +163,14 @@ def tensors(folder):
 @pytest.mark.dist
 def test_a_divided_network_trains_as_a_whole_one_does(tmp_path):
     """FSDP2: the same losses, and files of whole tensors that one process alone goes on from."""
-    words = ["train.steps=16", "train.log_every=1", "train.precision=fp32", "train.checkpoint_every=8"]
-    words += ["monitor.looks=2", "runtime.threads=1", "train.accumulate=2"]
-    run("pretrain", f"out={tmp_path / 'one'}", *words)
-    torchrun("pretrain", f"out={tmp_path / 'two'}", *words, "train.shard=true")
+    argv = ["train.steps=16", "train.log_every=1", "train.precision=fp32", "train.checkpoint_every=8"]
+    argv += ["monitor.num_evals=2", "runtime.threads=1", "train.accumulate=2"]
+    run("pretrain", f"out={tmp_path / 'one'}", *argv)
+    torchrun("pretrain", f"out={tmp_path / 'two'}", *argv, "train.shard=true")
     shutil.copytree(tmp_path / "two", tmp_path / "again")
     shutil.rmtree(tmp_path / "again" / "checkpoints" / "step-000000016")
     (tmp_path / "again" / "status.json").unlink()
-    run("pretrain", f"out={tmp_path / 'again'}", *words)
+    run("pretrain", f"out={tmp_path / 'again'}", *argv)
     one = tensors(tmp_path / "one")
     for name in ("two", "again"):
         a, b = ({s: float.fromhex(x) for s, x in losses(tmp_path / n).items()} for n in ("one", name))
@@ -178,15 +178,15 @@ def test_a_divided_network_trains_as_a_whole_one_does(tmp_path):
         found = tensors(tmp_path / name)
         assert found.keys() == one.keys()
         assert all(torch.allclose(found[key], one[key], atol=1e-4) for key in one)
-    looks = [[row for row in rows(tmp_path / n) if "monitor" in row] for n in ("one", "two")]
-    assert [row["monitor"] for row in looks[0]] == [row["monitor"] for row in looks[1]] != []
+    num_evals = [[row for row in rows(tmp_path / n) if "monitor" in row] for n in ("one", "two")]
+    assert [row["monitor"] for row in num_evals[0]] == [row["monitor"] for row in num_evals[1]] != []
 
 
 @pytest.mark.dist
 def test_a_batch_that_two_processes_cannot_share_is_refused(tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    words = command("pretrain", f"out={tmp_path / 'r'}", "train.batch=33", "train.steps=2")[1:]
-    done = subprocess.run([*launcher, *words], capture_output=True, text=True, env={**os.environ, **ENVIRONMENT})
+    argv = command("pretrain", f"out={tmp_path / 'r'}", "train.batch=33", "train.steps=2")[1:]
+    done = subprocess.run([*launcher, *argv], capture_output=True, text=True, env={**os.environ, **ENVIRONMENT})
     assert done.returncode != 0
     assert "train.batch=33 cannot be shared by 2 processes" in done.stderr
     assert status(tmp_path / "r")["code"] == 2
@@ -200,8 +200,8 @@ def test_pictures_whose_patches_have_a_low_rank_are_trained_on_with_a_warning(tm
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = generator.integers(0, 256, (16, 16), np.uint8) if kind == "grey" else np.zeros((16, 16, 3), np.uint8)
         Image.fromarray(pixels).save(path)
-    words = ["experiment=ldae/imagefolder_cpu", f"data.root={tmp_path / 'images'}", f"out={tmp_path / 'r'}"]
+    argv = ["experiment=ldae/imagefolder_cpu", f"data.root={tmp_path / 'images'}", f"out={tmp_path / 'r'}"]
     size = ["data.size=16", "data.patch=4", "denoiser=vit_64x4", "train.batch=8", "train.steps=3", "train.log_every=1"]
-    assert in_process("pretrain", *words, *size, "train.precision=fp32", "monitor.looks=0") == (0, "")
+    assert in_process("pretrain", *argv, *size, "train.precision=fp32", "monitor.num_evals=0") == (0, "")
     assert f"have rank {rank}, fewer than the 32 latent dimensions" in capsys.readouterr().err
     assert all(0 < row["loss"] < 10 for row in rows(tmp_path / "r"))

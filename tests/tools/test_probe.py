@@ -7,10 +7,10 @@ import shutil
 
 import numpy as np
 import pytest
-from _cli import compose, resolved
 from helpers import SHORT, run, weights
 from PIL import Image
 
+from ldae.app.compose import compose, resolved
 from ldae.engine.checkpoint import own_hash
 from ldae.tokenizers.patch_linear import PatchAE
 from linear_probe.results import read_results
@@ -19,7 +19,7 @@ from linear_probe.results import read_results
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("probe") / "run"
-    run("pretrain", f"out={folder}", *SHORT, "train.steps=150", "monitor.looks=0")
+    run("pretrain", f"out={folder}", *SHORT, "train.steps=150", "monitor.num_evals=0")
     return folder
 
 
@@ -34,13 +34,13 @@ def test_a_probe_prints_a_table_with_the_floors_and_says_all(pretrained):
     for name in ("l-DAE", "the same network, untrained", "raw pixels", "whole-image PCA"):
         assert f"| {name}" in out
         assert (name, "lbfgs") in rows
-    best, floor = rows["l-DAE", "lbfgs"], rows["the same network, untrained", "lbfgs"]
-    assert 70 < floor["accuracy"] < 96
+    best, baseline = rows["l-DAE", "lbfgs"], rows["the same network, untrained", "lbfgs"]
+    assert 70 < baseline["accuracy"] < 96
     assert best["accuracy"] > 80
     assert best["split"] == "test"
     assert best["images"] == 359
     assert best["selected_on"] == "holdout"
-    assert best["checkpoint"] != floor["checkpoint"] == "none"
+    assert best["checkpoint"] != baseline["checkpoint"] == "none"
     assert best["t"] == 10
     assert best["layer"] in (1, 2, 3)
     assert best["dimensions"] == 64
@@ -52,8 +52,8 @@ def test_a_probe_prints_a_table_with_the_floors_and_says_all(pretrained):
 
 
 def test_layers_levels_inputs_and_protocols_can_be_chosen(pretrained, tmp_path):
-    words = ("protocols=[knn,paper]", "layers=[4]", "t=[0,50]", "inputs=[clean,noised]", "floors=false")
-    out, _ = run("probe", f"run={pretrained}", f"out={tmp_path / 'p'}", *words)
+    argv = ("protocols=[knn,paper]", "layers=[4]", "t=[0,50]", "inputs=[clean,noised]", "baselines=false")
+    out, _ = run("probe", f"run={pretrained}", f"out={tmp_path / 'p'}", *argv)
     assert out.count("t=0 clean | t=0 noised | t=50 clean | t=50 noised |") == 2  # a grid for each protocol
     found = [json.loads(line) for line in (tmp_path / "p" / "results.jsonl").read_text().splitlines()]
     assert [r["protocol"] for r in found] == ["knn", "paper"]
@@ -62,24 +62,24 @@ def test_layers_levels_inputs_and_protocols_can_be_chosen(pretrained, tmp_path):
 
 
 def test_other_runs_of_the_same_images_stand_beside(pretrained, tmp_path):
-    one = ("floors=false", "protocols=[knn]", "split=holdout")
+    one = ("baselines=false", "protocols=[knn]", "split=holdout")
     run("probe", f"run={pretrained}", f"out={tmp_path / 'a'}", *one, "layers=[2]", "t=[0,50]")
     other = tmp_path / "a" / "results-holdout.jsonl"
     (known,) = [json.loads(line) for line in other.read_text().splitlines()]
-    out, _ = run("probe", f"run={pretrained}", f"out={tmp_path / 'b'}", *one, "layers=[4]", f"beside=[{other}]")
+    out, _ = run("probe", f"run={pretrained}", f"out={tmp_path / 'b'}", *one, "layers=[4]", f"compare_to=[{other}]")
     lines = [line for line in out.splitlines() if line.startswith("| l-DAE")]
     assert [line.split("|")[1].split()[-1] for line in lines[:2]] == ["l-DAE", f"({known['checkpoint'][:8]})"]
-    grid = [[cell.strip() for cell in line.split("|")[2:-1]] for line in lines[2:]]
+    grid = [[feature_key.strip() for feature_key in line.split("|")[2:-1]] for line in lines[2:]]
     assert [row[0] for row in grid] == ["4", "2"]  # the layer; then t = 0, 10, 50
     told = known["selected"]["among"]
     assert grid[1][1:] == [f"{told['layer2-t0-clean-mean']:.1f}", "", f"{told['layer2-t50-clean-mean']:.1f}"]
     assert (grid[0][1], grid[0][3]) == ("", "")
-    _, message = run("probe", f"run={pretrained}", f"out={tmp_path / 'c'}", f"beside=[{other}]", code=2)
+    _, message = run("probe", f"run={pretrained}", f"out={tmp_path / 'c'}", f"compare_to=[{other}]", code=2)
     assert "is of other images than the test split" in message
 
 
 def test_the_test_split_stays_unread_while_settings_are_chosen(pretrained, tmp_path):
-    out, _ = run("probe", f"run={pretrained}", f"out={tmp_path}", "split=holdout", "floors=false", "protocols=[knn]")
+    out, _ = run("probe", f"run={pretrained}", f"out={tmp_path}", "split=holdout", "baselines=false", "protocols=[knn]")
     assert "144 holdout images" in out
     (found,) = [json.loads(line) for line in (tmp_path / "results-holdout.jsonl").read_text().splitlines()]
     assert found["split"] == "holdout"
@@ -131,15 +131,15 @@ def test_a_tokenizer_of_another_run_is_seen(pretrained, tmp_path):
 
 
 def test_a_tokenizer_is_trained_and_taken_by_pretraining(tmp_path):
-    words = ("tokenizer=patch_ae", "train.steps=40", "runtime.threads=1")
-    out, _ = run("train_tokenizer", f"out={tmp_path / 't'}", *words)
+    argv = ("tokenizer=patch_ae", "train.steps=40", "runtime.threads=1")
+    out, _ = run("train_tokenizer", f"out={tmp_path / 't'}", *argv)
     assert "holdout, 144 images: psnr" in out
     assert (tmp_path / "t" / "filters.png").exists()
-    path = ("experiment=deconstruct/06_patch_ae", "data=digits", "train.steps=2", "monitor.looks=0")
+    path = ("experiment=deconstruct/06_patch_ae", "data=digits", "train.steps=2", "monitor.num_evals=0")
     run("pretrain", f"out={tmp_path / 'r'}", *path, f"tokenizer.weights={tmp_path / 't'}")
     taken = (tmp_path / "r" / "tokenizer.safetensors").read_bytes()
     assert taken == (tmp_path / "t" / "tokenizer.safetensors").read_bytes()
-    run("train_tokenizer", f"out={tmp_path / 't'}", *words, "split=test")  # measured again, not trained again
+    run("train_tokenizer", f"out={tmp_path / 't'}", *argv, "split=test")  # measured again, not trained again
     assert json.loads((tmp_path / "t" / "reconstruction.json").read_text())["split"] == "test"
     assert taken == (tmp_path / "t" / "tokenizer.safetensors").read_bytes()
     from ldae.tokenizers.base import load_tokenizer
@@ -149,11 +149,11 @@ def test_a_tokenizer_is_trained_and_taken_by_pretraining(tmp_path):
 
 
 def test_a_missing_tokenizer_is_trained_once_and_kept(tmp_path):
-    words = ("experiment=deconstruct/05_patch_vae", "data=digits", "train.steps=2", "monitor.looks=0")
+    argv = ("experiment=deconstruct/05_patch_vae", "data=digits", "train.steps=2", "monitor.num_evals=0")
     quick = ("tokenizer.fit.steps=30", "runtime.threads=1", f"data.cache={tmp_path / 'cache'}")
-    _, first = run("pretrain", f"out={tmp_path / 'a'}", *words, *quick)
+    _, first = run("pretrain", f"out={tmp_path / 'a'}", *argv, *quick)
     assert "fitting the tokenizer PatchVAE" in first
-    _, second = run("pretrain", f"out={tmp_path / 'b'}", *words, *quick)
+    _, second = run("pretrain", f"out={tmp_path / 'b'}", *argv, *quick)
     assert "fitting" not in second
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
@@ -202,12 +202,12 @@ def of_other_images(run, data):
 
 def test_what_makes_a_score_doubtful_stands_beside_it(pretrained, tmp_path, folder_of, in_process, capsys):
     root = folder_of({"a": 60, "b": 60, "c": 3}, {"a": 12, "b": 12, "d": 1} | {"c": 0})
-    words = ("data=imagefolder", root, f"out={tmp_path / 'out'}", "floors=false", "protocols=[knn]", "precision=fp32")
-    code, message = in_process("probe", f"run={pretrained}", *words)
+    argv = ("data=imagefolder", root, f"out={tmp_path / 'out'}", "baselines=false", "protocols=[knn]", "precision=fp32")
+    code, message = in_process("probe", f"run={pretrained}", *argv)
     if code:  # classes of test alone are refused where the folder is read
         assert "classes that" in message
         shutil.rmtree(tmp_path / "pictures" / "test" / "d")
-        assert in_process("probe", f"run={pretrained}", *words) == (0, "")
+        assert in_process("probe", f"run={pretrained}", *argv) == (0, "")
     said = capsys.readouterr()
     (line,) = read_results(tmp_path / "out" / "results.jsonl")
     assert len(line.warnings) >= 3
@@ -248,7 +248,7 @@ def test_features_that_cannot_be_scored_are_refused(tmp_path, in_process, change
 )
 def test_folders_and_threads_that_cannot_be(pretrained, tmp_path, in_process, word, code, sentence):
     (tmp_path / "file").write_text("")
-    words = (word.format(folder=tmp_path), "floors=false", "protocols=[knn]", "layers=[1]")
-    found = in_process("probe", f"run={pretrained}", *words)
+    argv = (word.format(folder=tmp_path), "baselines=false", "protocols=[knn]", "layers=[1]")
+    found = in_process("probe", f"run={pretrained}", *argv)
     assert found[0] == code
     assert sentence in found[1]

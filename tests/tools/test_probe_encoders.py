@@ -9,12 +9,12 @@ import statistics
 import numpy as np
 import pytest
 import torch
-from _reading import numbered
 from helpers import SHORT, run
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from ldae.types import Batch
+from ldae.app.probing.feature_reading import numbered
+from ldae.core.types import Batch
 
 DIGITS = ("data=digits", "runtime.threads=1", "runtime.progress=false")
 TIMM = ("timm=test_vit", "size=32", "precision=fp32", *DIGITS)
@@ -23,7 +23,7 @@ TIMM = ("timm=test_vit", "size=32", "precision=fp32", *DIGITS)
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoders") / "run"
-    run("pretrain", f"out={folder}", *SHORT, "train.steps=30", "monitor.looks=0")
+    run("pretrain", f"out={folder}", *SHORT, "train.steps=30", "monitor.num_evals=0")
     return folder
 
 
@@ -31,19 +31,19 @@ def pretrained(tmp_path_factory):
 def probe(in_process):
     """Runs the tool to its good end; the lines of the one file of results."""
 
-    def call(out, *words, name="results.jsonl"):
-        assert in_process("probe", f"out={out}", *words) == (0, "")
+    def call(out, *argv, name="results.jsonl"):
+        assert in_process("probe", f"out={out}", *argv) == (0, "")
         return [json.loads(line) for line in (out / name).read_text().splitlines()]
 
     return call
 
 
 def test_features_in_a_file_are_scored_as_where_they_were_read(probe, tmp_path):
-    words = ("protocols=[lbfgs,knn]", "seed=3")
+    argv = ("protocols=[lbfgs,knn]", "seed=3")
     pixels = probe(
-        tmp_path / "a", "floor=pixels", f"save={tmp_path / 'f.npz'}", *DIGITS, *words, name="results-pixels.jsonl"
+        tmp_path / "a", "baseline=pixels", f"save={tmp_path / 'f.npz'}", *DIGITS, *argv, name="results-pixels.jsonl"
     )
-    found = probe(tmp_path / "b", f"features={tmp_path / 'f.npz'}", *words)
+    found = probe(tmp_path / "b", f"features={tmp_path / 'f.npz'}", *argv)
     keys = ("protocol", "accuracy", "selected_accuracy", "images", "dimensions", "data_fingerprint")
     assert [[r[k] for k in keys] for r in found] == [[r[k] for k in keys] for r in pixels]
     assert [r["encoder"] for r in pixels] == ["raw pixels"] * 2
@@ -52,8 +52,8 @@ def test_features_in_a_file_are_scored_as_where_they_were_read(probe, tmp_path):
 
 
 def test_few_labels_have_a_mean_and_a_deviation(probe, tmp_path, capsys):
-    words = ("floor=pixels", *DIGITS, "protocols=[lbfgs,knn]")
-    found = probe(tmp_path, *words, "labels=5", "seeds=[0,1,2]", name="results-pixels-5-per-class.jsonl")
+    argv = ("baseline=pixels", *DIGITS, "protocols=[lbfgs,knn]")
+    found = probe(tmp_path, *argv, "labels=5", "seeds=[0,1,2]", name="results-pixels-5-per-class.jsonl")
     out = capsys.readouterr().out
     for r in found:
         each = [s["accuracy"] for s in r["selected"]["by_seed"]]
@@ -63,9 +63,9 @@ def test_few_labels_have_a_mean_and_a_deviation(probe, tmp_path, capsys):
         assert r["deviation"] == pytest.approx(statistics.stdev(each))
         assert f"{r['accuracy']:.1f} ± {r['deviation']:.1f} |" in out
         assert 50 < r["accuracy"] < 90  # all labels have 97
-    again = probe(tmp_path, *words, "labels=5", "seed=1", name="results-pixels-5-per-class.jsonl")
+    again = probe(tmp_path, *argv, "labels=5", "seed=1", name="results-pixels-5-per-class.jsonl")
     assert [r["accuracy"] for r in again] == [r["selected"]["by_seed"][1]["accuracy"] for r in found]
-    more = probe(tmp_path, *words, "labels=20%", "split=holdout", name="results-pixels-20%-holdout.jsonl")
+    more = probe(tmp_path, *argv, "labels=20%", "split=holdout", name="results-pixels-20%-holdout.jsonl")
     assert (more[0]["labels"], more[0]["split"], more[0]["images"]) == ("20%", "holdout", 144)
     assert more[0]["accuracy"] > found[0]["accuracy"]
 
@@ -76,9 +76,9 @@ def test_a_vision_transformer_of_timm_is_read_at_its_layers_and_tokens(probe, tm
     torch.manual_seed(0)
     weights = timm.create_model("test_vit", num_classes=0, img_size=32).state_dict()
     torch.save(weights, tmp_path / "w.pth")
-    words = ("protocols=[knn]", "layers=[1,2]", "pooling=[mean,cls,cls+mean]")
+    argv = ("protocols=[knn]", "layers=[1,2]", "pooling=[mean,cls,cls+mean]")
     one = ("timm=test_vit.r160_in1k", *TIMM[1:])
-    found = probe(tmp_path / "a", *one, f"checkpoint={tmp_path / 'w.pth'}", *words)
+    found = probe(tmp_path / "a", *one, f"checkpoint={tmp_path / 'w.pth'}", *argv)
     names = [r["encoder"] for r in found]
     assert names == ["test_vit.r160_in1k", "the same network, untrained", "raw pixels", "whole-image PCA"]
     assert len(found[0]["selected"]["among"]) == 6
@@ -88,9 +88,9 @@ def test_a_vision_transformer_of_timm_is_read_at_its_layers_and_tokens(probe, tm
     chosen = found[0]["selected"]["cell"]
     assert list((tmp_path / "a" / "features").glob(f"timm-*-test-*/{chosen}.npy"))
     assert (tmp_path / "a" / "heatmap-knn.png").exists()
-    deep = probe(tmp_path / "c", *TIMM, "floors=false", "layers=[4,6]", "pooling=[cls4+mean]", "protocols=[knn]")
+    deep = probe(tmp_path / "c", *TIMM, "baselines=false", "layers=[4,6]", "pooling=[cls4+mean]", "protocols=[knn]")
     assert deep[0]["dimensions"] == 5 * found[0]["dimensions"] // (2 if chosen.endswith("cls+mean") else 1)
-    (random, *_) = probe(tmp_path / "b", *TIMM, *words[:2], "floors=false")
+    (random, *_) = probe(tmp_path / "b", *TIMM, *argv[:2], "baselines=false")
     assert random["encoder"] == "test_vit, random weights"
     assert random["checkpoint"] == "none"
 
@@ -101,21 +101,21 @@ def test_a_run_is_scored_on_other_images_at_its_own_size(pretrained, probe, tmp_
         folder.mkdir(parents=True, exist_ok=True)
         if i < 240:
             Image.fromarray((pixels.reshape(8, 8) * 15).astype(np.uint8)).resize((20, 20)).save(folder / f"{i}.png")
-    words = ("data=imagefolder", f"data.root={tmp_path / 'images'}", "data.workers=0", "protocols=[knn]")
-    found = probe(tmp_path / "out", f"run={pretrained}", *words)
+    argv = ("data=imagefolder", f"data.root={tmp_path / 'images'}", "data.workers=0", "protocols=[knn]")
+    found = probe(tmp_path / "out", f"run={pretrained}", *argv)
     assert [r["encoder"] for r in found][:2] == ["l-DAE", "the same network, untrained"]
     assert (found[0]["images"], found[0]["data"]) == (60, "ImageFolder")
     assert found[2]["dimensions"] == 3 * 8 * 8
     assert found[0]["accuracy"] > 60
-    alone = probe(tmp_path / "alone", f"run={pretrained}", "floor=untrained", *words, name="results-untrained.jsonl")
+    alone = probe(tmp_path / "alone", f"run={pretrained}", "baseline=untrained", *argv, name="results-untrained.jsonl")
     assert [(r["encoder"], r["accuracy"]) for r in alone] == [(found[1]["encoder"], found[1]["accuracy"])]
 
 
 def test_there_is_something_to_look_at(pretrained, probe, tmp_path, capsys):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    words = ("protocols=[knn]", "layers=[2,4]", "t=[0,50]", "geometry=true", "projector=true")
-    (first, *_) = probe(tmp_path, f"run={pretrained}", *words)
+    argv = ("protocols=[knn]", "layers=[2,4]", "t=[0,50]", "geometry=true", "projector=true")
+    (first, *_) = probe(tmp_path, f"run={pretrained}", *argv)
     picture = Image.open(tmp_path / "heatmap-knn.png")
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     (drawn,) = events.Images("heatmap/kNN")
@@ -141,13 +141,11 @@ def test_there_is_something_to_look_at(pretrained, probe, tmp_path, capsys):
 
 def test_augmented_heads_say_first_what_they_encode_and_learn_from_their_stream(probe, tmp_path, capsys, monkeypatch):
     """An augmentation that does nothing gives what the features at hand give, but for the order."""
-    from _reading import AUGMENTS
-
+    from ldae.app.probing.feature_reading import AUGMENTS
     from ldae.data.transforms import Centre
-    from linear_probe.augmented import AugmentedHeads
+    from linear_probe.augmented_heads import AugmentedHeads
     from linear_probe.heads import HeadRecipe
-    from linear_probe.protocols import SGDHeads
-    from linear_probe.registry import PROTOCOLS
+    from linear_probe.protocols import PROTOCOLS, SGDHeads
 
     plain = SGDHeads("mae", "", HeadRecipe((0.5,), batch=50, epochs=3, batch_norm=True))
     monkeypatch.setitem(PROTOCOLS, "mae", plain)
@@ -175,28 +173,28 @@ MISTAKES = [
     ((*TIMM, "t=[10]"), r"t=\[10\] asks for noise levels"),
     ((*TIMM, "inputs=[noised]"), r"inputs=\['noised'\] asks for noise levels"),
     ((*TIMM, "checkpoint=/nowhere.pth"), "nowhere"),
-    (("checkpoint=a.pth", "floor=pixels"), "checkpoint='a.pth' belongs to a network of timm"),
-    (("floor=untrained", *DIGITS), "floor='untrained' needs run=RUN"),
-    (("floor=pixels", "timm=test_vit"), "floor='pixels' is scored alone"),
-    (("floor=pixels",), "data=None is not set"),
-    (("floor=pixels", *DIGITS, "labels=some"), "labels='some' is no number of labels; give all"),
-    (("floor=pixels", *DIGITS, "labels=1"), "labels=1 is no number of labels; .* 2 or more"),
-    (("floor=pixels", *DIGITS, "labels=500"), r"labels=500 exceeds the \d+ training images of class \d"),
-    (("floor=pixels", *DIGITS, "seeds=[1,1]"), r"seeds=\[1, 1\] must name each once"),
-    (("floor=pixels", *DIGITS, "save=f.npz", "split=holdout"), "save='f.npz' writes the test split too"),
-    (("floor=pixels", *DIGITS, "save=no/where/f.npz"), "lies in a folder that does not exist"),
-    (("floor=pixels", *DIGITS, "data.size=9"), "data.size=9 must be 8"),
+    (("checkpoint=a.pth", "baseline=pixels"), "checkpoint='a.pth' belongs to a network of timm"),
+    (("baseline=untrained", *DIGITS), "baseline='untrained' needs run=RUN"),
+    (("baseline=pixels", "timm=test_vit"), "baseline='pixels' is scored alone"),
+    (("baseline=pixels",), "data=None is not set"),
+    (("baseline=pixels", *DIGITS, "labels=some"), "labels='some' is no number of labels; give all"),
+    (("baseline=pixels", *DIGITS, "labels=1"), "labels=1 is no number of labels; .* 2 or more"),
+    (("baseline=pixels", *DIGITS, "labels=500"), r"labels=500 exceeds the \d+ training images of class \d"),
+    (("baseline=pixels", *DIGITS, "seeds=[1,1]"), r"seeds=\[1, 1\] must name each once"),
+    (("baseline=pixels", *DIGITS, "save=f.npz", "split=holdout"), "save='f.npz' writes the test split too"),
+    (("baseline=pixels", *DIGITS, "save=no/where/f.npz"), "lies in a folder that does not exist"),
+    (("baseline=pixels", *DIGITS, "data.size=9"), "data.size=9 must be 8"),
     (("timm=test_vit", *DIGITS, "layers=[2]", "pooling=[mean4]"), "pooling='mean4' takes the layers from -1 on"),
-    (("floor=pixels", *DIGITS, "pooling=[max]"), "pooling='max' is none of: mean, cls"),
+    (("baseline=pixels", *DIGITS, "pooling=[max]"), "pooling='max' is none of: mean, cls"),
     (("features=nowhere.npz",), r"features=nowhere.npz cannot be read \(No such file or directory\)"),
     (("features=nowhere.npz", *DIGITS), "is not read with features=FILE"),
     (("features=nowhere.npz", "pooling=[cls]"), r"pooling=\['cls'\] was decided when"),
 ]
 
 
-@pytest.mark.parametrize(("words", "sentence"), MISTAKES, ids=[" ".join(m[0]) for m in MISTAKES])
-def test_what_cannot_be_probed_is_refused(in_process, tmp_path, words, sentence):
-    code, message = in_process("probe", f"out={tmp_path / 'r'}", *words)
+@pytest.mark.parametrize(("argv", "sentence"), MISTAKES, ids=[" ".join(m[0]) for m in MISTAKES])
+def test_what_cannot_be_probed_is_refused(in_process, tmp_path, argv, sentence):
+    code, message = in_process("probe", f"out={tmp_path / 'r'}", *argv)
     assert code in (2, 65)
     assert re.search(sentence, message), message
     assert len(message.splitlines()) == 1
@@ -218,11 +216,11 @@ def test_what_a_run_or_a_file_does_not_have_is_refused(pretrained, in_process, t
 
 
 def test_noised_features_are_those_of_the_image_in_whatever_batch_it_is_read(probe, pretrained, tmp_path):
-    words = (f"run={pretrained}", "protocols=[knn]", "floors=false", "layers=[2]", "t=[800]", "precision=fp32")
+    argv = (f"run={pretrained}", "protocols=[knn]", "baselines=false", "layers=[2]", "t=[800]", "precision=fp32")
 
     def read(name, batch):
         file = tmp_path / f"{name}.npz"
-        probe(tmp_path / name, *words, "inputs=[noised]", f"batch={batch}", f"save={file}")
+        probe(tmp_path / name, *argv, "inputs=[noised]", f"batch={batch}", f"save={file}")
         return np.load(file)
 
     small, large = read("small", 50), read("large", 128)

@@ -13,15 +13,23 @@ PATH = sorted(p.stem for p in (ROOT / "configs" / "experiment" / "deconstruct").
 @pytest.mark.slow
 @pytest.mark.parametrize("step", PATH)
 def test_each_step_of_the_path_learns_to_denoise_cifar(real_data, tmp_path, step):
-    words = (f"experiment=deconstruct/{step}", "data=cifar10", f"data.root={real_data / 'cifar10'}", f"out={tmp_path}")
-    run("pretrain", *words, "train.steps=200", "monitor.looks=2", seconds=3600)  # as in results/cifar10.md
+    argv = (f"experiment=deconstruct/{step}", "data=cifar10", f"data.root={real_data / 'cifar10'}", f"out={tmp_path}")
+    run("pretrain", *argv, "train.steps=200", "monitor.num_evals=2", seconds=3600)  # as in results/cifar10.md
     first, *_, last = (row for row in rows(tmp_path) if row.get("monitor") == "panel")
     assert last["psnr_denoised/5_8"] > max(last["psnr_noised/5_8"], first["psnr_denoised/5_8"])
 
 
 def test_full_size_pictures_of_all_kinds_are_streamed(real_data, tmp_path):
-    words = ("experiment=ldae/imagefolder", f"data.root={real_data / 'imagenet-samples'}", f"out={tmp_path}")
-    run("pretrain", *words, "denoiser=vit_64x4", "train.steps=3", "train.batch=4", "data.workers=0", "monitor.looks=0")
+    argv = ("experiment=ldae/imagefolder", f"data.root={real_data / 'imagenet-samples'}", f"out={tmp_path}")
+    run(
+        "pretrain",
+        *argv,
+        "denoiser=vit_64x4",
+        "train.steps=3",
+        "train.batch=4",
+        "data.workers=0",
+        "monitor.num_evals=0",
+    )
     found = json.loads((tmp_path / "data.json").read_text())
     assert sum(found["images"].values()) == 57
     assert found["unreadable"] == []

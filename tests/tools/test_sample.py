@@ -10,16 +10,16 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pretrain
 import pytest
 import torch
-from _cli import compose, resolved
-from _session import Session
-from _tokenizers import ensure_perceptual
 from helpers import run, start, status, torchrun
 from PIL import Image
 
-from ldae.files import save_tensors
+from ldae.app.compose import compose, resolved
+from ldae.app.session import Session
+from ldae.app.training import pretrain as pretrain
+from ldae.app.training.tokenizer_cache import ensure_perceptual
+from ldae.core.files import save_tensors
 
 SMALL = (
     "data=digits",
@@ -28,7 +28,7 @@ SMALL = (
     "denoiser.attention=[]",
     "train.steps=8",
     "train.batch=32",
-    "monitor.looks=0",
+    "monitor.num_evals=0",
     "runtime.threads=1",
 )
 QUICK = ("sampler=ddim", "spacing=trailing", "spacing.count=5", "runtime.threads=1", "runtime.progress=false")
@@ -47,11 +47,11 @@ def quick_run(tmp_path_factory):
     """The folder of a run of eight steps on digits, by its experiment."""
     root, known = tmp_path_factory.mktemp("quick"), {}
 
-    def made(experiment, *words):
+    def made(experiment, *argv):
         if experiment not in known:
             known[experiment] = root / experiment.replace("/", "-")
             given = ("data=digits", "train.steps=8", "train.batch=32", "runtime.threads=1", "runtime.progress=false")
-            pretrain.main([f"experiment={experiment}", f"out={known[experiment]}", *given, *words])
+            pretrain.main([f"experiment={experiment}", f"out={known[experiment]}", *given, *argv])
         return known[experiment]
 
     return made
@@ -140,7 +140,7 @@ def test_samples_begun_otherwise_are_refused(ddpm, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("tool", "words", "message"),
+    ("tool", "argv", "message"),
     [
         ("sample", (), "run=None is not set"),
         ("sample", ("guidance=2",), "guidance=2.0 needs a network that is told classes"),
@@ -150,36 +150,38 @@ def test_samples_begun_otherwise_are_refused(ddpm, tmp_path):
         ("sample", ("sampler=learned",), "needs a variance that was learned"),
         ("sample", ("spacing=trailing", "spacing.count=2000"), "spacing.count=2000"),
         ("sample", ("low=x.npz",), "low='x.npz' is not for this run"),
-        ("sample", ("begin=coarse",), "is random; use Partner"),
+        ("sample", ("init=coarse_gaussian",), "is random; use Partner"),
         ("restore", ("how=segment",), "how='segment' is not what this run was trained for; use how=edit"),
         ("restore", ("t0=[1.5]",), "t0=1.5 must be"),
         ("restore", ("strokes=4",), "strokes=4 must be odd"),
         ("likelihood", ("sampler=ddim",), "sampler='DDIM' has no variance"),
     ],
 )
-def test_what_cannot_work_is_one_sentence(in_process, ddpm, tmp_path, tool, words, message):
-    given = (f"run={ddpm}", f"out={tmp_path / 'x'}", "runtime.threads=1", "runtime.progress=false") if words else ()
-    code, told = in_process(tool, *given, *words)
+def test_what_cannot_work_is_one_sentence(in_process, ddpm, tmp_path, tool, argv, message):
+    given = (f"run={ddpm}", f"out={tmp_path / 'x'}", "runtime.threads=1", "runtime.progress=false") if argv else ()
+    code, told = in_process(tool, *given, *argv)
     assert message in told
     assert code == 2
 
 
 def test_noise_prediction_is_sampled_from_the_last_step_that_has_signal(quick_run, in_process, tmp_path):
     """linear_gamma2 ends at gamma = 0, where eps does not determine x0; panels of a short schedule stop there too."""
-    folder = quick_run("deconstruct/07_patch_pca", "denoiser=vit_64x4", "data.d=4", "schedule.T=8", "monitor.looks=1")
+    folder = quick_run(
+        "deconstruct/07_patch_pca", "denoiser=vit_64x4", "data.d=4", "schedule.T=8", "monitor.num_evals=1"
+    )
     for tool in ("sample", "restore"):
         out = tmp_path / tool
-        words = ("runtime.threads=1", "runtime.progress=false", "count=3", "precision=fp32")
-        assert in_process(tool, f"run={folder}", f"out={out}", *words) == (0, "")
+        argv = ("runtime.threads=1", "runtime.progress=false", "count=3", "precision=fp32")
+        assert in_process(tool, f"run={folder}", f"out={out}", *argv) == (0, "")
     assert images(tmp_path / "sample").shape == (3, 8, 8, 3)
 
 
-@pytest.mark.parametrize("words", [(), ("sampler=cold_restart",), ("sampler=direct",), ("sampler=ddim",)])
-def test_a_run_on_degraded_images_does_not_start_from_noise(quick_run, in_process, tmp_path, words):
-    folder = quick_run("cold_color/cifar10_cpu", *SMALL[1:4], "monitor.looks=0")
+@pytest.mark.parametrize("argv", [(), ("sampler=cold_restart",), ("sampler=direct",), ("sampler=ddim",)])
+def test_a_run_on_degraded_images_does_not_start_from_noise(quick_run, in_process, tmp_path, argv):
+    folder = quick_run("cold_color/cifar10_cpu", *SMALL[1:4], "monitor.num_evals=0")
     out = tmp_path / "x"
-    code, message = in_process("sample", f"run={folder}", f"out={out}", "runtime.threads=1", *words)
-    assert message.startswith("begin=None is not set, and Colour does not start from noise; use begin=partner")
+    code, message = in_process("sample", f"run={folder}", f"out={out}", "runtime.threads=1", *argv)
+    assert message.startswith("init=None is not set, and Colour does not start from noise; use init=mixed_signal")
     assert code == 2
     assert not out.exists()
 
@@ -189,7 +191,7 @@ def test_a_run_on_degraded_images_does_not_start_from_noise(quick_run, in_proces
 def test_a_rule_that_degrades_its_predictions_needs_a_degraded_image(ddpm, in_process, tmp_path, tool, sampler):
     out = tmp_path / "x"
     code, message = in_process(tool, f"run={ddpm}", f"out={out}", f"sampler={sampler}", "runtime.threads=1")
-    assert ("begin=None is not set" if tool == "sample" else "how=edit degrades nothing; use sampler=ddpm") in message
+    assert ("init=None is not set" if tool == "sample" else "how=edit degrades nothing; use sampler=ddpm") in message
     assert code == 2
     assert not out.exists()
 
@@ -239,7 +241,7 @@ def test_likelihood_has_its_parts(ddpm, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("argv", "sentence"),
     [
         (("features={ddpm}", "count=1"), "count=1 is too few for features=; give at least 4 images"),
         (("features={ddpm}", "count=2"), "count=2 is too few"),
@@ -248,8 +250,8 @@ def test_likelihood_has_its_parts(ddpm, tmp_path):
         (("runtime.threads=-1",), "runtime.threads=-1 must be at least 0"),
     ],
 )
-def test_what_cannot_be_compared_or_drawn_is_refused_before_sampling(ddpm, tmp_path, in_process, words, sentence):
-    own = [word.format(ddpm=ddpm) for word in words]
+def test_what_cannot_be_compared_or_drawn_is_refused_before_sampling(ddpm, tmp_path, in_process, argv, sentence):
+    own = [word.format(ddpm=ddpm) for word in argv]
     code, message = in_process("sample", f"run={ddpm}", f"out={tmp_path / 'a'}", *QUICK, *own)
     assert code == 2
     assert re.search(sentence, message), message
@@ -258,8 +260,8 @@ def test_what_cannot_be_compared_or_drawn_is_refused_before_sampling(ddpm, tmp_p
 
 @pytest.mark.parametrize("count", [4, 40])
 def test_fewer_images_than_dimensions_are_a_caveat_in_output_and_file(ddpm, tmp_path, in_process, capsys, count):
-    words = (f"features={ddpm}", f"count={count}", "spacing.count=2", "precision=fp32")
-    assert in_process("sample", f"run={ddpm}", f"out={tmp_path / 'a'}", *QUICK, *words) == (0, "")
+    argv = (f"features={ddpm}", f"count={count}", "spacing.count=2", "precision=fp32")
+    assert in_process("sample", f"run={ddpm}", f"out={tmp_path / 'a'}", *QUICK, *argv) == (0, "")
     said, known = capsys.readouterr().out, json.loads((tmp_path / "a" / "samples.json").read_text())
     assert ("caveat: frechet_distance" in said) == (count == 4)
     assert len(known["caveats"]) == (count == 4)
@@ -304,20 +306,20 @@ def test_the_folder_of_a_training_run_is_no_place_for_results(ddpm, in_process, 
 
 
 def test_an_edit_from_the_clean_end_takes_no_step_and_has_no_animation(ddpm, tmp_path, in_process):
-    words = (f"out={tmp_path / 'a'}", *QUICK, "how=edit", "t0=[0]", "count=2", "precision=fp32")
-    assert in_process("restore", f"run={ddpm}", *words) == (0, "")
+    argv = (f"out={tmp_path / 'a'}", *QUICK, "how=edit", "t0=[0]", "count=2", "precision=fp32")
+    assert in_process("restore", f"run={ddpm}", *argv) == (0, "")
     assert (tmp_path / "a" / "strip.png").exists()
     assert not (tmp_path / "a" / "way.gif").exists()
 
 
 def test_a_likelihood_of_one_image_has_no_standard_error(ddpm, tmp_path, in_process):
-    words = (f"out={tmp_path}", "spacing=trailing", "spacing.count=3", "runtime.threads=1", "count=1")
-    assert in_process("likelihood", f"run={ddpm}", *words) == (0, "")
+    argv = (f"out={tmp_path}", "spacing=trailing", "spacing.count=3", "runtime.threads=1", "count=1")
+    assert in_process("likelihood", f"run={ddpm}", *argv) == (0, "")
     assert "standard error" not in json.loads((tmp_path / "likelihood.json").read_text())["figures"]
 
 
 @pytest.mark.parametrize(
-    ("tool", "words", "line"),
+    ("tool", "argv", "line"),
     [
         ("sample", ("count=3", "batch=2"), "sampling: step 10 of 10 (100 %)"),
         ("restore", ("count=2", "t0=[1]", "how=edit", "repeats=2"), "restoring: step 10 of 10 (100 %)"),
@@ -326,9 +328,9 @@ def test_a_likelihood_of_one_image_has_no_standard_error(ddpm, tmp_path, in_proc
         ("likelihood", ("count=2", "sampler=ddpm"), "bounding: step 5 of 5 (100 %)"),
     ],
 )
-def test_steps_are_counted_off_a_terminal(ddpm, tmp_path, in_process, capsys, monkeypatch, tool, words, line):
-    monkeypatch.setattr("ldae.progress.INTERVAL", 0.0)
-    monkeypatch.setattr("ldae.progress.LONGER", 0.0)
+def test_steps_are_counted_off_a_terminal(ddpm, tmp_path, in_process, capsys, monkeypatch, tool, argv, line):
+    monkeypatch.setattr("ldae.core.progress.INTERVAL", 0.0)
+    monkeypatch.setattr("ldae.core.progress.LONGER", 0.0)
     five = ("spacing=trailing", "spacing.count=5", "runtime.threads=1", "precision=fp32")
-    assert in_process(tool, f"run={ddpm}", f"out={tmp_path / 'a'}", *five, *words) == (0, "")
+    assert in_process(tool, f"run={ddpm}", f"out={tmp_path / 'a'}", *five, *argv) == (0, "")
     assert line in capsys.readouterr().err

@@ -13,7 +13,7 @@ import torch
 from helpers import SHORT, losses, rows, run, start, status, torchrun
 from PIL import Image
 
-from ldae.files import load_tensors, save_tensors
+from ldae.core.files import load_tensors, save_tensors
 from ldae.tokenizers.conv_vae import ConvVAE
 from ldae.tokenizers.public import DIFFUSERS, to_layout
 
@@ -52,26 +52,26 @@ def test_two_players_and_a_classifier_from_one_command(tmp_path, kind):
 
 def test_the_classifier_is_trained_once(tmp_path, monkeypatch):
     monkeypatch.setenv("LDAE_CACHE", str(tmp_path / "cache"))
-    words = ("tokenizer=vqgan", *TINY, *GAN, *CLASSIFIER)
-    _, first = run("train_tokenizer", *words, f"out={tmp_path / 'a'}")
-    _, second = run("train_tokenizer", *words, f"out={tmp_path / 'b'}")
+    argv = ("tokenizer=vqgan", *TINY, *GAN, *CLASSIFIER)
+    _, first = run("train_tokenizer", *argv, f"out={tmp_path / 'a'}")
+    _, second = run("train_tokenizer", *argv, f"out={tmp_path / 'b'}")
     assert "training a classifier" in first
     assert "training a classifier" not in second
     assert rows(tmp_path / "a")[-2]["tokenizer/loss_hex"] == rows(tmp_path / "b")[-2]["tokenizer/loss_hex"]
 
 
 def test_a_killed_tokenizer_goes_on_to_the_same_weights(tmp_path):
-    words = ("tokenizer=kl_gan", *TINY, *GAN, "tokenizer.fit.steps=60")
-    run("train_tokenizer", *words, f"out={tmp_path / 'straight'}")
+    argv = ("tokenizer=kl_gan", *TINY, *GAN, "tokenizer.fit.steps=60")
+    run("train_tokenizer", *argv, f"out={tmp_path / 'straight'}")
     killed = tmp_path / "killed"
-    process = start("train_tokenizer", *words, f"out={killed}")
+    process = start("train_tokenizer", *argv, f"out={killed}")
     while not list(killed.glob("checkpoints/step-*6")):
         assert process.poll() is None
         time.sleep(0.01)
     process.kill()
     process.communicate()
     assert status(killed)["state"] == "running"
-    run("train_tokenizer", *words, f"out={killed}")
+    run("train_tokenizer", *argv, f"out={killed}")
     straight, resumed = (load_tensors(tmp_path / name / "tokenizer.safetensors") for name in ("straight", "killed"))
     assert straight.keys() == resumed.keys()
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
@@ -94,8 +94,8 @@ def test_public_weights_are_taken_as_they_are(tmp_path):
     torch.manual_seed(0)
     theirs = ConvVAE((3, 8, 8), 4, 8, [1, 2])
     save_tensors(tmp_path / "vae.safetensors", to_layout(theirs, DIFFUSERS))
-    words = ("tokenizer=conv_vae", "tokenizer.z_channels=4", *TINY[:2], "tokenizer.fit.steps=0")
-    run("train_tokenizer", *words, f"tokenizer.weights={tmp_path / 'vae.safetensors'}", f"out={tmp_path / 'a'}")
+    argv = ("tokenizer=conv_vae", "tokenizer.z_channels=4", *TINY[:2], "tokenizer.fit.steps=0")
+    run("train_tokenizer", *argv, f"tokenizer.weights={tmp_path / 'vae.safetensors'}", f"out={tmp_path / 'a'}")
     found = load_tensors(tmp_path / "a" / "tokenizer.safetensors")
     assert all(torch.equal(value, found[name]) for name, value in theirs.named_parameters())
     assert bool(found["fitted"])
@@ -106,33 +106,33 @@ def test_public_weights_are_taken_as_they_are(tmp_path):
 def test_the_first_rung_runs_and_its_latents_are_kept(tmp_path, monkeypatch):
     """Class-conditioned DiT on a VQGAN's latents: the tokenizer is made on the way, latents are encoded once."""
     monkeypatch.setenv("LDAE_CACHE", str(tmp_path / "cache"))
-    words = ("experiment=deconstruct/00_dit", "data=digits", *SHORT, *TINY[:4], *GAN, *CLASSIFIER)
-    _, told = run("pretrain", *words, f"out={tmp_path / 'a'}")
+    argv = ("experiment=deconstruct/00_dit", "data=digits", *SHORT, *TINY[:4], *GAN, *CLASSIFIER)
+    _, told = run("pretrain", *argv, f"out={tmp_path / 'a'}")
     assert "fitting the tokenizer ConvVAE" in told
     assert "encoding 1294 images once" in told
-    _, told = run("pretrain", *words, f"out={tmp_path / 'b'}")
+    _, told = run("pretrain", *argv, f"out={tmp_path / 'b'}")
     assert told.strip() == ""
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
     (kept,) = (Path(os.environ["LDAE_CACHE"]) / "latents").glob("*/latents.npy")
     kept.write_bytes(kept.read_bytes()[:-1])
-    _, told = run("pretrain", *words, f"out={tmp_path / 'c'}")
+    _, told = run("pretrain", *argv, f"out={tmp_path / 'c'}")
     assert "are damaged; they are made anew" in told
     assert losses(tmp_path / "a") == losses(tmp_path / "c")
 
 
 def test_kept_latents_give_the_losses_of_latents_encoded_anew(tmp_path):
-    words = ("experiment=deconstruct/04_linear_gamma2", "data=digits", *SHORT, *TINY[:4], "train.precision=fp32")
+    argv = ("experiment=deconstruct/04_linear_gamma2", "data=digits", *SHORT, *TINY[:4], "train.precision=fp32")
     for choice in ("auto", "never"):
-        run("pretrain", *words, f"latents={choice}", f"out={tmp_path / choice}")
+        run("pretrain", *argv, f"latents={choice}", f"out={tmp_path / choice}")
     kept, anew = ([r["loss"] for r in rows(tmp_path / c) if "loss" in r] for c in ("auto", "never"))
     np.testing.assert_allclose(kept, anew, rtol=1e-4)
 
 
 @pytest.mark.dist
 def test_two_processes_train_a_tokenizer_as_one_does(tmp_path):
-    words = ("tokenizer=conv_vae", *TINY, "tokenizer.fit.precision=fp32")
-    run("train_tokenizer", *words, f"out={tmp_path / 'one'}")
-    torchrun("train_tokenizer", *words, f"out={tmp_path / 'two'}")
+    argv = ("tokenizer=conv_vae", *TINY, "tokenizer.fit.precision=fp32")
+    run("train_tokenizer", *argv, f"out={tmp_path / 'one'}")
+    torchrun("train_tokenizer", *argv, f"out={tmp_path / 'two'}")
     one, two = ([r["loss"] for r in rows(tmp_path / name) if "loss" in r] for name in ("one", "two"))
     assert len(one) == len(two) == 8
     np.testing.assert_allclose(one, two, rtol=0, atol=1e-4)
@@ -172,9 +172,9 @@ def test_a_tokenizer_that_needs_no_fit_gets_along(tmp_path):
     out, _ = run("train_tokenizer", "tokenizer=identity", f"out={tmp_path / 'a'}")
     assert "latents 3 x 8 x 8" in out
     assert json.loads((tmp_path / "a" / "reconstruction.json").read_text())["psnr"] == 120
-    words = ("tokenizer=identity", "metric=mse", "train.steps=2", "train.batch=16", "monitor.looks=0")
-    run("pretrain", *words, f"out={tmp_path / 'b'}")
-    run("pretrain", *words, f"tokenizer.weights={tmp_path / 'a'}", f"out={tmp_path / 'c'}")
+    argv = ("tokenizer=identity", "loss=l2", "train.steps=2", "train.batch=16", "monitor.num_evals=0")
+    run("pretrain", *argv, f"out={tmp_path / 'b'}")
+    run("pretrain", *argv, f"tokenizer.weights={tmp_path / 'a'}", f"out={tmp_path / 'c'}")
     assert losses(tmp_path / "b") == losses(tmp_path / "c")
 
 
@@ -186,17 +186,17 @@ def test_a_tokenizer_is_fitted_on_what_the_task_noises(tmp_path, monkeypatch):
             path = tmp_path / "figures" / "train" / kind / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new(mode, (8, 8), shade).save(path)
-    words = ("data=horses", f"data.root={tmp_path / 'figures'}", "data.size=8", "data.test=0", "data.holdout=0")
-    steps = ("tokenizer=pixel", "metric=mse", "train.steps=2", "train.batch=8", "monitor.looks=0")
+    argv = ("data=horses", f"data.root={tmp_path / 'figures'}", "data.size=8", "data.test=0", "data.holdout=0")
+    steps = ("tokenizer=pixel", "loss=l2", "train.steps=2", "train.batch=8", "monitor.num_evals=0")
     for task, mean in (("segmentation", -1 / 3), ("images", None)):
-        run("pretrain", *words, *steps, f"task={task}", f"out={tmp_path / task}")
+        run("pretrain", *argv, *steps, f"task={task}", f"out={tmp_path / task}")
         found = load_tensors(tmp_path / task / "tokenizer.safetensors")["mean"].flatten()
         assert found.numel() == (48 if mean is None else 16)
         assert mean is None or found.tolist() == pytest.approx([mean] * 16, abs=1e-6)
 
 
 def test_a_task_that_needs_pixels_keeps_no_latents(tmp_path):
-    words = ("experiment=deconstruct/04_linear_gamma2", "data=digits", *TINY[:4], "train.steps=2", "monitor.looks=0")
-    _, told = run("pretrain", *words, "task=super_resolution", f"out={tmp_path}")
+    argv = ("experiment=deconstruct/04_linear_gamma2", "data=digits", *TINY[:4], "train.steps=2", "monitor.num_evals=0")
+    _, told = run("pretrain", *argv, "task=super_resolution", f"out={tmp_path}")
     assert "encoding" not in told
     assert status(tmp_path)["state"] == "done"

@@ -6,8 +6,9 @@ import json
 
 import numpy as np
 import pytest
-from _pictures import files_of
 from PIL import Image
+
+from ldae.app.sampling.images import files_of
 
 DIGITS_LIKE = (
     "experiment=ldae/digits",
@@ -32,8 +33,8 @@ def flat(tmp_path_factory):
 
 def test_a_flat_folder_is_pretrained_and_a_probe_says_what_is_missing(flat, tmp_path, in_process, capsys):
     run = tmp_path / "run"
-    words = (*DIGITS_LIKE, *SHORT, f"data.root={flat}", f"out={run}", "monitor.looks=1")
-    assert in_process("pretrain", *words) == (0, "")
+    argv = (*DIGITS_LIKE, *SHORT, f"data.root={flat}", f"out={run}", "monitor.num_evals=1")
+    assert in_process("pretrain", *argv) == (0, "")
     note = f"warning: the 80 images of {flat} have no classes; pretraining needs none, scores do: "
     assert capsys.readouterr().err.count(note) == 1
     for tool, purpose in (("probe", "probing"), ("finetune", "fine-tuning")):
@@ -46,22 +47,28 @@ def test_a_flat_folder_is_pretrained_and_a_probe_says_what_is_missing(flat, tmp_
 
 
 def test_what_needs_classes_refuses_images_without(flat, tmp_path, in_process):
-    words = (*DIGITS_LIKE, *SHORT, f"data.root={flat}", f"out={tmp_path / 'run'}", "task=labelled")
-    assert in_process("pretrain", *words) == (
+    argv = (*DIGITS_LIKE, *SHORT, f"data.root={flat}", f"out={tmp_path / 'run'}", "task=labelled")
+    assert in_process("pretrain", *argv) == (
         2,
         "task.classes=1000 is for images with classes, and these have none; "
         "give each class a folder of its own, CLASS/NAME, or task=images",
     )
-    words = ("tokenizer=vqgan", "data=imagefolder", "data.size=32", f"data.root={flat}", f"out={tmp_path / 'vqgan'}")
-    code, message = in_process("train_tokenizer", *words, "data.workers=0", "runtime.progress=false")
+    argv = ("tokenizer=vqgan", "data=imagefolder", "data.size=32", f"data.root={flat}", f"out={tmp_path / 'vqgan'}")
+    code, message = in_process("train_tokenizer", *argv, "data.workers=0", "runtime.progress=false")
     assert (code, message.startswith("the images have no classes, which the classifier of")) == (65, True)
 
 
 def test_one_class_is_a_warning(flat, tmp_path, in_process, capsys):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "all").symlink_to(flat)
-    words = (*DIGITS_LIKE, *SHORT, f"data.root={tmp_path / 'pictures'}", f"out={tmp_path / 'run'}", "monitor.looks=0")
-    assert in_process("pretrain", *words) == (0, "")
+    argv = (
+        *DIGITS_LIKE,
+        *SHORT,
+        f"data.root={tmp_path / 'pictures'}",
+        f"out={tmp_path / 'run'}",
+        "monitor.num_evals=0",
+    )
+    assert in_process("pretrain", *argv) == (0, "")
     note = "the images have one class (all): there is nothing to score"
     assert f"warning: {note}\n" in capsys.readouterr().err
     assert json.loads((tmp_path / "run" / "data.json").read_text())["notes"] == [note]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ldae.types import Draws, NoiseLevel
+from ldae.core.types import BatchGenerator, NoiseLevel
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Corruption(ABC):
             Gaussian noise. Cold Diffusion's rules undo it.
     """
 
-    mixes = False
-    of_images = False
+    is_additive = False
+    pixel_only = False
 
     @abstractmethod
-    def draw(self, x0: Tensor, draws: Draws) -> State:
+    def draw(self, x0: Tensor, rng: BatchGenerator) -> State:
         """What is random in the corruption of `x0`, (B, ...)."""
 
     @abstractmethod

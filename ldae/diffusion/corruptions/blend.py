@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ldae.core.errors import ConfigError
+from ldae.core.types import BatchGenerator
 from ldae.diffusion.corruptions.base import Mixed
 from ldae.diffusion.corruptions.gaussian import Gaussian
-from ldae.errors import ConfigError
-from ldae.types import Draws
 
 
 class Blend(Gaussian):
@@ -16,7 +16,7 @@ class Blend(Gaussian):
     The published schedule is the cosine one with T = 200.
     """
 
-    of_images = True
+    pixel_only = True
 
     def __init__(self) -> None:
         self.pool: Tensor | None = None
@@ -25,7 +25,7 @@ class Blend(Gaussian):
         """Gives the images that are blended in: (M, 3, H, W) uint8, of the size of what they are blended with."""
         self.pool = images
 
-    def draw(self, x0: Tensor, draws: Draws) -> Mixed:
+    def draw(self, x0: Tensor, rng: BatchGenerator) -> Mixed:
         """An image of the pool for each of `x0`, every one as likely.
 
         Raises:
@@ -36,5 +36,5 @@ class Blend(Gaussian):
         if self.pool.shape[1:] != x0.shape[1:]:
             sizes = f"{tuple(self.pool.shape[1:])} to blend into {tuple(x0.shape[1:])}"
             raise ConfigError("part", "Blend", f"was given images of {sizes}; resize them")
-        chosen = self.pool[draws.integers(len(self.pool), len(x0)).to(self.pool.device)]
+        chosen = self.pool[rng.integers(len(self.pool), len(x0)).to(self.pool.device)]
         return Mixed(eps=2 * (chosen.to(x0.device) / 255) - 1)

@@ -8,12 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ldae.core.errors import ConfigError
+from ldae.core.types import BatchGenerator, Count, NoiseLevel, NonNegative, Positive
 from ldae.diffusion.corruptions.base import Corruption, State
 from ldae.diffusion.corruptions.tables import Separable, in_8_bits
 from ldae.diffusion.schedules import NoiseSchedule
-from ldae.errors import ConfigError
-from ldae.parts import Count, NonNegative, Positive
-from ldae.types import Draws, NoiseLevel
 
 
 class Blur(Corruption):
@@ -32,7 +31,7 @@ class Blur(Corruption):
         ConfigError: the kernel is even, or too wide to reflect an image in.
     """
 
-    of_images = True
+    pixel_only = True
 
     def __init__(
         self,
@@ -61,7 +60,7 @@ class Blur(Corruption):
             steps[-1] = torch.full((n, n), 1 / n, dtype=torch.float64) @ steps[-1]
         self.blurred = Separable(steps)
 
-    def draw(self, x0: Tensor, draws: Draws) -> State:
+    def draw(self, x0: Tensor, rng: BatchGenerator) -> State:
         return State()
 
     def at(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ldae.core.types import BatchGenerator, NoiseLevel, expand
 from ldae.diffusion.corruptions.base import Corruption, State
 from ldae.diffusion.corruptions.tables import Table
 from ldae.diffusion.schedules import NoiseSchedule
-from ldae.types import Draws, NoiseLevel, expand
 
 
 class Colour(Corruption):
@@ -21,13 +21,13 @@ class Colour(Corruption):
         schedule: its T alone counts.
     """
 
-    of_images = True
+    pixel_only = True
 
     def __init__(self, schedule: NoiseSchedule):
         T = schedule.T
         self.kept = Table(1 - torch.arange(1, T + 1, dtype=torch.float64) / T)
 
-    def draw(self, x0: Tensor, draws: Draws) -> State:
+    def draw(self, x0: Tensor, rng: BatchGenerator) -> State:
         return State()
 
     def at(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:

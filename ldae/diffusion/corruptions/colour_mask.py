@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ldae.core.types import BatchGenerator, NoiseLevel, NonNegative, Positive
 from ldae.diffusion.corruptions.base import Corruption, Mixed, State
 from ldae.diffusion.corruptions.mask import around, holes, middle, reach
 from ldae.diffusion.corruptions.tables import Table
 from ldae.diffusion.schedules import NoiseSchedule
-from ldae.parts import NonNegative, Positive
-from ldae.types import Draws, NoiseLevel
 
 
 class ColourMask(Corruption):
@@ -25,7 +24,7 @@ class ColourMask(Corruption):
         first, step: beta_i, a standard deviation in pixels.
     """
 
-    of_images = True
+    pixel_only = True
 
     def __init__(self, schedule: NoiseSchedule, image_shape: tuple[int, int, int], first: Positive, step: NonNegative):
         self.n = image_shape[-1]
@@ -33,8 +32,8 @@ class ColourMask(Corruption):
         grown = holes(beta, reach(self.n)).cumprod(0)
         self.filled = Table(torch.cat([grown.flip(0), torch.ones(1, grown.shape[1], dtype=grown.dtype)]))  # (T, r^2)
 
-    def draw(self, x0: Tensor, draws: Draws) -> Mixed:
-        colour = draws.uniform(x0.shape[:2]) - 0.5  # (B, C)
+    def draw(self, x0: Tensor, rng: BatchGenerator) -> Mixed:
+        colour = rng.uniform(x0.shape[:2]) - 0.5  # (B, C)
         return Mixed(eps=colour[:, :, None, None].expand_as(x0))
 
     def at(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ldae.core.types import BatchGenerator, NoiseLevel, NonNegative, Positive
 from ldae.diffusion.corruptions.base import Corruption, State
 from ldae.diffusion.corruptions.tables import Table, in_8_bits
 from ldae.diffusion.schedules import NoiseSchedule
-from ldae.parts import NonNegative, Positive
-from ldae.types import Draws, NoiseLevel
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Mask(Corruption):
         discrete: what the network is shown is cut to 8 bits.
     """
 
-    of_images = True
+    pixel_only = True
 
     def __init__(
         self,
@@ -53,10 +52,10 @@ class Mask(Corruption):
         beta = first + step * torch.arange(schedule.T, dtype=torch.float64)
         self.kept = Table(holes(beta, reach(self.n) if centred else self.n).cumprod(0))  # (T, r^2)
 
-    def draw(self, x0: Tensor, draws: Draws) -> Placed:
+    def draw(self, x0: Tensor, rng: BatchGenerator) -> Placed:
         if self.centred:
             return Placed(centre=middle(x0, self.n))
-        return Placed(centre=draws.integers(self.n + 1, 2 * len(x0)).reshape(-1, 2) - 1)
+        return Placed(centre=rng.integers(self.n + 1, 2 * len(x0)).reshape(-1, 2) - 1)
 
     def at(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:
         assert isinstance(state, Placed)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ldae.core.errors import ConfigError
+from ldae.core.types import BatchGenerator, NoiseLevel
 from ldae.diffusion.corruptions.base import Corruption, State
 from ldae.diffusion.corruptions.tables import Separable
 from ldae.diffusion.schedules import NoiseSchedule
-from ldae.errors import ConfigError
-from ldae.types import Draws, NoiseLevel
 
 
 class Pixelate(Corruption):
@@ -31,7 +31,7 @@ class Pixelate(Corruption):
         ConfigError: the image cannot be halved T times.
     """
 
-    of_images = True
+    pixel_only = True
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Pixelate(Corruption):
             raise ConfigError("schedule.T", T, f"is more often than {n} pixels can be halved")
         self.pixelated = Separable([_halved(n, 2 ** (i + 1), filter) for i in range(T)])
 
-    def draw(self, x0: Tensor, draws: Draws) -> State:
+    def draw(self, x0: Tensor, rng: BatchGenerator) -> State:
         return State()
 
     def at(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ldae.core.errors import ConfigError
+from ldae.core.types import BatchGenerator, Count, NoiseLevel, NonNegative, Positive, Range, expand
 from ldae.diffusion.corruptions.base import Corruption, State
 from ldae.diffusion.corruptions.blur import taps
 from ldae.diffusion.corruptions.tables import Table
 from ldae.diffusion.schedules import NoiseSchedule
-from ldae.errors import ConfigError
-from ldae.parts import Count, NonNegative, Positive, Range
-from ldae.types import Draws, NoiseLevel, expand
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green, blue in grey
 
@@ -54,7 +53,7 @@ class Snow(Corruption):
         ConfigError: the kernel is even, or a pair has not two numbers.
     """
 
-    of_images = True
+    pixel_only = True
 
     def __init__(
         self,
@@ -76,10 +75,10 @@ class Snow(Corruption):
         self.streaks = Table(torch.stack([_streak(taps(width, kernel), self.n) for width in widths]))  # (T, n, n)
         self.share = Table(_between("brightness", brightness or (1.0, 1.0), schedule.T))
 
-    def draw(self, x0: Tensor, draws: Draws) -> Snowfall:
+    def draw(self, x0: Tensor, rng: BatchGenerator) -> Snowfall:
         side = math.ceil(self.n / self.zoom)
-        field = self.mean + self.std * draws.normal((len(x0), side, side))
-        return Snowfall(magnified(field, self.zoom, self.n), draws.uniform((len(x0),)) > 0.5)
+        field = self.mean + self.std * rng.normal((len(x0), side, side))
+        return Snowfall(magnified(field, self.zoom, self.n), rng.uniform((len(x0),)) > 0.5)
 
     def at(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:
         assert isinstance(state, Snowfall)

@@ -1,0 +1,1 @@
+"""The application: the only place where configs, ldae and linear_probe meet."""

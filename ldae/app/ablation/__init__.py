@@ -1,0 +1,1 @@
+"""Ablations: grids of trials, their cost, their runs and reports."""

@@ -1,0 +1,143 @@
+"""The folder of an ablation: records of its cells, and the files of rows that are put together from them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from ldae.app.ablation.trials import PlannedTrial, lasting
+from ldae.core.errors import CheckpointError, OutputError, UsageError
+from ldae.core.files import OWN, own_hash, read_sealed_json, write_text
+from ldae.engine.run_folder import differences
+from linear_probe.results import Result, unsealed
+from linear_probe.rows import Row, read_rows
+
+ROWS, OTHERS = "rows.jsonl", "others.jsonl"
+
+
+class AblationDir:
+    """OUT/ with rows.jsonl, others.jsonl, pictures/ and, for nobody else's eyes, cells/, runs/ and logs/.
+
+    Several processes may work in one at a time.
+
+    Args:
+        out: the folder; made when it is opened.
+    """
+
+    def __init__(self, out: Path):
+        self.out = out
+
+    def open(self) -> None:
+        """Makes the folder. No lock is taken: the jobs of a cluster come all at once.
+
+        Raises:
+            OutputError: it cannot be made or written.
+        """
+        probe = self.out / "cells" / f".writable-{uuid.uuid4().hex[:8]}"
+        try:
+            probe.parent.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise
+            raise OutputError(f"out={self.out} cannot be written ({error.strerror}); give another out=") from None
+
+    def run(self, planned: PlannedTrial) -> Path:
+        """The folder of a cell's pretraining: that of an earlier cell, if it computes the same."""
+        there = sorted((self.out / "runs").glob(f"*-{planned.run_key}"))
+        return there[0] if there else self.out / "runs" / planned.run
+
+    def pictures(self, planned: PlannedTrial) -> Path:
+        return self.out / "pictures" / self.run(planned).name
+
+    def log(self, planned: PlannedTrial) -> Path:
+        return self.out / "logs" / planned.trial.grid / f"{planned.trial.name}.log"
+
+    def record(self, planned: PlannedTrial) -> Path:
+        return self.out / "cells" / planned.trial.grid / f"{planned.trial.name}.json"
+
+    def keep(self, planned: PlannedTrial, row: Row, baselines: Sequence[Result]) -> None:
+        """Leaves the record of a finished cell behind, and puts the files of rows together anew."""
+        path = self.record(planned)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trial, results = planned.trial, [asdict(r) for r in baselines]
+        known = {"key": planned.key, "config": dict(lasting(planned.config)), "probe": list(planned.probe)}
+        ablation_dir = {"is_baseline": trial.baseline_trials, "position": trial.position}
+        record = {**known, **ablation_dir, "row": asdict(row), "baselines": results}
+        whole = json.loads(json.dumps(record))  # as it will be read
+        write_text(path, json.dumps({**whole, OWN: own_hash(whole)}, indent=1) + "\n")  # axes keep their order
+        self.collect()
+
+    def finished(self, planned: PlannedTrial) -> Row | None:
+        """The row of a cell, if it is finished.
+
+        Raises:
+            UsageError: the folder holds a cell of that name with other settings.
+            CheckpointError: its record is damaged.
+        """
+        path = self.record(planned)
+        if not path.exists():
+            return None
+        found = read_sealed_json(path)
+        if found.get("key") == planned.key:
+            return row_of(found, path)
+        now = {"config": dict(lasting(planned.config)), "probe": list(planned.probe)}
+        listed = [
+            f"{key.removeprefix('config.')} was {old!r}, is {new!r}"
+            for key, old, new in differences({k: found.get(k) for k in now}, now, ())
+        ]
+        raise UsageError(
+            f"{self.out} holds the cell {planned.trial.name} with other settings: {'; '.join(listed[:5])}. "
+            f"Give another out=, or delete {path} to have it anew"
+        )
+
+    def collect(self) -> tuple[list[Row], list[Result]]:
+        """Puts rows.jsonl and others.jsonl together from all records; the same records give the same files."""
+        with FileLock(self.out / "cells" / ".collect"):
+            paths = sorted((self.out / "cells").glob("*/*.json"))
+            found = [(record, row_of(record, path)) for path in paths for record in [read_sealed_json(path)]]
+            found.sort(key=lambda pair: (pair[1].grid, pair[0]["is_baseline"], pair[0]["position"]))
+            rows = [row for record, row in found if not record["is_baseline"]]
+            others = [r for record, row in found if record["is_baseline"] for r in row.results]
+            others += [Result(**result) for record, _ in found for result in record["baselines"]]
+            write_text(self.out / ROWS, "".join(row.line() + "\n" for row in rows))
+            write_text(self.out / OTHERS, "".join(r.line() + "\n" for r in others))
+        return rows, others
+
+
+def row_of(record: dict[str, Any], path: Path) -> Row:
+    """The row in a record.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    try:
+        row = dict(record["row"])
+        return Row(**{**row, "results": [Result(**result) for result in row["results"]]})
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} holds no row ({error}); delete it to have the cell anew") from None
+
+
+def rows_in(out: Path) -> tuple[list[Row], list[Result]]:
+    """What an ablation left in a folder: its rows, and what they are compared with.
+
+    Raises:
+        CheckpointError: there are none, or they are damaged.
+    """
+    path = out / ROWS
+    try:
+        others = (out / OTHERS).read_text().splitlines() if (out / OTHERS).exists() else []
+        rows = read_rows(path)
+        if not rows:
+            raise CheckpointError(f"{path} has no row yet; finish a cell first")
+        return rows, [Result(**unsealed(line)) for line in others]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); give the out= of an ablation") from None

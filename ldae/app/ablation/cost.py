@@ -1,0 +1,222 @@
+"""Estimate what trials cost before they run: time a few steps and a few probed images of each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ldae.app.ablation.trials import PlannedTrial
+from ldae.app.compose import compose, resolved
+from ldae.app.precision import settle_precision
+from ldae.app.probing.settings import ProbeSettings
+from ldae.app.probing.tables import place_of, warned
+from ldae.app.session import Session, own_settings, train_settings
+from ldae.app.training.tokenizer_cache import tokenizer_config
+from ldae.core.types import Batch, BatchGenerator, TrainableModule
+from ldae.export.encoder import Encoder
+from ldae.objectives.base import Objective, PretrainingObjective
+from ldae.objectives.classify import Classify
+from ldae.objectives.denoise import Denoise
+from linear_probe.augmented_heads import AugmentedHeads
+from linear_probe.features import Features
+from linear_probe.heads import HeadTrainer
+from linear_probe.protocols import KNN, Protocol, SGDHeads
+from linear_probe.registry import PROTOCOLS
+
+STEPS = 3  # timed, after one that is not
+WHOLE = 32  # images of such a step, at most
+QUIET = {"threads": 0, "progress": False}
+
+
+def training_seconds(plans: Sequence[PlannedTrial], threads: int) -> float:
+    """Return the seconds of the training loops of cells and their tokenizers, one after another on this machine.
+
+    Args:
+        threads: of each process.
+    """
+    torch.set_num_threads(threads)
+    runs = {p.run_key: p for p in plans}
+    tokenizers = {p.tokenizer_key: p for p in plans if p.tokenizer_key}
+    spent = [_pretraining(p) for p in runs.values()] + [_tokenizer(p) for p in tokenizers.values()]
+    return sum(spent)
+
+
+def _pretraining(planned: PlannedTrial) -> float:
+    """Seconds of a cell's training loop."""
+    session = Session({**planned.config, "runtime": QUIET})
+    objective: Objective = session.parts.objective.to(session.device)
+    if isinstance(objective, Denoise):
+        objective.tokenizer.set_scale(torch.ones(objective.tokenizer.shape[0]))  # timed, not scored
+    batch = _images(session, planned.config["train"]["batch"])
+    if _encodes_once(session, objective):
+        assert isinstance(objective, Denoise)
+        with torch.no_grad():
+            kept = objective.tokenizer.posterior_params(2 * batch.images - 1)
+        batch = Batch(batch.images, batch.labels, batch.index, kept)
+    return planned.images * _step(session, objective, batch) / len(batch)
+
+
+def _tokenizer(planned: PlannedTrial) -> float:
+    """Seconds that a cell's tokenizer is trained, and encodes the training images where latents are kept."""
+    session = Session({**planned.config, "runtime": QUIET})
+    objective: Objective = session.parts.objective.to(session.device)
+    if not session.parts.tokenizer.needs_training:
+        return 0.0
+    sub = Session(tokenizer_config(session))
+    settings = train_settings(sub.config)
+    batch = _images(sub, settings.batch)
+    spent = _perceptual(sub, batch)
+    trained: Objective = sub.parts.objective.to(sub.device)
+    found = 0.0
+    for module in trained.trainable_modules.values():
+        module.is_active(settings.steps or 0)
+        found += _step(sub, module, batch)
+    spent += found * (settings.steps or 0) * settings.batch / len(batch)
+    if _encodes_once(session, objective):
+        assert isinstance(objective, Denoise)
+        objective.tokenizer.set_scale(torch.ones(objective.tokenizer.shape[0]))
+        with torch.no_grad():
+            each = _timed(lambda: objective.tokenizer.posterior_params(2 * batch.images - 1)) / len(batch)
+        spent += each * len(session.splits().train)
+    return spent
+
+
+def _perceptual(session: Session, batch: Batch) -> float:
+    """Seconds that the classifier of a tokenizer's perceptual loss is trained, if there is one."""
+    perceptual = session.parts.perceptual
+    if perceptual is None or not perceptual.needs_training:
+        return 0.0
+    fit = session.config["perceptual"]["fit"]
+    step = _step(session, Classify(session.parts.task, perceptual.to(session.device)), batch)
+    return float(fit["steps"] * fit["batch"] * step / len(batch))
+
+
+def _encodes_once(session: Session, objective: Objective) -> bool:
+    """Whether pretraining will keep latents (see _latents.py)."""
+    return isinstance(objective, Denoise) and objective.tokenizer.costly and session.parts.augment.n == 0
+
+
+def _images(session: Session, batch: int) -> Batch:
+    size, count = session.parts.data.size, min(batch, WHOLE)
+    zeros = torch.zeros(count, dtype=torch.long, device=session.device)
+    pixels = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return Batch(pixels.to(session.device), zeros, zeros)
+
+
+def _step(session: Session, module: TrainableModule, batch: Batch) -> float:
+    """Seconds of one step of a player's training."""
+    optimizer = session.parts.optim.build(module.network)
+    enabled = session.config["train"]["precision"] == "bf16"
+
+    def learn() -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(torch.device(session.device).type, dtype=torch.bfloat16, enabled=enabled):
+            loss, _ = module(batch, BatchGenerator([0], session.device))
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return _timed(learn)
+
+
+def _timed(work: Callable[[], Tensor]) -> float:
+    """Seconds of one call, the fastest of some after a first one."""
+    found = []
+    for _ in range(STEPS + 1):
+        began = time.perf_counter()
+        work().sum().item()  # a GPU is waited for
+        found.append(time.perf_counter() - began)
+    return min(found[1:])
+
+
+FEW = 400  # images that a protocol is timed on
+BATCH = 64  # images that encoding is timed on
+STARTS = 12.0  # seconds in which the processes of a cell start: pretraining, probe, pictures
+
+
+def probing_seconds(plans: Sequence[PlannedTrial], threads: int) -> float:
+    """Return the seconds in which cells are probed one after another on this machine.
+
+    Args:
+        plans: cells; each is probed, though some may share a pretraining.
+        threads: of each process.
+
+    Raises:
+        Fault: the data of a cell cannot be read.
+    """
+    torch.set_num_threads(threads)
+    known: dict[tuple[object, ...], float] = {}
+    total = 0.0
+    for planned in plans:
+        key = (planned.run_key, tuple(planned.probe), planned.trial.baselines)
+        known.setdefault(key, _of_cell(planned))
+        total += known[key]
+    return total
+
+
+def _of_cell(planned: PlannedTrial) -> float:
+    argv = [f"baselines={str(planned.trial.baselines).lower()}", *planned.probe]
+    config, _ = settle_precision(resolved(compose("probe", ["run=RUN", *argv])))
+    settings: ProbeSettings = own_settings(ProbeSettings, config)
+    session = Session({**planned.config, "runtime": QUIET})
+    objective = session.parts.objective.to(session.device).eval()
+    assert isinstance(objective, PretrainingObjective)
+    if objective.tokenizer is not None:
+        objective.tokenizer.set_scale(torch.ones(objective.tokenizer.shape[0]))  # timed, not scored
+    splits = session.splits()
+    labels = [images.own_labels for images in (splits.train, splits.holdout, getattr(splits, settings.split))]
+    warned(place_of(planned.config["data"]), labels[0], labels[1], labels[2], splits.classes, settings.split)
+    train, scored = len(splits.train) + len(splits.holdout), len(getattr(splits, settings.split))
+    encoder = Encoder(objective, precision=settings.precision)
+    network = encoder.network
+    layers = settings.layers or range((network.encoder_layer + 1) // 2, network.encoder_layer + 1)
+    images = torch.rand(BATCH, *encoder.image_shape, device=session.device)
+    each, width = _encoding(encoder, images, max(layers))
+    networks = 2 if settings.baselines else 1  # the untrained one too
+    levels = len(settings.t or [0]) * len(settings.inputs)
+    trials = len(layers) * levels * len(settings.pooling)
+    sets = len(settings.repetitions) * (networks + 2 * settings.baselines)
+    spent = STARTS + networks * levels * each * (train + scored)
+    for name in settings.protocols:
+        spent += sets * _of_protocol(PROTOCOLS[name], train, scored, width, len(splits.classes), trials, each)
+    return spent
+
+
+def _encoding(encoder: Encoder, images: Tensor, layer: int) -> tuple[float, int]:
+    """Return the seconds of an image through the network to a layer, and the layer's width."""
+    found = encoder.tokens(images, [layer])[layer]
+    return _seconds(lambda: encoder.tokens(images, [layer])) / len(images), found.shape[-1]
+
+
+def _of_protocol(
+    protocol: Protocol, train: int, scored: int, width: int, classes: int, trials: int, encoding: float
+) -> float:
+    """Return the seconds in which a protocol chooses among cells and is fitted once more."""
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda n: Features(  # noqa: E731
+        torch.randn(n, width, generator=generator), torch.randint(classes, (n,), generator=generator)
+    )
+    heads = protocol.plain if isinstance(protocol, AugmentedHeads) else protocol
+    if isinstance(heads, SGDHeads):
+        batch, _, steps = heads.recipe.lengths(train)
+        some = draw(batch)
+        trainer = HeadTrainer(width, classes, heads.recipe, train, generator)
+        anew = batch * encoding if isinstance(protocol, AugmentedHeads) else 0.0
+        passes = 2 if anew else trials + 1
+        return passes * steps * (_seconds(lambda: trainer.step(some.x, some.y)) * (trials if anew else 1) + anew)
+    few, held = draw(min(FEW, train)), draw(min(FEW, scored))
+    larger = train / len(few) * (scored / len(held) if isinstance(protocol, KNN) else 1)
+    return (trials + 1) * larger * _seconds(lambda: protocol.tried(few, held, classes, 0), repeats=1)
+
+
+def _seconds(work: Callable[[], object], repeats: int = 2) -> float:
+    """Return the seconds of one call, the fastest of some."""
+    found = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - began)
+    return min(found)

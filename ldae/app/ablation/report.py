@@ -1,0 +1,71 @@
+"""Write the report of an ablation again: tables in Markdown and LaTeX, and a page with plots and pictures.
+
+    ldae report out=OUT
+
+OUT is the folder of `ldae ablate`. Leaves OUT/index.html, OUT/table.md, OUT/table.tex and OUT/results.jsonl.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ldae.app.ablation.ablation_dir import rows_in
+from ldae.app.compose import compose, resolved
+from ldae.config.build import Parts
+from ldae.core.errors import DataError, UsageError
+from linear_probe.agreement import agreements
+from linear_probe.results import title
+
+SCHEDULES = ("ddpm_linear", "linear_gamma2", "linear_sigma", "constant_sigma")  # of the path
+
+
+def main(argv: Sequence[str]) -> None:
+    """Write the report of the folder that `out=` names.
+
+    Raises:
+        UsageError: there is another argument than `out=`.
+        DataError: the rows cannot stand in one report.
+    """
+    values = dict(word.partition("=")[::2] for word in argv)
+    if set(values) != {"out"} or not values["out"]:
+        raise UsageError("usage: ldae report out=OUT, the folder of an ablation")
+    write(Path(values["out"]).expanduser())
+
+
+def write(out: Path) -> None:
+    """Writes the report of a folder, and prints whether its rows stand in the paper's order.
+
+    Raises:
+        DataError: the rows cannot stand in one report.
+    """
+    rows, others = rows_in(out)
+    for (grid, protocol), found in agreements(rows).items():
+        measured = f"Spearman's rank correlation with the paper's accuracies: {found}"
+        print(f"{grid}, {title(protocol)}: {measured} ({found.count} trials)")
+    from linear_probe.report.contents import Unreportable
+    from linear_probe.report.write import write_report
+
+    grids = ", ".join(dict.fromkeys(row.grid for row in rows))
+    data = ", ".join(dict.fromkeys(result.data for row in rows for result in row.results))
+    try:
+        write_report(rows, others, out, out, f"Ablations on {data}: {grids}", curves())
+    except Unreportable as error:
+        raise DataError(f"out={out}: {error}") from None
+    files = {file for row in rows for file in row.pictures.values()}
+    if missing := sum(not (out / file).is_file() for file in files):
+        print(f"{missing} of {len(files)} pictures are missing; the report has a note in the place of each", flush=True)
+    print(f"report: {out / 'index.html'}", flush=True)
+
+
+def curves() -> dict[str, list[float]]:
+    """The path's noise schedules: their share of signal, gamma^2 / (gamma^2 + sigma^2), at every step."""
+    found = {}
+    for name in SCHEDULES:
+        schedule = Parts(resolved(compose("pretrain", [f"schedule={name}"]))).schedule
+        level = schedule.at(torch.arange(schedule.T))
+        signal, noise = level.gamma.double() ** 2, level.sigma.double() ** 2
+        found[name] = (signal / (signal + noise)).tolist()
+    return found

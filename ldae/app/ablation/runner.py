@@ -1,0 +1,301 @@
+"""Running the cells of an ablation: each is a pretraining, a probe and pictures, in processes of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ldae.app.ablation.ablation_dir import AblationDir
+from ldae.app.ablation.denoising_images import INDEX
+from ldae.app.ablation.hours import hours
+from ldae.app.ablation.trials import PlannedTrial
+from ldae.app.compose import user_cache
+from ldae.app.overrides import argument
+from ldae.app.probing.tables import place_of, warned
+from ldae.app.provenance import commit
+from ldae.app.session import Session
+from ldae.core.errors import Fault, Interrupted, OutputError
+from ldae.core.files import json_hash, read_sealed_json
+from ldae.engine.run_folder import RunFolder
+from ldae.engine.signals import StopFlag
+from ldae.export.encoder import TOKENIZER_FILE
+from linear_probe.results import Result, read_results
+from linear_probe.rows import Row
+
+# what a child process runs -> the words that follow `python`
+PROGRAMS = {
+    "pretrain": ["-m", "ldae", "pretrain"],
+    "probe": ["-m", "ldae", "probe"],
+    "denoising-images": ["-m", "ldae.app.ablation.denoising_images"],
+}
+HELD = "is held by another process"
+LONGEST_WAIT = 20.0  # seconds between two tries of a folder that another process holds
+PLACEHOLDERS = {"data.root": "DIR", "blend_dataset.root": "DIR", "data.cache": "CACHE", "out": "RUN", "run": "RUN"}
+BARE = re.compile(r"[\w@%+=:,./\[\]-]+")  # what bash takes as it stands, lists among it
+PLACEHOLDERS |= dict.fromkeys(("mae", "cold", "site", "images", "jpegs"), "DIR")  # of python tools/bench
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What cells run on.
+
+    Attributes:
+        threads: of each process.
+        device: as pretraining's.
+        stop: the flag that signals set.
+    """
+
+    threads: int
+    device: str
+    stop: StopFlag
+
+    @property
+    def argv(self) -> list[str]:
+        return [f"runtime.threads={self.threads}", "runtime.progress=false", f"device={self.device}"]
+
+
+class Runner:
+    """Runs cells and leaves their records behind.
+
+    Args:
+        place: the ablation's folder.
+        budget: name of the length of pretraining.
+        machine: what they run on.
+    """
+
+    def __init__(self, ablation_dir: AblationDir, budget: str, machine: Machine):
+        self.ablation_dir, self.budget, self.machine = ablation_dir, budget, machine
+        self.training: dict[str, threading.Lock] = {}  # a tokenizer is trained once: others that want it wait
+        self.guard = threading.Lock()
+        self.scorable: set[str] = set()  # data sets, by their keys, that can be scored
+
+    def run(self, job: Sequence[PlannedTrial]) -> Iterator[tuple[PlannedTrial, Row | Fault]]:
+        """Cells that share one pretraining, one after another: each with its row, or with what went wrong.
+
+        Raises:
+            Interrupted: a signal came; what was begun is saved.
+        """
+        first, run = job[0], self.ablation_dir.run(job[0])
+        try:
+            self._check_labels(first)
+            self._pretrained(first, run)
+        except Interrupted:
+            raise
+        except Fault as fault:
+            yield from ((planned, fault) for planned in job)
+            return
+        for planned in job:
+            try:
+                yield planned, self._finished(planned, run)
+            except Interrupted:
+                raise
+            except Fault as fault:
+                yield planned, fault
+
+    def _check_labels(self, planned: PlannedTrial) -> None:
+        """Read the labels of a cell's data, each data set once, before hours of training.
+
+        Raises:
+            DataError: they leave a probe nothing to score.
+        """
+        key = json_hash(planned.config["data"])
+        with self.guard:
+            if key in self.scorable:
+                return
+            session = Session({**planned.config, "runtime": {"threads": 0, "progress": False}})
+            session.stop = self.machine.stop
+            try:
+                splits = session.splits()
+            except Interrupted:
+                raise
+            except Fault:
+                return  # pretraining ends with it, in the cell's log
+            train, holdout, test = (images.own_labels for images in (splits.train, splits.holdout, splits.test))
+            warned(place_of(planned.config["data"]), train, holdout, test, splits.classes)
+            self.scorable.add(key)
+
+    def _pretrained(self, planned: PlannedTrial, run: Path) -> None:
+        argv = [*planned.argv, argument("out", run), *self.machine.argv]
+        if planned.tokenizer_key is None or (run / TOKENIZER_FILE).exists():
+            self._call("pretrain", argv, planned)
+            return
+        with self.guard:
+            lock = self.training.setdefault(planned.tokenizer_key, threading.Lock())
+        with contextlib.ExitStack() as held:
+            held.enter_context(lock)
+
+            def look() -> None:
+                if (run / TOKENIZER_FILE).exists():
+                    held.close()
+
+            self._call("pretrain", argv, planned, look)
+
+    def _finished(self, planned: PlannedTrial, run: Path) -> Row:
+        """Probes a pretrained cell, draws its pictures, leaves its record."""
+        trial = planned.trial
+        folder = run / f"probe-{trial.grid}-{trial.name}"
+        baselines = f"baselines={str(trial.baselines).lower()}"
+        argv = [argument("run", run), argument("out", folder), baselines, *planned.probe, *self.machine.argv]
+        self._call("probe", argv, planned)
+        written = max(folder.glob("results*.jsonl"), key=lambda path: path.stat().st_mtime)  # of the split asked for
+        found = [self._named(r, trial.name) for r in read_results(written)]
+        drawn = self.ablation_dir.pictures(planned)
+        if not (drawn / INDEX).exists():
+            drawn.parent.mkdir(parents=True, exist_ok=True)
+            self._call("denoising-images", [f"run={run}", f"out={drawn}"], planned)
+        row = self._row(planned, run, [r for r in found if r.checkpoint != "none"], drawn)
+        self.ablation_dir.keep(planned, row, [r for r in found if r.checkpoint == "none"])
+        shutil.rmtree(folder / "features", ignore_errors=True)  # as large as they are quickly read again
+        return row
+
+    @staticmethod
+    def _named(result: Result, trial: str) -> Result:
+        """A result as it is told among other cells'."""
+        encoder = result.encoder.replace("the same network", f"the network of {trial}")
+        return replace(result, encoder=encoder, command=portable_command(result.command))
+
+    def _row(self, planned: PlannedTrial, run: Path, results: Sequence[Result], drawn: Path) -> Row:
+        trial = planned.trial
+        spent, unit = hours(run, user_cache(planned.config["data"].get("cache")), self.machine.device)
+        index = read_sealed_json(drawn / INDEX)
+        return Row(
+            grid=trial.grid,
+            trial=trial.name,
+            axes=dict(trial.axes),
+            results=results,
+            paper=trial.paper,
+            paper_source=trial.paper_source,
+            budget=self.budget,
+            images=planned.images,
+            hours=spent,
+            unit=unit,
+            command=portable_command(shlex.join(["ldae", "pretrain", *planned.argv, f"out={run}"])),
+            commit=commit(),
+            pictures={
+                what: (drawn / file).relative_to(self.ablation_dir.out).as_posix() for what, file in index.items()
+            },
+        )
+
+    def _call(
+        self, tool: str, argv: Sequence[str], planned: PlannedTrial, look: Callable[[], None] = lambda: None
+    ) -> None:
+        """Runs a tool to its good end, and looks now and then. A folder that another process holds is waited for.
+
+        Raises:
+            Interrupted: a signal came.
+            Fault: it failed; the message and the exit code are the tool's.
+        """
+        wait = 1.0
+        while True:
+            self.machine.stop.poll()
+            code, message = run_child(PROGRAMS[tool], argv, self.ablation_dir.log(planned), self.machine.stop, look)
+            if self.machine.stop.requested:
+                self.machine.stop.poll()
+            if not code:
+                return
+            if code != OutputError.code or HELD not in message:
+                raise failed(tool, code, message)
+            until, wait = time.monotonic() + wait, min(LONGEST_WAIT, 2 * wait)
+            while time.monotonic() < until:
+                self.machine.stop.poll()
+                time.sleep(0.2)
+
+
+def run_child(
+    program: Sequence[str], argv: Sequence[str], log: Path, stop: StopFlag, look: Callable[[], None]
+) -> tuple[int, str]:
+    """Runs Python on words; what it says is added to a log. A signal is passed on to it.
+
+    Returns:
+        The exit code, and its last line that says what went wrong.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as file:
+        file.write(f"$ {portable_command(shlex.join(['ldae', *program[2:], *argv]))}\n")
+        file.flush()
+        began = file.tell()
+        child = subprocess.Popen([sys.executable, *program, *argv], stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+        requested = False
+        while child.poll() is None:
+            look()
+            if stop.requested and not requested:
+                child.terminate()  # it saves what it has
+                requested = True
+            try:
+                child.wait(0.2)
+            except subprocess.TimeoutExpired:
+                continue
+    return child.returncode, last_error(log, began)
+
+
+def last_error(log: Path, start: int = 0) -> str:
+    """The last line from a place of a log on that says what went wrong; empty if there is none."""
+    if not log.exists():
+        return ""
+    with open(log, encoding="utf-8", errors="replace") as file:
+        file.seek(start)
+        lines = [line.strip() for line in file if line.startswith("error: ")]
+    return lines[-1].removeprefix("error: ") if lines else ""
+
+
+def failed(tool: str, code: int, message: str) -> Fault:
+    """What a tool's bad end is told as."""
+    how = f"ended by signal {-code}" if code < 0 else f"exit {code}"
+    fault = Fault(f"{tool} {how}" + (f": {message}" if message else ""))
+    fault.code = code if code > 0 else Fault.code
+    return fault
+
+
+def portable_command(command: str) -> str:
+    """A command without the places of one machine: placeholders for data, runs and caches. Quoted for bash."""
+    argv = []
+    for word in shlex.split(command):
+        key, equals, _ = word.partition("=")
+        if equals and key in PLACEHOLDERS:
+            word = f"{key}={PLACEHOLDERS[key]}"
+        argv.append(word)
+    return " ".join(word if BARE.fullmatch(word) else shlex.quote(word) for word in argv)
+
+
+def begun(ablation_dir: AblationDir, planned: PlannedTrial) -> int:
+    """Steps that a cell's pretraining has made."""
+    return int(RunFolder(ablation_dir.run(planned)).status().get("step", 0))
+
+
+def jobs_of(plans: Sequence[PlannedTrial]) -> list[list[PlannedTrial]]:
+    """Cells by the pretraining that they share, in order."""
+    found: dict[str, list[PlannedTrial]] = {}
+    for planned in plans:
+        found.setdefault(planned.run_key, []).append(planned)
+    return list(found.values())
+
+
+def unhindered(jobs: Sequence[list[PlannedTrial]]) -> list[list[PlannedTrial]]:
+    """Jobs with those last whose tokenizer an earlier one trains: nobody waits for it beside idle cores."""
+    seen: set[str] = set()
+    first: list[list[PlannedTrial]] = []
+    later: list[list[PlannedTrial]] = []
+    for job in jobs:
+        key = job[0].tokenizer_key
+        (later if key in seen else first).append(job)
+        seen.add(key or "")
+    return [*first, *later]
+
+
+def sentence(planned: PlannedTrial, row: Row, seconds: float) -> str:
+    """A finished cell in a line."""
+    figures: list[Any] = [f"{r.protocol} {r.accuracy:.2f}" for r in row.results]
+    if row.paper is not None:
+        figures.append(f"paper {row.paper:g}")
+    spent = f"{row.hours:.3g} {row.unit}-hours" + (f", {seconds / 60:.1f} min here" if seconds else "")
+    return f"{planned.trial.name}: {', '.join(figures)} ({spent})"

@@ -1,0 +1,273 @@
+"""The command `ldae COMMAND KEY=VALUE ...`: find the command, show help, answer every failure with an exit code."""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from ldae.app import provenance
+from ldae.app.help import command_help, usage_of
+from ldae.core.errors import Fault, UsageError, nearest
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the command line.
+
+    Attributes:
+        module: the module of its `main(argv)`; the module's docstring is its usage.
+        summary: the job it does, in a few words.
+        config: name of its root config; None for a command without one.
+        settings: `module:Dataclass` that declares the keys at the root of the config, for the help.
+        trains: whether the config has a group `train`.
+        needs_arguments: whether it shows its usage, with exit code 2, where it is given none.
+    """
+
+    module: str
+    summary: str
+    config: str | None = None
+    settings: str | None = None
+    trains: bool = False
+    needs_arguments: bool = True
+
+    def load(self) -> Any:
+        """Import the command's module."""
+        return importlib.import_module(self.module)
+
+
+# purpose -> {name: command}
+GROUPS: Mapping[str, Mapping[str, Command]] = {
+    "Start here": {
+        "demo": Command(
+            "ldae.app.demo.demo", "pretrain and probe on embedded photographs, in minutes", needs_arguments=False
+        ),
+        "list": Command(
+            "ldae.app.listing", "list experiments, tokenizers and every other choice", needs_arguments=False
+        ),
+    },
+    "Learn a representation": {
+        "pretrain": Command(
+            "ldae.app.training.pretrain",
+            "pretrain an encoder: l-DAE, its rungs, its baselines",
+            "pretrain",
+            trains=True,
+        ),
+        "train-tokenizer": Command(
+            "ldae.app.training.train_tokenizer", "fit or train a tokenizer on its own", "train_tokenizer", trains=True
+        ),
+        "finetune": Command(
+            "ldae.app.training.finetune",
+            "train a pretrained encoder end to end on labels",
+            "finetune",
+            "ldae.app.training.finetune:FinetuneSettings",
+            trains=True,
+        ),
+        "plan": Command("ldae.app.training.plan", "estimate memory and time of a pretraining"),
+    },
+    "Measure it": {
+        "probe": Command(
+            "ldae.app.probing.probe",
+            "score frozen features: linear probes and kNN, beside baselines",
+            "probe",
+            "ldae.app.probing.settings:ProbeSettings",
+        ),
+        "dense": Command(
+            "ldae.app.probing.dense",
+            "score patch tokens by segmentation",
+            "dense",
+            "ldae.app.probing.dense:DenseSettings",
+        ),
+        "ablate": Command(
+            "ldae.app.ablation.ablate",
+            "run a grid of pretrainings and probes, and report it",
+            "ablate",
+            "ldae.app.ablation.ablate:AblateSettings",
+        ),
+        "report": Command("ldae.app.ablation.report", "write the tables and the page of an ablation again"),
+    },
+    "Make images": {
+        "sample": Command(
+            "ldae.app.sampling.sample",
+            "draw images from a trained diffusion model",
+            "sample",
+            "ldae.app.sampling.sample:SampleSettings",
+        ),
+        "restore": Command(
+            "ldae.app.sampling.restore",
+            "restore, enlarge, segment or edit pictures",
+            "restore",
+            "ldae.app.sampling.restore:RestoreSettings",
+        ),
+        "likelihood": Command(
+            "ldae.app.sampling.likelihood",
+            "bound the likelihood of images, in bits per dimension",
+            "likelihood",
+            "ldae.app.sampling.likelihood:LikelihoodSettings",
+        ),
+        "search-schedule": Command(
+            "ldae.app.sampling.search_schedule",
+            "search noise levels for few-step sampling",
+            "search_schedule",
+            "ldae.app.sampling.search_schedule:SearchSettings",
+        ),
+    },
+    "Use it elsewhere": {
+        "export": Command(
+            "ldae.app.export", "write an encoder for timm or ONNX", "export", "ldae.app.export:ExportSettings"
+        ),
+        "checkpoint": Command("ldae.app.checkpoint", "list or verify the checkpoints of a run"),
+    },
+}
+COMMANDS: Mapping[str, Command] = {name: command for group in GROUPS.values() for name, command in group.items()}
+
+
+def overview() -> str:
+    """Return the help of the bare command: every command by what one wants to do."""
+    width = max(map(len, COMMANDS))
+    lines = ["usage: ldae COMMAND KEY=VALUE ...", ""]
+    for purpose, commands in GROUPS.items():
+        lines += [f"{purpose}:", *(f"  {name:<{width}}  {c.summary}" for name, c in commands.items()), ""]
+    lines += ["ldae COMMAND --help shows a command's usage, examples and keys.", "ldae --version shows the version."]
+    return "\n".join(lines)
+
+
+def find(name: str) -> Command:
+    """Return the command of a name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in COMMANDS:
+        raise UsageError(f"{name!r} is not a command; there are: {', '.join(COMMANDS)}{nearest(name, COMMANDS)}")
+    return COMMANDS[name]
+
+
+def run(name: str | None = None, argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and end the process with its exit code.
+
+    Args:
+        name: the command; the first word of the command line if None.
+        argv: its arguments; those of this process if None.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    sys.stdout, sys.stderr = BrokenPipeSafeStream(sys.stdout), BrokenPipeSafeStream(sys.stderr)
+    if name is None:
+        if not argv or argv[0] in ("-h", "--help", "help"):
+            print(overview(), file=sys.stdout if argv else sys.stderr)
+            sys.exit(0 if argv else UsageError.code)
+        if argv[0] == "--version":
+            print(provenance.version())
+            sys.exit(0)
+        name, *argv = argv
+    _exit(guarded(lambda: dispatch(name, argv)))
+
+
+def dispatch(name: str, argv: Sequence[str]) -> None:
+    """Call a command's `main`, or show its help.
+
+    Raises:
+        UsageError: there is no such command, or it needs arguments.
+        Fault: the command failed.
+    """
+    command = find(name)
+    if {"-h", "--help"} & set(argv):
+        c = command
+        print(command_help(name, c.module, c.config, c.settings, c.trains))
+        return
+    if command.needs_arguments and not argv:
+        print(usage_of(command.module), file=sys.stderr)
+        raise UsageError(f"no arguments; the lines above are the usage (ldae {name} --help shows the keys)")
+    if "--cfg" in argv and command.config is not None:
+        print(composed(command.config, [word for word in argv if word != "--cfg"]))
+        return
+    provenance.set_command(name, argv)
+    command.load().main(argv)
+
+
+def composed(config: str, argv: Sequence[str]) -> str:
+    """Return the config that a root config and the arguments compose, as YAML."""
+    from omegaconf import OmegaConf
+
+    from ldae.app.compose import compose, resolved
+
+    return OmegaConf.to_yaml(OmegaConf.create(resolved(compose(config, argv))))
+
+
+def guarded(call: Callable[[], None]) -> int:
+    """Call a function, print one sentence for a failure, and return the exit code."""
+    try:
+        call()
+    except Fault as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        return fault.code
+    except OSError as error:
+        from ldae.core.files import storage_fault
+
+        answer = storage_fault(error)
+        print(f"error: {answer}", file=sys.stderr)
+        return answer.code
+    except KeyboardInterrupt:  # before there was anything to save
+        print("error: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except Exception:
+        traceback.print_exc()
+        print("error: internal; this is a bug worth reporting with the lines above", file=sys.stderr)
+        return Fault.code
+    return 0
+
+
+def _exit(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # gloo's threads free the last barrier's tensors at an arbitrary time and abort if the interpreter is ending by
+        # then; torchrun would report a finished run as failed
+        atexit._run_exitfuncs()
+        os._exit(code)
+    sys.exit(code)
+
+
+class BrokenPipeSafeStream:
+    """A text stream that drops what is written once its reader is gone, so that a run does not end with its reader.
+
+    The reader is gone when a pipe's other end is closed (`| head`) or when a terminal is closed.
+
+    Args:
+        stream: the stream to write to, with a file descriptor of its own.
+    """
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self.stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def _try(self, act: Callable[[], Any]) -> None:
+        try:
+            act()
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            devnull = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(devnull, self.stream.fileno())  # buffered text needs a descriptor that accepts it
+            os.close(devnull)
+
+
+def main() -> NoReturn:
+    """Run the command line: the entry point of `ldae`."""
+    run()

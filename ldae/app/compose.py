@@ -1,0 +1,194 @@
+"""Compose the config of a command from configs/ and the KEY=VALUE words of its command line."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from ldae.app.config_folder import CONFIGS
+from ldae.app.overrides import ASSIGNMENT, parse_override, suggestion
+from ldae.core.errors import ConfigError, UsageError, nearest
+
+
+def _share(part: float, whole: float | None, most: float) -> float:
+    """Return part / whole, at most `most`; `most` where the whole is not set."""
+    return min(part / whole, most) if whole else most
+
+
+# ${share:100,${train.epochs},0.25}: a hundred epochs of warm-up as a share of them, a quarter of a shorter training
+OmegaConf.register_new_resolver("share", _share, replace=True)
+
+
+def compose(root: str, argv: Sequence[str], optional: Sequence[str] = ()) -> DictConfig:
+    """The config that configs/ROOT.yaml and the overrides make; interpolations are not resolved yet.
+
+    Args:
+        optional: overrides of values, each left out where the config has no such key; `words` win over them.
+
+    Raises:
+        UsageError: a word is no override, names no key or no file, or a config cannot be read.
+    """
+    OmegaConf.clear_resolver("oc.env")  # a config says all; nothing leaks in from the environment
+    overrides = _parsed(root, _one_length(argv))
+    choices = [str(o.input_line) for o in overrides if _is_group(o)]
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        known = _composed(root, choices)
+        values = [_as_here(o, known) for o in overrides if not _is_group(o)]
+        for override in values:
+            _check_key(override, known)
+        extra = [o for o in map(parse_override, optional) if has_key(known, o.key_or_group)]
+        lines = [str(o.input_line) for o in (*extra, *values)]
+        return _composed(root, choices + lines) if lines else known
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """The config as plain mappings, every interpolation replaced.
+
+    Raises:
+        UsageError: an interpolation leads nowhere.
+    """
+    try:
+        plain = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UsageError(f"config: {_first_line(error)}") from None
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def require(argv: Sequence[str], **examples: str) -> None:
+    """Check that keys are named which have a default in the config but decide what a tool works on.
+
+    Args:
+        words: the command line.
+        examples: a value for each such key.
+
+    Raises:
+        UsageError: one is not named.
+    """
+    given = {word.partition("=")[0] for word in argv}
+    for key, example in examples.items():
+        if key not in given:
+            raise UsageError(f"{key}= is not given; name one, e.g. {key}={example} (--help shows the usage)")
+
+
+def _parsed(root: str, argv: Sequence[str]) -> list[Override]:
+    """The words as overrides.
+
+    Raises:
+        UsageError: one is none; the key that was probably meant is named.
+    """
+    for position, word in enumerate(argv):
+        if ASSIGNMENT.fullmatch(word) is None:
+            with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+                keys = [".".join(path) for path in _paths(_composed(root, []))]
+            raise UsageError(f"{word!r} is not KEY=VALUE; {suggestion(argv, position, keys)}")
+    return [parse_override(word) for word in argv]
+
+
+def _one_length(argv: Sequence[str]) -> list[str]:
+    """Whoever gives steps means not epochs, and the other way round."""
+    keys = {word.partition("=")[0]: word.partition("=")[2] for word in argv}
+    pairs = (("train.steps", "train.epochs"), ("train.epochs", "train.steps"))
+    extra = [f"{b}=null" for a, b in pairs if a in keys and keys[a] != "null" and b not in keys]
+    return [*argv, *extra]
+
+
+def _as_here(override: Override, config: DictConfig) -> Override:
+    """`precision` and `train.precision` name one setting: where this config has only the other, that is meant."""
+    other = {"precision": "train.precision", "train.precision": "precision"}.get(override.key_or_group)
+    if other is None or has_key(config, override.key_or_group) or not has_key(config, other):
+        return override
+    return parse_override(f"{other}={str(override.input_line).partition('=')[2]}")
+
+
+def _is_group(override: Override) -> bool:
+    return (CONFIGS / override.key_or_group).is_dir()
+
+
+def _composed(root: str, overrides: list[str]) -> DictConfig:
+    """The config, with the chosen experiment's name under `experiment`."""
+    try:
+        config = hydra_compose(root, overrides=overrides, return_hydra_config=True)
+        chosen = config.hydra.runtime.choices.get("experiment")
+    except HydraException as error:
+        raise UsageError(_explained(error)) from None
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise UsageError(f"config: {_first_line(error)}") from None
+    plain: dict[Any, Any] = {key: config._get_node(key) for key in config if key != "hydra"}
+    found = OmegaConf.create({**plain, **({"experiment": chosen} if chosen else {})})
+    OmegaConf.set_struct(found, True)
+    return found
+
+
+def _explained(error: HydraException) -> str:
+    """A missing choice gets the choices that there are; other errors their first line."""
+    text = _first_line(error)
+    missing = re.search(r"[Cc]ould not find '(\w+)/([\w/.-]+)'", text)
+    if missing is None or not (CONFIGS / missing[1]).is_dir():
+        return f"config: {text}"
+    group, name = missing.groups()
+    deep = sorted(p.relative_to(CONFIGS / group).with_suffix("").as_posix() for p in (CONFIGS / group).rglob("*.yaml"))
+    there = [n for n in deep if not n.rsplit("/", 1)[-1].startswith("_")]
+    return f"{group}={name} does not exist; there are: {', '.join(there)}{nearest(name, there)}"
+
+
+def _check_key(override: Override, config: DictConfig) -> None:
+    """The key must be in the config already."""
+    node: Any = config
+    parts = override.key_or_group.split(".")
+    for depth, part in enumerate(parts):
+        if not isinstance(node, DictConfig) or part not in node:
+            known = [".".join(path) for path in _paths(config)]
+            key = override.key_or_group
+            close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            if not hint and isinstance(node, DictConfig):
+                hint = f"; {'.'.join(parts[:depth]) or 'the config'} has: {', '.join(map(str, node))}"
+            raise ConfigError(key, override.value(), f"is not a key of this config{hint}")
+        node = node._get_node(part)
+        if isinstance(node, DictConfig) and node._is_none():
+            node = None
+
+
+def has_key(config: DictConfig, key: str) -> bool:
+    """Whether a config has a dotted key, its value null or not."""
+    node: Any = config
+    for part in key.split("."):
+        if not isinstance(node, DictConfig) or node._is_none() or part not in set(node):
+            return False
+        node = node._get_node(part)
+    return True
+
+
+def _paths(config: DictConfig, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = []
+    for key in config:
+        node = config._get_node(key)
+        found.append((*prefix, str(key)))
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
+            found += _paths(node, (*prefix, str(key)))
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def user_cache(chosen: str | None) -> Path:
+    """The folder for derived files: `chosen`, else $LDAE_CACHE, else ~/.cache/ldae."""
+    if chosen:
+        return Path(chosen).expanduser()
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ldae"
+    return Path(os.environ.get("LDAE_CACHE") or default).expanduser()

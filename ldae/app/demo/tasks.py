@@ -1,0 +1,198 @@
+"""Run tools in two worker processes and show how far each is."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Collection, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ldae.app.cli import dispatch
+from ldae.core.errors import Fault, StorageError
+from ldae.engine.signals import StopFlag
+
+WORKERS = 2
+REFRESH = 0.3  # seconds between two looks at a worker's files
+GRACE = 5.0  # seconds that a call has to save before it is signalled again
+SAY_EVERY = 20.0  # seconds between two lines where no bar is drawn
+FIGURE = re.compile(r": [\w, -]+ \d+\.\d+ \(")  # probe.py prints a line of this form for each figure
+
+
+@dataclass(frozen=True)
+class Task:
+    """One call of a tool.
+
+    Attributes:
+        label: its bar's name.
+        tool, words: what is called.
+        result: file that a finished call leaves behind.
+        log: file for what the call prints.
+        figures: of a probe, how many it prints; 0 for pretraining, whose steps are counted.
+        needs: file of the pretraining that has to be finished before.
+    """
+
+    label: str
+    tool: str
+    argv: Sequence[str]
+    result: Path
+    log: Path
+    figures: int = 0
+    needs: Path | None = None
+
+    def is_done(self) -> bool:
+        """Return whether an earlier call finished."""
+        return _is_finished_run(self.result) if self.tool == "pretrain" else self.result.exists()
+
+    def is_ready(self) -> bool:
+        """Return whether the call may begin."""
+        return self.needs is None or _is_finished_run(self.needs)
+
+    def progress(self) -> tuple[int, int]:
+        """Return (done, total): steps of a pretraining, figures of a probe; total is 0 while it is unknown."""
+        try:
+            if self.tool == "probe":
+                return len(FIGURE.findall(self.log.read_text())), self.figures
+            folder = self.result.parent
+            total = json.loads((folder / "config.json").read_text())["train"]["steps"] or 0
+            with open(folder / "metrics.jsonl", "rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+                steps = re.findall(rb'^\{"step": (\d+),.*\}$', file.read(), flags=re.M)
+            return int(steps[-1]) if steps else 0, total
+        except (OSError, ValueError, KeyError):
+            return 0, self.figures
+
+
+def _is_finished_run(status: Path) -> bool:
+    try:
+        return bool(json.loads(status.read_text()).get("state") == "done")
+    except (OSError, ValueError):
+        return False
+
+
+def run_tasks(tasks: Sequence[Task]) -> None:
+    """Run what is not done yet, two calls at a time, in order as far as each is ready.
+
+    Raises:
+        Fault: a call failed, with its exit code and its last sentence; or a signal came.
+    """
+    waiting = [task for task in tasks if not task.is_done()]
+    running: dict[Future[tuple[int, str]], Task] = {}
+    stop, display = StopFlag(), Display()
+    pool = ProcessPoolExecutor(WORKERS, multiprocessing.get_context("spawn"), _leave_signals)
+    with stop.listening(), contextlib.closing(display):
+        try:
+            while waiting or running:
+                stop.poll()
+                while len(running) < WORKERS and (task := next((t for t in waiting if t.is_ready()), None)):
+                    waiting.remove(task)
+                    task.log.unlink(missing_ok=True)  # of an earlier call: its figures are not this one's
+                    running[pool.submit(call, task)] = task
+                    display.begin(task)
+                ended, _ = wait(running, REFRESH, FIRST_COMPLETED)
+                for task in running.values():
+                    display.update(task)
+                for future in ended:
+                    task = running.pop(future)
+                    _check(task, future)
+                    display.end(task)
+        finally:
+            _stop_workers(running)
+            pool.shutdown(cancel_futures=True)
+
+
+def _stop_workers(running: Collection[Future[tuple[int, str]]]) -> None:
+    """Signal the workers until their calls end: pretraining saves first; what has not begun to listen ignores it."""
+    while not all(future.done() for future in running):
+        for child in multiprocessing.active_children():
+            child.terminate()
+        wait(running, GRACE)
+
+
+def call(task: Task) -> tuple[int, str]:
+    """Call a tool in this process, what it prints into the log: (exit code, message)."""
+    task.log.parent.mkdir(parents=True, exist_ok=True)
+    with open(task.log, "w", buffering=1) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        try:
+            dispatch(task.tool, task.argv)
+        except Fault as fault:
+            return fault.code, str(fault)
+        except OSError as error:
+            return StorageError.code, str(error)
+        except Exception:
+            traceback.print_exc()
+            return Fault.code, f"internal; {task.log} has the lines to report"
+    return 0, ""
+
+
+def _check(task: Task, future: Future[tuple[int, str]]) -> None:
+    try:
+        code, message = future.result()
+    except BrokenProcessPool:
+        code, message = StorageError.code, "its process was killed; perhaps memory ran out. Run the same command again"
+    if code:
+        fault = Fault(f"{task.label}: {message}")
+        fault.code = code
+        raise fault
+
+
+def _leave_signals() -> None:
+    """Keep the terminal's signals from a worker: the main process passes them on, once."""
+    os.setpgrp()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class Display:
+    """A bar for each task on a terminal; elsewhere a line now and then."""
+
+    def __init__(self) -> None:
+        self.rng = sys.stderr.isatty()
+        self.bars: dict[str, tqdm] = {}
+        self.started: dict[str, float] = {}
+        self.said: dict[str, float] = {}
+
+    def begin(self, task: Task) -> None:
+        """Show a new task."""
+        self.started[task.label] = self.said[task.label] = time.monotonic()
+        if self.rng:
+            unit = "step" if task.tool == "pretrain" else "figure"
+            self.bars[task.label] = tqdm(desc=f"{task.label:<42}", unit=unit, smoothing=0.1, position=len(self.bars))
+
+    def update(self, task: Task) -> None:
+        """Show how far a task is."""
+        done, total = task.progress()
+        bar = self.bars.get(task.label)
+        if bar is not None:  # tqdm has no truth value while its total is unknown
+            bar.total = total or None
+            bar.n = done
+            bar.refresh()
+        elif time.monotonic() - self.said[task.label] > SAY_EVERY:
+            self.said[task.label] = time.monotonic()
+            print(f"{task.label}: {done} of {total or '?'}", flush=True)
+
+    def end(self, task: Task) -> None:
+        """Show that a task is done."""
+        self.update(task)
+        bar = self.bars.get(task.label)
+        if bar is not None:
+            bar.n = bar.total or bar.n
+            bar.refresh()
+            return
+        print(f"{task.label}: done in {time.monotonic() - self.started[task.label]:.0f} s", flush=True)
+
+    def close(self) -> None:
+        """Leave the bars as they are."""
+        for bar in self.bars.values():
+            bar.close()

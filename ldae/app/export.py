@@ -1,0 +1,282 @@
+"""Exports a trained encoder: as a plain ViT that timm loads, as ONNX, or as both.
+
+    ldae export run=RUN out=OUT                           # OUT/model.safetensors, OUT/config.json
+    ldae export run=RUN layer=4 t=10 format=[timm,onnx]   # OUT/model.onnx too
+
+Without layer= and t= those are exported that the run's probe chose (RUN/probe), else the end of the encoder at t = 10.
+Afterwards timm.create_model("local-dir:OUT", pretrained=True) is the encoder, wherever there is timm.
+What is written is read back and held against load_encoder(RUN) on images of the run's hold-out: the largest
+difference of a feature is printed, and above 1e-4 (of the largest feature, where that is above 1) nothing is left
+behind (exit 70). OUT/README.md says how to load it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldae.app.compose import compose, resolved
+from ldae.app.provenance import command, commit
+from ldae.app.session import Session, own_settings, session_of
+from ldae.core.errors import ConfigError, Fault, OutputError
+from ldae.core.files import published_folder, write_json, write_text
+from ldae.core.types import Count, Natural
+from ldae.data.loader import in_order
+from ldae.export.encoder import Encoder, Run, load_run
+from ldae.export.fold import folded
+from ldae.export.onnx import OnnxFeatures, check_onnx, write_onnx
+from ldae.export.timm import CONFIG, WEIGHTS, TimmFeatures, write_timm_folder
+from linear_probe.results import Result, percent, read_results, title
+
+LIMIT = 1e-4  # of the difference of a feature, if features are not larger than 1
+ONNX, ABOUT, CARD = "model.onnx", "export.json", "README.md"
+WRITTEN = {WEIGHTS, CONFIG, ONNX, f"{ONNX}.data", ABOUT, CARD}
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # run_tool's to explain
+Features = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What is exported.
+
+    Attributes:
+        run: folder of a pretraining run.
+        step: which checkpoint; the newest if None.
+        weights: the average of the weights or the last ones.
+        layer: whose tokens are averaged; if None what the run's probe chose, or the end of the encoder.
+        t: step of the noise level that the network is told; if None what the run's probe chose, or the usual one.
+        format: what is written.
+        out: the folder; RUN/export if None.
+        count: images of the comparison.
+    """
+
+    run: str
+    step: Natural | None
+    weights: Literal["ema", "model"]
+    layer: Count | None
+    t: Natural | None
+    format: list[Literal["timm", "onnx"]]
+    out: str | None
+    count: Count
+
+    def __post_init__(self) -> None:
+        if "onnx" in self.format:
+            check_onnx()
+
+
+def main(argv: Sequence[str]) -> None:
+    """Composes, writes, reads back, compares."""
+    config = resolved(compose("export", argv))
+    if not config["run"]:
+        raise ConfigError("run", config["run"], "is not set; give run=RUN, the folder that pretraining wrote (out=)")
+    settings: ExportSettings = own_settings(ExportSettings, config)
+    out = Path(settings.out or Path(settings.run) / "export")
+    check_out(out)
+    run = load_run(Path(settings.run), settings.step, settings.weights)
+    session = session_of(run, {**config, "device": "cpu"})
+    encoder = Encoder(run.objective, *read_at(settings, run))
+    writers = {kind: WRITERS[kind](encoder) for kind in settings.format}  # refuses before data are read
+    with session.stop.listening(), session.stop.at_once():
+        split, images = shown(session, settings.count)
+        with writable(out), published_folder(out) as folder:
+            figures: dict[str, dict[str, float]] = {}
+            for kind, write in writers.items():
+                figures[kind] = parity(kind, write(folder, images), encoder, images, session)
+            about = described(settings, run, encoder, images)
+            write_json(folder / ABOUT, {**about, "split": split, "differences": figures})
+            write_text(folder / CARD, card(about, figures))
+    print(f"done: {out}\n  how to load it: {out / CARD}")
+
+
+def read_at(settings: ExportSettings, run: Run) -> tuple[int | None, int | None]:
+    """Return layer and t: those given, else those of the run's probe for this checkpoint, else None for the usual ones.
+
+    The first result line counts whose features an export can have: clean input, tokens averaged. Prints what was taken.
+    """
+    if settings.layer is not None and settings.t is not None:
+        return settings.layer, settings.t
+    chosen = probed_at(Path(settings.run), run.checkpoint.hash, settings)
+    if chosen is None:
+        print("layer and t: the usual ones where not given; no probe of this checkpoint is in RUN/probe", flush=True)
+        return settings.layer, settings.t
+    layer, t = (
+        own if given is None else given for given, own in ((settings.layer, chosen.layer), (settings.t, chosen.t))
+    )
+    how = f"{title(chosen.protocol)}, {percent(chosen)} % on {chosen.split}"
+    print(f"layer={layer} t={t}, as the run's probe chose them ({how})", flush=True)
+    return layer, t
+
+
+def probed_at(run: Path, checkpoint: str, settings: ExportSettings) -> Result | None:
+    """Return the first line of a run's probe results whose layer and t an export can take, or None.
+
+    Args:
+        run: folder of the run; its files results*.jsonl are read, that of all labels and the test split first.
+        checkpoint: hash that a line must have.
+        settings: a layer or t that is given must be the line's.
+    """
+    for path in sorted((run / "probe").glob("results*.jsonl"), key=lambda p: (p.name != "results.jsonl", p.name)):
+        try:
+            found = read_results(path)
+        except (OSError, ValueError, TypeError) as error:
+            print(f"{path} cannot be read and is passed over ({error})", file=sys.stderr)
+            continue
+        for result in found:
+            fits = (result.checkpoint, result.input, result.pooling) == (checkpoint, "clean", "mean")
+            if fits and settings.layer in (None, result.layer) and settings.t in (None, result.t):
+                return result
+    return None
+
+
+Write = Callable[[Path, Tensor], Features]
+
+
+def as_timm(encoder: Encoder) -> Write:
+    """What writes the encoder as a plain ViT into a folder, and reads it back."""
+    try:
+        plain = folded(encoder)
+    except ConfigError as error:
+        raise ConfigError(error.key, error.value, f"{error.expectation}; use format=[onnx]") from None
+
+    def write(folder: Path, images: Tensor) -> Features:
+        write_timm_folder(folder, plain)
+        return TimmFeatures(folder)
+
+    return write
+
+
+def as_onnx(encoder: Encoder) -> Write:
+    """What writes the encoder as a graph into a folder, and reads it back."""
+
+    def write(folder: Path, images: Tensor) -> Features:
+        channels, height, width = images.shape[1:]
+        write_onnx(folder / ONNX, encoder, (channels, height, width))
+        return OnnxFeatures(folder / ONNX)
+
+    return write
+
+
+WRITERS: Mapping[str, Callable[[Encoder], Write]] = {"timm": as_timm, "onnx": as_onnx}
+
+
+def check_out(out: Path) -> None:
+    """An export replaces an earlier one, and nothing else.
+
+    Raises:
+        OutputError: something else is there.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise OutputError(f"out={out} is a file; give a folder")
+    others = sorted(p.name for p in out.iterdir() if p.name not in WRITTEN)
+    if others:
+        raise OutputError(f"out={out} holds {others[0]}, which no export wrote; give another folder")
+
+
+@contextlib.contextmanager
+def writable(out: Path) -> Iterator[None]:
+    """Turns what keeps a folder from being made into an OutputError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise OutputError(f"out={out} cannot be written ({error.strerror}); give another out=") from None
+
+
+def shown(session: Session, count: int) -> tuple[str, Tensor]:
+    """Images of the run's hold-out, or of its training split if none is held out: (N, 3, H, W) in [0, 1]."""
+    splits = session.splits()
+    split = "holdout" if len(splits.holdout) else "train"
+    images = getattr(splits, split)
+    some = images.subset(np.arange(min(count, len(images))))
+    return split, torch.cat([batch.images for batch in in_order(some, count, session.world.device)])
+
+
+def parity(kind: str, exported: Features, encoder: Encoder, images: Tensor, session: Session) -> dict[str, float]:
+    """How far what was exported is from the encoder, prints it.
+
+    The images come in two batches of different sizes. Where features are larger than 1 the limit grows with the
+    largest of them: float32 rounds in proportion.
+
+    Raises:
+        Fault: further than the limit, or not finite (exit 70).
+    """
+    requested, found = [], []
+    for batch in images.tensor_split([len(images) // 3]):
+        session.stop.poll()
+        if len(batch):
+            requested.append(encoder(batch))
+            found.append(exported(batch))
+    features = torch.cat(requested)
+    difference, size = (torch.cat(found) - features).abs().max().item(), features.abs().max().item()
+    limit = LIMIT * max(1.0, size)
+    said = f"{kind}: largest difference {difference:.1e} of features up to {size:.2g}, on {len(images)} images"
+    if not difference <= limit:
+        raise Fault(f"{said}, above {limit:.1e}; nothing was written")
+    print(said, flush=True)
+    deviation = features.std(0, correction=int(len(features) > 1)).mean().item()
+    return {
+        "difference": difference,
+        "limit": limit,
+        "largest": size,
+        "deviation": deviation,
+    }
+
+
+def described(settings: ExportSettings, run: Run, encoder: Encoder, images: Tensor) -> dict[str, Any]:
+    """What export.json says: of what, by which command."""
+    return {
+        "command": command(),
+        "commit": commit(),
+        "encoder": run.name,
+        "experiment": run.config.get("experiment"),
+        "checkpoint": run.checkpoint.hash,
+        "step": run.checkpoint.step,
+        "weights": settings.weights,
+        "layer": encoder.layer,
+        "t": encoder.t,
+        "images": len(images),
+        "shape": list(images.shape[1:]),
+    }
+
+
+def card(about: Mapping[str, Any], figures: Mapping[str, Mapping[str, float]]) -> str:
+    """The text of README.md."""
+    side = about["shape"][-1]
+    message = f"Pretrained without labels by `ldae` (experiment {about['experiment']}, step {about['step']}, checkpoint"
+    lines = [
+        "---",
+        f"library_name: {next(iter(figures))}",
+        "tags: [image-feature-extraction]",
+        "---",
+        f"# {about['encoder']} encoder, {side} x {side} pixels",
+        "",
+        f"Features: the patch tokens after block {about['layer']}, averaged; noise level {about['t']} is told.",
+        f"{message} {about['checkpoint'][:16]}); `export.json` has the command. FOLDER below is this folder.",
+        "",
+    ]
+    for kind, figure in figures.items():
+        largest = f"The largest difference from the original's features was {figure['difference']:.1e}."
+        lines += ["```python", LOADING[kind].format(side=side), "```", "", largest, ""]
+    return "\n".join(lines)
+
+
+TIMM = """import timm
+model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))  # a PIL image -> [-1, 1]
+features = model(transform(picture)[None])  # (1, 3, {side}, {side}) -> (1, D)"""
+GRAPH = """import onnxruntime
+session = onnxruntime.InferenceSession("FOLDER/model.onnx")
+(features,) = session.run(None, {{"images": images}})  # float32 (B, 3, {side}, {side}) in [0, 1] -> (B, D)"""
+LOADING = {"timm": TIMM, "onnx": GRAPH}

@@ -1,0 +1,135 @@
+"""Help of a command: its usage, then its keys with type, default and meaning, read from configs and source alone.
+
+Nothing is imported for it, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+from ldae.app.config_folder import CONFIGS
+
+LINE = re.compile(r"^(?P<indent> *)(?P<key>[A-Za-z_]\w*):(?: (?P<value>[^#]*?))?(?:\s+# (?P<meaning>.*))?\s*$")
+WIDTH = 118
+TRAIN = "ldae.engine.settings:TrainSettings"
+TYPES = {"Count": "whole number >= 1", "Natural": "whole number >= 0", "Positive": "number > 0", "str": "text",
+         "NonNegative": "number >= 0", "Fraction": "number in [0, 1]", "int": "whole number", "float": "number",
+         "bool": "true or false", "Workers": "whole number >= 0", "PrecisionSetting": "auto, fp32 or bf16"}  # fmt: skip
+
+
+def usage_of(module: str) -> str:
+    """Return the docstring of a module, without importing it."""
+    return ast.get_docstring(ast.parse(_source(module))) or ""
+
+
+def command_help(name: str, module: str, config: str | None, settings: str | None, trains: bool) -> str:
+    """Return the help of a command.
+
+    Args:
+        name: the command.
+        module: the module of its `main`.
+        config: name of its root config, or None if it composes none.
+        settings: `module:Dataclass` that declares the keys at the root, or None.
+        trains: whether the config has a group `train`.
+    """
+    parts = [usage_of(module)]
+    if config is not None:
+        declared = {} if settings is None else fields_of(settings)
+        declared |= {f"train.{key}": value for key, value in fields_of(TRAIN).items()} if trains else {}
+        parts.append("Main keys, each with type, default and meaning:\n\n" + "\n".join(_keys(config, declared)))
+        parts.append(
+            f"ldae {name} ... --cfg prints every key as it is composed, and runs nothing.\n"
+            "ldae list shows the choices of every group: experiments, tokenizers, schedules, ..."
+        )
+    return "\n\n".join(parts)
+
+
+def _keys(config: str, declared: Mapping[str, tuple[str, str]]) -> Iterator[str]:
+    """Yield a line or more for each key of a root config, then for the keys of `train`."""
+    shown = set()
+    for key, default, meaning in _entries((CONFIGS / f"{config}.yaml").read_text(encoding="utf-8")):
+        kind, attribute = declared.get(key, (_kind(default), ""))
+        shown.add(key)
+        yield _line(f"{key}={default}", kind, meaning or attribute)
+    for key in declared:
+        if key not in shown and key.startswith("train."):
+            kind, attribute = declared[key]
+            yield _line(f"{key}=", kind, attribute)
+
+
+def _line(assignment: str, kind: str, meaning: str) -> str:
+    text = f"{'  ' + assignment:<28}  {kind}" + (f"; {meaning}" if meaning else "")
+    return textwrap.fill(text, WIDTH, subsequent_indent=" " * 30)
+
+
+def _entries(text: str) -> Iterator[tuple[str, str, str]]:
+    """Yield (key, default, meaning) of every value in a root config; its groups are left to `ldae list`."""
+    parents: list[str] = []
+    for line in text.splitlines():
+        found = LINE.match(line)
+        if found is None or found["key"] == "defaults":
+            continue
+        depth = len(found["indent"]) // 2
+        parents = [*parents[:depth], found["key"]]
+        if found["value"]:
+            yield ".".join(parents), found["value"].strip(), found["meaning"] or ""
+
+
+def _kind(default: str) -> str:
+    """Return the type that a YAML value shows."""
+    if default in ("true", "false"):
+        return "true or false"
+    if re.fullmatch(r"-?\d+", default):
+        return "whole number"
+    if re.fullmatch(r"-?\d*\.\d+(e-?\d+)?", default):
+        return "number"
+    return "list" if default.startswith("[") else "text"
+
+
+def fields_of(place: str) -> dict[str, tuple[str, str]]:
+    """Return {field: (type, meaning)} of a dataclass `module:Name`, from its annotations and its docstring."""
+    module, _, name = place.partition(":")
+    tree = ast.parse(_source(module))
+    (node,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
+    meanings = _attributes(ast.get_docstring(node) or "")
+    found = {}
+    for entry in node.body:
+        if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name):
+            found[entry.target.id] = (_readable(ast.unparse(entry.annotation)), meanings.get(entry.target.id, ""))
+    return found
+
+
+def _attributes(docstring: str) -> dict[str, str]:
+    """Return {name: meaning} of the section Attributes of a docstring."""
+    _, _, section = docstring.partition("Attributes:\n")
+    meanings: dict[str, str] = {}
+    for entry in re.finditer(r"^    ([\w, ]+): (.*(?:\n {8}.*)*)", section, flags=re.M):
+        for name in entry[1].split(", "):
+            meanings[name] = re.sub(r"\s+", " ", entry[2])
+    return meanings
+
+
+def _readable(annotation: str) -> str:
+    """Return an annotation in words: `Count | None` -> `whole number >= 1, or null`."""
+    parts = [part.strip() for part in annotation.split(" | ")]
+    argv = [_one(part) for part in parts if part != "None"]
+    return " or ".join(argv) + (", or null" if "None" in parts else "")
+
+
+def _one(annotation: str) -> str:
+    if listed := re.fullmatch(r"(?:list|PossiblyEmpty)\[(.*)\]", annotation):
+        return f"list of {_one(listed[1])}"
+    if choices := re.fullmatch(r"Literal\[(.*)\]", annotation):
+        return choices[1].replace("'", "").replace('"', "")
+    return TYPES.get(annotation, annotation)
+
+
+def _source(module: str) -> str:
+    spec = find_spec(module)
+    assert spec is not None
+    return Path(str(spec.origin)).read_text(encoding="utf-8")

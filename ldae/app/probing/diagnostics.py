@@ -1,0 +1,127 @@
+"""What a probe leaves to look at: heat maps, figures that need no labels, features for TensorBoard's projector."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ldae.app.probing.encoders import ProbedEncoder
+from ldae.app.training.monitors import spread
+from ldae.core.files import replaced, write_text
+from linear_probe.features import FeatureKey
+from linear_probe.geometry import alignment, effective_rank, rank_me, uniformity
+from linear_probe.heatmap import heatmap
+from linear_probe.results import Result, markdown, panel, place_of_choice, title
+from linear_probe.subsets import Part
+
+VIEWED = 4000  # images that are seen twice
+RANKED = 25600  # training images whose rank is measured, as many as RankMe takes
+PROJECTED = 2000  # images in the projector
+SPRITE = 32  # pixels of a side there
+
+Board = Any  # torch's SummaryWriter, which is slow to import
+
+
+def open_board(out: Path) -> Board:
+    """A writer of OUT/tensorboard."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(out / "tensorboard"))
+
+
+def draw_heatmaps(results: Sequence[Result], out: Path) -> list[Path]:
+    """OUT/heatmap-PROTOCOL.png, layers x levels, for every protocol that chose among several cells; in TensorBoard too.
+
+    Args:
+        results: of one encoder.
+    """
+    drawn = [r for r in results if len(r.selected["among"]) > 1]
+    if not drawn:
+        return []
+    board, paths = open_board(out), []
+    for result in drawn:
+        rows, columns, values = panel(result)
+        heading = f"{result.encoder}: {title(result.protocol)}, percent on the {place_of_choice(result)}"
+        picture = heatmap(values, rows, columns, heading, "layer", "step t of the noise level, input, pooling")
+        paths.append(out / f"heatmap-{result.protocol}.png")
+        with replaced(paths[-1]) as f:
+            picture.save(f, format="png")
+        board.add_image(f"heatmap/{title(result.protocol)}", np.asarray(picture), 0, dataformats="HWC")
+    board.close()
+    return paths
+
+
+def measure_geometry(encoders: Sequence[ProbedEncoder], out: Path, seed: int) -> str:
+    """Writes OUT/geometry.json, an entry for each encoder and cell; the table of it.
+
+    Alignment and uniformity are of two random views (parts of 20 to 100 %, resized, mirrored half of the time) of
+    up to 4,000 hold-out images; the ranks of up to 25,600 training images as they are.
+    """
+    found = [entry for encoder in encoders for entry in _geometry(encoder, seed)]
+    write_text(out / "geometry.json", json.dumps(found, indent=1) + "\n")
+    keys = ("alignment", "uniformity", "effective_rank", "rankme")
+    rows = [["encoder", "cell", *keys]]
+    for entry in found:
+        numbers = ("" if entry[key] is None else f"{entry[key]:.3f}" for key in keys)
+        rows.append([entry["encoder"], entry["cell"], *numbers])
+    return markdown(rows)
+
+
+def _geometry(encoder: ProbedEncoder, seed: int) -> Iterator[dict[str, Any]]:
+    views = _views(encoder)
+    for feature_key in encoder.feature_keys:
+        train = encoder.features(Part("train"), feature_key).x
+        chosen = torch.linspace(0, len(train) - 1, min(RANKED, len(train))).round().long()
+        entry = {"encoder": encoder.name, "checkpoint": encoder.checkpoint, "cell": str(feature_key), "seed": seed}
+        entry |= {
+            "dimensions": train.shape[1],
+            "images": len(chosen),
+            "viewed": len(views[0][feature_key]) if views else 0,
+        }
+        entry |= {"alignment": None, "uniformity": None}
+        if views:
+            a, b = (view[feature_key] for view in views)
+            entry |= {"alignment": alignment(a, b), "uniformity": (uniformity(a) + uniformity(b)) / 2}
+        yield entry | {"effective_rank": effective_rank(train[chosen]), "rankme": rank_me(train[chosen])}
+
+
+def _views(encoder: ProbedEncoder) -> list[dict[FeatureKey, Tensor]]:
+    """Two views of the same images at every cell; none of features that came without images."""
+    if encoder.encode is None:
+        return []
+    encode, images = encoder.encode
+    seen = spread(images.split("holdout"), VIEWED)
+    return [images.views(encode, encoder.feature_keys, seen, view) for view in (0, 1)]
+
+
+def project(encoder: ProbedEncoder, feature_key: FeatureKey, classes: Sequence[str], out: Path) -> int:
+    """Features of up to 2,000 hold-out images, with labels and, where there are images, pictures, for the projector.
+
+    Returns:
+        How many.
+    """
+    held = encoder.features(Part("holdout"), feature_key)
+    chosen = np.unique(np.linspace(0, len(held) - 1, min(PROJECTED, len(held))).round().astype(int))
+    rows = torch.from_numpy(chosen)
+    shutil.rmtree(out / "tensorboard" / "00000" / "probe", ignore_errors=True)  # an earlier one's
+    board = open_board(out)
+    names = [classes[label] for label in held.y[rows].tolist()]
+    board.add_embedding(held.x[rows], names, _sprites(encoder, chosen), 0, "probe")
+    board.close()
+    return len(chosen)
+
+
+def _sprites(encoder: ProbedEncoder, chosen: np.ndarray) -> Tensor | None:
+    if encoder.encode is None:
+        return None
+    images = encoder.encode[1]
+    found = torch.cat([batch.images.cpu() for batch in images.in_order(images.split("holdout").subset(chosen))])
+    return F.interpolate(found, (SPRITE, SPRITE), mode="area" if found.shape[-1] > SPRITE else "nearest")

@@ -1,0 +1,232 @@
+"""What a probe scores: a run's encoder, timm's, features from a file, and the floors that cost no learning."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ldae.app.probing.feature_reading import EncodeAt, Images
+from ldae.app.probing.settings import ProbeSettings
+from ldae.core.errors import ConfigError
+from ldae.core.files import json_hash
+from ldae.core.types import Batch
+from ldae.export.encoder import Encoder, Run
+from linear_probe.baselines import PIXELS, SIDE, pixels_name, raw_pixels, whole_image_pca
+from linear_probe.feature_file import FeatureFile
+from linear_probe.features import Encoded, FeatureKey, Features
+from linear_probe.pooling import POOLINGS
+from linear_probe.scaling import Affine
+from linear_probe.subsets import Part
+
+if TYPE_CHECKING:
+    from ldae.export.timm_encoder import TimmEncoder
+
+PCA_DIMENSIONS = (64, 128, 256)
+FROM_FILE = FeatureKey(pooling="file")
+UNTRAINED = "the same network, untrained"
+
+
+@dataclass(frozen=True)
+class ProbedEncoder:
+    """Something to score: where its features come from. A linear_probe.features.Source.
+
+    Attributes:
+        name: as in the table.
+        cells: columns among which a protocol chooses.
+        read: (split, cell) -> features.
+        encode: how images become features, and those images; None where there are none.
+        skip: protocols that are left out for it.
+        checkpoint, step: what was learned; `none` for a floor.
+    """
+
+    name: str
+    feature_keys: Sequence[FeatureKey]
+    read: Callable[[str, FeatureKey], Features]
+    encode: tuple[EncodeAt, Images] | None
+    skip: Sequence[str] = field(default=())
+    checkpoint: str = "none"
+    step: int = 0
+
+    def features(self, part: Part, feature_key: FeatureKey) -> Features:
+        found = self.read(part.split, feature_key)
+        return found if part.rows is None else Features(part.of(found.x), part.of(found.y))
+
+    def count(self, parts: Sequence[Part]) -> int:
+        return sum(self._size(part.split) if part.rows is None else len(part.rows) for part in parts)
+
+    def _size(self, split: str) -> int:
+        if self.encode is not None:
+            return len(self.encode[1].split(split))  # known before anything is read
+        return len(self.read(split, self.feature_keys[0]))
+
+    def stream(
+        self, parts: Sequence[Part], feature_keys: Sequence[FeatureKey], augment: str, batch: int, seed: int
+    ) -> Iterator[Encoded]:
+        assert self.encode is not None, "refused before: no image to augment"
+        encode, images = self.encode
+        return images.stream(encode, parts, feature_keys, augment, batch, seed)
+
+
+def encoder_of_run(name: str, run: Run, images: Images, settings: ProbeSettings, trained: bool = True) -> ProbedEncoder:
+    """A run's encoder at the layers, levels and inputs that are asked for.
+
+    Raises:
+        ConfigError: it cannot be read so.
+    """
+    hash_, weights = (run.checkpoint.hash, settings.weights) if trained else ("none", "")
+    encoder = Encoder(run.objective, precision=settings.precision, seed=settings.seed)
+    feature_keys = list(_cells_of_run(name, encoder, settings))
+
+    def encode(batch: Batch, feature_keys: Sequence[FeatureKey]) -> Mapping[FeatureKey, Tensor]:
+        found: dict[FeatureKey, Tensor] = {}
+        for t, kind in sorted({(c.t, c.input) for c in feature_keys}):
+            own = [c for c in feature_keys if (c.t, c.input) == (t, kind)]
+            encoder.t, encoder.noised = t, kind == "noised"
+            tokens = encoder.tokens(batch.images, layers_of(own), batch.index, class_token=encoder.network.prefix > 0)
+            found |= pooled(tokens, own, encoder.network.prefix)
+        return found
+
+    key = f"{hash_[:16] if trained else 'untrained'}-{weights}-{settings.precision}"
+    return encoder_of_images(
+        name, key, feature_keys, encode, images, checkpoint=hash_, step=run.checkpoint.step * trained
+    )
+
+
+def encoder_of_timm(images: Images, settings: ProbeSettings, device: str, trained: bool = True) -> ProbedEncoder:
+    """A vision transformer of timm with weights from a file, or random.
+
+    Raises:
+        ConfigError: timm has no such network, the weights are of another, or it cannot be read so.
+    """
+    from ldae.export.timm_encoder import TimmEncoder
+
+    weights = Path(settings.checkpoint).expanduser() if settings.checkpoint and trained else None
+    try:
+        encoder = TimmEncoder(settings.timm or "", weights, settings.size, settings.precision, settings.seed).to(device)
+    except ConfigError as error:
+        own = {"weights": "checkpoint"}.get(error.key, error.key)
+        raise ConfigError(own, error.value, error.expectation) from None
+    name = encoder.name if encoder.hash != "none" else f"{encoder.name}, random weights"
+    name = name if trained else UNTRAINED
+    feature_keys = list(_cells_of_timm(encoder, settings))
+
+    def encode(batch: Batch, feature_keys: Sequence[FeatureKey]) -> Mapping[FeatureKey, Tensor]:
+        return pooled(encoder.tokens(batch.images, layers_of(feature_keys)), feature_keys, encoder.prefix)
+
+    key = f"timm-{json_hash([encoder.name, encoder.hash, settings.size, settings.precision])[:16]}"
+    return encoder_of_images(name, key, feature_keys, encode, images, checkpoint=encoder.hash)
+
+
+def pooled(tokens: Mapping[int, Tensor], feature_keys: Sequence[FeatureKey], prefix: int) -> dict[FeatureKey, Tensor]:
+    """{layer: (B, prefix + N, D)} -> {cell: (B, D')}."""
+    return {c: POOLINGS[c.pooling](tokens, c.layer, prefix) for c in feature_keys}
+
+
+def layers_of(feature_keys: Sequence[FeatureKey]) -> set[int]:
+    """The layers whose tokens these cells take."""
+    return {layer for c in feature_keys for layer in POOLINGS[c.pooling].layers(c.layer)}
+
+
+def encoder_of_images(
+    name: str, key: str, feature_keys: Sequence[FeatureKey], encode: EncodeAt, images: Images, **known: Any
+) -> ProbedEncoder:
+    """Something that encodes images.
+
+    Args:
+        key: tells its features from others'.
+        known: of Subject.
+    """
+
+    def read(split: str, feature_key: FeatureKey) -> Features:
+        return images.read(key, encode, feature_keys, split, feature_key)
+
+    return ProbedEncoder(name, feature_keys, read, (encode, images), **known)
+
+
+def encoder_of_file(name: str, file: FeatureFile) -> ProbedEncoder:
+    """Features that somebody else read."""
+    return ProbedEncoder(name, [FROM_FILE], lambda split, feature_key: file.splits[split], None, checkpoint=file.hash)
+
+
+def pixels(images: Images) -> ProbedEncoder:
+    """Raw pixels; whitened, they are the PCA's row."""
+    name = pixels_name(images.splits.train.size)
+    return encoder_of_images(
+        name, "pixels", [PIXELS], lambda batch, feature_keys: raw_pixels(batch.images), images, skip=["knn_whitened"]
+    )
+
+
+def pca(images: Images) -> ProbedEncoder:
+    """The principal components of whole training images, without their labels."""
+    size, below = min(SIDE, images.splits.train.size), pixels(images)
+    feature_keys = [FeatureKey(pooling=f"pca{n}") for n in PCA_DIMENSIONS if n < 3 * size**2]
+
+    @functools.cache
+    def widest() -> Affine:
+        return whole_image_pca(below.read("train", PIXELS), max(PCA_DIMENSIONS))
+
+    def through(feature_key: FeatureKey, x: Tensor) -> Tensor:
+        return widest().leading(int(feature_key.pooling[3:]))(x)
+
+    def read(split: str, feature_key: FeatureKey) -> Features:
+        found = below.read(split, PIXELS)
+        return Features(through(feature_key, found.x), found.y)
+
+    def encode(batch: Batch, feature_keys: Sequence[FeatureKey]) -> Mapping[FeatureKey, Tensor]:
+        return {
+            feature_key: through(feature_key, raw_pixels(batch.images)[PIXELS].cpu()) for feature_key in feature_keys
+        }
+
+    return ProbedEncoder("whole-image PCA", feature_keys, read, (encode, images))
+
+
+BASELINES: Mapping[str, Callable[[Images], ProbedEncoder]] = {"pixels": pixels, "pca": pca}
+
+
+def _cells_of_run(name: str, encoder: Encoder, settings: ProbeSettings) -> Iterator[FeatureKey]:
+    network = encoder.network
+    half = network.encoder_layer
+    _check_pooling(name, settings.pooling, network.prefix)
+    layers = settings.layers or range((half + 1) // 2, (half + len(network.layers)) // 2 + 1)
+    for layer in layers:
+        for t in settings.t or [encoder.t]:
+            for kind in settings.inputs:
+                Encoder(encoder.objective, layer, t, kind == "noised")  # raises if it cannot be read so
+                yield from _pooled_at(layer, t, kind, settings.pooling)
+
+
+def _cells_of_timm(encoder: TimmEncoder, settings: ProbeSettings) -> Iterator[FeatureKey]:
+    depth = len(encoder.layers)
+    _check_pooling(encoder.name, settings.pooling, encoder.prefix)
+    for key, usual in (("t", None), ("inputs", ["clean"])):
+        if getattr(settings, key) != usual:
+            message = f"asks for noise levels, which timm={encoder.name} knows nothing of; leave {key} out"
+            raise ConfigError(key, getattr(settings, key), message)
+    for layer in settings.layers or range((depth + 1) // 2, depth + 1):
+        if layer not in encoder.layers:
+            raise ConfigError("layer", layer, f"is not one of the network's layers 1..{depth}")
+        yield from _pooled_at(layer, 0, "clean", settings.pooling)
+
+
+def _pooled_at(layer: int, t: int, kind: str, requested: Sequence[str]) -> Iterator[FeatureKey]:
+    """The cells of one layer, level and input."""
+    for pooling in requested:
+        first = POOLINGS[pooling].layers(layer)[0]
+        if first < 1:
+            message = f"takes the layers from {first} on where layer {layer} is read; there is none below 1"
+            raise ConfigError("pooling", pooling, message)
+        yield FeatureKey(layer, t, kind, pooling)
+
+
+def _check_pooling(name: str, requested: Sequence[str], prefix: int) -> None:
+    for pooling in requested:
+        if POOLINGS[pooling].cls and not prefix:
+            message = (
+                f"needs a class token, and {name} hands out tokens of patches alone; use pooling=[mean] or [mean4]"
+            )
+            raise ConfigError("pooling", pooling, message)

@@ -1,0 +1,256 @@
+"""Scores an encoder with frozen features: linear probes and nearest neighbours, beside honest floors.
+
+    ldae probe run=RUN
+    ldae probe run=RUN protocols=[lbfgs,knn,paper,mae,dinov2] layers=[2,4,6] t=[10,40]
+    ldae probe run=RUN split=holdout baselines=false      # while settings are still being chosen
+    ldae probe run=RUN labels=1% seeds=[0,1,2]         # few labels: mean and deviation
+    ldae probe run=RUN data=cifar100 data.root=FOLDER  # other images than it was trained on
+    ldae probe timm=vit_base_patch16_224.mae checkpoint=FILE data=cifar10 data.root=FOLDER
+    ldae probe features=FILE.npz                       # features that another program read
+
+Layer, noise level and hyper-parameters are chosen on the hold-out; the test split is read once, for what was
+chosen. Prints a table and writes RUN/probe/results.jsonl, a line for every figure with all that was chosen and
+what each layer had on the hold-out. With few labels the choice is made by cross-validation among them alone.
+"""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ldae.app.compose import compose, resolved
+from ldae.app.precision import announce, settle_precision
+from ldae.app.provenance import command, commit
+from ldae.app.runner.diagnostics import draw_heatmaps, measure_geometry, project
+from ldae.app.runner.encoders import ProbedEncoder
+from ldae.app.runner.inputs import ProbeInputs, open_inputs
+from ldae.app.runner.settings import ProbeSettings
+from ldae.app.runner.tables import others_of, tables, warned
+from ldae.app.session import own_settings
+from ldae.core.errors import ConfigError, DataError
+from ldae.engine.runtime import describe_hardware
+from linear_probe import subsets
+from linear_probe.checks import chance
+from linear_probe.feature_file import write_features
+from linear_probe.features import FeatureKey
+from linear_probe.protocols import Chosen, Protocol, choose, mean_and_deviation
+from linear_probe.registry import PROTOCOLS
+from linear_probe.results import Result, percent, place_of_choice, title, write_results
+from linear_probe.subsets import Part, Plan
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One figure under one seed: accuracy on what was asked for, and how it was chosen."""
+
+    seed: int
+    accuracy: float
+    chosen: Chosen
+    chosen_on: str
+
+    @property
+    def selected(self) -> dict[str, object]:
+        """The setting, and where."""
+        return {**self.chosen.choice.setting, "cell": str(self.chosen.feature_key)}
+
+
+class ProbeRunner:
+    """One call of the tool.
+
+    Args:
+        settings: what is probed, and how.
+        probed: the subjects and their labels.
+    """
+
+    def __init__(self, settings: ProbeSettings, inputs: ProbeInputs):
+        self.settings, self.inputs = settings, inputs
+        self.counts = None
+        self.warnings = self._checked()
+        if settings.few:
+            try:
+                self.counts = subsets.counts_of(
+                    settings.labels, inputs.labels("train"), inputs.labels("holdout"), len(inputs.classes)
+                )
+            except ValueError as error:
+                raise ConfigError("labels", settings.labels, str(error)) from None
+
+    def _checked(self) -> list[str]:
+        """Return what makes every accuracy of this call doubtful.
+
+        Raises:
+            DataError: there is nothing to score.
+        """
+        few, on_test = self.settings.few, self.settings.split == "test"
+        holdout = self.inputs.labels("holdout")
+        if not few and not len(holdout):
+            message = "has no hold-out, on which layer and settings are chosen; give more images or data.holdout"
+            raise DataError(f"{self.inputs.place} {message}")
+        scored = self.inputs.labels("test") if on_test else holdout
+        chosen_on = holdout[:0] if few or not on_test else holdout
+        train, classes = self.inputs.labels("train"), self.inputs.classes
+        return warned(self.inputs.place, train, chosen_on, scored, classes, self.settings.split)
+
+    def chance(self) -> float:
+        """Return the accuracy in percent of always answering the most frequent training class."""
+        return chance(self.inputs.labels("train"), self.inputs.labels(self.settings.split))
+
+    def plan(self, seed: int) -> Plan:
+        """What is fitted, what chosen on."""
+        if self.counts is None:
+            return subsets.whole()
+        return subsets.few(self.inputs.labels("train"), self.counts, seed)
+
+    def announce(self, encoder: ProbedEncoder, protocol: Protocol) -> None:
+        """Says how many images will be encoded beyond those whose features are kept, if any.
+
+        Raises:
+            ConfigError: there are no images.
+        """
+        plans = [self.plan(seed) for seed in self.settings.repetitions]
+        fits = [parts for plan in plans for parts in (*([fit] for fit, _ in plan.trials), plan.final)]
+        images = sum(protocol.encodings(encoder, parts) for parts in fits)
+        if images and encoder.encode is None:
+            message = "encodes images anew for every step, and a file of features has none; leave it out"
+            raise ConfigError("protocols", protocol.name, message)
+        if images:
+            print(f"{encoder.name}: {title(protocol.name)} encodes {images:,} augmented images", flush=True)
+
+    def score(self, encoder: ProbedEncoder, protocol: Protocol) -> Result:
+        """One figure: choices by the plan's trials, then one fit on all labels and one look at the test split."""
+        self.announce(encoder, protocol)
+        found = [self._measured(encoder, protocol, seed) for seed in self.settings.repetitions]
+        return self._result(encoder, protocol, found)
+
+    def _measured(self, encoder: ProbedEncoder, protocol: Protocol, seed: int) -> Measured:
+        plan, classes, split = self.plan(seed), len(self.inputs.classes), self.settings.split
+        chosen = choose(protocol, encoder, plan, classes, seed)
+        accuracy = chosen.choice.accuracy
+        if split == "test" or self.settings.few:
+            setting = chosen.choice.setting
+            accuracy = protocol.scored(encoder, chosen.feature_key, setting, plan.final, Part(split), classes, seed)
+        return Measured(seed, accuracy, chosen, plan.chosen_on)
+
+    def _result(self, encoder: ProbedEncoder, protocol: Protocol, found: Sequence[Measured]) -> Result:
+        """The line; cell and setting of the first seed, accuracies the means of all."""
+        first, feature_key = found[0], found[0].chosen.feature_key
+        accuracy, deviation = mean_and_deviation([m.accuracy for m in found])
+        requested = encoder.features(Part(self.settings.split), feature_key)
+        among = {str(c): round(self._mean(found, c), 2) for c in first.chosen.among}
+        by_seed = [
+            {"seed": m.seed, "accuracy": m.accuracy, "selected_accuracy": m.chosen.choice.accuracy, **m.selected}
+            for m in found
+        ]
+        return Result(
+            encoder=encoder.name,
+            protocol=protocol.name,
+            protocol_source=protocol.source,
+            accuracy=accuracy,
+            split=self.settings.split,
+            images=len(requested),
+            selected={**first.selected, "among": among, **({"by_seed": by_seed} if len(found) > 1 else {})},
+            selected_on=first.chosen_on,
+            selected_accuracy=mean_and_deviation([m.chosen.choice.accuracy for m in found])[0],
+            layer=feature_key.layer,
+            t=feature_key.t,
+            input=feature_key.input,
+            pooling=feature_key.pooling,
+            dimensions=requested.x.shape[1],
+            checkpoint=encoder.checkpoint,
+            step=encoder.step,
+            seed=self.inputs.seed,
+            data=self.inputs.data,
+            data_fingerprint=self.inputs.fingerprint,
+            config=self.inputs.config,
+            commit=commit(),
+            command=command(),
+            hardware=describe_hardware(),
+            date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            labels=subsets.describe_labels(self.settings.labels),
+            seeds=self.settings.seeds,
+            deviation=deviation,
+            warnings=self.warnings,
+        )
+
+    @staticmethod
+    def _mean(found: Sequence[Measured], feature_key: FeatureKey) -> float:
+        return mean_and_deviation([m.chosen.among[feature_key] for m in found])[0]
+
+    def path(self, kind: str = "results") -> Path:
+        """The file of results: its name says what else than all labels, the test split and all subjects it is of."""
+        settings = self.settings
+        few = f"-{subsets.describe_labels(settings.labels).replace(' ', '-')}" if settings.few else ""
+        holdout = "-holdout" if settings.split == "holdout" else ""
+        return self.inputs.out / f"{kind}{'-' + settings.baseline if settings.baseline else ''}{few}{holdout}.jsonl"
+
+
+def main(argv: Sequence[str]) -> None:
+    """Composes, checks, extracts, scores."""
+    config, precision = settle_precision(resolved(compose("probe", argv)))
+    settings: ProbeSettings = own_settings(ProbeSettings, config)
+    if settings.run or settings.timm:
+        announce(precision)
+    with open_inputs(settings, config) as inputs:
+        runner = ProbeRunner(settings, inputs)
+        labels = subsets.describe_labels(settings.labels)
+        others = list(others_of(settings.compare_to, settings.protocols, settings.split, inputs.fingerprint, labels))
+        results, encoders = [], []
+        for encoder in inputs.encoders():
+            encoders.append(encoder)
+            for name in settings.protocols:
+                if name in encoder.skip:
+                    continue
+                results.append(runner.score(encoder, PROTOCOLS[name]))
+                print(summary_line(results[-1]), flush=True)
+        write_results(runner.path(), results)
+        look(settings, inputs, encoders, results)
+    images = f"{results[0].images} {settings.split} images"
+    print(f"\nTop-1 accuracy on {images}, percent; {chosen_where(results[0])}.\n")
+    print(tables(results, others, runner.chance()))
+    print(f"\n{runner.path()} has a line for each figure: checkpoint, seed, layer, t, what was chosen and where.")
+
+
+def look(
+    settings: ProbeSettings, inputs: ProbeInputs, encoders: Sequence[ProbedEncoder], results: Sequence[Result]
+) -> None:
+    """Everything but the table: heat maps, and what else was asked for."""
+    best, own = results[0], [r for r in results if r.encoder == encoders[0].name]
+    draw_heatmaps(own, inputs.out)
+    feature_key = next(
+        feature_key for feature_key in encoders[0].feature_keys if str(feature_key) == best.selected["cell"]
+    )
+    if settings.save:
+        splits = {split: encoders[0].features(Part(split), feature_key) for split in ("train", "holdout", "test")}
+        write_features(
+            Path(settings.save),
+            splits,
+            fingerprint=inputs.fingerprint,
+            encoder=best.encoder,
+            feature_key=str(feature_key),
+        )
+    if settings.projector:
+        count = project(encoders[0], feature_key, inputs.classes, inputs.out)
+        folder = shlex.quote(str(inputs.out))
+        print(f"\n{count} hold-out images at {feature_key} for the projector:  tensorboard --logdir {folder}")
+    if settings.geometry:
+        print(
+            f"\nWithout labels (linear_probe/geometry.py):\n\n{measure_geometry(encoders, inputs.out, settings.seed)}"
+        )
+
+
+def chosen_where(result: Result) -> str:
+    """How choices were made, for the table's head."""
+    if result.labels == "all":
+        seeds = f", mean ± sample deviation of {len(result.seeds)} seeds" if result.deviation is not None else ""
+        return f"every choice was made on the hold-out{seeds}"
+    seeds = f", {len(result.seeds)} draws, mean ± sample deviation" if result.deviation is not None else ""
+    return f"labels: {result.labels} of train{seeds}; every choice was made by {result.selected_on} among them"
+
+
+def summary_line(result: Result) -> str:
+    """One figure in a line."""
+    chosen = ", ".join(f"{k} {v}" for k, v in result.selected.items() if k not in ("among", "by_seed"))
+    where = f"{place_of_choice(result)} {result.selected_accuracy:.2f}"
+    return f"{result.encoder}: {title(result.protocol)} {percent(result)} ({where}; {chosen})"

@@ -1,0 +1,1 @@
+"""Commands that make images: sample, restore, likelihood, search-schedule."""

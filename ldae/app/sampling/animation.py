@@ -1,0 +1,47 @@
+"""A trajectory as an animation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldae.core.files import replaced
+from ldae.diffusion.trajectory import SamplingStep
+from ldae.objectives.panels import in_colour, tiled
+from ldae.sampling.generate import Generator
+
+FRAMES = 48  # at most
+MILLISECONDS = 80  # a frame; the last one stays for two seconds
+
+
+class Animation:
+    """What a sampler stands at (above) and what it takes for clean (below), step by step.
+
+    Args:
+        generator: whose trajectory it is.
+        shown: images, side by side.
+    """
+
+    def __init__(self, generator: Generator, shown: int = 8):
+        self.generator, self.shown = generator, shown
+        steps = len(generator.sampler.stages) - 1
+        self.kept = set(torch.linspace(0, steps - 1, min(FRAMES, steps)).round().long().tolist())
+        self.frames: list[Image.Image] = []
+
+    def __call__(self, i: int, stage: SamplingStep, x: Tensor, x0: Tensor) -> None:
+        """Takes a frame, if one is due at the i-th step."""
+        if i in self.kept:
+            rows = [in_colour(self.generator.image(z[: self.shown])).cpu() for z in (x, x0)]
+            picture = (tiled(torch.stack(rows)) * 255).round().to(torch.uint8)
+            self.frames.append(Image.fromarray(picture.movedim(0, -1).numpy()))
+
+    def save(self, path: Path) -> None:
+        """Write the GIF, if there was a step: none is taken from the clean end."""
+        if not self.frames:
+            return
+        durations = [MILLISECONDS] * (len(self.frames) - 1) + [2000]
+        with replaced(path) as file:
+            self.frames[0].save(file, "GIF", save_all=True, append_images=self.frames[1:], duration=durations, loop=0)

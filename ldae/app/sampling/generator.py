@@ -1,0 +1,86 @@
+"""A run as a generator of images: what sample.py and restore.py share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ldae.app.provenance import command, commit
+from ldae.app.session import own_settings, prepare_machine
+from ldae.config.build import Parts
+from ldae.core.errors import ConfigError
+from ldae.core.types import Natural, NonNegative
+from ldae.diffusion.schedules import NoiseSchedule
+from ldae.diffusion.targets import usable_steps
+from ldae.diffusion.trajectory import stages
+from ldae.engine.runtime import describe_hardware
+from ldae.export.encoder import Run, load_run
+from ldae.objectives.denoise import Denoise
+from ldae.sampling.generate import Generator, SamplerConfig, usual_rule
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """What is drawn from, and how.
+
+    Attributes:
+        run: folder of a run of pretrain.py.
+        step: which checkpoint; the newest if None.
+        weights: the average of the weights or the last ones.
+        seed: of all noise.
+        guidance: scale of classifier-free guidance; 1 for none.
+        clip: whether predictions are held to [-1, 1]; None: if the network works on pixels.
+        precision: of the network's matrix products.
+    """
+
+    run: str
+    step: Natural | None
+    weights: Literal["ema", "model"]
+    seed: Natural
+    guidance: NonNegative
+    clip: bool | None
+    precision: Literal["fp32", "bf16"]
+
+
+def generator_of(config: Mapping[str, Any]) -> tuple[Generator, Run]:
+    """The generator that a tool's config asks for, and the run that it is from.
+
+    Raises:
+        ConfigError: a key cannot work, or the run is of no diffusion model.
+        CheckpointError: the run has no whole checkpoint.
+    """
+    if not config["run"]:
+        raise ConfigError("run", config["run"], "is not set; give run=RUN, the folder that pretraining wrote (out=)")
+    settings: GenerationSettings = own_settings(GenerationSettings, config)
+    device = prepare_machine(config)
+    parts = Parts({key: config[key] for key in ("sampler", "spacing", "sampling_schedule") if config.get(key)})
+    parts.build(*parts.config)  # a bad key costs no loading
+    run = load_run(Path(settings.run), settings.step, settings.weights, device)
+    objective = run.objective
+    if not isinstance(objective, Denoise):
+        raise ConfigError("run", settings.run, f"is of {type(objective).__name__}, which denoises nothing")
+    schedule: NoiseSchedule = parts.sampling_schedule if "sampling_schedule" in parts.config else objective.schedule
+    usable = usable_steps(schedule, objective.target)
+    visited = stages(schedule, parts.spacing.steps(usable), objective.schedule)
+    rule = parts.sampler if "sampler" in parts.config else usual_rule(objective)
+    clip = objective.tokenizer.bounded if settings.clip is None else settings.clip
+    sampler = SamplerConfig(rule, visited, clip, settings.guidance, settings.precision)
+    return Generator(objective, sampler, settings.seed), run
+
+
+def described(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
+    """What a result's row carries: how it was made, from what, on what."""
+    return {
+        "command": command(),
+        "commit": commit(),
+        "hardware": describe_hardware(),
+        "checkpoint": run.checkpoint.hash,
+        "step": run.checkpoint.step,
+        "run": run.name,
+        "seed": config["seed"],
+        "precision": config["precision"],
+        "sampler": config.get("sampler"),
+        "spacing": config["spacing"],
+    }

@@ -1,0 +1,113 @@
+"""Pictures to work on: of a run's own data, or of the user's."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldae.app.session import Session
+from ldae.app.training.monitors import spread
+from ldae.core.errors import DataError
+from ldae.core.types import Batch
+from ldae.data.decode import BadImage, centre_square, read_rgb
+from ldae.data.images import ImageSet, Splits
+from ldae.data.layout import some
+from ldae.data.loader import in_order
+from ldae.data.sampler import contents, entries
+
+MAX_PIXELS = 100_000_000
+
+
+class Pictures:
+    """What is worked on, in batches.
+
+    Args:
+        session: of the run, whose size the pictures are brought to (centre, bicubic).
+        own: a file or a folder of the user's, or None.
+        split: whose images, of the run's data, if there are none of the user's.
+        count: how many of them.
+        batch: images at once.
+
+    Raises:
+        DataError: there is nothing to read.
+    """
+
+    def __init__(self, session: Session, own: str | None, split: str, count: int, batch: int):
+        self.session, self.split, self.count, self.batch = session, split, count, batch
+        self.names: list[str] | None = None
+        self.splits: Splits | None = None
+        if own is None:
+            self.splits = session.splits()
+        else:
+            self.files = files_of("pictures", own)
+            self.names = [path.stem for path in self.files]
+
+    @property
+    def images(self) -> ImageSet:
+        """The chosen images of the split, evenly spread over it."""
+        assert self.splits is not None
+        return spread(getattr(self.splits, self.split), self.count)
+
+    @property
+    def batches(self) -> int:
+        """How many batches there are."""
+        return -(-(len(self.files) if self.names is not None else len(self.images)) // self.batch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        device, size = self.session.world.device, self.session.parts.data.size
+        if self.names is None:
+            yield from in_order(self.images, self.batch, device, 0, self.session.stop.poll)
+            return
+        for start in range(0, len(self.files), self.batch):
+            paths = self.files[start : start + self.batch]
+            pixels = torch.stack([picture(path, size) for path in paths]).to(device)
+            index = torch.arange(start, start + len(paths), device=device)
+            yield Batch(pixels, torch.zeros_like(index), index)
+
+    def beside(self, key: str, given: str, batch: Batch) -> Tensor:
+        """The pictures of a guide or mask for the pictures of a batch: one for all, or those of the same names."""
+        size, others = self.session.parts.data.size, files_of(key, given)
+        if len(others) == 1:
+            return picture(others[0], size).to(batch.images.device).expand(len(batch), -1, -1, -1)
+        named = {path.stem: path for path in others}
+        requested = [self.names[i] for i in batch.index.tolist()] if self.names else []
+        if not requested:
+            message = "holds several pictures; give one, or pictures= with files of the same names"
+            raise DataError(f"{key}={given} {message}")
+        if missing := [name for name in requested if name not in named]:
+            raise DataError(f"{key}={given} has no picture for {missing[0]}; give files of the same names")
+        return torch.stack([picture(named[name], size) for name in requested]).to(batch.images.device)
+
+
+def files_of(key: str, given: str) -> list[Path]:
+    """Return a picture, or the pictures directly in a folder, sorted; say what else is there.
+
+    Raises:
+        DataError: there is no picture, or the folder cannot be listed.
+    """
+    path = Path(given).expanduser()
+    if not path.is_dir():
+        files = [path]
+    else:
+        names = contents(path).images
+        files = [path / name for name in names]
+        others = [e.name for e in entries(path) if e.name not in names and not e.name.startswith(".")]
+        if others:
+            print(f"warning: {key}={given}: {len(others)} other files are not read: {some(others)}", file=sys.stderr)
+    if not files or not files[0].is_file():
+        raise DataError(f"{key}={given} is no picture and no folder of pictures")
+    return files
+
+
+def picture(path: Path, size: int) -> Tensor:
+    """The centre of a picture, (3, size, size) in [0, 1]."""
+    try:
+        pixels = np.asarray(centre_square(read_rgb(path, MAX_PIXELS), size))
+    except BadImage as error:
+        raise DataError(f"{path} cannot be read ({error})") from None
+    return torch.from_numpy(pixels.copy()).movedim(-1, 0).float() / 255

@@ -1,0 +1,232 @@
+"""Lets a trained model work on pictures: undo a degradation, enlarge, segment, edit.
+
+    ldae restore run=RUN                                  # on 64 hold-out images of the run's data
+    ldae restore run=RUN pictures=PICTURE out=OUT            # or a folder of pictures
+    ldae restore run=RUN how=edit t0=[0.3,0.5] guide=STROKES keep=MASK pictures=PICTURE
+
+Cold Diffusion runs undo their degradation, SR3 runs enlarge, SegDiff runs segment; any run of an image diffusion edits
+(SDEdit; from simulated strokes if no guide is given), with how=invert goes to the noise of a picture and back, and
+with how=interpolate goes from each picture to the next by way of their noise.
+Writes OUT/strip.png (a row for each picture), OUT/NAME.png for pictures of your own, OUT/way.gif and OUT/restored.json
+with the figures that it prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor
+
+from ldae.app.compose import compose, resolved
+from ldae.app.precision import announce, settle_precision
+from ldae.app.sampling.animation import Animation
+from ldae.app.sampling.distances import Reader, caveats, check_count, compared, reader_of
+from ldae.app.sampling.generator import described, generator_of
+from ldae.app.sampling.images import Pictures
+from ldae.app.session import Session, own_settings, result_folder, session_of
+from ldae.core.errors import ConfigError
+from ldae.core.files import write_json
+from ldae.core.progress import Progress
+from ldae.core.types import Batch, Count, Fraction, Range
+from ldae.data.strokes import strokes
+from ldae.engine.logging import save_png
+from ldae.engine.run_folder import RunFolder
+from ldae.objectives.panels import in_colour, tiled
+from ldae.sampling.generate import Generator
+from ldae.sampling.restore import Columns, Edit, Enlarge, Guide, Interpolate, Invert, Restoration, Segment, Undo
+from ldae.tasks.segmentation import Segmentation
+from ldae.tasks.super_resolution import SuperResolution
+
+
+@dataclass(frozen=True)
+class RestoreSettings:
+    """What is restored, and how.
+
+    Attributes:
+        pictures: a picture or a folder of pictures; the run's own data if None.
+        split: whose images, without pictures of your own.
+        count: how many of them.
+        batch: images at once.
+        shown: rows of the strip.
+        how: what is done; `auto`: what the run was trained for.
+        runs: of segmentation, averaged.
+        t0, guide, keep, repeats, strokes, colours: of editing.
+        gif: whether the way of the first images is drawn.
+        features: what sets are compared in, or None.
+    """
+
+    pictures: str | None
+    split: Literal["holdout", "test"]
+    count: Count
+    batch: Count
+    shown: Count
+    how: Literal["auto", "undo", "enlarge", "segment", "edit", "invert", "interpolate"]
+    runs: Count
+    t0: list[Fraction]
+    guide: str | None
+    keep: str | None
+    repeats: Count
+    strokes: Count
+    colours: Annotated[int, Range(2, 256)]
+    gif: bool
+    features: str | None
+
+    def __post_init__(self) -> None:
+        if self.features and self.pictures:
+            raise ConfigError("features", self.features, "compares with the run's own data; leave pictures= out")
+        if self.features:
+            check_count("count", self.count)
+        if self.strokes % 2 == 0:
+            raise ConfigError("strokes", self.strokes, "must be odd: the width of a median filter")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Composes, loads, restores, measures."""
+    config, precision = settle_precision(resolved(compose("restore", argv)))
+    settings: RestoreSettings = own_settings(RestoreSettings, config)
+    generator, run = generator_of(config)
+    kind_of(generator, settings.how).check(generator)
+    session = session_of(run, config)
+    folder = result_folder(config, "restored")
+    with session.running(folder):
+        announce(precision)
+        session.load_blend_images(generator.objective.corruption)
+        pictures = Pictures(session, settings.pictures, settings.split, settings.count, settings.batch)
+        restoration = restoration_of(generator, settings, pictures)
+        reader = set_reader(settings, restoration, session, pictures) if settings.features else None
+        columns = restored(restoration, pictures, settings, folder, session)
+        show(columns, pictures, settings, folder)
+        figures = restoration.figures(columns) if restoration.truth in columns else {}
+        doubts: list[str] = []
+        if reader is not None:
+            scores, doubts = set_scores(reader, columns, restoration, pictures)
+            figures = {name: {**figures.get(name, {}), **more} for name, more in scores.items()}
+        count = len(next(iter(columns.values())))
+        known = {**described(config, run), "images": count, "split": None if settings.pictures else settings.split}
+        measured = {"how": type(restoration).__name__, "figures": figures, "caveats": doubts}
+        write_json(folder.path / "restored.json", {**known, **measured})
+        if figures:
+            print(table(figures))
+        for sentence in doubts:
+            print(f"caveat: {sentence}")
+        folder.set_status("done", count)
+        print(f"done: {folder.path}\n  look at {folder.path / 'strip.png'}")
+
+
+KINDS: Mapping[str, type[Restoration]] = {
+    "undo": Undo,
+    "enlarge": Enlarge,
+    "segment": Segment,
+    "edit": Edit,
+    "invert": Invert,
+    "interpolate": Interpolate,
+}
+
+
+def kind_of(generator: Generator, how: str) -> type[Restoration]:
+    """What is done to pictures.
+
+    Raises:
+        ConfigError: the run was not trained for that.
+    """
+    objective = generator.objective
+    trained: type[Restoration] = Edit
+    if isinstance(objective.task, Segmentation):
+        trained = Segment
+    elif isinstance(objective.task, SuperResolution):
+        trained = Enlarge
+    elif objective.corruption.pixel_only:
+        trained = Undo
+    requested = {"auto": trained, **KINDS}[how]
+    # of an image diffusion's noise all of these make sense: an edit, an inversion, noise drawn once that is undone
+    if requested is not trained and not (trained is Edit and requested in (Undo, Invert, Interpolate)):
+        raise ConfigError("how", how, f"is not what this run was trained for; use how={trained.__name__.lower()}")
+    return requested
+
+
+def restoration_of(generator: Generator, settings: RestoreSettings, pictures: Pictures) -> Restoration:
+    """What is done, with its own settings."""
+    kind = kind_of(generator, settings.how)
+    if kind is Segment:
+        return Segment(generator, settings.runs)
+    if kind is not Edit:
+        return kind(generator)
+
+    def guided(batch: Batch) -> Guide:
+        painted = strokes(batch.images, settings.strokes, settings.colours)
+        images = pictures.beside("guide", settings.guide, batch) if settings.guide else painted
+        keep = pictures.beside("keep", settings.keep, batch).mean(1, keepdim=True).round() if settings.keep else None
+        return Guide(images, keep)
+
+    return Edit(generator, guided, settings.t0, settings.repeats)
+
+
+def restored(
+    restoration: Restoration, pictures: Pictures, settings: RestoreSettings, folder: RunFolder, session: Session
+) -> Columns:
+    """The columns of all pictures, on the CPU."""
+    found: list[Columns] = []
+    progress = Progress(session.progress, pictures.batches * restoration.passes, title="restoring")
+    restoration.generator.on_step = progress.advance
+    for k, batch in enumerate(pictures):
+        film = Animation(restoration.generator) if settings.gif and not k else None
+
+        def watch(i: int, stage: Any, x: Tensor, x0: Tensor, film: Animation | None = film) -> None:
+            session.stop.poll()
+            if film:
+                film(i, stage, x, x0)
+
+        found.append({name: x.cpu() for name, x in restoration(batch, watch).items()})
+        if film:
+            film.save(folder.path / "way.gif")
+    progress.close()
+    return {name: torch.cat([columns[name] for columns in found]) for name in found[0]}
+
+
+def show(columns: Columns, pictures: Pictures, settings: RestoreSettings, folder: RunFolder) -> None:
+    """The strip; and for pictures of the user's own, a strip for each and its last column alone."""
+    coloured = torch.stack([in_colour(x) for x in columns.values()], dim=1)  # (N, columns, 3, H, W)
+    rows = torch.linspace(0, len(coloured) - 1, min(settings.shown, len(coloured))).round().long()
+    save_png(folder.path / "strip.png", tiled(coloured[rows]))
+    for i, name in enumerate(pictures.names or []):
+        save_png(folder.path / f"{name}.png", tiled(coloured[i : i + 1]))
+
+
+def set_reader(settings: RestoreSettings, restoration: Restoration, session: Session, pictures: Pictures) -> Reader:
+    """Make the reader of features, before anything is restored.
+
+    Raises:
+        ConfigError: nothing that is restored is a set of images, or there is no such reader.
+    """
+    assert pictures.splits is not None
+    assert settings.features
+    if isinstance(restoration, Segment) or not restoration.measured:
+        message = (
+            f"compares sets of images, and {type(restoration).__name__.lower()} measures none; leave features= out"
+        )
+        raise ConfigError("features", settings.features, message)
+    return reader_of(settings.features, session, pictures.splits, pictures.split)
+
+
+def set_scores(
+    reader: Reader, columns: Columns, restoration: Restoration, pictures: Pictures
+) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Return scores of each measured column against all images of its split, and what makes them doubtful."""
+    assert pictures.splits is not None
+    split = pictures.split
+    reference = reader.reference(getattr(pictures.splits, split), pictures.splits.fingerprint, split)
+    count = len(next(iter(columns.values())))
+    scores = {name: compared(reader, columns[name], reference) for name in restoration.measured}
+    return scores, caveats(reader, count, reference)
+
+
+def table(figures: Mapping[str, Mapping[str, float]]) -> str:
+    """One row for each column, one figure in each cell."""
+    names = list(dict.fromkeys(name for row in figures.values() for name in row))
+    lines = ["| | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    for column, row in figures.items():
+        lines.append(f"| {column} | " + " | ".join(f"{row[n]:.4g}" if n in row else "" for n in names) + " |")
+    return "\n".join(lines)

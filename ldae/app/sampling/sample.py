@@ -1,0 +1,323 @@
+"""Draws images from a trained diffusion model.
+
+    ldae sample run=RUN
+    ldae sample run=RUN sampler=ddim spacing=quadratic spacing.count=50 count=1000
+    ldae sample run=RUN classes=[3] guidance=1.5
+    ldae sample run=SR3_RUN low=RUN/samples/samples.npz        # a cascade
+
+Writes OUT/grid.png (the first 64), OUT/samples.npz (arr_0: (N, H, W, 3) uint8; arr_1: labels, if any were told), and
+OUT/samples.json: what was drawn, how, from which checkpoint. The same command again goes on where it stopped;
+`torchrun --nproc_per_node=N -m ldae sample ...` shares the work. An image depends on seed and its number alone.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ldae.app.compose import compose, resolved
+from ldae.app.precision import announce, saved_config, settle_precision
+from ldae.app.sampling.animation import Animation
+from ldae.app.sampling.distances import Reader, caveats, check_count, compared, reader_of
+from ldae.app.sampling.generator import described, generator_of
+from ldae.app.sampling.images import files_of, picture
+from ldae.app.session import Session, finished, own_settings, result_folder, session_of
+from ldae.config.build import Parts
+from ldae.core.errors import ConfigError, DataError
+from ldae.core.files import load_tensors, replaced, save_tensors, whole_tensors, write_json, write_sealed_json
+from ldae.core.progress import Progress
+from ldae.core.types import Cond, Count, Natural
+from ldae.data.images import Splits
+from ldae.diffusion.initial_states import CoarseGaussian, InitialState
+from ldae.diffusion.samplers import Cold
+from ldae.diffusion.trajectory import SamplingStep
+from ldae.engine.logging import save_png
+from ldae.engine.run_folder import RunFolder
+from ldae.objectives.panels import in_colour, tiled
+from ldae.sampling.generate import Generator
+from ldae.tasks.super_resolution import SuperResolution
+
+GRID = 64  # images in grid.png
+IMAGES = "images"  # tensor of a batch that is kept until all are drawn
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """What is drawn.
+
+    Attributes:
+        count: images; as many as `low` has if that is given.
+        batch: images at once.
+        classes: labels to tell, in turn; all in turn if None.
+        low: small images to enlarge, for a run of super-resolution: an .npz that this tool wrote, or a folder of
+            pictures.
+        gif: whether the way of the first images is drawn too.
+        features: what distances to the training set are measured in, or None.
+    """
+
+    count: Count
+    batch: Count
+    classes: list[Natural] | None
+    low: str | None
+    gif: bool
+    features: str | None
+
+    def __post_init__(self) -> None:
+        if self.features and not self.low:
+            check_count("count", self.count)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Composes, loads, draws what is missing, puts it together."""
+    composed = resolved(compose("sample", argv))
+    folder = result_folder(composed, "samples")
+    config, precision = settle_precision(composed, saved_config(folder.path))
+    settings: SampleSettings = own_settings(SampleSettings, config)
+    generator, run = generator_of(config)
+    conditions = conditions_of(generator, settings)
+    check_init(generator, config)
+    session = session_of(run, config)
+    with session.running(folder):
+        generator.objective.to(session.world.device)
+        known = {**config, "checkpoint": run.checkpoint.hash}
+        if finished(folder, known):
+            print(f"{folder.path} is finished; nothing to do")
+            return
+        announce(precision)
+        if session.world.main:
+            write_sealed_json(folder.path / "config.json", known)
+            (folder.path / "shards").mkdir(exist_ok=True)
+        session.world.wait()
+        generator.init = initial_state(generator, config, session)
+        comparison = Comparison.of(settings.features, session) if settings.features else None
+        sampling = Sampling(generator, conditions, settings, folder, session, comparison)
+        sampling.draw_all()
+        session.world.wait()
+        if session.world.main:
+            sampling.finish(described(config, run))
+            folder.set_status("done", conditions.count)
+            print(f"done: {folder.path}\n  look at {folder.path / 'grid.png'}")
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the network is told of each image.
+
+    Attributes:
+        count: images.
+        labels: (count,) int64, or None.
+        low: (count, 3, h, w) in [-1, 1] to be enlarged, or None.
+    """
+
+    count: int
+    labels: Tensor | None = None
+    low: Tensor | None = None
+
+    def of(self, index: range, device: torch.device) -> Cond | None:
+        """Of the images at `index`."""
+        rows = slice(index.start, index.stop)
+        labels, low = (None if x is None else x[rows].to(device) for x in (self.labels, self.low))
+        return None if labels is None and low is None else Cond(labels, low)
+
+
+def conditions_of(generator: Generator, settings: SampleSettings) -> Conditions:
+    """What the network is told of each image.
+
+    Raises:
+        ConfigError: it does not know such labels, or needs images to be told.
+        DataError: the images to enlarge cannot be read.
+    """
+    task, requested = generator.objective.task, settings.classes
+    if requested is not None and (not task.classes or max(requested) >= task.classes):
+        message = f"must be labels below {task.classes}" if task.classes else "is not told to this network"
+        raise ConfigError("classes", requested, message)
+    if bool(settings.low) != isinstance(task, SuperResolution):
+        message = "is not for this run: it enlarges nothing" if settings.low else "is not set; give small images"
+        raise ConfigError("low", settings.low, message)
+    if task.image_channels and not settings.low:
+        raise ConfigError("task", type(task).__name__, "needs images to work on; use ldae restore")
+    if settings.low and isinstance(task, SuperResolution):
+        low = small_images(settings.low, generator.objective.tokenizer.image_shape[1] // task.factor)
+        if settings.features:
+            check_count("low", len(low))
+        return Conditions(len(low), low=2 * low - 1)
+    if not task.classes:
+        return Conditions(settings.count)
+    turn = torch.tensor(requested or list(range(task.classes)))
+    return Conditions(settings.count, turn[torch.arange(settings.count) % len(turn)])
+
+
+def small_images(given: str, size: int) -> Tensor:
+    """Images of an .npz or a folder, (N, 3, size, size) in [0, 1].
+
+    Raises:
+        DataError: they cannot be read, or are of another size.
+    """
+    path = Path(given).expanduser()
+    if path.suffix != ".npz":
+        return torch.stack([picture(p, size) for p in files_of("low", given)])
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            pixels = torch.from_numpy(found["arr_0"])
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"low={given} holds no images ({error})") from None
+    if not len(pixels) or pixels.dtype != torch.uint8:
+        raise DataError(f"low={given} holds {len(pixels)} images of {pixels.dtype}; arr_0 must be (N, H, W, 3) uint8")
+    if pixels.shape[1:] != (size, size, 3):
+        raise DataError(f"low={given} has images of {tuple(pixels.shape[1:])}; this run enlarges {size} x {size} x 3")
+    return pixels.movedim(-1, 1).float() / 255
+
+
+def check_init(generator: Generator, config: Mapping[str, Any]) -> None:
+    """Refuse to start from noise what can only start from something degraded.
+
+    Raises:
+        ConfigError: the network was trained on degraded images, or the sampler degrades its predictions.
+    """
+    corruption, rule = generator.objective.corruption, generator.sampler.rule
+    if config.get("init") or not (corruption.pixel_only or isinstance(rule, Cold)):
+        return
+    name = type(corruption if corruption.pixel_only else rule).__name__
+    message = (
+        f"is not set, and {name} does not start from noise; use init=mixed_signal, init=coarse_gaussian or ldae restore"
+    )
+    raise ConfigError("init", None, message)
+
+
+def initial_state(generator: Generator, config: Mapping[str, Any], session: Session) -> InitialState | None:
+    """Where a cold generation begins, fitted on training images; None: in noise."""
+    if not config.get("init"):
+        return None
+    objective = generator.objective
+    session.load_blend_images(objective.corruption)
+    start = Parts({"init": config["init"]}).build_init(objective).to(session.world.device)
+    if isinstance(start, CoarseGaussian):
+        start.fit(session.images(session.splits().train))
+    return start
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The features and images that samples are compared with.
+
+    Attributes:
+        reader: reads features.
+        splits: of the run's data.
+    """
+
+    reader: Reader
+    splits: Splits
+
+    @classmethod
+    def of(cls, features: str, session: Session) -> Comparison:
+        """Make the reader that `features` names; faults end the run before it samples."""
+        splits = session.splits()
+        return cls(reader_of(features, session, splits), splits)
+
+    def figures(self, images: Tensor) -> tuple[dict[str, float], list[str]]:
+        """Return the scores of images (N, 3, H, W) in [0, 1] against train, and what makes them doubtful."""
+        reference = self.reader.reference(self.splits.train, self.splits.fingerprint, "train")
+        return compared(self.reader, images, reference), caveats(self.reader, len(images), reference)
+
+
+class Sampling:
+    """Draws what is missing, batch by batch.
+
+    Args:
+        generator: a trained denoiser with its trajectory.
+        conditions: what it is told of each image.
+        settings: how many at once.
+        folder: to write to.
+        session: machine and data.
+        comparison: what they are compared with, or None.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        conditions: Conditions,
+        settings: SampleSettings,
+        folder: RunFolder,
+        session: Session,
+        comparison: Comparison | None = None,
+    ):
+        self.comparison = comparison
+        self.generator, self.conditions, self.settings = generator, conditions, settings
+        self.folder, self.session = folder, session
+        self.shards = math.ceil(conditions.count / settings.batch)
+
+    def shard(self, k: int) -> Path:
+        """The file of the k-th batch."""
+        return self.folder.path / "shards" / f"{k:06d}.safetensors"
+
+    def draw_all(self) -> None:
+        """This process's batches."""
+        world = self.session.world
+        mine = range(world.rank, self.shards, world.size)
+        steps = self.generator.passes()
+        progress = Progress(self.session.progress, len(mine) * steps, title="sampling")
+        for k in mine:
+            index = range(k * self.settings.batch, min((k + 1) * self.settings.batch, self.conditions.count))
+            if not (whole_tensors(self.shard(k)) and len(self._drawn(k)) == len(index)):
+                self._draw(k, index, progress)
+            else:
+                progress.done += steps  # drawn by an earlier process
+        progress.close()
+
+    def _draw(self, k: int, index: range, progress: Progress) -> None:
+        film = Animation(self.generator, shown=8) if self.settings.gif and not k else None
+
+        def watch(i: int, stage: SamplingStep, x: Tensor, x0: Tensor) -> None:
+            self.session.stop.poll()
+            progress.advance()
+            if film:
+                film(i, stage, x, x0)
+
+        cond = self.conditions.of(index, self.generator.device)
+        pixels = (self.generator.from_noise(list(index), cond, watch) * 255).round().to(torch.uint8)
+        save_tensors(self.shard(k), {IMAGES: rearrange(pixels, "b c h w -> b h w c")})
+        if film:
+            film.save(self.folder.path / "way.gif")
+
+    def _drawn(self, k: int) -> Tensor:
+        """The images of the k-th batch, (B, H, W, C) uint8."""
+        return load_tensors(self.shard(k))[IMAGES]
+
+    def finish(self, known: Mapping[str, Any]) -> None:
+        """samples.npz, the grid, what they are, and if asked for how near they are to the training set."""
+        images = torch.cat([self._drawn(k) for k in range(self.shards)]).numpy()
+        message: dict[str, Any] = {} if self.conditions.labels is None else {"arr_1": self.conditions.labels.numpy()}
+        with replaced(self.folder.path / "samples.npz") as file:
+            np.savez(file, arr_0=images, **message)
+        save_png(self.folder.path / "grid.png", grid(images[:GRID]))
+        figures, doubts = self._figures(images)
+        measured = {"figures": figures, "caveats": doubts}
+        write_json(self.folder.path / "samples.json", {**known, "images": len(images), **measured})
+        for name, value in figures.items():
+            print(f"{name} {value:.4g}")
+        for sentence in doubts:
+            print(f"caveat: {sentence}")
+        shutil.rmtree(self.folder.path / "shards", ignore_errors=True)
+
+    def _figures(self, images: np.ndarray) -> tuple[dict[str, float], list[str]]:
+        if self.comparison is None:
+            return {}, []
+        return self.comparison.figures(in_colour(torch.from_numpy(images).movedim(-1, 1).float() / 255))
+
+
+def grid(images: np.ndarray) -> Tensor:
+    """Up to 64 images (N, H, W, C) uint8 in rows of eight."""
+    x = in_colour(torch.from_numpy(images).movedim(-1, 1).float() / 255)
+    columns = min(8, len(x))
+    padding = torch.ones(-len(x) % columns, *x.shape[1:])
+    return tiled(rearrange(torch.cat([x, padding]), "(r c) k h w -> r c k h w", c=columns))

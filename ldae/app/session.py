@@ -1,0 +1,361 @@
+"""What the training tools share: the machine, the data, the tokenizer, the run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ldae.app.compose import user_cache
+from ldae.app.precision import settle_precision
+from ldae.config.build import Parts
+from ldae.config.schema import conform, construct
+from ldae.core.errors import ConfigError, DataError, Fault, Interrupted, OutputError
+from ldae.core.files import fault_of, read_sealed_json, remove_temporary, write_sealed_json
+from ldae.core.progress import Mode, Progress
+from ldae.core.rng import seed_of
+from ldae.core.types import Count, Natural, Positive, Workers
+from ldae.data.cache import Context, cache_errors
+from ldae.data.datasets import Dataset
+from ldae.data.images import ImageSet, MemoryImages, Splits
+from ldae.data.loader import Loader, RankSlice, in_order
+from ldae.data.transforms import Augment
+from ldae.diffusion.corruptions.base import Corruption
+from ldae.diffusion.corruptions.blend import Blend
+from ldae.engine.distributed import World, join_world, leave_world
+from ldae.engine.run_folder import RunFolder, check_same, differences
+from ldae.engine.runtime import keep_freed_memory, pick_device, use_threads
+from ldae.engine.settings import TrainSettings
+from ldae.engine.signals import StopFlag
+from ldae.engine.threads import AdaptiveThreads
+from ldae.export.encoder import Run
+
+# keys that may change between a run and its resumption: none of them changes what is computed
+IGNORED_ON_RESUME = ("out", "device", "runtime", "allow", "experiment", "data.root", "data.cache", "data.workers",
+        "data.max_bad", "data.max_pixels", "data.download", "tokenizer.weights", "monitor",
+        "train.checkpoint_every", "train.keep",
+        "train.log_every", "train.recompute", "train.shard", "split", "run", "blend_dataset.root")  # fmt: skip
+
+READING = ("workers", "max_bad", "max_pixels", "channels", "range")  # keys of a data set that say how files are read
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The machine's share in a run; nothing here changes what is computed, but for rounding.
+
+    Attributes:
+        threads: of this process's matrix products; 0 for torch's choice, fewer while other processes keep cores busy.
+        progress: whether to draw progress bars; `auto` draws them on a terminal and prints lines elsewhere.
+        timeout: seconds after which a process gives up waiting for another one.
+    """
+
+    threads: Workers = 0
+    progress: Literal["auto", True, False] = "auto"
+    timeout: Positive = World.timeout
+
+    def prepare(self) -> None:
+        """Sets allocator and threads. Call it before tensors are made."""
+        keep_freed_memory()
+        use_threads(self.threads)
+
+    def adaptive_threads(self, device: str) -> AdaptiveThreads | None:
+        """Return what adapts the number of threads to the load; None where a number is set, on a GPU, or where
+        several processes share a batch."""
+        fixed = self.threads or "OMP_NUM_THREADS" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1
+        return None if fixed or device != "cpu" else AdaptiveThreads()
+
+    @property
+    def reports(self) -> Mode:
+        """How long loops report: a bar, lines (`auto` without a terminal), or nothing."""
+        return "bar" if self.bars else "lines" if self.progress == "auto" else "off"
+
+    @property
+    def bars(self) -> bool:
+        return sys.stderr.isatty() if self.progress == "auto" else bool(self.progress)
+
+
+class Session:
+    """One run of a tool: config, machine, data.
+
+    Args:
+        config: resolved.
+        saved: the config that the run was begun with, if it was.
+
+    Attributes:
+        config: with every `auto` among its precisions replaced.
+        precision: of the training, if the config is of one.
+
+    Raises:
+        ConfigError: a key cannot work; nothing was read or written yet.
+    """
+
+    def __init__(self, config: Mapping[str, Any], saved: Mapping[str, Any] | None = None):
+        for key in ("seed",):
+            construct(_seeded, {key: config[key]}, {})
+        if not isinstance(config["allow"], list):
+            raise ConfigError("allow", config["allow"], "must be a list of keys, e.g. allow=[train.steps]")
+        conform("data.classes", config["data"].get("classes"), Count | None)  # not every network asks for it
+        self.runtime: Runtime = settings_of(config, "runtime", Runtime)
+        self.device = pick_device(str(config["device"]))
+        self.config, self.precision = settle_precision(config, saved)
+        self.runtime.prepare()
+        self.threads = self.runtime.adaptive_threads(self.device)
+        self.seed: int = config["seed"]
+        torch.manual_seed(seed_of(self.seed))  # the networks' start
+        self.parts = Parts(self.config)
+        self.cache = user_cache(config["data"].get("cache"))
+        self.stop = StopFlag()
+        self.printed = set[str]()  # notes on the data
+        self.world = World(torch.device(self.device))
+
+    @contextlib.contextmanager
+    def running(self, run: RunFolder) -> Iterator[None]:
+        """Listens to signals, joins the other processes, holds the folder, and leaves its status behind.
+
+        A run that fails before its first step leaves no folder behind. A signal ends the block where it arrives, but
+        for training, which saves first.
+        """
+        with self.stop.listening():
+            self.world = join_world(self.device, self.runtime.timeout)
+            if self.world.main:
+                run.acquire()
+            try:
+                with self.world.watching(), self.stop.at_once():
+                    if self.world.main:
+                        self._clean()
+                    yield
+            except Exception as error:
+                fault = fault_of(error)
+                if self.world.main:
+                    run.set_failed(fault)
+                    self._discard(run, fault)
+                if isinstance(error, OSError):
+                    raise fault from None
+                raise
+            finally:
+                run.release()
+                leave_world()
+
+    def _clean(self) -> None:
+        """Remove what killed processes left in the cache."""
+        for folder in self.cache.glob("*"):
+            remove_temporary(folder)
+
+    def _discard(self, run: RunFolder, fault: Fault) -> None:
+        """Remove the folder of a run that failed before its first step; torchrun's exit code needs its status."""
+        if fault.code != Interrupted.code:
+            with contextlib.suppress(OSError):
+                run.discard_if_new(keep=("status.json",) if self.world.size > 1 else ())
+
+    @property
+    def progress(self) -> Mode:
+        """How this process reports on long loops: the main one as `runtime.progress` says, others not at all."""
+        return self.runtime.reports if self.world.main else "off"
+
+    def splits(self, group: str = "data", labels_for: str = "") -> Splits:
+        """Read the data set of a group; say what was left out of it.
+
+        Args:
+            labels_for: the purpose that needs labels, e.g. "probing"; empty where none are needed.
+
+        Raises:
+            DataError: the images cannot be read, or have no labels and need them.
+        """
+        dataset: Dataset = self.parts.blend_dataset if group == "blend_dataset" else self.parts.data
+        own = {k: v for k, v in self.config[group].items() if k in READING}
+        given = {"cache": self.cache, "poll": self.stop.poll, "progress": self.progress}
+        try:
+            with cache_errors(self.cache):
+                found = dataset.open(construct(Context, own, given))
+        except ConfigError as error:
+            raise error.inside(group) from None
+        if labels_for and not found.labelled:
+            place = self.config[group].get("root") or dataset.name
+            hint = dataset.label_hint
+            raise DataError(f"data.root={place}: the images have no classes, and {labels_for} needs them; {hint}")
+        if self.world.main:
+            new = [note for note in found.notes if note not in self.printed]
+            print("".join(f"warning: {note}\n" for note in new), end="", file=sys.stderr)
+            self.printed.update(new)
+        if found.bad and self.world.main:
+            print(f"{len(found.bad)} unreadable images left out, the first: {', '.join(found.bad[0])}", file=sys.stderr)
+        return found
+
+    def writable(self, folder: Path) -> Path:
+        """Make a folder below the cache.
+
+        Raises:
+            OutputError: it cannot be written; names `data.cache`.
+            StorageError: the disk is full or fails.
+        """
+        with cache_errors(self.cache):
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK):
+                number = errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES
+                raise OSError(number, os.strerror(number), str(folder))
+        return folder
+
+    def load_blend_images(self, corruption: Corruption) -> None:
+        """Gives a corruption that blends images the other data set's, those of its training split.
+
+        Raises:
+            ConfigError: there is no other data set, or it is too large to be held in memory.
+        """
+        if not isinstance(corruption, Blend):
+            return
+        if not self.config.get("blend_dataset"):
+            raise ConfigError(
+                "blend_dataset",
+                None,
+                "is not set; corruption=blend needs a second data set, e.g. blend_dataset=cifar10",
+            )
+        images = self.splits("blend_dataset").train
+        if not isinstance(images, MemoryImages):
+            raise ConfigError(
+                "blend_dataset.store", "stream", "keeps no images in memory; use blend_dataset.store=memory"
+            )
+        corruption.show(images.pixels[torch.from_numpy(images.ids)])
+
+    def loader(self, images: ImageSet, augment: Augment, batch: int) -> Loader:
+        """Training batches of a set, augmented by `augment`."""
+        data, share = self.config["data"], RankSlice(self.world.rank, self.world.size)
+        return Loader(
+            images,
+            augment,
+            batch,
+            self.seed,
+            self.world.device,
+            share,
+            data.get("workers", 0),
+            data.get("max_bad", 0.0),
+        )
+
+    def images(self, images: ImageSet, batch: int = 500, title: str = "") -> Iterator[Tensor]:
+        """Yield what tokenizers see of a set, in order: x0 of the task.
+
+        Args:
+            images: the set.
+            batch: B, images at once.
+            title: what the progress is reported under; it is not if empty.
+
+        Yields:
+            (B, C, H, W) in [-1, 1], on this process's device.
+        """
+        workers = self.config["data"].get("workers", 0)
+        found = in_order(images, batch, self.world.device, workers, self.stop.poll)
+        mode: Mode = self.progress if title else "off"
+        for part in Progress(mode, -(-len(images) // batch), title=title, unit="batch", images=batch).over(found):
+            yield self.parts.task(part)[0]
+
+
+def _seeded(seed: Natural) -> int:
+    return seed
+
+
+def settings_of(config: Mapping[str, Any], group: str, kind: type) -> Any:
+    """The dataclass `kind`, filled from a group of the config.
+
+    Raises:
+        ConfigError: a key cannot work.
+    """
+    try:
+        return construct(kind, config[group], {})
+    except ConfigError as error:
+        raise error.inside(group) from None
+
+
+def prepare_machine(config: Mapping[str, Any]) -> str:
+    """Check the keys `device` and `runtime` of a tool's config, set allocator and threads, and return the device.
+
+    Raises:
+        ConfigError: a key cannot work.
+    """
+    device = pick_device(str(config["device"]))
+    runtime: Runtime = settings_of(config, "runtime", Runtime)
+    runtime.prepare()
+    return device
+
+
+def make_out(out: Path) -> None:
+    """Make the folder that `out=` names.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        raise OutputError(f"out={out} cannot be made ({error.strerror}); give another out=") from None
+
+
+def result_folder(config: Mapping[str, Any], name: str) -> RunFolder:
+    """Return the folder that a tool writes its results to: `out=`, or RUN/name.
+
+    Raises:
+        OutputError: it holds a training run, whose status would be overwritten.
+    """
+    path = Path(config["out"] or Path(str(config["run"])) / name)
+    if (path / "checkpoints").is_dir():
+        raise OutputError(f"out={path} holds a training run; give another folder, or leave out= out")
+    return RunFolder(path)
+
+
+def session_of(run: Run, config: Mapping[str, Any]) -> Session:
+    """A session with a run's parts and data, on the machine that a later tool's config names.
+
+    Keys of `config.data` that are not null replace the run's.
+    """
+    own = {key: value for key, value in config["data"].items() if value is not None}
+    shared = {key: config[key] for key in ("device", "runtime")}
+    return Session({**run.config, **shared, "data": {**run.config["data"], **own}})
+
+
+def own_settings(kind: type, config: Mapping[str, Any]) -> Any:
+    """The dataclass `kind`, filled from those keys at the root of a config that it has."""
+    known = {field.name for field in fields(kind)}
+    return construct(kind, {key: value for key, value in config.items() if key in known}, {})
+
+
+def train_settings(config: Mapping[str, Any]) -> TrainSettings:
+    """The group `train`, checked."""
+    return settings_of(config, "train", TrainSettings)
+
+
+def finished(run: RunFolder, config: Mapping[str, Any]) -> bool:
+    """Return whether the run ended well before, with this very config.
+
+    One whose `allow` names a key that has changed goes on.
+
+    Raises:
+        UsageError: the folder holds a run of another config.
+    """
+    path = run.path / "config.json"
+    saved = read_sealed_json(path) if path.exists() else config
+    check_same(saved, config, [*IGNORED_ON_RESUME, *config["allow"]])
+    return run.status().get("state") == "done" and not differences(saved, config, IGNORED_ON_RESUME)
+
+
+def begin(run: RunFolder, config: Mapping[str, Any], splits: Splits) -> None:
+    """Leaves the run's config and its data set behind, or holds the data set against the one it was begun with.
+
+    Raises:
+        UsageError: the run was begun with other images or another division of them.
+    """
+    path = run.path / "data.json"
+    sizes = {name: len(getattr(splits, name)) for name in ("train", "holdout", "test")}
+    known = {"fingerprint": splits.fingerprint, "images": sizes, "classes": list(splits.classes)}
+    if path.exists():
+        check_same(read_sealed_json(path), known, ["unreadable", "notes", *config["allow"]])
+    unreadable = [list(pair) for pair in splits.bad]
+    write_sealed_json(path, {**known, "unreadable": unreadable, "notes": list(splits.notes)})
+    write_sealed_json(run.path / "config.json", dict(config))

@@ -1,0 +1,1 @@
+"""Commands that train: pretrain, train-tokenizer, finetune."""

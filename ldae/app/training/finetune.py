@@ -1,0 +1,225 @@
+"""Fine-tunes a pretrained encoder end to end on the labels of its data.
+
+    ldae finetune run=RUN
+    ldae finetune run=RUN weights=untrained out=OUT          # the same network from scratch
+    ldae finetune run=RUN train.epochs=20 optim.layer_decay=0.65 split=holdout
+
+adaLN is folded at a fixed noise level, so what learns is a plain vision transformer with a new head; layer-wise rates,
+drop path, MixUp, CutMix, RandAugment. Trains on train, looks at the hold-out in the course of it, reads the test split
+once at the end, with the averaged weights. Writes OUT/results.jsonl. The same command again goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor
+
+from ldae.app.compose import compose, resolved
+from ldae.app.precision import announce, saved_config
+from ldae.app.probing.tables import place_of, warned
+from ldae.app.provenance import command, commit
+from ldae.app.session import Session, begin, finished, own_settings, session_of, train_settings
+from ldae.core.errors import ConfigError, DataError
+from ldae.core.files import json_hash
+from ldae.core.rng import seed_of
+from ldae.core.types import Fraction, Natural, NonNegative, Range
+from ldae.data.images import ImageSet, Splits
+from ldae.data.loader import in_order
+from ldae.engine.run_folder import RunFolder
+from ldae.engine.runtime import describe_hardware
+from ldae.engine.trainer import RunContext, Trainer
+from ldae.export.encoder import Encoder, Run, load_run
+from ldae.export.fold import plain_vit
+from linear_probe.checks import chance
+from linear_probe.finetune import FineTuning, Mix
+from linear_probe.results import Result, write_results
+
+MODEL = "classifier"
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """What is fine-tuned, and how.
+
+    Attributes:
+        run, step, weights: whose encoder.
+        layer: blocks that are kept; the encoder half if None.
+        t: the noise level that adaLN is folded at; the usual one if None.
+        drop_path: rate of skipping the last block, rising linearly from 0 at the first.
+        mixup, cutmix, smoothing: of images and labels.
+        looks: at the hold-out.
+        split: what the last figure is of.
+    """
+
+    run: str
+    step: Natural | None
+    weights: Literal["ema", "model", "untrained"]
+    layer: Natural | None
+    t: Natural | None
+    drop_path: Annotated[float, Range(0, 0.99)]
+    mixup: NonNegative
+    cutmix: NonNegative
+    smoothing: Fraction
+    num_evals: Natural
+    split: Literal["test", "holdout"]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Composes, folds, trains, scores."""
+    config = resolved(compose("finetune", argv))
+    if not config["run"]:
+        raise ConfigError("run", config["run"], "is not set; give run=RUN, the folder that pretraining wrote (out=)")
+    settings: FinetuneSettings = own_settings(FinetuneSettings, config)
+    run = load_run(Path(settings.run), settings.step, settings.weights)
+    encoder = Encoder(run.objective, settings.layer, settings.t)
+    folder = RunFolder(Path(config["out"] or Path(settings.run) / "finetune"))
+    session = session_for(run, config, saved_config(folder.path))
+    train = train_settings(session.config)
+    with session.running(folder):
+        if finished(folder, session.config):
+            print(f"{folder.path} is finished; nothing to do")
+            return
+        announce(session.precision)
+        splits = session.splits(labels_for="fine-tuning")
+        warnings = checked(splits, session, settings)
+        if session.world.main:
+            begin(folder, session.config, splits)
+        module = classifier(encoder, settings, splits, session)
+        loader = session.loader(splits.train, session.parts.augment, even(train.batch))
+        record = {"config": session.config, "data": splits.fingerprint}
+        every = max(1, math.ceil(train.total_steps(loader.steps_per_epoch) / max(1, settings.num_evals)))
+        num_evals = (
+            [HoldOut(module, splits.holdout, session, every)] if settings.num_evals and session.world.main else []
+        )
+        job = RunContext(
+            folder, session.world, record, num_evals, session.stop, session.progress, threads=session.threads
+        )
+        trainer = Trainer({MODEL: module}, loader, session.parts.optim, train, session.seed, job)
+        trainer.fit()
+        if session.world.main:
+            with trainer.ema.applied():
+                result = scored(module, splits, session, settings, run, encoder, trainer.total, warnings)
+            write_results(folder.path / "results.jsonl", [result])
+            print(f"{result.encoder}, fine-tuned: {result.accuracy:.2f} % of {result.images} {result.split} images "
+                  f"(hold-out {result.selected_accuracy:.2f}; always the most frequent class: "
+                  f"{chance(splits.train.own_labels, getattr(splits, settings.split).own_labels):.2f})")  # fmt: skip
+            folder.set_status("done", trainer.total)
+
+
+def session_for(run: Run, config: Mapping[str, Any], saved: Mapping[str, Any] | None) -> Session:
+    """The run's data, and the recipe of this tool; the config also says which checkpoint it began with."""
+    data = session_of(run, config).config["data"]
+    system = {key: run.config[key] for key in ("task",)}
+    return Session({**config, **system, "data": data, "encoder": run.checkpoint.hash}, saved)
+
+
+def checked(splits: Splits, session: Session, settings: FinetuneSettings) -> list[str]:
+    """Return what makes the accuracy doubtful.
+
+    Raises:
+        DataError: there is nothing to score, or no hold-out to watch.
+    """
+    place = place_of(session.config["data"])
+    if not len(splits.holdout):
+        raise DataError(f"{place} has no hold-out; give more images or data.holdout")
+    on_test = settings.split == "test"
+    train, holdout = splits.train.own_labels, splits.holdout.own_labels
+    measured = splits.test.own_labels if on_test else holdout
+    return warned(place, train, holdout[:0], measured, splits.classes, settings.split)
+
+
+def classifier(encoder: Encoder, settings: FinetuneSettings, splits: Splits, session: Session) -> FineTuning:
+    """The folded encoder with a new head, as a player."""
+    classes = len(splits.classes)
+    torch.manual_seed(seed_of(session.seed))  # of the head
+    network = plain_vit(encoder, num_classes=classes, fc_norm=True, drop_path_rate=settings.drop_path).train()
+    network.requires_grad_(True)
+    mix = Mix(classes, settings.mixup, settings.cutmix, settings.smoothing)
+    return FineTuning(network, mix, (0.5,) * 3, (0.5,) * 3).to(session.world.device)
+
+
+def even(batch: int) -> int:
+    """A batch that images can be mixed in.
+
+    Raises:
+        ConfigError: the batch is odd.
+    """
+    if batch % 2:
+        raise ConfigError("train.batch", batch, "must be even: images are mixed in pairs")
+    return batch
+
+
+class HoldOut:
+    """The hold-out's accuracy, now and then."""
+
+    name = "holdout"
+
+    def __init__(self, module: FineTuning, images: ImageSet, session: Session, every: int):
+        self.module, self.images, self.session, self.every = module, images, session, every
+
+    def headline(self, scalars: Mapping[str, float]) -> str:
+        """Return the figure in words."""
+        return f"hold-out accuracy {scalars['accuracy_holdout']:.1f} %"
+
+    def __call__(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+        return {"accuracy_holdout": accuracy_on(self.images, self.module, self.session)}, {}
+
+
+def accuracy_on(images: ImageSet, module: FineTuning, session: Session) -> float:
+    """Top-1 in percent."""
+    workers = session.config["data"]["workers"]
+    poll = session.stop.poll if session.world.size == 1 else lambda: None
+    return module.accuracy(in_order(images, 500, session.world.device, workers, poll))
+
+
+def scored(
+    module: FineTuning,
+    splits: Splits,
+    session: Session,
+    settings: FinetuneSettings,
+    run: Run,
+    encoder: Encoder,
+    step: int,
+    warnings: Sequence[str],
+) -> Result:
+    """The one figure."""
+    config = session.config
+    holdout = accuracy_on(splits.holdout, module, session)
+    images: ImageSet = getattr(splits, settings.split)
+    recipe = {key: config[key] for key in ("drop_path", "mixup", "cutmix", "smoothing")}
+    trained = settings.weights != "untrained"
+    vit: Any = module.network  # timm's
+    return Result(
+        encoder=run.name if trained else f"{run.name}'s network, untrained",
+        protocol="finetune",
+        protocol_source="end to end, adaLN folded; the recipe is under `selected`",
+        accuracy=holdout if settings.split == "holdout" else accuracy_on(images, module, session),
+        split=settings.split,
+        images=len(images),
+        selected={**recipe, "optim": config["optim"], "augment": config["augment"], "train": config["train"]},
+        selected_on="none: nothing was chosen",
+        selected_accuracy=holdout,
+        layer=encoder.layer,
+        t=encoder.t,
+        input="clean",
+        pooling="mean",
+        dimensions=vit.num_features,
+        checkpoint=run.checkpoint.hash if trained else "none",
+        step=step,
+        seed=session.seed,
+        data=session.parts.data.name,
+        data_fingerprint=splits.fingerprint,
+        config=json_hash(config),
+        commit=commit(),
+        command=command(),
+        hardware=describe_hardware(),
+        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        warnings=warnings,
+    )

@@ -1,0 +1,72 @@
+"""Latents kept on disk: a frozen tokenizer gives the same ones every epoch if nothing about the images is random."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ldae.app.session import Session
+from ldae.core.errors import CheckpointError
+from ldae.core.files import json_hash, published_folder, read_json, sha256, write_json
+from ldae.data.cache import cache_errors
+from ldae.data.images import ImageSet, LatentImages, Splits
+from ldae.objectives.base import Objective
+from ldae.objectives.denoise import Denoise
+from ldae.tokenizers.base import Tokenizer
+
+FILE, MANIFEST = "latents.npy", "manifest.json"
+
+
+def train_images(session: Session, objective: Objective, splits: Splits, tokenizer: str | None) -> ImageSet:
+    """What is trained on: the training images, or their latents if that saves work and changes nothing.
+
+    It does where the tokenizer is convolutional, the augmentation draws nothing, network and loss stay in the latent,
+    and the task tells the network nothing of the pixels. Latents are those that encoding again would give, but for
+    rounding; of a posterior the moments are kept.
+
+    Args:
+        tokenizer: SHA-256 of its file, if there is one.
+    """
+    images, random = splits.train, session.parts.augment.n > 0
+    message = session.parts.task.image_channels > 0
+    if session.config["latents"] == "never" or random or message or not isinstance(objective, Denoise):
+        return images
+    if not (objective.input.latent and objective.output.latent and objective.tokenizer.costly):
+        return images
+    folder = session.cache / "latents" / json_hash([tokenizer, splits.fingerprint])[:20]
+    if session.world.main and not _whole(folder):
+        print(f"encoding {len(images)} images once (kept in {folder})", file=sys.stderr)
+        session.writable(folder.parent)
+        with published_folder(folder) as temporary, cache_errors(session.cache):
+            _write(temporary / FILE, session, objective.tokenizer, images)
+            write_json(temporary / MANIFEST, {"sha256": sha256(temporary / FILE)})
+    session.world.wait()
+    return LatentImages.of_set(images, torch.from_numpy(np.load(folder / FILE, mmap_mode="c")))
+
+
+def _whole(folder: Path) -> bool:
+    """Whether the latents kept in a folder are there, undamaged."""
+    if not folder.exists():
+        return False
+    try:
+        if read_json(folder / MANIFEST)["sha256"] == sha256(folder / FILE):
+            return True
+    except (CheckpointError, OSError, KeyError):
+        pass
+    print(f"the latents kept in {folder} are damaged; they are made anew", file=sys.stderr)
+    return False
+
+
+@torch.no_grad()
+def _write(path: Path, session: Session, tokenizer: Tokenizer, images: ImageSet) -> None:
+    """An .npy file, written row by row: a full disk is an error here, where a memory map would be a crash."""
+    with open(path, "wb") as file:
+        for i, x in enumerate(session.images(images, title="encoding the latents")):
+            posterior_params = tokenizer.posterior_params(x).float().cpu().numpy()
+            if not i:
+                header = {"descr": "<f4", "fortran_order": False, "shape": (len(images), *posterior_params.shape[1:])}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(np.ascontiguousarray(posterior_params, dtype="<f4").data)

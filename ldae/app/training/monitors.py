@@ -1,0 +1,140 @@
+"""What pretraining looks at now and then, where the network meets the evaluators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldae.core.errors import DataError
+from ldae.core.rng import permutation
+from ldae.core.types import Batch, Count, Natural
+from ldae.data.images import ImageSet, Splits
+from ldae.data.loader import in_order
+from ldae.export.encoder import Encoder
+from ldae.objectives.base import PretrainingObjective
+from linear_probe.knn import accuracy, knn_predict
+
+if TYPE_CHECKING:
+    from ldae.app.session import Session
+
+
+@dataclass(frozen=True)
+class MonitorSettings:
+    """How closely pretraining is watched.
+
+    Attributes:
+        looks: in the course of the run; 0 for none.
+        panel_images: of the hold-out that are denoised and measured.
+        knn_images: training images in the online kNN's bank, and half as many of the hold-out to be classified; 0 for
+            none, None for 2,000 on a CPU (seconds) and 8,000 on a GPU.
+    """
+
+    num_evals: Natural
+    panel_images: Count
+    knn_images: Natural | None
+
+    def bank(self, device: str) -> int:
+        """Return the size of the bank on a device of a type."""
+        return self.knn_images if self.knn_images is not None else 2000 if device == "cpu" else 8000
+
+
+def preview(session: Session, images: ImageSet, count: int) -> Batch:
+    """`count` images of a set, spread over it, on the device."""
+    return joined(list(in_order(spread(images, count), 64, session.world.device)))
+
+
+def spread(images: ImageSet, count: int) -> ImageSet:
+    """`count` images of a set, or all, evenly spread over it.
+
+    Raises:
+        DataError: the set is empty.
+    """
+    if not len(images):
+        raise DataError("data: the split has no images; give more images, or raise data.holdout or data.test")
+    return images.subset(np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)))
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Batches one after another, as one."""
+    fields = ([getattr(b, name) for b in batches] for name in ("images", "labels", "index", "latents", "masks"))
+    return Batch(*(None if found[0] is None else torch.cat(found) for found in fields))  # type: ignore[arg-type]
+
+
+class OnlineKNN:
+    """Measure nearest neighbours of the hold-out among training images, on the encoder's averaged tokens.
+
+    Beside the model's accuracy stand two that need no training: of the most frequent class (`chance`), and of the same
+    network before its first step with `undo_zero_init` applied (`untrained`, as in the probe's table). At step 0 the
+    blocks of a network are the identity, so the model's own first figure is that of its patch embedding.
+
+    Args:
+        session: machine, data and config.
+        objective: what is trained.
+        splits: bank and queries come from train and hold-out.
+        every: steps between evaluations.
+        count: training images in the bank, at most; half as many of the hold-out are queries.
+        start: makes the objective as it is before its first step; None leaves that figure out.
+    """
+
+    name = "knn"
+    K = 20
+
+    def __init__(
+        self,
+        session: Session,
+        objective: PretrainingObjective,
+        splits: Splits,
+        every: int,
+        count: int,
+        start: Callable[[], PretrainingObjective] | None,
+    ):
+        self.session, self.every, self.classes, self.start = session, every, len(splits.classes), start
+        self.encoder = self._encoder(objective)
+        self.bank, self.queries = _some(splits.train, count), _some(splits.holdout, max(1, count // 2))
+        self.known: dict[str, float] | None = None
+
+    def __call__(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+        if self.known is None:
+            self.known = self._baselines()
+        return {"knn_holdout/model": self._accuracy(self.encoder), **self.known}, {}
+
+    def headline(self, scalars: Mapping[str, float]) -> str:
+        """Return the figures in words."""
+        names = [name for name in ("untrained", "chance") if f"knn_holdout/{name}" in scalars]
+        beside = ", ".join(f"{name} {scalars[f'knn_holdout/{name}']:.1f}" for name in names)
+        return f"kNN hold-out {scalars['knn_holdout/model']:.1f} % ({beside})"
+
+    def _encoder(self, objective: PretrainingObjective) -> Encoder:
+        return Encoder(objective, precision=self.session.config["train"]["precision"])
+
+    def _baselines(self) -> dict[str, float]:
+        commonest = self.bank.own_labels.mode().values
+        found = {"knn_holdout/chance": 100 * (self.queries.own_labels == commonest).double().mean().item()}
+        if self.start is not None:
+            with torch.random.fork_rng():
+                objective = self.start()
+            objective.network.undo_zero_init()
+            objective.eval().to(self.session.world.device)
+            found["knn_holdout/untrained"] = self._accuracy(self._encoder(objective))
+        return found
+
+    def _accuracy(self, encoder: Encoder) -> float:
+        (bank, labels), (queries, truth) = self._features(encoder, self.bank), self._features(encoder, self.queries)
+        return accuracy(knn_predict(bank, labels, queries, [self.K], self.classes)[self.K], truth)
+
+    def _features(self, encoder: Encoder, images: ImageSet) -> tuple[Tensor, Tensor]:
+        poll = self.session.stop.poll if self.session.world.size == 1 else lambda: None
+        found = [
+            (encoder(batch.images).cpu(), batch.labels.cpu())
+            for batch in in_order(images, 250, self.session.world.device, self.session.config["data"]["workers"], poll)
+        ]
+        return torch.cat([x for x, _ in found]), torch.cat([y for _, y in found])
+
+
+def _some(images: ImageSet, count: int) -> ImageSet:
+    return images.subset(permutation(0, 0, len(images))[:count].sort().values.numpy())

@@ -1,0 +1,161 @@
+"""Say what a training is about to do: data, network, recipe, machine, length."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+import torch
+from torch import nn
+
+from ldae.app.session import Session
+from ldae.data.images import Splits
+from ldae.engine.blocks import evaluating
+from ldae.engine.runtime import describe_hardware
+from ldae.engine.settings import TrainSettings
+from ldae.export.encoder import usual_t
+from ldae.objectives.base import Objective, PretrainingObjective
+
+# groups of a config that make a recipe, in the order in which an image meets them
+GROUPS = ("augment", "task", "tokenizer", "corruption", "schedule", "input", "output", "target", "variance", "weight",
+          "loss", "objective", "perceptual", "discriminator", "optim")  # fmt: skip
+USUAL = {"task": "Images", "corruption": "Gaussian", "variance": "Fixed", "augment": "Centre", "objective": "Denoise"}
+NAMES = {"loss": "loss", "optim": "optimizer"}
+PROPER = ("AdamW",)
+SHAPE = ("width", "encoder_depth", "decoder_depth", "channels", "multipliers", "patch")  # of a network, in its config
+
+
+def overview(
+    session: Session, splits: Splits, objective: Objective, settings: TrainSettings, total: int, out: Path
+) -> str:
+    """Return the lines that a training begins with.
+
+    Args:
+        objective: what is trained, on its device.
+        total: steps of the whole run.
+        out: the run's folder.
+    """
+    rows = {
+        "data": _data(session, splits),
+        "network": _network(session, objective),
+        "recipe": "; ".join(_recipe(session, objective)),
+        "precision": _precision(session, settings),
+        "device": _device(session),
+        "length": _length(settings, total, len(splits.train)),
+        "out": str(out),
+    }
+    return "\n".join(fill(text, 118, initial_indent=f"{name:10}", subsequent_indent=" " * 10, break_long_words=False,
+                          break_on_hyphens=False) for name, text in rows.items())  # fmt: skip
+
+
+def encoder_parameters(objective: PretrainingObjective, size: int) -> int:
+    """Return how many parameters an image's representation depends on, at the usual layer and noise level.
+
+    Args:
+        size: side of the images in pixels.
+    """
+    network = objective.network
+    trained = [p for p in network.parameters() if p.requires_grad]
+    image = torch.zeros(1, 3, size, size, device=trained[0].device)
+    layer = network.encoder_layer
+    with evaluating([objective]), torch.enable_grad():
+        tokens = objective.tokens(image, [layer], usual_t(objective), None)[layer]
+        gradients = torch.autograd.grad(tokens.sum(), trained, allow_unused=True)
+    return sum(p.numel() for p, gradient in zip(trained, gradients, strict=True) if gradient is not None)
+
+
+def _data(session: Session, splits: Splits) -> str:
+    root, side = session.config["data"].get("root"), splits.train.size
+    sizes = f"{len(splits.train):,} training, {len(splits.holdout):,} hold-out and {len(splits.test):,} test images"
+    classes = (
+        f"{len(splits.classes):,} class{'es' if len(splits.classes) != 1 else ''}" if splits.labelled else "no classes"
+    )
+    place = f" in {root}" if root else ""
+    return f"{session.parts.data.name}{place}: {sizes} of {side} x {side} pixels, {classes}"
+
+
+def _network(session: Session, objective: Objective) -> str:
+    config = session.config.get("denoiser", {}) if isinstance(objective, PretrainingObjective) else {}
+    shape = [f"{key.replace('_', ' ')} {config[key]}" for key in SHAPE if config.get(key) is not None]
+    message = ", ".join([type(objective.network).__name__, *shape])
+    sizes = {name: _millions(_count(module.network)) for name, module in objective.trainable_modules.items()}
+    counts = ", ".join(
+        f"{size} million parameters" + (f" ({n})" if len(sizes) > 1 else "") for n, size in sizes.items()
+    )
+    if isinstance(objective, PretrainingObjective):
+        own = _millions(encoder_parameters(objective, session.parts.data.size))
+        counts += f", {own} million of them in the encoder ({objective.network.encoder_layer} of "
+        counts += f"{len(objective.network.layers)} layers)"
+    return f"{message}: {counts}"
+
+
+def _recipe(session: Session, objective: Objective) -> Iterator[str]:
+    """The experiment, and each part under the name of its group, the usual ones left out."""
+    config = session.config
+    if config.get("experiment"):
+        yield f"experiment {config['experiment']}"
+    for group in GROUPS:
+        part = config.get(group)
+        if not isinstance(part, Mapping) or part.get("part") is None or not _is_used(session, objective, group):
+            continue
+        name = str(part["part"]).rsplit(".", 1)[-1]
+        numbers = [f"{key} {_short(value)}" for key, value in part.items() if key != "part" and _is_plain(value)]
+        if USUAL.get(group) != name:
+            message = f"{NAMES.get(group, group)} {_plain(name.removesuffix(group.capitalize()))}"
+            yield message + (f" ({', '.join(numbers)})" if numbers else "")
+
+
+def _is_used(session: Session, objective: Objective, group: str) -> bool:
+    if group in ("perceptual", "discriminator"):
+        return bool(session.config[group].get("factor"))
+    if group in ("augment", "task", "optim", "objective") or not isinstance(objective, PretrainingObjective):
+        return True
+    return hasattr(objective, group) and getattr(objective, group) is not None
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (int, float, str)) and not (isinstance(value, str) and len(value) > 20)
+
+
+def _short(value: float | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _plain(name: str) -> str:
+    """A class's name as words: PatchPCA becomes "patch PCA"."""
+    argv = re.findall(r"[A-Z]+(?![a-z])\d*|[A-Z][a-z]+\d*", name)
+    if name in PROPER:
+        return name
+    return " ".join(w.lower() if len(w.rstrip("0123456789")) == 1 or w != w.upper() else w for w in argv) or name
+
+
+def _device(session: Session) -> str:
+    world = session.world
+    hardware = describe_hardware(world.device.type)
+    return f"{world.device} ({hardware})" + (f", {world.size} processes" if world.size > 1 else "")
+
+
+def _precision(session: Session, settings: TrainSettings) -> str:
+    """The precision, with its reason where the session chose it."""
+    chosen = session.precision
+    own = chosen is not None and chosen.value == settings.precision
+    return str(chosen).removeprefix("precision: ") if own else settings.precision
+
+
+def _length(settings: TrainSettings, total: int, images: int) -> str:
+    epochs = total / max(1, images // settings.batch)
+    return (
+        f"{total:,} steps of {settings.batch:,} images ({epochs:.3g} epochs), "
+        f"a checkpoint every {settings.checkpoint_every:,} steps"
+    )
+
+
+def _count(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.2f}" if count >= 1e4 else f"{count / 1e6:.2g}"

@@ -1,0 +1,196 @@
+"""Estimate memory and time of a pretraining from a few steps on random images, before any data are read.
+
+    ldae plan experiment=ldae/cifar10_cpu data.root=DIR/cifar10
+    ldae plan experiment=ldae/imagenet_vit_b data.root=DIR/imagenet gpu=h100
+
+Keys: gpu= (h200, h100, a100, l40s, 4090), whose hours are estimated from its peak; every other key is pretrain's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from ldae.app.compose import compose, require, resolved
+from ldae.app.session import Session, train_settings
+from ldae.config.schema import conform
+from ldae.core.errors import ConfigError
+from ldae.data.images import MemoryImages
+from ldae.data.loader import Loader
+from ldae.engine.run_folder import RunFolder
+from ldae.engine.runtime import describe_hardware
+from ldae.engine.trainer import RunContext, Trainer
+from ldae.export.encoder import MODEL
+from ldae.objectives.base import PretrainingObjective
+
+# bf16 matrix products without sparsity, FLOP/s: the H200's measured, the others by their data sheets
+GPUS: Mapping[str, float] = {"h200": 790e12, "h100": 989e12, "a100": 312e12, "l40s": 362e12, "4090": 165e12}
+SHARE = 0.5  # of a GPU's limit that a training step is taken to reach
+STATE = 4 * 5  # bytes a parameter: weight, gradient, two moments, average
+SECONDS = 5.0  # that steps are timed for
+MOST = 32  # images of a timed step where the whole batch is not asked for
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print what the pretraining of these arguments takes."""
+    gpu = next((word.removeprefix("gpu=") for word in argv if word.startswith("gpu=")), "h200")
+    conform("gpu", gpu, Literal[tuple(GPUS)])
+    require(argv, experiment="ldae/cifar10_cpu")
+    print(planned(cost_of([word for word in argv if not word.startswith("gpu=")]), gpu))
+
+
+def trainer_on(session: Session, batch: int, images: int) -> tuple[Trainer, Loader]:
+    """The trainer of a session on random images that are held in memory.
+
+    Args:
+        batch: images of a step.
+        images: how many there are.
+    """
+    settings = train_settings({**session.config, "train": {**session.config["train"], "batch": batch}})
+    objective = session.parts.objective.to(session.device)
+    assert isinstance(objective, PretrainingObjective)
+    if objective.tokenizer is not None:
+        objective.tokenizer.assume_fitted()
+    size = session.parts.data.size
+    pixels = torch.randint(256, (images, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = np.arange(images) % int(session.config["data"]["classes"])
+    held = MemoryImages.of(Path(), pixels, [str(i) for i in range(images)], labels)
+    loader = session.loader(held, session.parts.augment, batch)
+    job = RunContext(RunFolder(Path()), session.world, {})
+    return Trainer({MODEL: objective}, loader, session.parts.optim, settings, session.seed, job), loader
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a pretraining takes.
+
+    Attributes:
+        parameters: that are trained.
+        flop: of an image: forward, backward.
+        state, activations: GiB of weights and what belongs to them; of what one image's forward pass keeps.
+        images: seen in all.
+        batch: of a step.
+        rate: images a second here.
+        timed_batch: images of the steps that were timed.
+        tokenizer_steps: of training that its tokenizer needs first, which are not in the rest; 0 if there are none.
+    """
+
+    parameters: int
+    flop: float
+    state: float
+    activations: float
+    images: int
+    batch: int
+    rate: float
+    timed_batch: int
+    tokenizer_steps: int
+
+    def hours_on(self, gpu: str) -> float:
+        """Hours on one such GPU, if it reaches half of its limit."""
+        return self.images * self.flop / (SHARE * GPUS[gpu]) / 3600
+
+
+def cost_of(argv: Sequence[str]) -> Cost:
+    """The cost of what `ldae pretrain` would do with these words.
+
+    Raises:
+        ConfigError: it cannot be; or its length is in epochs, and no data are named.
+    """
+    session = Session(resolved(compose("pretrain", list(argv))))
+    settings = train_settings(session.config)
+    images = _images_seen(session)
+    batch = min(settings.batch, MOST)
+    trainer, loader = trainer_on(session, batch, 4 * batch)
+    batches = loader.batches(0)
+
+    def step() -> object:
+        return trainer.advance(next(batches))
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    with _Kept() as kept:
+        step()
+    parameters = sum(p.numel() for p in trainer.weights.values())
+    seconds = _seconds(step)
+    return Cost(
+        parameters,
+        counter.get_total_flops() / batch,
+        parameters * STATE / 2**30,
+        kept.bytes / batch / 2**30,
+        images,
+        settings.batch,
+        batch / seconds,
+        batch,
+        session.config["tokenizer"]["fit"]["steps"] if session.config.get("tokenizer") else 0,
+    )
+
+
+def planned(cost: Cost, gpu: str) -> str:
+    """A cost in words."""
+    each, whole = 1024 * cost.activations, cost.state + cost.activations * cost.batch
+    timed = f" in batches of {cost.timed_batch}" if cost.timed_batch != cost.batch else ""
+    limit = f"{100 * SHARE:.0f} % of its {GPUS[gpu] / 1e12:.0f} TFLOP/s"
+    lines = [
+        f"{cost.parameters:,} parameters; {cost.flop / 1e9:.3g} GFLOP an image, forward and backward",
+        f"{cost.images:,} images in batches of {cost.batch}",
+        f"memory: {cost.state:.2f} GiB of weights and their state, {each:.2f} MiB of activations an image: "
+        f"{whole:.2f} GiB for a batch in one process",
+        f"here ({describe_hardware()}): {cost.rate:.3g} images/s{timed}, {cost.images / cost.rate / 3600:.2g} hours",
+        f"one {gpu.upper()}: {cost.hours_on(gpu):.2g} hours, if steps reach {limit} and nothing else is in the way",
+    ]
+    if cost.tokenizer_steps:
+        lines.append(f"the tokenizer's own training comes on top: {cost.tokenizer_steps:,} steps, once")
+    return "\n".join(lines)
+
+
+def _images_seen(session: Session) -> int:
+    settings = train_settings(session.config)
+    if settings.steps is not None:
+        return settings.steps * settings.batch
+    if session.config["data"].get("root", "") is None:
+        message = "counts passes over images that are not named; give data.root=FOLDER or train.steps=N"
+        raise ConfigError("train.epochs", settings.epochs, message)
+    of_epoch = len(session.splits().train) // settings.batch
+    return settings.total_steps(of_epoch) * settings.batch
+
+
+def _seconds(step: Any) -> float:
+    """Of a step: the mean over some seconds."""
+    step()
+    began, count = time.perf_counter(), 0
+    while time.perf_counter() - began < SECONDS:
+        step()
+        count += 1
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - began) / count
+
+
+class _Kept:
+    """Counts the bytes that forward passes keep for the backward ones while it is open."""
+
+    def __init__(self) -> None:
+        self.bytes, self.seen = 0, set[int]()
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if not isinstance(tensor, torch.nn.Parameter) and storage.data_ptr() not in self.seen:
+            self.seen.add(storage.data_ptr())
+            self.bytes += storage.nbytes()
+        return tensor
+
+    def __enter__(self) -> _Kept:
+        self.hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.hooks.__exit__(*error)

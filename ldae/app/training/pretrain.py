@@ -1,0 +1,146 @@
+"""Pretrains an encoder: l-DAE, its rungs, and what it is compared with.
+
+    ldae pretrain experiment=ldae/cifar10_cpu data.root=DIR/cifar10 out=RUN
+
+Keys: experiment= data= data.root= out= seed= train.steps= or train.epochs= train.batch= train.precision=
+device= runtime.threads= and every other key of the configs (printed with `--cfg`). The same command again
+goes on where it stopped. `torchrun --nproc_per_node=N -m ldae pretrain ...` shares each batch among N processes.
+Exit codes: 0 done, 2 usage, 65 bad data or checkpoint, 70 non-finite or internal, 73 out= unusable, 74 I/O,
+75 interrupted and saved.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from ldae.app.compose import compose, require, resolved
+from ldae.app.overrides import command
+from ldae.app.precision import saved_config
+from ldae.app.session import Session, begin, finished, settings_of, train_settings
+from ldae.app.training.latent_cache import train_images
+from ldae.app.training.monitors import MonitorSettings, OnlineKNN, preview
+from ldae.app.training.overview import overview
+from ldae.app.training.tokenizer_cache import check_fit, ensure_tokenizer
+from ldae.config.schema import conform
+from ldae.core.errors import ConfigError
+from ldae.data.images import Splits
+from ldae.engine.run_folder import RunFolder
+from ldae.engine.trainer import RunContext, Trainer
+from ldae.export.encoder import MODEL, TOKENIZER_FILE, start_of
+from ldae.objectives.base import PretrainingObjective
+from ldae.objectives.denoise import Denoise
+from ldae.objectives.panels import panels_of
+
+
+def main(argv: Sequence[str]) -> None:
+    """Composes, checks, then trains."""
+    config = resolved(compose("pretrain", argv))
+    require(argv, experiment="ldae/imagefolder_cpu")
+    run = RunFolder(Path(config["out"] or default_out(config)), derived=(TOKENIZER_FILE,))
+    session = Session(config, saved_config(run.path))
+    config = session.config
+    conform("latents", config["latents"], Literal["auto", "never"])
+    settings = train_settings(config)  # all parts are made before any data is read: a bad key costs seconds
+    objective = objective_of(session)
+    watching: MonitorSettings = settings_of(config, "monitor", MonitorSettings)
+    if objective.tokenizer is not None:
+        check_fit(session)
+    optim = session.parts.optim
+    augment = session.parts.augment
+    with session.running(run):
+        if finished(run, config):
+            print(f"{run.path} is finished; nothing to do")
+            return
+        splits = session.splits()
+        check_classes(session, splits)
+        if isinstance(objective, Denoise):
+            session.load_blend_images(objective.corruption)
+        if session.world.main:
+            begin(run, config, splits)
+        tokenizer = None if objective.tokenizer is None else ensure_tokenizer(session, splits, run)
+        objective.to(session.world.device)
+        loader = session.loader(train_images(session, objective, splits, tokenizer), augment, settings.batch)
+        total = settings.total_steps(loader.steps_per_epoch)
+        record = {
+            "config": config,
+            "data": splits.fingerprint,
+            "tokenizer": tokenizer,
+            "peak_rate": optim.peak(settings.batch),
+        }
+        watched = session.world.main or settings.shard
+        start = None if settings.shard else partial(start_of, config, run.path, tokenizer)
+        num_evals = monitors(session, objective, splits, total, watching, start) if watched else []
+        if session.world.main:
+            print(overview(session, splits, objective, settings, total, run.path), flush=True)
+        job = RunContext(
+            run, session.world, record, num_evals, session.stop, session.progress, divides=True, threads=session.threads
+        )
+        Trainer({MODEL: objective}, loader, optim, settings, session.seed, job).fit()
+        if session.world.main:
+            run.set_status("done", total)
+            print(f"done: {run.path}")
+            if splits.labelled:
+                print(f"  probe it:  {command('probe', run=run.path)}")
+            print(f"  look at it:  tensorboard --logdir {shlex.quote(str(run.path))}")
+
+
+def objective_of(session: Session) -> PretrainingObjective:
+    """The session's objective.
+
+    Raises:
+        ConfigError: it trains no encoder.
+    """
+    objective = session.parts.objective
+    if not isinstance(objective, PretrainingObjective):
+        raise ConfigError("objective", type(objective).__name__, "trains no encoder; use denoise or masked")
+    return objective
+
+
+def default_out(config: dict[str, Any]) -> str:
+    """runs/EXPERIMENT/seedN, for those who give no out=."""
+    return f"runs/{str(config['experiment']).replace('/', '-')}/seed{config['seed']}"
+
+
+def check_classes(session: Session, splits: Splits) -> None:
+    """The network must be told of as many classes as the data has, if it is told of any.
+
+    Raises:
+        ConfigError: it is told of more or fewer.
+    """
+    message, found = session.parts.task.classes, len(splits.classes)
+    if message and not splits.labelled:
+        hint = session.parts.data.label_hint
+        raise ConfigError(
+            "task.classes", message, f"is for images with classes, and these have none; {hint}, or task=images"
+        )
+    if message and message != found:
+        raise ConfigError("task.classes", message, f"is not how many classes the data has; give task.classes={found}")
+
+
+def monitors(
+    session: Session,
+    objective: PretrainingObjective,
+    splits: Splits,
+    total: int,
+    settings: MonitorSettings,
+    start: Callable[[], PretrainingObjective] | None,
+) -> list[Any]:
+    """Return what is evaluated in the course of the run.
+
+    Args:
+        total: steps of the run.
+        start: makes the objective as it is before its first step.
+    """
+    if not settings.num_evals:
+        return []
+    every = max(1, math.ceil(total / settings.num_evals))
+    shown = preview(session, splits.holdout if len(splits.holdout) else splits.train, settings.panel_images)
+    found: list[Any] = [*panels_of(objective, shown, every)]
+    if (count := settings.bank(session.world.device.type)) and len(splits.holdout) and len(splits.classes) > 1:
+        found.append(OnlineKNN(session, objective, splits, every, count, start))
+    return found

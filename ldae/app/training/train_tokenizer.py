@@ -1,0 +1,98 @@
+"""Trains or fits a tokenizer.
+
+    ldae train-tokenizer tokenizer=vqgan data=cifar10 data.root=DIR/cifar10 out=RUN
+
+tokenizer= conv_vae, kl_gan, vqgan, vq, patch_vae, patch_ae, patch_pca, pixel, or one of imagenet_*. Writes
+RUN/tokenizer.safetensors, RUN/filters.png, RUN/reconstruction.png (originals over reconstructions) and
+RUN/reconstruction.json (PSNR, SSIM, statistics of the latents, use of a codebook), measured on the hold-out or, with
+split=test, on the test split.
+
+tokenizer.weights=OTHER starts from a trained one: ours, or a safetensors file of a public KL autoencoder (diffusers'
+layout or latent diffusion's); with tokenizer.fit.steps=0 it is trained no further and only its latent scale is
+measured. The same command again goes on where it stopped; under
+torchrun each batch is shared. Pretraining takes the tokenizer with tokenizer.weights=RUN;
+without that key it makes the one it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ldae.app.compose import compose, require, resolved
+from ldae.app.precision import saved_config
+from ldae.app.session import Session, begin, finished, train_settings
+from ldae.app.training.monitors import preview
+from ldae.app.training.tokenizer_cache import PANEL_IMAGES, fit_tokenizer, given_weights
+from ldae.config.schema import conform
+from ldae.core.errors import CheckpointError
+from ldae.core.files import write_json
+from ldae.data.images import ImageSet
+from ldae.engine.logging import save_png
+from ldae.engine.run_folder import RunFolder
+from ldae.export.encoder import TOKENIZER_FILE
+from ldae.objectives.panels import ReconstructionPanel, fidelity, reconstructed
+from ldae.tokenizers.base import Tokenizer, load_tokenizer
+from ldae.tokenizers.conv_vae import ConvVAE
+from ldae.tokenizers.public import load_public
+
+
+def main(argv: Sequence[str]) -> None:
+    """Composes, checks, fits, measures."""
+    config = resolved(compose("train_tokenizer", argv))
+    conform("split", config["split"], Literal["holdout", "test"])
+    require(argv, tokenizer="patch_pca", data="cifar10")
+    kind = str(config["tokenizer"]["part"]).rsplit(".", 1)[-1]
+    run = RunFolder(Path(config["out"] or f"runs/tokenizer-{kind}/seed{config['seed']}"))
+    session = Session(config, saved_config(run.path))
+    config = session.config
+    tokenizer: Tokenizer = session.parts.tokenizer
+    start = given_weights(session)
+    if tokenizer.needs_training and (config["tokenizer"]["fit"]["steps"] or start is None):
+        train_settings(config)
+        session.parts.build("objective", "optim")
+    with session.running(run):
+        splits = session.splits()
+        if finished(run, config):
+            load_tokenizer(run.path / TOKENIZER_FILE, tokenizer.to(session.world.device))
+        else:
+            if session.world.main:
+                begin(run, config, splits)
+            if start is not None:
+                load_start(start, tokenizer)
+            fit_tokenizer(session, splits, run)
+        if session.world.main:
+            images: ImageSet = getattr(splits, config["split"])
+            report(session, images if len(images) else splits.train, run)
+            run.set_status("done", run.status().get("step", 0))
+
+
+def load_start(path: Path, tokenizer: Tokenizer) -> None:
+    """Fills a tokenizer with weights to go on from: of ours, or of a public KL autoencoder."""
+    try:
+        load_tokenizer(path, tokenizer)
+    except CheckpointError:
+        if not isinstance(tokenizer, ConvVAE):
+            raise
+        load_public(path, tokenizer)
+
+
+@torch.no_grad()
+def report(session: Session, images: ImageSet, run: RunFolder) -> None:
+    """Measures the tokenizer on a set, leaves figures and picture in the run folder, prints them."""
+    tokenizer: Tokenizer = session.parts.tokenizer
+    shown = preview(session, images, PANEL_IMAGES).images
+    scalars, pictures = ReconstructionPanel(tokenizer, shown, every=0)(0)
+    batches = [(x + 1) / 2 for x in session.images(images)]
+    answers = torch.cat([reconstructed(tokenizer, x) for x in batches])
+    quality = {**scalars, **fidelity(answers, torch.cat(batches))}
+    split = session.config["split"]
+    write_json(run.path / "reconstruction.json", {"split": split, "images": len(images), **quality})
+    save_png(run.path / "reconstruction.png", pictures["original_reconstruction"])
+    d, h, w = tokenizer.shape
+    message = ", ".join(f"{name} {value:.4g}" for name, value in quality.items())
+    print(f"done: {run.path}\n  latents {d} x {h} x {w}\n  {split}, {len(images)} images: {message}")
+    print(f"  look at {run.path / 'reconstruction.png'}, {run.path / 'filters.png'}")

@@ -1,0 +1,1 @@
+"""From a config to the parts that it names: checks, error sentences, building."""

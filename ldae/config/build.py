@@ -1,0 +1,361 @@
+"""From a resolved config to the parts it names, typed and in the order of the figure.
+
+Needs no data: an impossible config fails before any image is read.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import fields
+from functools import cached_property
+from typing import Any, TypeVar
+
+from ldae.config.schema import construct, resolve
+from ldae.core.errors import ConfigError
+from ldae.data.base import Division
+from ldae.data.cache import Context
+from ldae.data.datasets import Dataset
+from ldae.data.transforms import Augment
+from ldae.denoisers.base import Network
+from ldae.denoisers.unet import UNet
+from ldae.diffusion.corruptions.base import Corruption
+from ldae.diffusion.initial_states import InitialState
+from ldae.diffusion.samplers import StepRule
+from ldae.diffusion.schedules import NoiseSchedule
+from ldae.diffusion.spacing import Spacing
+from ldae.diffusion.targets import Target
+from ldae.diffusion.timesteps import Timesteps
+from ldae.diffusion.weights import Weight
+from ldae.engine.optim import Optim
+from ldae.nn.patch_gan import Discriminator
+from ldae.nn.perceptual import Perceptual
+from ldae.nn.rrdb import RRDBNet
+from ldae.objectives.autoencode import Autoencode
+from ldae.objectives.base import Objective
+from ldae.objectives.classify import Classify
+from ldae.objectives.denoise import Criterion, Denoise, Parameterization, Process
+from ldae.objectives.learned_variance import DenoiseWithVariance
+from ldae.objectives.losses import Loss
+from ldae.objectives.masked import Masked
+from ldae.objectives.reconstruct import Reconstruct
+from ldae.objectives.spaces import InputSpace, OutputSpace
+from ldae.tasks.base import Task
+from ldae.tokenizers.base import Tokenizer
+
+Part = TypeVar("Part")
+
+# keys of a data set that others refer to: the number of classes, the patch and latent dimensions that suit its images
+HINTS = ("classes", "patch", "d")
+READING = tuple(f.name for f in fields(Context) if f.name not in ("poll", "progress"))
+DIVIDING = tuple(f.name for f in fields(Division))
+# first words of the keys that an error may name in full
+GROUPS = frozenset(
+    [
+        "data",
+        "blend_dataset",
+        "augment",
+        "task",
+        "tokenizer",
+        "corruption",
+        "schedule",
+        "timesteps",
+        "input",
+        "output",
+        "target",
+        "weight",
+        "loss",
+        "denoiser",
+        "objective",
+        "perceptual",
+        "discriminator",
+        "optim",
+        "sampler",
+        "spacing",
+        "sampling_schedule",
+        "init",
+    ]
+)
+
+
+class Parts:
+    """The parts of a config, each built once, when it is first asked for.
+
+    Args:
+        config: group -> {part: dotted class name, argument: value, ...}; other keys do no harm.
+
+    Example:
+        >>> parts = Parts(config)
+        >>> parts.objective.tokenizer is parts.tokenizer
+        True
+    """
+
+    def __init__(self, config: Mapping[str, Any]):
+        self.config = config
+
+    def build(self, *names: str) -> None:
+        """Build some parts, so that what cannot be built fails now.
+
+        Raises:
+            ConfigError: naming the key, its value and what would do.
+        """
+        for name in names:
+            getattr(self, name)
+
+    # image -> (x0, cond)
+
+    @cached_property
+    def data(self) -> Dataset:
+        return self._dataset("data")
+
+    @cached_property
+    def blend_dataset(self) -> Dataset:
+        return self._dataset("blend_dataset")
+
+    @cached_property
+    def augment(self) -> Augment:
+        return self._build("augment", "ldae.data", Augment)
+
+    @cached_property
+    def task(self) -> Task:
+        return self._build("task", "ldae.tasks", Task)
+
+    # x0 -> z0
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        shape = (self.task.channels, self.data.size, self.data.size)
+        return self._build("tokenizer", "ldae.tokenizers", Tokenizer, {"image_shape": shape}, ("weights", "fit"))
+
+    # z0 -> z_t
+
+    @cached_property
+    def schedule(self) -> NoiseSchedule:
+        return self._build("schedule", "ldae.diffusion", NoiseSchedule)
+
+    @cached_property
+    def corruption(self) -> Corruption:
+        given = {"schedule": self.schedule, "image_shape": self.tokenizer.image_shape}
+        return self._build("corruption", "ldae.diffusion", Corruption, given)
+
+    @cached_property
+    def timesteps(self) -> Timesteps:
+        return self._build("timesteps", "ldae.diffusion", Timesteps, {"schedule": self.schedule})
+
+    @cached_property
+    def process(self) -> Process:
+        return Process(self.schedule, self.corruption, self.timesteps)
+
+    # z_t -> the network's input; its answer -> the clean signal
+
+    @cached_property
+    def input(self) -> InputSpace:
+        return self._build("input", "ldae.objectives", InputSpace, {"tokenizer": self.tokenizer})
+
+    @cached_property
+    def output(self) -> OutputSpace:
+        return self._build("output", "ldae.objectives", OutputSpace, {"tokenizer": self.tokenizer})
+
+    @cached_property
+    def target(self) -> Target:
+        return self._build("target", "ldae.diffusion", Target)
+
+    @cached_property
+    def parameterization(self) -> Parameterization:
+        return Parameterization(self.input, self.output, self.target)
+
+    # the network
+
+    @cached_property
+    def denoiser(self) -> Network:
+        objective = self._class("objective", "ldae.objectives", Objective)
+        if not issubclass(objective, Denoise):  # of whole images
+            shape = (self.task.channels, self.data.size, self.data.size)
+            return self._build("denoiser", "ldae.denoisers", Network, {"image_shape": shape})
+        channels, height, width = self.output.shape
+        given = {
+            "in_shape": self.input.shape,
+            "out_shape": (objective.answers * channels, height, width),
+            "grid": self.tokenizer.grid,
+            "schedule": self.schedule,
+            "classes": self.task.classes,
+            "cond_channels": self.task.image_channels,
+        }
+        spec = self._spec("denoiser")
+        if spec.get("encoder") and issubclass(self._class("denoiser", "ldae.denoisers", Network), UNet):
+            given["encoder"] = self._image_encoder(spec)
+        return self._build("denoiser", "ldae.denoisers", Network, given, ("encoder",))
+
+    # the loss
+
+    @cached_property
+    def weight(self) -> Weight:
+        return self._build("weight", "ldae.diffusion", Weight, {"target": self.target})
+
+    @cached_property
+    def loss(self) -> Loss:
+        given = {"tokenizer": self.tokenizer, "output": self.output}
+        return self._build("loss", "ldae.objectives", Loss, given)
+
+    @cached_property
+    def criterion(self) -> Criterion:
+        return Criterion(self.weight, self.loss)
+
+    @cached_property
+    def perceptual(self) -> Perceptual | None:
+        return self._optional("perceptual", Perceptual)
+
+    @cached_property
+    def discriminator(self) -> Discriminator | None:
+        return self._optional("discriminator", Discriminator)
+
+    @cached_property
+    def objective(self) -> Objective:
+        kind = self._class("objective", "ldae.objectives", Objective)
+        build = {
+            Denoise: self.build_denoise,
+            DenoiseWithVariance: self.build_denoise,
+            Masked: self.build_masked,
+            Autoencode: self.build_autoencode,
+            Reconstruct: self.build_reconstruct,
+            Classify: self.build_classify,
+        }
+        return build[kind]()
+
+    def build_denoise(self) -> Objective:
+        """Build l-DAE, and every diffusion model: what is restored, from what, by which network, by which loss."""
+        given = {
+            "task": self.task,
+            "tokenizer": self.tokenizer,
+            "process": self.process,
+            "parameterization": self.parameterization,
+            "criterion": self.criterion,
+            "denoiser": self.denoiser,
+        }
+        return self._build("objective", "ldae.objectives", Objective, given)
+
+    def build_masked(self) -> Objective:
+        """Build the masked autoencoder: no tokenizer, no noise."""
+        given = {"task": self.task, "denoiser": self.denoiser}
+        return self._build("objective", "ldae.objectives", Objective, given)
+
+    def build_autoencode(self) -> Objective:
+        """Build the training of a convolutional tokenizer, with its perceptual and adversarial losses if it has any."""
+        given = {
+            "task": self.task,
+            "tokenizer": self.tokenizer,
+            "perceptual": self.perceptual,
+            "discriminator": self.discriminator,
+        }
+        return self._build("objective", "ldae.objectives", Objective, given)
+
+    def build_reconstruct(self) -> Objective:
+        """Build the training of a tokenizer that has a loss of its own."""
+        given = {"task": self.task, "tokenizer": self.tokenizer}
+        return self._build("objective", "ldae.objectives", Objective, given)
+
+    def build_classify(self) -> Objective:
+        """Build the training of the classifier that a perceptual loss is measured with."""
+        given = {"task": self.task, "perceptual": self.perceptual}
+        return self._build("objective", "ldae.objectives", Objective, given)
+
+    @cached_property
+    def optim(self) -> Optim:
+        return self._build("optim", "ldae.engine", Optim)
+
+    # sampling
+
+    @cached_property
+    def sampler(self) -> StepRule:
+        return self._build("sampler", "ldae.diffusion", StepRule)
+
+    @cached_property
+    def spacing(self) -> Spacing:
+        return self._build("spacing", "ldae.diffusion", Spacing)
+
+    @cached_property
+    def sampling_schedule(self) -> NoiseSchedule:
+        return self._build("sampling_schedule", "ldae.diffusion", NoiseSchedule)
+
+    def build_init(self, objective: Denoise) -> InitialState:
+        """Build the initial state of a cold generation, for a trained objective."""
+        given = {
+            "corruption": objective.corruption,
+            "schedule": objective.schedule,
+            "image_shape": objective.tokenizer.image_shape,
+        }
+        return self._build("init", "ldae.diffusion", InitialState, given)
+
+    def _dataset(self, group: str) -> Dataset:
+        spec = self._spec(group)
+        own = {key: value for key, value in spec.items() if key in DIVIDING}
+        division = self._named(group, lambda: construct(Division, own, {}))
+        return self._build(group, "ldae.data", Dataset, {"division": division}, (*HINTS, *READING, *DIVIDING))
+
+    def _image_encoder(self, spec: Mapping[str, Any]) -> RRDBNet:
+        """Build the image encoder of a U-Net whose first level has `channels` channels."""
+
+        def build() -> RRDBNet:
+            if not self.task.image_channels:
+                message = "has no image to read; use a task that gives one, or encoder=null"
+                raise ConfigError("encoder", spec["encoder"], message)
+            given = {"inputs": self.task.image_channels, "out": spec["channels"]}
+            try:
+                return construct(RRDBNet, spec["encoder"], given)
+            except ConfigError as error:
+                raise error.inside("encoder") from None
+
+        return self._named("denoiser", build)
+
+    def _optional(self, group: str, base: type[Part]) -> Part | None:
+        """Build a loss that may be absent: null, or of factor 0, whose network then needs no file."""
+        if not (self.config.get(group) or {}).get("factor"):
+            return None
+        return self._build(group, "ldae.nn", base, {}, ("fit",) if base is Perceptual else ())
+
+    def _build(
+        self,
+        group: str,
+        package: str,
+        base: type[Part],
+        given: Mapping[str, Any] | None = None,
+        elsewhere: Collection[str] = (),
+    ) -> Part:
+        """Construct the part of a group.
+
+        Args:
+            group: of the config.
+            package: the only package that the part may lie in.
+            base: the class that it derives from.
+            given: the parts that it may be made of; a constructor takes those that it declares.
+            elsewhere: keys of the group that are not the constructor's, unless it declares them.
+
+        Raises:
+            ConfigError: the group is missing, or the part cannot be made so.
+        """
+        kind = self._class(group, package, base)
+        declared = inspect.signature(kind).parameters
+        parts = {name: part for name, part in (given or {}).items() if name in declared}
+        own = {k: v for k, v in self._spec(group).items() if k != "part" and (k in declared or k not in elsewhere)}
+        own = {key: value for key, value in own.items() if key not in parts}
+        return self._named(group, lambda: construct(kind, own, parts))
+
+    def _class(self, group: str, package: str, base: type[Part]) -> type[Part]:
+        return self._named(group, lambda: resolve(self._spec(group).get("part"), package, base))
+
+    def _spec(self, group: str) -> Mapping[str, Any]:
+        spec = self.config.get(group)
+        if not isinstance(spec, Mapping):
+            raise ConfigError(group, spec, "must be a mapping")
+        return spec
+
+    @staticmethod
+    def _named(group: str, make: Callable[[], Any]) -> Any:
+        """Return what `make` makes; an error names its key from the root of the config."""
+        try:
+            return make()
+        except ConfigError as error:
+            if error.key.split(".")[0] in GROUPS - {group}:  # of another group, named in full already
+                raise
+            place = f"tokenizer.fit.{group}" if group in ("perceptual", "discriminator") else group
+            raise error.inside(place) from None

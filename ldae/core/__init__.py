@@ -1,0 +1,1 @@
+"""Types, errors, files and random numbers that every layer shares."""

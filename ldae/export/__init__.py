@@ -1,0 +1,1 @@
+"""Load trained encoders, and write them for timm and ONNX."""

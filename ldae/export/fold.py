@@ -1,0 +1,220 @@
+"""An encoder as a plain ViT that timm loads: a conditioned one folded at its noise level, MAE's renamed.
+
+At a fixed t, and with no class told, the shifts, scales and gates of adaLN are constants. LayerNorm's weight
+becomes 1 + scale, its bias the shift; the gate multiplies the rows of the projection behind it. A patch-wise
+linear tokenizer on the way in is a linear map of each patch and goes into the patch embedding. Nothing is
+approximated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ldae.core.errors import ConfigError
+from ldae.denoisers.base import Network
+from ldae.denoisers.mae import MaskedAutoencoder
+from ldae.denoisers.vit import ViTDenoiser
+from ldae.export.encoder import Encoder
+from ldae.nn.blocks import Block, ConditionedBlock
+from ldae.nn.patchify import unpatchify
+from ldae.objectives.denoise import Denoise
+from ldae.tokenizers.patch_linear import PatchLinear
+from ldae.tokenizers.pixel import Identity, Pixel
+
+ARCHITECTURE = "vit_base_patch16_224"  # timm's name of a ViT; all of its sizes are given anew
+NEW = ("head.", "fc_norm.")  # what a classifier has and an encoder has not
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A plain ViT of timm's, before it is built.
+
+    Attributes:
+        arguments: what timm.create_model needs beside ARCHITECTURE.
+        weights: the state dict, in timm's names.
+    """
+
+    arguments: Mapping[str, Any]
+    weights: Mapping[str, Tensor]
+
+    def build(self, **changes: Any) -> nn.Module:
+        """The network: images (B, 3, H, W) in [-1, 1] -> (B, D), patch tokens averaged.
+
+        Args:
+            changes: other arguments of timm.create_model, to make a classifier of it: num_classes, drop_path_rate,
+                fc_norm. Its head is new.
+        """
+        import timm
+
+        model: nn.Module = timm.create_model(ARCHITECTURE, **{**self.arguments, **changes})
+        # timm's fc_norm stands in for the last norm, new, as in fine-tuning of MAE (App. A.1, arXiv 2111.06377)
+        dropped = "norm." if changes.get("fc_norm") else None
+        weights = {name: value for name, value in self.weights.items() if not (dropped and name.startswith(dropped))}
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+        assert not unexpected, unexpected
+        assert all(name.startswith(NEW) for name in missing), missing
+        return model.eval()
+
+
+def plain_vit(encoder: Encoder, **changes: Any) -> nn.Module:
+    """The encoder as a timm VisionTransformer: images (B, 3, H, W) in [-1, 1] -> (B, D), patch tokens averaged.
+
+    Args:
+        changes: of Plain.build.
+
+    Raises:
+        ConfigError: as folded.
+    """
+    return folded(encoder).build(**changes)
+
+
+@torch.no_grad()
+def folded(encoder: Encoder) -> Plain:
+    """The encoder as a plain ViT, none of it approximated.
+
+    Raises:
+        ConfigError: the network is no ViT, its input is noised, or its tokenizer is not linear on its patches.
+    """
+    kind = type(encoder.network)
+    if kind not in FOLDS or encoder.noised:
+        raise ConfigError("denoiser", kind.__name__, "cannot be folded: it must be a ViT on clean input")
+    return FOLDS[kind](encoder)
+
+
+def _folded_vit(encoder: Encoder) -> Plain:
+    network, tokenizer = encoder.network, _denoise(encoder).tokenizer
+    assert isinstance(network, ViTDenoiser)
+    if not isinstance(tokenizer, (PatchLinear, Pixel, Identity)):
+        raise ConfigError("tokenizer", type(tokenizer).__name__, "cannot be folded: it is not linear on patches")
+    if tokenizer.shape[1] % network.grid[0]:
+        raise ConfigError("denoiser", f"{network.grid} tokens", "cannot be folded: the tokenizer's patches are larger")
+    c = network.condition(_denoise(encoder).schedule.at(torch.tensor([encoder.t], device=network.positions.device)))
+    weight, bias = patch_embedding(encoder)
+    weights = {"pos_embed": network.positions[None], "patch_embed.proj.weight": weight, "patch_embed.proj.bias": bias}
+    for i, block in enumerate(list(network.blocks)[: encoder.layer]):
+        assert isinstance(block, ConditionedBlock)
+        weights |= {f"blocks.{i}.{name}": value for name, value in _folded_block(block, c).items()}
+    return Plain(_arguments(encoder, tokenizer.image_shape[1]), _own(weights))
+
+
+def _folded_block(block: ConditionedBlock, c: Tensor) -> dict[str, Tensor]:
+    """A block's weights under the condition c, (1, cond_width)."""
+    shift1, scale1, gate1, shift2, scale2, gate2 = (v.flatten() for v in block.ada(c))
+    return {
+        "norm1.weight": 1 + scale1,
+        "norm1.bias": shift1,
+        "attn.qkv.weight": block.attn.qkv.weight,
+        "attn.qkv.bias": block.attn.qkv.bias,
+        "attn.proj.weight": gate1[:, None] * block.attn.proj.weight,
+        "attn.proj.bias": gate1 * block.attn.proj.bias,
+        "norm2.weight": 1 + scale2,
+        "norm2.bias": shift2,
+        "mlp.fc1.weight": block.mlp.fc1.weight,
+        "mlp.fc1.bias": block.mlp.fc1.bias,
+        "mlp.fc2.weight": gate2[:, None] * block.mlp.fc2.weight,
+        "mlp.fc2.bias": gate2 * block.mlp.fc2.bias,
+    }
+
+
+def _renamed_mae(encoder: Encoder) -> Plain:
+    """MAE's encoder is a plain ViT with a class token; its last layer is read behind the final LayerNorm."""
+    network = encoder.network
+    assert isinstance(network, MaskedAutoencoder)
+    p, last = network.patch, encoder.layer == network.encoder_layer
+    weights = {
+        "cls_token": network.class_token,
+        "pos_embed": network.positions[None],
+        "patch_embed.proj.weight": rearrange(network.embed.weight, "o (p q c) -> o c p q", p=p, q=p),
+        "patch_embed.proj.bias": network.embed.bias,
+    }
+    for i, block in enumerate(list(network.blocks)[: encoder.layer]):
+        weights |= {f"blocks.{i}.{name}": value for name, value in block.state_dict().items()}
+    if last:
+        weights |= {f"norm.{name}": value for name, value in network.norm.state_dict().items()}
+    read = {"class_token": True, "final_norm": last}
+    return Plain({**_arguments(encoder, p * network.grid[0]), **read}, _own(weights))
+
+
+FOLDS: Mapping[type[Network], Callable[[Encoder], Plain]] = {ViTDenoiser: _folded_vit, MaskedAutoencoder: _renamed_mae}
+
+
+def _arguments(encoder: Encoder, size: int) -> dict[str, Any]:
+    """timm's, for images of `size` pixels, without class token and final LayerNorm."""
+    network = encoder.network
+    assert isinstance(network, (ViTDenoiser, MaskedAutoencoder))
+    block = network.blocks[0]
+    assert isinstance(block, (Block, ConditionedBlock))
+    hidden, width = block.mlp.fc1.weight.shape
+    return {
+        "img_size": size,
+        "patch_size": size // network.grid[0],
+        "embed_dim": width,
+        "depth": encoder.layer,
+        "num_heads": block.attn.heads,
+        "mlp_ratio": hidden / width,
+        "class_token": False,
+        "global_pool": "avg",
+        "num_classes": 0,
+        "act_layer": {"none": "gelu", "tanh": "gelu_tanh"}[block.mlp.approximate],
+        "final_norm": False,
+        "fc_norm": False,
+    }
+
+
+def patch_embedding(encoder: Encoder) -> tuple[Tensor, Tensor]:
+    """The affine map from a patch of the image to its token, tokenizer included, as a convolution.
+
+    Read off in float64 by showing each of the 3 p^2 unit patches, in the first place of an image, and none: where a
+    latent dimension of small variance has unit scale, its weights are large and nearly cancel.
+
+    Returns:
+        weight (D, 3, p, p), bias (D,), for images in [-1, 1].
+    """
+    network, objective = encoder.network, _denoise(encoder)
+    assert isinstance(network, ViTDenoiser)
+    H = objective.tokenizer.image_shape[1]
+    h, w = network.grid
+    p = H // h
+    D = 3 * p * p
+    patches = torch.zeros(D + 1, D, h, w, device=network.positions.device, dtype=torch.float64)
+    patches[torch.arange(D), torch.arange(D), 0, 0] = 1
+    with double_precision(objective.tokenizer, network):
+        seen = objective.input.view(objective.tokenizer.encode(unpatchify(patches, p)))
+        tokens = network.tokens_of(seen)[:, 0]  # (3 p^2 + 1, width)
+    bias, columns = tokens[-1], tokens[:-1] - tokens[-1]
+    weight = rearrange(columns, "(p q c) o -> o c p q", p=p, q=p)
+    return weight.float(), bias.float()
+
+
+@contextlib.contextmanager
+def double_precision(*modules: nn.Module) -> Iterator[None]:
+    """Compute with the weights and buffers of modules in float64 while the block lasts."""
+    tensors = [x for m in modules for x in (*m.parameters(), *m.buffers()) if x.dtype == torch.float32]
+    before = [x.data for x in tensors]
+    try:
+        for x in tensors:
+            x.data = x.data.double()
+        yield
+    finally:
+        for x, data in zip(tensors, before, strict=True):
+            x.data = data
+
+
+def _own(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in weights.items()}
+
+
+def _denoise(encoder: Encoder) -> Denoise:
+    objective = encoder.objective
+    if not isinstance(objective, Denoise):
+        raise ConfigError(
+            "objective", type(objective).__name__, "cannot be folded: only encoders trained by Denoise can"
+        )
+    return objective

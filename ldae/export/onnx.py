@@ -1,0 +1,102 @@
+"""An encoder as an ONNX file: images in [0, 1] to features, everything between them in the graph."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ldae.core.errors import ConfigError
+from ldae.export.encoder import Encoder
+
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+ONE_FILE = 1 << 31  # bytes that protobuf holds; the weights of larger networks lie beside the graph
+INPUT, OUTPUT = "images", "features"
+
+
+def check_onnx() -> None:
+    """Whether the packages are there.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for name in NEEDED:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            raise ConfigError("format", "onnx", f"needs {name}: pip install {' '.join(NEEDED)}") from None
+
+
+def write_onnx(path: Path, encoder: Encoder, shape: tuple[int, int, int]) -> None:
+    """Writes the graph of Encoder.forward, with a batch of any size.
+
+    Args:
+        encoder: on a CPU, in fp32.
+        shape: (3, H, W) of its images.
+
+    Raises:
+        ConfigError: its input is noised: a graph draws no noise.
+    """
+    check_onnx()
+    if encoder.noised:
+        raise ConfigError("noised", True, "cannot be exported: a graph draws no noise")
+    example = torch.rand(2, *shape)
+    large = 4 * sum(p.numel() for p in encoder.parameters()) >= ONE_FILE
+    with _quietly():
+        program = torch.export.export(encoder, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        program = program.run_decompositions({torch.ops.aten.scaled_dot_product_attention.default: attention})
+        torch.onnx.export(
+            program, (), str(path), input_names=[INPUT], output_names=[OUTPUT], external_data=large, verbose=False
+        )
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Torch's fused attention multiplied out; its translator knows it with heads alone, (B, h, N, c)."""
+    assert attn_mask is None
+    assert not dropout_p
+    assert not is_causal
+    assert not enable_gqa
+    scaled = q * (q.shape[-1] ** -0.5 if scale is None else scale)
+    return torch.softmax(scaled @ k.transpose(-2, -1), dim=-1) @ v
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the exporter's log: whether it did well is measured afterwards."""
+    log = logging.getLogger("torch.onnx")
+    before, log.level = log.level, logging.ERROR
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.level = before
+
+
+class OnnxFeatures:
+    """Such a file in onnxruntime, on the CPU: images (B, 3, H, W) in [0, 1] -> features (B, D)."""
+
+    def __init__(self, path: Path):
+        check_onnx()
+        import onnxruntime
+
+        self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def __call__(self, images: Tensor) -> Tensor:
+        (found,) = self.session.run([OUTPUT], {INPUT: images.numpy()})
+        return torch.from_numpy(found)

@@ -1,0 +1,64 @@
+"""The folder that timm.create_model("local-dir:FOLDER", pretrained=True) loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ldae.core.files import save_tensors, write_sealed_json
+from ldae.export.fold import ARCHITECTURE, Plain
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"  # timm's own names
+HALF = (0.5, 0.5, 0.5)  # mean and deviation: [0, 1] becomes [-1, 1]
+
+
+def write_timm_folder(folder: Path, plain: Plain) -> None:
+    """Writes model.safetensors and config.json.
+
+    Args:
+        folder: there already.
+        plain: of ldae.fold.folded.
+    """
+    size = plain.arguments["img_size"]
+    known = {
+        "input_size": (3, size, size),
+        "fixed_input_size": True,
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+        "mean": HALF,
+        "std": HALF,
+        "num_classes": 0,
+        "pool_size": None,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+    }
+    config = {
+        "architecture": ARCHITECTURE,
+        "num_classes": 0,
+        "num_features": plain.arguments["embed_dim"],
+        "global_pool": plain.arguments["global_pool"],
+        "model_args": dict(plain.arguments),
+        "pretrained_cfg": known,
+    }
+    save_tensors(folder / WEIGHTS, plain.weights)
+    write_sealed_json(folder / CONFIG, config)
+
+
+class TimmFeatures:
+    """Such a folder, read by timm alone: images (B, 3, H, W) in [0, 1] -> features (B, D)."""
+
+    def __init__(self, folder: Path):
+        import timm
+        from timm.data import resolve_model_data_config
+
+        self.model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        config = resolve_model_data_config(self.model)
+        self.mean, self.std = (torch.tensor(config[key]).reshape(1, 3, 1, 1) for key in ("mean", "std"))
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        found: Tensor = self.model((images - self.mean) / self.std)
+        return found

@@ -1,0 +1,55 @@
+"""Denoising with a learned variance of the step back: improved DDPM (arXiv 2102.09672) and DiT (arXiv 2212.09748)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ldae.core.types import NoiseLevel
+from ldae.denoisers.base import Network
+from ldae.diffusion.variance import LearnedRange
+from ldae.objectives.denoise import Criterion, Denoise, Parameterization, Process
+from ldae.tasks.base import Task
+from ldae.tokenizers.base import Tokenizer
+
+
+class DenoiseWithVariance(Denoise):
+    """Denoise by a network that answers with a prediction and with the variance of the step back.
+
+    Args: as Denoise, and
+        alone: whether the variational bound is the whole loss (L_vlb, Sec. 3.3, arXiv 2102.09672).
+
+    Raises:
+        ConfigError: as Denoise; or the schedule has no posterior, or the answer is an image.
+    """
+
+    answers = 2
+
+    def __init__(
+        self,
+        task: Task,
+        tokenizer: Tokenizer,
+        process: Process,
+        parameterization: Parameterization,
+        criterion: Criterion,
+        denoiser: Network,
+        alone: bool = False,
+    ):
+        super().__init__(task, tokenizer, process, parameterization, criterion, denoiser)
+        self.check_noise("objective", "learned_variance")
+        self.variance = LearnedRange(self.schedule, self.target, alone)
+
+    def losses(
+        self, out: Tensor, y: Tensor, z0: Tensor, z_t: Tensor, level: NoiseLevel
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Add the variational bound to the loss (Eq. 16, arXiv 2102.09672)."""
+        bound = self.variance.bound(out, z0, z_t, level)  # (B,)
+        losses = self.criterion(self.prediction(out), y, level)
+        return losses + bound, {"vb": bound}
+
+    def prediction(self, out: Tensor) -> Tensor:
+        """Return the first half of the channels."""
+        return self.variance.prediction(out)
+
+    def interpolation(self, out: Tensor) -> Tensor:
+        """Return (v + 1) / 2 of the second half of the channels."""
+        return self.variance.interpolation(out)

@@ -1,0 +1,1 @@
+"""Generate and restore images with a trained denoiser."""

@@ -1,0 +1,187 @@
+"""Measures speed and memory on this machine, side by side with other software on the same work.
+
+    python tools/bench training                          # training steps: ours, timm's vision transformer
+    python tools/bench knn probe out=OUT                 # nearest neighbours, linear probes
+    python tools/bench all [mae=DIR] [cold=DIR] [site=DIR] [images=DIR] [jpegs=DIR]     # every row
+    python tools/bench features                          # protocols on 1.28 M x 768 features, within 8 GiB
+
+Ratios are of contenders that take turns, each in a process of its own. Rows: training load unet cold knn probe input
+(load: beside another busy process). Peers come from checkouts of facebookresearch/mae (mae=) and arpitbansal297/Cold-
+Diffusion-Models (cold=), and from packages (diffusers, denoising-diffusion-pytorch, torchgeometry) that are installed
+here or in site=; images= and jpegs= are class folders of small and of full-size pictures. Rows whose peers are not
+there are left out. Keys: rounds= seconds= threads= precision= out= and for `features` rows= holdout= queries=
+dimensions= classes= epochs= protocols= memory= seed=. Leaves OUT/bench.json, a record for each row, and
+OUT/features.jsonl, a line for each protocol.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from features_bench import FeatureBench, Spent, features_bench
+from interleaved import Timed, function, interleaved
+from rows import Row, cold_rows, input_rows, knn_rows, load_rows, probe_rows, training_rows, unet_rows
+
+from ldae.app.ablation.runner import portable_command
+from ldae.app.compose import compose, resolved
+from ldae.app.precision import announce, settle_precision
+from ldae.app.provenance import commit
+from ldae.app.session import own_settings
+from ldae.core.errors import UsageError
+from ldae.core.files import write_json, write_text
+from ldae.core.types import Count, Natural, Positive
+from ldae.engine.precision import PrecisionName
+from ldae.engine.runtime import describe_hardware, use_threads
+from linear_probe.results import markdown
+
+FEATURES, ALL = "features", "all"
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """How ratios are measured.
+
+    Attributes:
+        rounds: turns of each contender.
+        seconds: of a turn, about.
+        threads: of each process; torch's choice if 0.
+        mae, cold: folders of checkouts of facebookresearch/mae and arpitbansal297/Cold-Diffusion-Models, or None.
+        site: folder of peers' packages, or None.
+        images, jpegs: folders of class folders of small and of full-size images, or None.
+        out: folder.
+        precision: of training steps, sampling and features.
+    """
+
+    rounds: Count
+    seconds: Positive
+    threads: Natural
+    mae: str | None
+    cold: str | None
+    site: str | None
+    images: str | None
+    jpegs: str | None
+    out: str
+    precision: PrecisionName
+
+
+BENCHES: Mapping[str, Callable[[BenchSettings], list[Row]]] = {
+    "training": lambda settings: training_rows(settings.mae, settings.precision),
+    "load": lambda settings: load_rows(settings.precision),
+    "unet": lambda settings: unet_rows(settings.site, settings.precision),
+    "cold": lambda settings: cold_rows(settings.cold, settings.site),
+    "knn": lambda settings: knn_rows(),
+    "probe": lambda settings: probe_rows(settings.precision),
+    "input": lambda settings: input_rows(settings.images, settings.jpegs, settings.precision),
+}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures what the bare words name."""
+    names = [word for word in argv if "=" not in word]
+    if not names or set(names) - {*BENCHES, FEATURES, ALL}:
+        known_names = ", ".join([*BENCHES, FEATURES, ALL])
+        raise UsageError(f"words without = say what is measured: {known_names}")
+    config, precision = settle_precision(resolved(compose("bench", [word for word in argv if "=" in word])))
+    settings: BenchSettings = own_settings(BenchSettings, config)
+    features: FeatureBench = own_settings(FeatureBench, config)
+    use_threads(settings.threads)
+    known = {
+        "command": portable_command(shlex.join(["python", "tools/bench", *argv])),
+        "commit": commit(),
+        "hardware": describe_hardware(),
+        "precision": settings.precision,
+    }
+    announce(precision)
+    out = Path(settings.out)
+    out.mkdir(parents=True, exist_ok=True)
+    if FEATURES in names:
+        measure_features(features, known, out)
+    requested = BENCHES if ALL in names else [name for name in names if name in BENCHES]
+    rows = [row for name in requested for row in BENCHES[name](settings)]
+    if rows:
+        measure_rows(rows, settings, known, out)
+
+
+def measure_rows(rows: Sequence[Row], settings: BenchSettings, known: Mapping[str, Any], out: Path) -> None:
+    """Lets the contenders of each row take turns; prints and keeps what came of it."""
+    records: list[dict[str, Any]] = []
+    for row in rows:
+        print(f"{row.name}: {', '.join(c.name for c in row.competitors)}", flush=True)
+        timed = interleaved(row.competitors, settings.threads, settings.rounds, settings.seconds)
+        found = compared(row, timed)
+        if row.same:
+            same: Any = function(row.same)
+            found[0]["same"] = same(**row.ours.arguments)
+            print(f"  {found[0]['same']:.2f} % of answers are those of {row.peers[0].name}")
+        records += [{**known, "rounds": settings.rounds, **record} for record in found]
+        write_json(out / "bench.json", {"rows": records})
+    print(f"\n{known['hardware']}; median of {settings.rounds} rounds, lowest and highest in brackets\n")
+    print(table(records))
+
+
+def compared(row: Row, timed: Sequence[Timed]) -> list[dict[str, Any]]:
+    """A record for each peer of a row."""
+    ours, limit = timed[0], timed[-1] if row.peak else None
+    peers = timed[1 : len(row.peers) + 1]
+    shares = {t.contender.name: t.ratio(limit)[0] for t in timed} if limit else {}
+    found = []
+    for peer in peers:
+        ratio, low, high = ours.ratio(peer)
+        mark = row.marks.get(peer.contender.name)
+        record = {"row": row.name, "unit": row.unit, "ours": ours.rate, "peer": peer.contender.name}
+        record |= {"peer_rate": peer.rate, "ratio": ratio, "low": low, "high": high, "aim": mark}
+        record |= {"share": shares.get(ours.contender.name), "peer_share": shares.get(peer.contender.name)}
+        record |= {"aimed_share": row.share, "least": row.least, "peak_gib": ours.peak, "peer_peak_gib": peer.peak}
+        found.append(record)
+    return found
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown of records."""
+    lines = [["row", "ours", "of peak", "peer", "its rate", "of peak", "ratio", "aim", "met"]]
+    for r in records:
+        aim, met = "" if r["aim"] is None else f"{r['aim']:.2f}", met_by(r)
+        ratio = f"{r['ratio']:.2f} ({r['low']:.2f} to {r['high']:.2f})"
+        shares = [_percent(r["share"], r["aimed_share"]), _percent(r["peer_share"])]
+        name = f"{r['row']}, {r['unit']}"
+        rate = f"{r['ours']:.3g}" + (f" (aim {r['least']:.3g})" if r["least"] else "")
+        lines.append([name, rate, shares[0], r["peer"], f"{r['peer_rate']:.3g}", shares[1], ratio, aim, met])
+    return markdown(lines)
+
+
+def met_by(record: Mapping[str, Any]) -> str:
+    """Whether all that a record's row aims at was reached: yes, no, or nothing where nothing is aimed at."""
+    pairs = [("ratio", "aim"), ("share", "aimed_share"), ("ours", "least")]
+    found = [record[value] >= record[aim] for value, aim in pairs if record[aim] is not None]
+    return "" if not found else "yes" if all(found) else "no"
+
+
+def _percent(share: float | None, aim: float | None = None) -> str:
+    if share is None:
+        return ""
+    return f"{100 * share:.0f} %" + (f" (aim {100 * aim:.0f})" if aim else "")
+
+
+def measure_features(settings: FeatureBench, known: Mapping[str, Any], out: Path) -> None:
+    """Puts features of ImageNet's size through protocols; prints and keeps what each took."""
+    size = f"{settings.rows:,} x {settings.dimensions} features of {settings.classes} classes"
+    print(f"{size}, {settings.queries:,} queries", flush=True)
+    lines = []
+    for spent in features_bench(settings):
+        print(sentence(spent), flush=True)
+        lines.append(json.dumps({**known, **asdict(settings), **asdict(spent), "out": "OUT"}))
+        write_text(out / "features.jsonl", "\n".join(lines) + "\n")
+
+
+def sentence(spent: Spent) -> str:
+    """What a protocol took, in a line."""
+    steps = f", {spent.steps:,} of {spent.whole:,} steps" if spent.whole else ""
+    return (
+        f"{spent.protocol}{steps}: read {spent.read:.0f} s, choice {spent.tried:.0f} s, test {spent.final:.0f} s, "
+        f"at most {spent.peak:.2f} GiB (accuracy {spent.accuracy:.1f})"
+    )

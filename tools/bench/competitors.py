@@ -1,0 +1,134 @@
+"""What is timed against what: each function makes a piece of work and says how much it is (see _interleaved.py)."""
+
+from __future__ import annotations
+
+import atexit
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from ldae.app.compose import compose, resolved
+from ldae.app.session import Session, train_settings
+from ldae.app.training.plan import trainer_on
+from ldae.engine.threads import AdaptiveThreads
+
+Work = tuple[Callable[[], object], float]
+IMAGES = 2048  # random ones, that training steps are timed on
+STEPS_BESIDE = 32  # of a call beside busy processes: the number of threads is adapted within some of them
+SPIN = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
+
+
+def matmul(size: int, precision: str) -> Work:
+    """A square matrix product: the machine's limit."""
+    a, b = (torch.randn(size, size, dtype=getattr(torch, precision)) for _ in range(2))
+    return lambda: a @ b, 2.0 * size**3
+
+
+def training(argv: Sequence[str], input: bool = True) -> Work:
+    """Our training step as ldae pretrain makes it: batch and augmentation, loss, clipping, AdamW, average.
+
+    Args:
+        words: of pretrain.py.
+        input: False leaves out how a batch comes about.
+    """
+    session = Session(resolved(compose("pretrain", list(argv))))
+    trainer, loader = trainer_on(session, train_settings(session.config).batch, IMAGES)
+    batches = loader.batches(0)
+    first = next(batches)
+
+    def step() -> object:
+        return trainer.advance(next(batches) if input else first)
+
+    return step, counted(step)
+
+
+def training_beside(argv: Sequence[str], busy: int, adapted: bool) -> Work:
+    """Our training steps while other processes each keep a core busy.
+
+    Args:
+        words: of pretrain.py.
+        busy: number of other processes; they stand still between calls.
+        adapted: whether the number of threads is adapted to the load, as ldae pretrain does.
+    """
+    session = Session(resolved(compose("pretrain", list(argv))))
+    trainer, loader = trainer_on(session, train_settings(session.config).batch, IMAGES)
+    batches, threads = loader.batches(0), AdaptiveThreads() if adapted else None
+    others = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(busy)]
+    for other in others:
+        atexit.register(other.kill)
+        other.send_signal(signal.SIGSTOP)
+
+    def steps() -> None:
+        for other in others:
+            other.send_signal(signal.SIGCONT)
+        if threads is not None:
+            threads.reset()
+        for _ in range(STEPS_BESIDE):
+            if threads is not None:
+                threads.update()
+            trainer.advance(next(batches))
+        for other in others:
+            other.send_signal(signal.SIGSTOP)
+
+    return steps, float(STEPS_BESIDE * trainer.settings.batch)
+
+
+def vit(width: int, depth: int, heads: int, batch: int, precision: str, fused: bool, compiled: bool) -> Work:
+    """The training step of timm's vision transformer on 32 px in patches of 4: forward, backward, fused AdamW."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    sizes: Any = {"img_size": 32, "patch_size": 4, "embed_dim": width, "depth": depth, "num_heads": heads}
+    model = VisionTransformer(**sizes, num_classes=10)
+    blocks: Any = model.blocks
+    for block in blocks:
+        block.attn.fused_attn = fused
+    labels, images = torch.arange(batch) % 10, torch.randn(batch, 3, 32, 32)
+    return learning(model, lambda m: F.cross_entropy(m(images).float(), labels), precision, compiled)
+
+
+def official_mae(folder: str, batch: int, precision: str, compiled: bool) -> Work:
+    """The training step of facebookresearch/mae: 192 wide, 12 + 4 blocks, 32 px in patches of 4, 75 % hidden.
+
+    Args:
+        folder: of the checkout; its `models_mae.py` is used as it is, and told where today's timm has its parts.
+    """
+    sys.path.insert(0, folder)
+    sizes = {"img_size": 32, "patch_size": 4, "embed_dim": 192, "depth": 12, "num_heads": 3}
+    from models_mae import MaskedAutoencoderViT
+
+    model = MaskedAutoencoderViT(**sizes, decoder_embed_dim=192, decoder_depth=4, decoder_num_heads=3)
+    images = torch.randn(batch, 3, 32, 32)
+    return learning(model, lambda m: m(images)[0].float(), precision, compiled)
+
+
+def learning(model: nn.Module, loss: Callable[[Any], Tensor], precision: str, compiled: bool) -> Work:
+    """A plain training step: autocast, loss, backward, fused AdamW."""
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-3, fused=True)
+    network: Any = model
+
+    def step() -> object:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+            found = loss(network)
+        found.backward()
+        optimizer.step()
+        return found
+
+    amount = counted(step)
+    if compiled:
+        network = torch.compile(model)
+    return step, amount
+
+
+def counted(call: Callable[[], object]) -> float:
+    """FLOP of a call, by torch's counter: matrix products, attention and convolutions."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return float(counter.get_total_flops())

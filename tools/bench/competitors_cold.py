@@ -1,0 +1,88 @@
+"""Blur as Cold Diffusion has it: ours, and arpitbansal297/Cold-Diffusion-Models' (see _interleaved.py)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from competitors import Work
+from peers import loaded, use_site
+from torch import Tensor, nn
+
+from ldae.core.types import BatchGenerator
+from ldae.diffusion.corruptions.base import State
+from ldae.diffusion.corruptions.blur import Blur
+from ldae.diffusion.samplers import Degrade, Improved, sample
+from ldae.diffusion.schedules import Steps
+from ldae.diffusion.trajectory import Prediction, stages
+
+T = 50
+FILE = "deblurring-diffusion-pytorch/deblurring_diffusion_pytorch/deblurring_diffusion_pytorch.py"
+UNNEEDED = ("comet_ml", "apex", "cv2", "kornia", "imageio")
+
+
+def pictures(batch: int) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, 32, 32) in [-1, 1] and a step for each, the last among them."""
+    generator = torch.Generator().manual_seed(0)
+    t = torch.randint(T, (batch,), generator=generator)
+    t[0] = T - 1
+    return torch.rand(batch, 3, 32, 32, generator=generator) * 2 - 1, t
+
+
+def cifar_blur() -> Blur:
+    """The published blur of CIFAR-10."""
+    return Blur(Steps(T), (3, 32, 32), kernel=11, first=0.35, step=0.01)
+
+
+def blur(batch: int) -> Work:
+    """Ours: a batch blurred, each image to its own step."""
+    x, t = pictures(batch)
+    corruption, level = cifar_blur(), Steps(T).at(t)
+    return lambda: corruption.observed(x, level, State()), batch
+
+
+def sampler(batch: int) -> Work:
+    """Ours: a trajectory of all steps with a network that takes no time."""
+    x, _ = pictures(batch)
+    corruption, schedule = cifar_blur(), Steps(T)
+    visited = stages(schedule, torch.arange(T).flip(0))
+    rule = Improved().bound(Degrade(corruption, State()))
+    start = corruption.at(x, visited[0].level(x), State())
+    return lambda: sample(lambda z, stage: Prediction(z), rule, start, visited, BatchGenerator([0])), batch
+
+
+def official(folder: str, site: str | None) -> Any:
+    """Theirs, with a network that takes no time."""
+    use_site(site)
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]  # it asks for a GPU by name
+    module = loaded(Path(folder) / FILE, UNNEEDED)
+    return module.GaussianDiffusion(
+        Echo(),
+        image_size=32,
+        device_of_kernel="cpu",
+        timesteps=T,
+        blur_routine="Special_6_routine",
+        sampling_routine="x0_step_down",
+    )
+
+
+class Echo(nn.Module):
+    """(x, t) -> x."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return x
+
+
+def official_blur(batch: int, folder: str, site: str | None) -> Work:
+    """Theirs: the same batch to the same steps."""
+    x, t = pictures(batch)
+    theirs = official(folder, site)
+    return lambda: theirs.q_sample(x, t), batch
+
+
+def official_walk(batch: int, folder: str, site: str | None) -> Work:
+    """Theirs: the same trajectory, which begins with the blur of the images."""
+    x, _ = pictures(batch)
+    theirs = official(folder, site)
+    return lambda: theirs.sample(batch_size=batch, img=x), batch

@@ -1,0 +1,156 @@
+"""Probes against their peers, on features made up of classes (see _interleaved.py)."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from competitors import Work
+from torch import Tensor
+from torch.nn import functional as F
+
+from ldae.app.compose import compose, resolved
+from ldae.app.session import Session
+from ldae.data.images import MemoryImages
+from ldae.data.loader import in_order
+from ldae.engine.precision import PrecisionName
+from ldae.export.encoder import Encoder
+from ldae.objectives.denoise import Denoise
+from linear_probe.features import FeatureKey, extract
+from linear_probe.heads import train_heads
+from linear_probe.knn import accuracy, knn_predict
+from linear_probe.linear import Logistic
+from linear_probe.registry import DINOV2
+from linear_probe.scaling import standardiser
+
+CLASSES, TEMPERATURE = 10, 0.07
+PENALTY = 1e-3  # of the logistic regressions
+
+
+def made_up(count: int, dimensions: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Features (N, D) and classes (N,): normal, the class means a third as far apart as the classes are wide."""
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.randn(CLASSES, dimensions, generator=torch.Generator().manual_seed(0)) / 3
+    y = torch.randint(CLASSES, (count,), generator=generator)
+    return means[y] + torch.randn(count, dimensions, generator=generator), y
+
+
+def knn(bank: int, queries: int, dimensions: int, k: int) -> Work:
+    """Ours."""
+    (x, y), (q, _) = made_up(bank, dimensions, 1), made_up(queries, dimensions, 2)
+    return lambda: knn_predict(x, y, q, [k], CLASSES, TEMPERATURE), queries
+
+
+def knn_faiss(bank: int, queries: int, dimensions: int, k: int) -> tuple[Callable[[], Tensor], float]:
+    """faiss IndexFlatIP, filled and searched; the vote on top."""
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    (x, y), (q, _) = made_up(bank, dimensions, 1), made_up(queries, dimensions, 2)
+
+    def predict() -> Tensor:
+        index = faiss.IndexFlatIP(dimensions)
+        index.add(F.normalize(x, dim=1).numpy())
+        similarity, rows = index.search(F.normalize(q, dim=1).numpy(), k)
+        weight, label = torch.exp(torch.from_numpy(similarity) / TEMPERATURE), y[torch.from_numpy(rows)]
+        return torch.zeros(queries, CLASSES).scatter_add_(1, label, weight).argmax(1)
+
+    return predict, queries
+
+
+def knn_sklearn(bank: int, queries: int, dimensions: int, k: int) -> Work:
+    """scikit-learn's KNeighborsClassifier, brute force, cosine."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    (x, y), (q, _) = made_up(bank, dimensions, 1), made_up(queries, dimensions, 2)
+
+    def weights(far: np.ndarray) -> np.ndarray:
+        return np.exp((1 - far) / TEMPERATURE)
+
+    model = KNeighborsClassifier(k, weights=weights, algorithm="brute", metric="cosine")
+    return lambda: model.fit(x.numpy(), y.numpy()).predict(q.numpy()), queries
+
+
+def sweep(images: int, dimensions: int, epochs: float, together: bool) -> Work:
+    """DINOv2's 13 rates, all in one pass or one after the other."""
+    x, y = made_up(images, dimensions, 1)
+    recipe = replace(DINOV2.recipe, steps=None, epochs=epochs)
+    recipes = [recipe] if together else [replace(recipe, rates=(rate,)) for rate in recipe.rates]
+    return lambda: [train_heads(x, y, CLASSES, r) for r in recipes], images * len(DINOV2.recipe.rates)
+
+
+def extraction(images: int, bare: bool, precision: PrecisionName) -> Work:
+    """Features of images of 32 px by l-DAE's encoder half, in batches of 128.
+
+    Args:
+        bare: the network alone, on its input at hand; else all that ldae probe does, from bytes to a file.
+    """
+    objective = Session(resolved(compose("pretrain", ["experiment=ldae/cifar10_cpu"]))).parts.objective
+    assert isinstance(objective, Denoise)
+    objective.tokenizer.set_scale(torch.ones(objective.tokenizer.shape[0]))  # timed, not scored
+    encoder = Encoder(objective.eval(), precision=precision)
+    pixels = torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8)
+    held = MemoryImages.of(Path(), pixels, [str(i) for i in range(images)], np.zeros(images, np.int64))
+    cell, device = FeatureKey(encoder.layer, encoder.t), torch.device("cpu")
+    level = objective.schedule.at(torch.full((128,), encoder.t))
+    seen = objective.clean_input(torch.rand(128, 3, 32, 32), level, None)
+
+    @torch.no_grad()
+    def forward() -> None:
+        for _ in range(images // 128):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+                objective.denoiser.encode(seen, level, layers=[encoder.layer])
+
+    def whole() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            extract(
+                lambda batch: {cell: encoder(batch.images)},
+                [cell],
+                in_order(held, 128, device),
+                images,
+                Path(folder) / "bank",
+            )
+
+    return (forward if bare else whole), images
+
+
+def agreement(bank: int, queries: int, dimensions: int, k: int) -> float:
+    """Percent of predictions by our search, with its candidates in bf16, that are those of faiss's exact one."""
+    size = {"bank": bank, "queries": queries, "dimensions": dimensions, "k": k}
+    (ours, _), (theirs, _) = knn(**size), knn_faiss(**size)
+    predicted: Any = ours()
+    return accuracy(predicted[k], theirs())
+
+
+def told_apart(count: int, dimensions: int, correlated: bool) -> tuple[Tensor, Tensor]:
+    """Standardised features of which a linear probe gets less than half right; `correlated` as an encoder's are.
+
+    The latter have a spectrum that falls as 1 / i, turned at random.
+    """
+    generator = torch.Generator().manual_seed(1)
+    means = torch.randn(CLASSES, dimensions, generator=generator) / 15
+    y = torch.randint(CLASSES, (count,), generator=generator)
+    x = means[y] + torch.randn(count, dimensions, generator=generator)
+    if correlated:
+        turned, _ = torch.linalg.qr(torch.randn(dimensions, dimensions, generator=generator))
+        x = x * torch.arange(1, dimensions + 1) ** -0.5 @ turned
+    return standardiser(x)(x), y
+
+
+def lbfgs(images: int, dimensions: int, correlated: bool) -> Work:
+    """Ours."""
+    x, y = told_apart(images, dimensions, correlated)
+    return lambda: Logistic(x, y, CLASSES).fit(PENALTY), images
+
+
+def lbfgs_sklearn(images: int, dimensions: int, correlated: bool) -> Work:
+    """scikit-learn's, the same objective; with its own tolerance, at which it stops a little above ours."""
+    from sklearn.linear_model import LogisticRegression
+
+    x, y = told_apart(images, dimensions, correlated)
+    model = LogisticRegression(C=1 / (images * PENALTY), max_iter=500)
+    return lambda: model.fit(x.numpy(), y.numpy()), images

@@ -1,0 +1,257 @@
+"""What python tools/bench compares: rows of ours and its peers on the same work."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from interleaved import Competitor
+from peers import installed
+
+# settings of glibc under which peers' training steps are faster; ours makes them itself (ldae/engine/runtime.py)
+MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1", "MALLOC_TOP_PAD_": "268435456"}
+
+
+# torch's names of the precisions
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+def product(precision: str) -> Competitor:
+    """Return a square matrix product in `fp32` or `bf16`: the machine's limit."""
+    return Competitor("matrix product", "competitors:matmul", {"size": 2048, "precision": DTYPES[precision]})
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison.
+
+    Attributes:
+        name: of the row.
+        unit: of rates.
+        ours: what is ours.
+        peers: what it is held against.
+        marks: peer -> the ratio ours / peer that is aimed at.
+        peak: what is measured as the machine's limit, or None; `share` of it is aimed at.
+        share: of the limit.
+        least: rate of ours that is aimed at, or None.
+        same: what says how many percent of our answers are the first peer's, `module:function` taking our arguments.
+    """
+
+    name: str
+    unit: str
+    ours: Competitor
+    peers: Sequence[Competitor]
+    marks: Mapping[str, float] = field(default_factory=dict)
+    peak: Competitor | None = None
+    share: float | None = None
+    least: float | None = None
+    same: str | None = None
+
+    @property
+    def competitors(self) -> list[Competitor]:
+        """All that take turns."""
+        return [self.ours, *self.peers, *([self.peak] if self.peak else [])]
+
+
+def training_rows(mae: str | None, precision: str) -> list[Row]:
+    """Training steps at 32 px in patches of 4; the rates are of FLOP, so that sizes compare.
+
+    Args:
+        mae: folder of a checkout of facebookresearch/mae, or None.
+        precision: `fp32` or `bf16`, of all.
+    """
+    sizes = (192, 12, 3, "vit_192x12", mae), (128, 8, 4, "vit_128x8", None)
+    return [_training(*size, precision) for size in sizes]
+
+
+def _training(width: int, depth: int, heads: int, network: str, mae: str | None, precision: str) -> Row:
+    argv = ["experiment=ldae/cifar10_cpu", f"denoiser={network}", "train.batch=64", f"train.precision={precision}"]
+    timm = {"width": width, "depth": depth, "heads": heads, "precision": precision}
+    ships, best = {"batch": 128, "fused": True, "compiled": False}, {"batch": 64, "fused": False, "compiled": True}
+    peers = [
+        Competitor("l-DAE, not compiled", "competitors:training", {"words": [*argv, "train.compile=false"]}),
+        Competitor("timm as it ships", "competitors:vit", {**timm, **ships}),
+        Competitor("timm at its best", "competitors:vit", {**timm, **best}, MALLOC),
+    ]
+    if mae:
+        given = {"folder": mae, "batch": 128, "precision": precision, "compiled": True}
+        peers.append(Competitor("MAE at its best", "competitors:official_mae", given, MALLOC))
+    return Row(
+        f"training step, {width} x {depth}",
+        "FLOP/s",
+        Competitor("l-DAE, compiled", "competitors:training", {"words": [*argv, "train.compile=true"]}),
+        peers,
+        {"timm as it ships": 1.8, "timm at its best": 1.1, "MAE at its best": 1.1},
+        product(precision),
+        0.68,
+    )
+
+
+def load_rows(precision: str) -> list[Row]:
+    """Training steps of ldae/cifar10_cpu, not compiled, alone and beside one busy process.
+
+    Args:
+        precision: `fp32` or `bf16`, of all.
+    """
+    argv = ["experiment=ldae/cifar10_cpu", "train.compile=false", f"train.precision={precision}"]
+
+    def steps(name: str, busy: int, adapted: bool) -> Competitor:
+        return Competitor(name, "competitors:training_beside", {"words": argv, "busy": busy, "adapted": adapted})
+
+    adapted, fixed = "adapted threads", "fixed threads"
+    alone, beside = steps(f"{fixed}, alone", 0, False), steps(f"{fixed}, beside it", 1, False)
+    return [
+        Row("training step, alone", "images/s", steps(adapted, 0, True), [alone], {alone.name: 0.97}),
+        Row("... beside one busy process", "images/s", steps(adapted, 1, True), [alone, beside], {alone.name: 0.45}),
+    ]
+
+
+def unet_rows(site: str | None, precision: str) -> list[Row]:
+    """The U-Net of DDPM on CIFAR-10, training and sampling; SegDiff's image encoder.
+
+    Args:
+        site: folder where peers are installed, beside those that can be imported anyway.
+        precision: `fp32` or `bf16`, of all.
+    """
+    argv, batch = ["experiment=ddpm/cifar10", "train.batch=32"], {"batch": 32, "precision": precision}
+    training, sampling = [], []
+    if _found("diffusers", site):
+        for name, last in (("diffusers", False), ("diffusers, channels last", True)):
+            given = {**batch, "last": last, "site": site}
+            training.append(Competitor(name, "competitors_unet:diffusers_training", given, MALLOC))
+            sampling.append(Competitor(name, "competitors_unet:diffusers_ddim", given, MALLOC))
+    if _found("denoising_diffusion_pytorch", site):
+        name, given = "lucidrains, channels last", {**batch, "last": True, "site": site}
+        compiled = {**given, "compiled": True}
+        training.append(Competitor(f"{name}, compiled", "competitors_unet:lucidrains_training", compiled, MALLOC))
+        sampling.append(Competitor(name, "competitors_unet:lucidrains_ddim", given, {**MALLOC, "TQDM_DISABLE": "1"}))
+    ours = Competitor("ldae", "competitors:training", {"words": [*argv, f"train.precision={precision}"]})
+    drawing = Competitor("ldae", "competitors_unet:ddim", {"words": argv, **batch})
+    found = [
+        Row("U-Net, training step", "FLOP/s", ours, training, _even(training), product(precision), 0.75),
+        Row("U-Net, DDIM steps", "FLOP/s", drawing, sampling, _even(sampling), product(precision), 0.83),
+    ]
+    given = {"words": ["experiment=segdiff/horses_cpu"], "batch": 4, "precision": precision}
+    once, each = ({**given, "once": once} for once in (True, False))
+    peer = Competitor("at every step", "competitors_unet:segmenting", each)
+    ours = Competitor("G(I) once", "competitors_unet:segmenting", once)
+    return [*(row for row in found if row.peers), Row("SegDiff, sampling", "steps/s", ours, [peer], _even([peer]))]
+
+
+def cold_rows(folder: str | None, site: str | None) -> list[Row]:
+    """Blur against that of Cold Diffusion's code.
+
+    Args:
+        folder: of a checkout of arpitbansal297/Cold-Diffusion-Models; no rows without.
+        site: as in `unet_rows`; torchgeometry is needed.
+    """
+    if folder is None:
+        return []
+    batch, theirs = {"batch": 32}, {"batch": 32, "folder": folder, "site": site}
+    ours = [Competitor("ldae", f"competitors_cold:{name}", batch) for name in ("blur", "walk")]
+    peers = [Competitor("Cold Diffusion", f"competitors_cold:official_{name}", theirs) for name in ("blur", "walk")]
+    return [
+        Row("blur to random steps", "images/s", ours[0], peers[:1], {"Cold Diffusion": 50.0}),
+        Row("trajectory of 50 steps, without a network", "images/s", ours[1], peers[1:], _even(peers)),
+    ]
+
+
+def input_rows(images: str | None, jpegs: str | None, precision: str) -> list[Row]:
+    """How images come to a network.
+
+    Args:
+        images: folder of class folders of small images, for torchvision to read.
+        jpegs: the same of full-size ones.
+        precision: `fp32` or `bf16`, of training steps.
+    """
+    found = []
+    if images:
+        for augment, least in (("pad_crop", 60e3), ("random_resized_crop", None)):
+            ours = Competitor("ldae", "competitors_data:small", {"augment": augment, "batch": 128})
+            given = {"folder": images, "batch": 128}
+            peers = [Competitor("torchvision", "competitors_data:small_torchvision", given)]
+            found.append(Row(f"32 px, {augment}", "images/s", ours, peers, _even(peers), least=least))
+    argv = ["experiment=ldae/cifar10_cpu", "train.batch=64", f"train.precision={precision}"]
+    step, bare = ({"words": argv, "input": requested} for requested in (True, False))
+    peer = Competitor("the same batch again", "competitors:training", bare)
+    found.append(
+        Row(
+            "training with its input",
+            "FLOP/s",
+            Competitor("ldae", "competitors:training", step),
+            [peer],
+            {peer.name: 0.95},
+        )
+    )
+    if jpegs:
+        ours = Competitor("ldae", "competitors_data:large", {"folder": jpegs, "batch": 64, "size": 224})
+        peers = [Competitor("Pillow, decoding alone", "competitors_data:decoded", {"folder": jpegs, "batch": 57})]
+        found.append(Row("JPEG files cut to 224 px", "images/s", ours, peers, {peers[0].name: 0.9}))
+        size: dict[str, Any] = {"folder": jpegs, "batch": 64, "size": 256}
+        ours = Competitor("ldae", "competitors_data:read_and_summed", {**size, "patch": 16})
+        peers = [
+            Competitor("reading alone", "competitors_data:read_alone", size),
+            Competitor("scikit-learn", "competitors_data:read_and_summed_sklearn", {**size, "patch": 16}),
+        ]
+        found.append(Row("PCA of 16 x 16 patches", "images/s", ours, peers, {"reading alone": 0.9}))
+    return found
+
+
+def _even(peers: Sequence[Competitor]) -> dict[str, float]:
+    return {peer.name: 1.0 for peer in peers}
+
+
+def _found(name: str, site: str | None) -> bool:
+    found = installed(name, site)
+    if not found:
+        print(f"{name} is not installed, nor in site={site}: left out", file=sys.stderr)
+    return found
+
+
+def knn_rows() -> list[Row]:
+    """kNN of 10,000 queries in a bank of 50,000, k = 20."""
+    found = []
+    for dimensions in (192, 384, 768):
+        size = {"bank": 50000, "queries": 10000, "dimensions": dimensions, "k": 20}
+        peers = [
+            Competitor("faiss IndexFlatIP", "competitors_probe:knn_faiss", size),
+            Competitor("scikit-learn", "competitors_probe:knn_sklearn", size),
+        ]
+        ours = Competitor("ldae", "competitors_probe:knn", size)
+        aim = 1.0 if dimensions < 384 else 1.3
+        row = Row(f"kNN, D = {dimensions}", "queries/s", ours, peers, {"faiss IndexFlatIP": aim})
+        found.append(replace(row, same="competitors_probe:agreement"))
+    return found
+
+
+def probe_rows(precision: str) -> list[Row]:
+    """Linear probes on 50,000 x 384 features of 10 classes; reading features in `fp32` or `bf16`."""
+    read = {"images": 2048, "precision": precision}
+    size = {"images": 50000, "dimensions": 384}
+    one, all_ = ({**size, "epochs": 2.0, "together": together} for together in (False, True))
+    return [
+        Row(
+            "13 rates",
+            "images x rates/s",
+            Competitor("together", "competitors_probe:sweep", all_),
+            [Competitor("one after the other", "competitors_probe:sweep", one)],
+            {"one after the other": 4.5},
+        ),
+        Row(
+            "feature extraction",
+            "images/s",
+            Competitor("ldae", "competitors_probe:extraction", {**read, "bare": False}),
+            [Competitor("bare forward", "competitors_probe:extraction", {**read, "bare": True})],
+            {"bare forward": 0.95},
+        ),
+        *(_logistic(size, correlated) for correlated in (True, False)),
+    ]
+
+
+def _logistic(size: Mapping[str, Any], correlated: bool) -> Row:
+    given = {**size, "correlated": correlated}
+    peer = Competitor("scikit-learn", "competitors_probe:lbfgs_sklearn", given)
+    name = f"logistic regression, {'correlated' if correlated else 'independent'} features"
+    return Row(name, "images/s", Competitor("ldae", "competitors_probe:lbfgs", given), [peer], {peer.name: 1 / 0.6})

@@ -1,0 +1,64 @@
+"""The process of one contender (see _interleaved.py): answers `warm` and `turn`, a line of JSON each."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from interleaved import function
+
+from ldae.engine.runtime import peak_gib, use_threads
+
+WARM = 3  # calls before any is timed
+
+
+class Work:
+    """A contender at work.
+
+    Args:
+        told: what _interleaved.Worker says of it.
+    """
+
+    def __init__(self, message: Mapping[str, Any]):
+        use_threads(message["threads"])
+        self.call: Callable[[], object]
+        self.call, self.amount = function(message["make"])(**message["arguments"])
+        for _ in range(WARM):
+            once = self.timed(1)
+        self.count = max(1, round(message["seconds"] / once))  # pieces that fill a turn
+
+    def timed(self, count: int) -> float:
+        """Seconds of a piece, the mean of some."""
+        began = time.perf_counter()
+        for _ in range(count):
+            self.call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return (time.perf_counter() - began) / count
+
+
+def main(message: str) -> None:
+    """Answers until the questions end."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what the work prints is no answer
+    work: Work | None = None
+    for question in sys.stdin:
+        try:
+            work = work or Work(json.loads(message))
+            answer: dict[str, object] = {"work": work.amount}
+            if question.strip() == "turn":
+                answer = {"seconds": work.timed(work.count), "peak": peak_gib()}
+        except Exception as error:
+            text = str(error).strip().splitlines()
+            answer = {"error": f"{type(error).__name__}: {text[0] if text else ''}"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,6 @@
+"""The same as `ldae plan`."""
+
+from ldae.app.cli import run
+
+if __name__ == "__main__":
+    run("plan")

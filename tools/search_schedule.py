@@ -1,0 +1,6 @@
+"""The same as `ldae search-schedule`."""
+
+from ldae.app.cli import run
+
+if __name__ == "__main__":
+    run("search-schedule")
