@@ -15,7 +15,7 @@ from ldae.engine.precision import multiplies_bf16, resolve_precision
 from ldae.engine.runtime import pick_device
 from ldae.tokenizers.patch_linear import PatchPCA
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LIMITED = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 
 

@@ -34,7 +34,7 @@ from ldae.objectives.autoencode import Autoencode
 from ldae.tasks.images import Images
 from ldae.tokenizers.conv_vae import ConvVAE
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "losses.json"
+GOLDEN = Path(__file__).parents[2] / "golden" / "losses.json"
 CPU = torch.device("cpu")
 
 
@@ -148,8 +148,8 @@ def test_stopped_and_resumed_is_straight(config, tmp_path, at):
     assert same(weights(tmp_path / "halted"), weights(tmp_path / "straight"))
 
 
-DIT = ("task=labelled", "denoiser=dit_128x8", "input=latent", "output=latent", "target=eps", "objective=learned_variance",
-       "schedule=ddpm_linear", "weight=one", "loss=l2")  # fmt: skip
+DIT = ("task=labelled", "denoiser=dit_128x8", "input=latent", "output=latent", "target=eps",
+       "objective=learned_variance", "schedule=ddpm_linear", "weight=one", "loss=l2")  # fmt: skip
 
 
 def test_a_dit_learns_and_resumes_with_the_same_labels_withheld(config, tmp_path):

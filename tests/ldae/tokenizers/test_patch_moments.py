@@ -81,7 +81,7 @@ from ldae.tokenizers.patch_moments import PatchMoments
 moments = PatchMoments(12, lambda rows: rows)
 moments.add(torch.load(sys.argv[1]))
 torch.save(moments.moments, sys.argv[1])"""
-    limits = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "PYTHONPATH": str(Path(__file__).parents[2])}
+    limits = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "PYTHONPATH": str(Path(__file__).parents[3])}
     command = [sys.executable, "-c", code, str(tmp_path / "rows.pt")]
     subprocess.run(command, env={**os.environ, **limits}, check=True)
     for a, b in zip(summed(rows).moments, torch.load(tmp_path / "rows.pt"), strict=True):
