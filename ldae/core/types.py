@@ -63,6 +63,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.images)
 
+    def split(self, parts: int) -> list[Batch]:
+        """Return the rows in `parts` equal parts, in order."""
+        size = len(self) // parts
+        return [self.rows(part * size, (part + 1) * size) for part in range(parts)]
+
     def rows(self, start: int, stop: int) -> Batch:
         """Rows `start` to `stop` (exclusive)."""
         latents, masks = (None if x is None else x[start:stop] for x in (self.latents, self.masks))

@@ -89,7 +89,7 @@ class Disk:
 def main(root, snapshots, tool, *argv):
     """Runs the tool."""
     disk = Disk(root, snapshots)
-    trainer = importlib.import_module("ldae.engine.trainer")
+    trainer = importlib.import_module("ldae.engine.train_state")
     find = importlib.import_module("ldae.app.cli").find
     publish = trainer.publish
 

@@ -44,7 +44,7 @@ def training(argv: Sequence[str], input: bool = True) -> Work:
     first = next(batches)
 
     def step() -> object:
-        return trainer.advance(next(batches) if input else first)
+        return trainer.train_step(next(batches) if input else first)
 
     return step, counted(step)
 
@@ -73,7 +73,7 @@ def training_beside(argv: Sequence[str], busy: int, adapted: bool) -> Work:
         for _ in range(STEPS_BESIDE):
             if threads is not None:
                 threads.update()
-            trainer.advance(next(batches))
+            trainer.train_step(next(batches))
         for other in others:
             other.send_signal(signal.SIGSTOP)
 

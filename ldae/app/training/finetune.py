@@ -104,7 +104,7 @@ def main(argv: Sequence[str]) -> None:
         trainer = Trainer({MODEL: module}, loader, session.parts.optim, train, session.seed, job)
         trainer.fit()
         if session.world.main:
-            with trainer.ema.applied():
+            with trainer.state.ema.applied():
                 result = scored(module, splits, session, settings, run, encoder, trainer.total, warnings)
             write_results(folder.path / "results.jsonl", [result])
             print(f"{result.encoder}, fine-tuned: {result.accuracy:.2f} % of {result.images} {result.split} images "

@@ -112,13 +112,13 @@ def cost_of(argv: Sequence[str]) -> Cost:
     batches = loader.batches(0)
 
     def step() -> object:
-        return trainer.advance(next(batches))
+        return trainer.train_step(next(batches))
 
     with FlopCounterMode(display=False) as counter:
         step()
     with _Kept() as kept:
         step()
-    parameters = sum(p.numel() for p in trainer.weights.values())
+    parameters = sum(p.numel() for p in trainer.state.weights.values())
     seconds = _seconds(step)
     return Cost(
         parameters,

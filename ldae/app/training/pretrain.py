@@ -74,13 +74,20 @@ def main(argv: Sequence[str]) -> None:
         }
         watched = session.world.main or settings.shard
         start = None if settings.shard else partial(start_of, config, run.path, tokenizer)
-        num_evals = monitors(session, objective, splits, total, watching, start) if watched else []
+        evaluations = monitors(session, objective, splits, total, watching, start) if watched else []
         if session.world.main:
             print(overview(session, splits, objective, settings, total, run.path), flush=True)
-        job = RunContext(
-            run, session.world, record, num_evals, session.stop, session.progress, divides=True, threads=session.threads
+        context = RunContext(
+            run,
+            session.world,
+            record,
+            evaluations,
+            session.stop,
+            session.progress,
+            can_shard=True,
+            threads=session.threads,
         )
-        Trainer({MODEL: objective}, loader, optim, settings, session.seed, job).fit()
+        Trainer({MODEL: objective}, loader, optim, settings, session.seed, context).fit()
         if session.world.main:
             run.set_status("done", total)
             print(f"done: {run.path}")

@@ -42,20 +42,20 @@ def steps(training, count, monkeypatch):
     """Steps of which nothing is written down; lists are read as numbers are."""
     batches = training.loader.batches(0)
     first = next(batches)  # an epoch begins: its order goes to the device
-    training.advance(first)
+    training.train_step(first)
     with monkeypatch.context() as patch, NoReading():
         patch.setattr(torch.Tensor, "tolist", lambda self: pytest.fail("a list is read"))
         if training.guard.deferred:  # what is read then is on the host
             patch.setattr(Verdict, "read", lambda self: (False, False))
         for _ in range(count):
-            training.advance(next(batches))
+            training.train_step(next(batches))
 
 
 @pytest.mark.parametrize("argv", RUNS)
 def test_no_step_waits_for_the_device(config, tmp_path, monkeypatch, argv):
     training = deferred(trainer(config, tmp_path, argv=argv, precision="bf16"))
     steps(training, 3, monkeypatch)  # fails where anything is read
-    assert training.step == 4
+    assert training.state.step == 4
 
 
 def test_waiting_would_be_noticed(config, tmp_path, monkeypatch):
@@ -79,7 +79,7 @@ def test_a_nan_that_is_noticed_late_has_not_moved_the_weights(config, tmp_path):
         broken.fit()
     assert newest(tmp_path / "broken" / "checkpoints") is None
     assert not rows(tmp_path / "broken")
-    for name, value in broken.weights.items():
+    for name, value in broken.state.weights.items():
         assert torch.isfinite(value).all(), name
     assert same_rates(good, broken)
 
@@ -88,7 +88,7 @@ def same_rates(good, broken):
     """Both have made the same two steps, whatever length they were told."""
     return all(
         int(a["step"]) == int(b["step"]) == 2
-        for a, b in zip(*(t.optimizers["denoiser"].state.values() for t in (good, broken)), strict=True)
+        for a, b in zip(*(t.state.optimizers["model"].state.values() for t in (good, broken)), strict=True)
     )
 
 

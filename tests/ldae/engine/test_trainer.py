@@ -51,7 +51,7 @@ def trainer(config, path, *, argv=(), seed=0, monitors=(), stop=None, wrap=None,
     run = RunFolder(path)
     path.mkdir(exist_ok=True)
     return Trainer(
-        {"denoiser": module},
+        {"model": module},
         loader,
         AdamW(blr=4e-3),
         TrainSettings(**chosen),
@@ -110,7 +110,7 @@ def test_activations_computed_again_take_less_memory_and_change_no_bit(config, t
         training.fit()
         storages = {}
         with torch.autograd.graph.saved_tensors_hooks(functools.partial(keep, storages), lambda t: t):
-            training.advance(next(training.loader.batches(0)))
+            training.train_step(next(training.loader.batches(0)))
         kept[recompute] = sum(storages.values())
     assert losses(tmp_path / "True") == losses(tmp_path / "False")
     assert same(weights(tmp_path / "True"), weights(tmp_path / "False"))
@@ -204,7 +204,7 @@ def test_bf16_learns_as_fp32_does(config, tmp_path):
 def test_compiled_blocks_have_the_golden_losses(config, tmp_path):
     compiled = trainer(config, tmp_path, compile=True)
     compiled.fit()
-    assert all(block._compiled_call_impl is not None for block in compiled.networks["denoiser"].blocks)
+    assert all(block._compiled_call_impl is not None for block in compiled.state.networks["denoiser"].blocks)
     golden = json.loads(GOLDEN.read_text())["ldae/digits"]
     assert [row["loss"] for row in rows(tmp_path)] == pytest.approx(golden, rel=2e-4)
 
@@ -241,15 +241,15 @@ def test_two_players_stopped_and_resumed_are_bit_for_bit_the_same(config, tmp_pa
 
 def test_a_player_that_waits_neither_moves_nor_reports(config, tmp_path):
     late, never = duel(config, tmp_path / "late", start=3), duel(config, tmp_path / "never", start=99)
-    begun = {k: v.clone() for k, v in late.networks["discriminator"].state_dict().items()}
+    begun = {k: v.clone() for k, v in late.state.networks["discriminator"].state_dict().items()}
     for one in (late, never):
         one.fit()
     assert [bool(d) for _, d in duelling_losses(tmp_path / "late")] == [False] * 3 + [True] * 7
     a, b = (duelling_losses(tmp_path / name) for name in ("late", "never"))
     assert a[:3] == b[:3]  # until then nothing differs, and it is the tokenizer's own step that counts
     assert a[3][0] != b[3][0]
-    assert all(torch.equal(begun[k], v) for k, v in never.networks["discriminator"].state_dict().items())
-    assert not all(torch.equal(begun[k], v) for k, v in late.networks["discriminator"].state_dict().items())
+    assert all(torch.equal(begun[k], v) for k, v in never.state.networks["discriminator"].state_dict().items())
+    assert not all(torch.equal(begun[k], v) for k, v in late.state.networks["discriminator"].state_dict().items())
 
 
 def test_two_players_gather_gradients_in_parts(config, tmp_path):
@@ -278,7 +278,7 @@ def test_a_nan_stops_before_the_step_and_names_the_images(config, tmp_path):
         broken.fit()
     assert newest(tmp_path / "checkpoints").step == 2
     good = newest(tmp_path / "checkpoints").tensors("model")
-    assert all(torch.equal(good[f"denoiser.{k}"], v) for k, v in broken.networks["denoiser"].state_dict().items())
+    assert all(torch.equal(good[f"denoiser.{k}"], v) for k, v in broken.state.networks["denoiser"].state_dict().items())
     report = json.loads((tmp_path / "nonfinite-rank0.json").read_text())
     assert report["step"] == 3
     assert len(report["images"]) == 64
@@ -289,7 +289,7 @@ def test_a_nan_stops_before_the_step_and_names_the_images(config, tmp_path):
 def test_gradients_are_clipped_to_the_norm(config, tmp_path):
     one = trainer(config, tmp_path / "a", clip=1e-3, steps=1)
     one.fit()
-    assert nn.utils.get_total_norm([p.grad for p in one.weights.values()]) == pytest.approx(1e-3, rel=1e-3)
+    assert nn.utils.get_total_norm([p.grad for p in one.state.weights.values()]) == pytest.approx(1e-3, rel=1e-3)
     free = trainer(config, tmp_path / "b", clip=0.0, steps=1)
     free.fit()
     assert rows(tmp_path / "a")[0]["gradient_norm"] == rows(tmp_path / "b")[0]["gradient_norm"] > 1e-3
@@ -338,8 +338,8 @@ def test_ema_without_decay_is_the_weights():
 
 def test_positions_are_not_averaged_and_have_no_gradient(config, tmp_path):
     made = trainer(config, tmp_path)
-    assert not any("positions" in name for name in [*made.weights, *made.ema.average])
-    assert not made.networks["denoiser"].positions.requires_grad
+    assert not any("positions" in name for name in [*made.state.weights, *made.state.ema.average])
+    assert not made.state.networks["denoiser"].positions.requires_grad
 
 
 def test_a_finished_run_stays_as_it_is(config, tmp_path):
