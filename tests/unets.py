@@ -7,6 +7,7 @@ import torch
 from ldae.core.types import Cond, NoiseLevel
 from ldae.denoisers.unet import UNet
 from ldae.diffusion.schedules import DDPMLinear
+from ldae.nn.rrdb import RRDBNet
 
 SR3 = {"level": "gamma", "sinusoid": "improved", "scale_shift": True, "resample": "block", "rescale": True}
 VARIANTS = {
@@ -30,7 +31,10 @@ def network(side=8, **settings):
     torch.manual_seed(0)
     arguments = {"in_shape": (3, side, side), "out_shape": (3, side, side), "schedule": DDPMLinear()}
     sizes = {"channels": 16, "multipliers": (1, 2), "blocks": 1, "attention": (4,)}
-    return UNet(**(arguments | sizes | settings)).eval()
+    arguments |= sizes | settings
+    if encoder := arguments.pop("encoder", None):
+        arguments["encoder"] = RRDBNet(3, arguments["channels"], **encoder)
+    return UNet(**arguments).eval()
 
 
 def randomised(net, by=0.1):

@@ -32,7 +32,7 @@ from ldae.nn.patch_gan import Discriminator
 from ldae.nn.perceptual import Perceptual
 from ldae.nn.rrdb import RRDBNet
 from ldae.objectives.autoencode import Autoencode
-from ldae.objectives.base import Objective
+from ldae.objectives.base import Objective, PretrainingObjective
 from ldae.objectives.classify import Classify
 from ldae.objectives.denoise import Criterion, Denoise, Parameterization, Process
 from ldae.objectives.learned_variance import DenoiseWithVariance
@@ -169,6 +169,9 @@ class Parts:
     @cached_property
     def denoiser(self) -> Network:
         objective = self._class("objective", "ldae.objectives", Objective)
+        network = self._class("denoiser", "ldae.denoisers", Network)
+        if issubclass(objective, PretrainingObjective):
+            objective.check_network(network)
         if not issubclass(objective, Denoise):  # of whole images
             shape = (self.task.channels, self.data.size, self.data.size)
             return self._build("denoiser", "ldae.denoisers", Network, {"image_shape": shape})
@@ -182,7 +185,7 @@ class Parts:
             "cond_channels": self.task.image_channels,
         }
         spec = self._spec("denoiser")
-        if spec.get("encoder") and issubclass(self._class("denoiser", "ldae.denoisers", Network), UNet):
+        if spec.get("encoder") and issubclass(network, UNet):
             given["encoder"] = self._image_encoder(spec)
         return self._build("denoiser", "ldae.denoisers", Network, given, ("encoder",))
 
@@ -341,7 +344,8 @@ class Parts:
         return self._named(group, lambda: construct(kind, own, parts))
 
     def _class(self, group: str, package: str, base: type[Part]) -> type[Part]:
-        return self._named(group, lambda: resolve(self._spec(group).get("part"), package, base))
+        part = self._spec(group).get("part")
+        return self._named(group, lambda: resolve(part, package, base))
 
     def _spec(self, group: str) -> Mapping[str, Any]:
         spec = self.config.get(group)

@@ -73,6 +73,15 @@ class PretrainingObjective(Objective):
     image_shape: tuple[int, int, int]
     T: int
 
+    @classmethod
+    @abstractmethod
+    def check_network(cls, network: type[Network]) -> None:
+        """Refuse a class of networks that this objective cannot train.
+
+        Raises:
+            ConfigError: naming the denoiser and what would do.
+        """
+
     def check_readable(self, t: int, noised: bool) -> None:
         """Whether tokens can be read at level t, from clean or noised input.
 

@@ -105,10 +105,8 @@ class Denoise(PretrainingObjective):
         denoiser: Network,
     ):
         super().__init__(network=denoiser)
-        if not isinstance(denoiser, Denoiser):
-            raise ConfigError(
-                "denoiser", type(denoiser).__name__, "takes no noise level; use a denoiser such as vit_128x8"
-            )
+        self.check_network(type(denoiser))
+        assert isinstance(denoiser, Denoiser)
         self.denoiser, self.task, self.criterion = denoiser, task, criterion
         self.schedule, self.corruption, self.T = process.schedule, process.corruption, process.schedule.T
         self.timesteps = self.memory = process.timesteps
@@ -116,6 +114,11 @@ class Denoise(PretrainingObjective):
         self.tokenizer = tokenizer.requires_grad_(False)
         self.image_shape = (3, *tokenizer.image_shape[1:])
         self._check()
+
+    @classmethod
+    def check_network(cls, network: type[Network]) -> None:
+        if not issubclass(network, Denoiser):
+            raise ConfigError("denoiser", network.__name__, "takes no noise level; use a denoiser such as vit_128x8")
 
     def _check(self) -> None:
         """Refuse combinations that cannot learn."""

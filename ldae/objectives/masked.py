@@ -42,18 +42,20 @@ class Masked(PretrainingObjective):
 
     def __init__(self, task: Task, denoiser: Network, ratio: Fraction = 0.75, norm_pix: bool = True):
         super().__init__(network=denoiser)
-        if not isinstance(denoiser, MaskedAutoencoder):
-            raise ConfigError(
-                "denoiser",
-                type(denoiser).__name__,
-                "cannot leave patches out; use a masked autoencoder such as mae_128x4",
-            )
+        self.check_network(type(denoiser))
+        assert isinstance(denoiser, MaskedAutoencoder)
         self.task, self.tokenizer, self.T = task, None, 1
         self.ratio, self.norm_pix = ratio, norm_pix
         h, w = denoiser.grid
         self.image_shape = (3, h * denoiser.patch, w * denoiser.patch)
         if not 0 < kept_of(h * w, ratio) < h * w:
             raise ConfigError("ratio", ratio, f"must leave some of {h * w} patches to see and some to fill in")
+
+    @classmethod
+    def check_network(cls, network: type[Network]) -> None:
+        if not issubclass(network, MaskedAutoencoder):
+            message = "cannot leave patches out; use a masked autoencoder such as mae_128x4"
+            raise ConfigError("denoiser", network.__name__, message)
 
     def forward(self, batch: Batch, rng: BatchGenerator) -> tuple[Tensor, Metrics]:
         """Squared error, mean over the numbers of a patch, then over hidden patches alone (Sec. 3)."""

@@ -18,6 +18,7 @@ from ldae.core.types import Batch, BatchGenerator, Cond
 from ldae.denoisers.unet import UNet
 from ldae.diffusion.schedules import Cosine, DDPMLinear
 from ldae.nn.embeddings import sinusoid, sinusoid_ddpm
+from ldae.nn.rrdb import RRDBNet
 from ldae.nn.unet_blocks import PixelAttention
 from ldae.tasks.images import Images
 
@@ -40,8 +41,11 @@ SIZES = {
 def parameters(config, name, **given):
     side, ins, outs, cond, _ = SIZES[name]
     spec = {k: v for k, v in config("pretrain", f"denoiser={name}")["denoiser"].items() if k != "part"}
+    encoder = spec.pop("encoder", None)
     shapes = {"in_shape": (ins, side, side), "out_shape": (outs, side, side), "cond_channels": cond}
     with torch.device("meta"):
+        if encoder:
+            given["encoder"] = construct(RRDBNet, encoder, {"inputs": cond, "out": spec["channels"]})
         net = construct(UNet, spec, {**shapes, "schedule": DDPMLinear(), "classes": 0, **given})
     return sum(p.numel() for p in net.parameters())
 
@@ -56,7 +60,6 @@ def test_every_size_has_exactly_its_parameters(config, name):
 
 def test_the_system_builds_ddpms_network_from_the_config_alone(config):
     parts = Parts(config("pretrain", *PIXELS, *SIMPLE, "denoiser=unet_cifar10", "objective=learned_variance"))
-    assert parts.variance.answers == 2
     with torch.device("meta"):
         net = parts.denoiser
     assert (net.first.in_channels, net.last.out_channels) == (3, 6)
@@ -70,7 +73,7 @@ class Upscaled(Images):
 @pytest.mark.parametrize(("name", "first"), [("unet_sr3_32", 6), ("unet_segdiff_64", 3)])
 def test_the_system_tells_the_network_of_the_tasks_image(config, name, first):
     parts = Parts(config("pretrain", *PIXELS, *SIMPLE, f"denoiser={name}"))
-    parts.made["task"] = Upscaled()
+    parts.task = Upscaled()
     net = parts.denoiser
     assert (net.first.in_channels, net.cond_channels) == (first, 3)
     assert (net.encoder is None) == (first == 6)
@@ -251,10 +254,6 @@ def test_images_need_not_be_square():
         ({"out_shape": (3, 4, 4)}, "must be as large as the input, 8 x 8"),
         ({"attention": (16,)}, "attention=16 is the side of no feature map; there are 8, 4"),
         ({"heads": 3}, "heads=3 must divide the 32 channels"),
-        ({"encoder": {"blocks": 1}}, "has no image to read"),
-        ({"encoder": {"blocks": 1, "grwth": 4}, "cond_channels": 3}, r"encoder.grwth=4 is not a key.*growth"),
-        ({"encoder": {"blocks": -1}, "cond_channels": 3}, "encoder.blocks=-1 must be at least 0"),
-        ({"encoder": {}, "cond_channels": 3}, "encoder.blocks=None is missing"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(settings, sentence):

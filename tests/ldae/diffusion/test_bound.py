@@ -17,7 +17,7 @@ from ldae.diffusion.spacing import All, Linear, Stride
 from ldae.diffusion.targets import X0, Eps
 from ldae.diffusion.timesteps import LossAware
 from ldae.diffusion.trajectory import CLEAN, Prediction, SamplingStep, stages
-from ldae.diffusion.variance import Fixed, LearnedRange
+from ldae.diffusion.variance import LearnedRange
 
 
 def normal(seed, *shape):
@@ -90,7 +90,7 @@ def test_terms_are_those_that_a_learned_variance_is_trained_with(T):
         x0, eps = normal(1, 4, 3, 8, 8).clamp(-1, 1), normal(2, 4, 3, 8, 8)
         x, out = now.mixed(x0, eps), torch.cat([eps + 0.5 * normal(3, 4, 3, 8, 8), normal(4, 4, 3, 8, 8)], 1)
         said = Prediction(Eps().to_x0(variance.prediction(out), x, now.level(x)), variance.interpolation(out))
-        trained = variance.bound(out, x0, x, now.level(x))["vb"]
+        trained = variance.bound(out, x0, x, now.level(x))
         torch.testing.assert_close(trained, T / 1000 * term(said, Learned(), x0, x, back), rtol=1e-3, atol=1e-6)
 
 
@@ -99,7 +99,6 @@ def test_shares_run_from_the_narrowest_to_the_widest():
     answer = torch.cat([out, torch.full_like(out, -1.0)], 1)
     assert (variance.interpolation(answer) == 0).all()
     assert (variance.interpolation(-answer) == 1).all()
-    assert Fixed().interpolation(out) is None
 
 
 @pytest.mark.parametrize("way", [FULL, stages(DDPMLinear(), Linear(50).steps(1000))], ids=["all", "50"])
@@ -237,7 +236,7 @@ def test_the_bound_alone_reaches_the_prediction_and_counts_a_thousandfold():
     terms, gradients = [], []
     for alone in (False, True):
         out = normal(3, 8, 6, 4, 4).requires_grad_()
-        term = LearnedRange(schedule, Eps(), alone).bound(out, x0, x_t, level)["vb"]
+        term = LearnedRange(schedule, Eps(), alone).bound(out, x0, x_t, level)
         term.sum().backward()
         terms.append(term.detach())
         gradients.append(out.grad[:, :3])

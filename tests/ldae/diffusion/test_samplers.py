@@ -123,7 +123,7 @@ def test_ddim_with_the_true_noise_passes_through_the_true_levels(spacing):
         torch.testing.assert_close(x, stage.mixed(x0, eps), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize(("share", "rule"), [(0.0, Small()), (1.0, Large())])
+@pytest.mark.parametrize(("interpolation", "rule"), [(0.0, Small()), (1.0, Large())])
 def test_the_ends_of_a_learned_variance_are_the_fixed_ones(interpolation, rule):
     """On the kept steps, with the betas between those (spec, test 14)."""
     way, x = stages(DDPMLinear(), Linear(40).steps(1000)), normal(3, 4, 16)

@@ -15,7 +15,7 @@ from ldae.diffusion.corruptions.base import Mixed
 from ldae.diffusion.posterior import Posterior, discretised_nll, divergence
 from ldae.diffusion.schedules import Cosine, DDPMLinear, LinearGamma2, LinearSigma
 from ldae.diffusion.targets import X0, Eps, V
-from ldae.diffusion.variance import Fixed, LearnedRange
+from ldae.diffusion.variance import LearnedRange
 
 SHAPE = (6, 4, 8, 8)
 LATENT = ("input=latent", "output=latent", "target=eps", "schedule=ddpm_linear", "weight=one", "loss=l2")
@@ -101,7 +101,7 @@ def test_the_truth_with_the_true_variance_costs_nothing(target):
     schedule = DDPMLinear()
     x0, eps, x_t, level = noised(schedule, 1, 10, 100, 500, 900, 999)
     answer = torch.cat([target.of(x0, Mixed(eps), level), -torch.ones(SHAPE)], 1)
-    vb = LearnedRange(schedule, target).bound(answer, x0, x_t, level)["vb"]
+    vb = LearnedRange(schedule, target).bound(answer, x0, x_t, level)
     assert vb.abs().max() < 1e-5
 
 
@@ -110,7 +110,7 @@ def test_with_the_narrowest_variance_the_term_is_the_weighted_error():
     schedule = DDPMLinear()
     x0, eps, x_t, level = noised(schedule, 500, 500, 500)
     answer = torch.cat([eps + 0.3 * normal(9, 3, *SHAPE[1:]), -torch.ones_like(eps)], 1)
-    vb = LearnedRange(schedule, Eps()).bound(answer, x0, x_t, level)["vb"]
+    vb = LearnedRange(schedule, Eps()).bound(answer, x0, x_t, level)
     error = ((answer[:, :4] - eps) ** 2).flatten(1).mean(1)
     assert torch.allclose(vb * math.log(2), 0.005514462 * error, rtol=1e-4)
 
@@ -145,7 +145,7 @@ def test_the_term_is_that_of_improved_ddpm(t, tolerance):
     schedule = DDPMLinear()
     x0, eps, x_t, level = noised(schedule, t, t)
     out = torch.cat([eps + 0.5 * normal(9, 2, *SHAPE[1:]), normal(10, 2, *SHAPE[1:])], 1)
-    vb = LearnedRange(schedule, Eps()).bound(out, x0, x_t, level)["vb"]
+    vb = LearnedRange(schedule, Eps()).bound(out, x0, x_t, level)
     expected = [_reference_vb(o, clean, noisy, t).item() for o, clean, noisy in zip(out, x0, x_t, strict=True)]
     assert vb.tolist() == pytest.approx(expected, rel=tolerance)
 
@@ -156,11 +156,10 @@ def test_the_term_teaches_the_variance_and_not_the_prediction(t):
     x0, _, x_t, level = noised(schedule, t, t)
     out = normal(9, 2, 8, 8, 8).requires_grad_()
     variance = LearnedRange(schedule, Eps())
-    variance.bound(out, x0, x_t, level)["vb"].sum().backward()
+    variance.bound(out, x0, x_t, level).sum().backward()
     assert (out.grad[:, :4] == 0).all()
     assert (out.grad[:, 4:] != 0).any()
     assert torch.equal(variance.prediction(out), out[:, :4])
-    assert variance.widened((4, 8, 8)) == (8, 8, 8)
 
 
 def test_gradient_descent_on_the_term_finds_the_variance_of_the_error():
@@ -173,7 +172,7 @@ def test_gradient_descent_on_the_term_finds_the_variance_of_the_error():
     optimiser = torch.optim.Adam([v], lr=0.1)
     for _ in range(300):
         optimiser.zero_grad()
-        variance.bound(torch.cat([wrong, v], 1), x0, x_t, level)["vb"].sum().backward()
+        variance.bound(torch.cat([wrong, v], 1), x0, x_t, level).sum().backward()
         optimiser.step()
     error = (q.mean(Eps().to_x0(wrong, x_t, level), x_t, level) - q.mean(x0, x_t, level)) ** 2
     expected = (q.beta_tilde[5].float() + error).log()
@@ -181,12 +180,15 @@ def test_gradient_descent_on_the_term_finds_the_variance_of_the_error():
     assert torch.allclose(variance.log_variance(torch.cat([wrong, v], 1), level), expected, atol=1e-3)
 
 
-def test_fixed_adds_nothing_and_leaves_the_answer_as_it_is():
-    out = normal(1)
+def test_a_fixed_variance_adds_nothing_and_leaves_the_answer_as_it_is(config):
+    objective, out = Parts(config("pretrain", *LATENT)).objective, normal(1)
     level = DDPMLinear().at(torch.zeros(6, dtype=torch.long))
-    assert Fixed().bound(out, out, out, level) == {}
-    assert torch.equal(Fixed().prediction(out), out)
-    assert Fixed().widened((4, 8, 8)) == (4, 8, 8)
+    losses, terms = objective.losses(out, out, out, out, level)
+    assert not losses.any()
+    assert terms == {}
+    assert objective.prediction(out) is out
+    assert objective.interpolation(out) is None
+    assert type(objective).answers == 1
 
 
 @pytest.mark.parametrize(
@@ -231,7 +233,7 @@ def test_the_loss_is_the_squared_error_plus_the_term(config):
     out = network(z_t, level)
     assert out.shape == (16, 2 * z0.shape[1], *z0.shape[2:])
     mse = ((out[:, : z0.shape[1]] - eps) ** 2).mean()
-    vb = parts.variance.bound(out, z0, z_t, level)["vb"].mean()
+    vb = objective.variance.bound(out, z0, z_t, level).mean()
     assert loss.item() == pytest.approx((mse + vb).item(), rel=1e-5)
     total, count = metrics["vb"]
     assert (total / count).item() == pytest.approx(vb.item(), rel=1e-5)
@@ -256,9 +258,3 @@ def test_an_image_as_answer_has_no_variance_to_learn(config):
     argv = ("objective=learned_variance", "schedule=ddpm_linear", "weight=one")
     with pytest.raises(ConfigError, match=r"objective='learned_variance' is built from the noise.*use output=latent"):
         _ = Parts(config("pretrain", *argv)).objective
-
-
-def test_a_config_from_before_there_was_a_choice_has_none(config):
-    found = config("pretrain")
-    del found["variance"]
-    assert isinstance(Parts(found).objective.variance, Fixed)

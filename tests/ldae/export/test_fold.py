@@ -40,19 +40,19 @@ def images():
 )
 @torch.no_grad()
 def test_what_is_linear_on_the_patches_of_the_vit_folds(config, images, argv):
-    encoder = Encoder(system_of(config, images, *argv)["objective"], t=10)
+    encoder = Encoder(system_of(config, images, *argv).objective, t=10)
     assert (plain_vit(encoder)(2 * images - 1) - encoder(images)).abs().max() < 1e-4
 
 
 def test_a_tokenizer_that_mixes_patches_of_the_vit_is_refused(config, images):
     argv = (*LDAE, "denoiser=dit_s_2", *SIZES, "data.d=16", "tokenizer.scaling=one")
-    encoder = Encoder(system_of(config, images, *argv)["objective"], t=10)
+    encoder = Encoder(system_of(config, images, *argv).objective, t=10)
     with pytest.raises(ConfigError, match="cannot be folded: the tokenizer's patches are larger"):
         folded(encoder)
 
 
 def test_what_is_no_vit_is_refused(config, images):
     small = ("denoiser.channels=8", "denoiser.multipliers=[1,2]", "denoiser.attention=[16]")
-    encoder = Encoder(system_of(config, images, "experiment=ddpm/cifar10_cpu", *small)["objective"])
+    encoder = Encoder(system_of(config, images, "experiment=ddpm/cifar10_cpu", *small).objective)
     with pytest.raises(ConfigError, match="denoiser='UNet' cannot be folded: it must be a ViT on clean input"):
         folded(encoder)

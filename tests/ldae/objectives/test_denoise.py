@@ -176,7 +176,7 @@ def test_an_untouched_answer_denoises_to_the_truth_for_every_target(config, imag
 )
 @pytest.mark.parametrize("layer", [1, 2, 4])
 def test_the_folded_encoder_is_a_plain_vit_of_timm_with_the_same_features(config, images, argv, layer):
-    encoder = Encoder(system_of(config, images, *argv)["objective"], layer=layer, t=10)
+    encoder = Encoder(system_of(config, images, *argv).objective, layer=layer, t=10)
     plain = plain_vit(encoder)
     with torch.no_grad():
         difference = (plain(2 * images - 1) - encoder(images)).abs().max()
@@ -185,13 +185,13 @@ def test_the_folded_encoder_is_a_plain_vit_of_timm_with_the_same_features(config
 
 
 def test_folding_refuses_what_is_not_linear(config, images):
-    encoder = Encoder(system_of(config, images)["objective"], noised=True)
+    encoder = Encoder(system_of(config, images).objective, noised=True)
     with pytest.raises(ConfigError, match="clean input"):
         plain_vit(encoder)
 
 
 def test_encoder_refuses_layers_and_steps_that_are_not_there(config, images):
-    objective = system_of(config, images)["objective"]
+    objective = system_of(config, images).objective
     with pytest.raises(ConfigError, match="layer=9"):
         Encoder(objective, layer=9)
     with pytest.raises(ConfigError, match="t=1000"):
@@ -199,7 +199,7 @@ def test_encoder_refuses_layers_and_steps_that_are_not_there(config, images):
 
 
 def test_noised_features_differ_and_are_repeatable(config, images):
-    objective = system_of(config, images)["objective"]
+    objective = system_of(config, images).objective
     clean, noised = Encoder(objective, t=200)(images), Encoder(objective, t=200, noised=True)(images)
     assert not torch.allclose(clean, noised, atol=1e-3)
     assert torch.equal(noised, Encoder(objective, t=200, noised=True)(images))
@@ -207,7 +207,7 @@ def test_noised_features_differ_and_are_repeatable(config, images):
 
 @pytest.mark.parametrize("numbered", [True, False])
 def test_noised_features_do_not_depend_on_the_batch_or_on_the_place_in_it(config, images, numbered):
-    encoder = Encoder(system_of(config, images)["objective"], t=800, noised=True)
+    encoder = Encoder(system_of(config, images).objective, t=800, noised=True)
     index = torch.arange(100, 124)
 
     def features(rows):
@@ -220,7 +220,7 @@ def test_noised_features_do_not_depend_on_the_batch_or_on_the_place_in_it(config
 
 
 def test_the_noise_of_an_encoders_input_is_normal_and_another_one_for_every_image_level_and_seed(config, images):
-    objective = system_of(config, images)["objective"]
+    objective = system_of(config, images).objective
     level = objective.schedule.at(torch.full((200,), 800))
     same = images[:1].expand(200, -1, -1, -1)
 
