@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from ldae.app import provenance
 from ldae.app.help import command_help, usage_of
-from ldae.core.errors import Fault, UsageError, nearest
+from ldae.core.errors import Fault, UsageError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def find(name: str) -> Command:
         UsageError: there is none.
     """
     if name not in COMMANDS:
-        raise UsageError(f"{name!r} is not a command; there are: {', '.join(COMMANDS)}{nearest(name, COMMANDS)}")
+        raise UsageError(f"{name!r} is not a command; there are: {', '.join(COMMANDS)}{did_you_mean(name, COMMANDS)}")
     return COMMANDS[name]
 
 
@@ -209,9 +209,9 @@ def guarded(call: Callable[[], None]) -> int:
         print(f"error: {fault}", file=sys.stderr)
         return fault.code
     except OSError as error:
-        from ldae.core.files import storage_fault
+        from ldae.core.files import wrap_os_error
 
-        answer = storage_fault(error)
+        answer = wrap_os_error(error)
         print(f"error: {answer}", file=sys.stderr)
         return answer.code
     except KeyboardInterrupt:  # before there was anything to save

@@ -19,7 +19,7 @@ from yaml import YAMLError
 
 from ldae.app.config_folder import CONFIGS
 from ldae.app.overrides import ASSIGNMENT, parse_override, suggestion
-from ldae.core.errors import ConfigError, UsageError, nearest
+from ldae.core.errors import ConfigError, UsageError, did_you_mean
 
 
 def _share(part: float, whole: float | None, most: float) -> float:
@@ -141,7 +141,7 @@ def _explained(error: HydraException) -> str:
     group, name = missing.groups()
     deep = sorted(p.relative_to(CONFIGS / group).with_suffix("").as_posix() for p in (CONFIGS / group).rglob("*.yaml"))
     there = [n for n in deep if not n.rsplit("/", 1)[-1].startswith("_")]
-    return f"{group}={name} does not exist; there are: {', '.join(there)}{nearest(name, there)}"
+    return f"{group}={name} does not exist; there are: {', '.join(there)}{did_you_mean(name, there)}"
 
 
 def _check_key(override: Override, config: DictConfig) -> None:

@@ -28,7 +28,7 @@ from ldae.app.compose import compose, resolved
 from ldae.app.provenance import command, commit
 from ldae.app.session import Session, own_settings, session_of
 from ldae.core.errors import ConfigError, Fault, OutputError
-from ldae.core.files import published_folder, write_json, write_text
+from ldae.core.files import publish_folder, write_json, write_text
 from ldae.core.types import Count, Natural
 from ldae.data.loader import in_order
 from ldae.export.encoder import Encoder, Run, load_run
@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
     writers = {kind: WRITERS[kind](encoder) for kind in settings.format}  # refuses before data are read
     with session.stop.listening(), session.stop.at_once():
         split, images = shown(session, settings.count)
-        with writable(out), published_folder(out) as folder:
+        with writable(out), publish_folder(out) as folder:
             figures: dict[str, dict[str, float]] = {}
             for kind, write in writers.items():
                 figures[kind] = parity(kind, write(folder, images), encoder, images, session)

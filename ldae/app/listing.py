@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldae.app.config_folder import CONFIGS
-from ldae.core.errors import UsageError, nearest
+from ldae.core.errors import UsageError, did_you_mean
 
 
 def main(argv: Sequence[str]) -> None:
@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
     for word in argv:
         name = next((n for n in (word, word.removesuffix("s"), word.removesuffix("es")) if n in groups), None)
         if name is None:
-            raise UsageError(f"{word!r} is not a group; there are: {', '.join(groups)}{nearest(word, groups)}")
+            raise UsageError(f"{word!r} is not a group; there are: {', '.join(groups)}{did_you_mean(word, groups)}")
         choices = choices_of(name)
         width = max(map(len, choices))
         print("\n".join(f"{name}={choice:<{width}}  {summary(path)}" for choice, path in choices.items()))

@@ -19,7 +19,7 @@ from ldae.app.precision import settle_precision
 from ldae.config.build import Parts
 from ldae.config.schema import conform, construct
 from ldae.core.errors import ConfigError, DataError, Fault, Interrupted, OutputError
-from ldae.core.files import fault_of, read_sealed_json, remove_temporary, write_sealed_json
+from ldae.core.files import read_sealed_json, remove_temporary, wrap_error, write_sealed_json
 from ldae.core.progress import Mode, Progress
 from ldae.core.rng import seed_of
 from ldae.core.types import Count, Natural, Positive, Workers
@@ -133,7 +133,7 @@ class Session:
                         self._clean()
                     yield
             except Exception as error:
-                fault = fault_of(error)
+                fault = wrap_error(error)
                 if self.world.main:
                     run.set_failed(fault)
                     self._discard(run, fault)
@@ -176,7 +176,7 @@ class Session:
             with cache_errors(self.cache):
                 found = dataset.open(construct(Context, own, given))
         except ConfigError as error:
-            raise error.inside(group) from None
+            raise error.with_prefix(group) from None
         if labels_for and not found.labelled:
             place = self.config[group].get("root") or dataset.name
             hint = dataset.label_hint
@@ -252,7 +252,7 @@ class Session:
         workers = self.config["data"].get("workers", 0)
         found = in_order(images, batch, self.world.device, workers, self.stop.poll)
         mode: Mode = self.progress if title else "off"
-        for part in Progress(mode, -(-len(images) // batch), title=title, unit="batch", images=batch).over(found):
+        for part in Progress(mode, -(-len(images) // batch), title=title, unit="batch", images=batch).track(found):
             yield self.parts.task(part)[0]
 
 
@@ -269,7 +269,7 @@ def settings_of(config: Mapping[str, Any], group: str, kind: type) -> Any:
     try:
         return construct(kind, config[group], {})
     except ConfigError as error:
-        raise error.inside(group) from None
+        raise error.with_prefix(group) from None
 
 
 def prepare_machine(config: Mapping[str, Any]) -> str:

@@ -306,7 +306,7 @@ class Parts:
             try:
                 return construct(RRDBNet, spec["encoder"], given)
             except ConfigError as error:
-                raise error.inside("encoder") from None
+                raise error.with_prefix("encoder") from None
 
         return self._named("denoiser", build)
 
@@ -362,4 +362,4 @@ class Parts:
             if error.key.split(".")[0] in GROUPS - {group}:  # of another group, named in full already
                 raise
             place = f"tokenizer.fit.{group}" if group in ("perceptual", "discriminator") else group
-            raise error.inside(place) from None
+            raise error.with_prefix(place) from None

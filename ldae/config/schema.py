@@ -15,8 +15,8 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
-from ldae.core.errors import ConfigError, nearest
-from ldae.core.types import EMPTY, Range
+from ldae.core.errors import ConfigError, did_you_mean
+from ldae.core.types import ALLOW_EMPTY, Range
 
 
 def resolve(name: Any, package: str, base: type, key: str = "part") -> type:
@@ -62,7 +62,7 @@ def construct(target: Callable[..., Any], arguments: Mapping[str, Any], given: M
     checked = {}
     for key, value in arguments.items():
         if key not in own:
-            raise ConfigError(key, value, f"is not a key here (there are: {', '.join(own)}){nearest(key, own)}")
+            raise ConfigError(key, value, f"is not a key here (there are: {', '.join(own)}){did_you_mean(key, own)}")
         checked[key] = conform(key, value, hints.get(key, Any))
     for name in own:
         if name not in checked and parameters[name].default is inspect.Parameter.empty:
@@ -82,7 +82,7 @@ def conform(key: str, value: Any, hint: Any) -> Any:
     if hint is Any:
         return value
     if origin is Annotated:
-        if EMPTY in choices[1:] and isinstance(value, (list, tuple)) and not value:
+        if ALLOW_EMPTY in choices[1:] and isinstance(value, (list, tuple)) and not value:
             return typing.get_origin(choices[0])()
         return _bounded(key, conform(key, value, choices[0]), choices[1:])
     if origin in (typing.Union, types.UnionType):
@@ -90,7 +90,7 @@ def conform(key: str, value: Any, hint: Any) -> Any:
     if origin is typing.Literal:
         if value not in choices:
             requested = ", ".join(map(str, choices))
-            raise ConfigError(key, value, f"is none of: {requested}{nearest(str(value), map(str, choices))}")
+            raise ConfigError(key, value, f"is none of: {requested}{did_you_mean(str(value), map(str, choices))}")
         return value
     if origin in (list, tuple):
         return origin(_entries(key, value, origin, choices))

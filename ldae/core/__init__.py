@@ -1,1 +1,1 @@
-"""Types, errors, files and random numbers that every layer shares."""
+"""Types, errors, files, progress and random numbers that every layer uses."""

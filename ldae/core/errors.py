@@ -1,4 +1,4 @@
-"""The faults a run can end with; each carries the exit code that the command line answers with."""
+"""Exceptions that end a command with one sentence and an exit code (sysexits.h)."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from typing import Any
 
 
 class Fault(Exception):
-    """A failure that is explained in one sentence. `code` becomes the exit status."""
+    """A failure that one sentence explains.
+
+    Attributes:
+        code: exit status of the process.
+    """
 
     code = 70
 
 
 class ConfigError(Fault):
-    """A key holds something that cannot work. Names the key, the value and what would do.
+    """A config key has an invalid value; the message names the key, the value and the values that are valid.
 
     Args:
-        key: dotted name of the key, relative to the part that raises it.
-        value: what was found there.
-        expectation: a clause that finishes the sentence `key=value ...`.
+        key: dotted name of the key, relative to the part that raises the error.
+        value: its value.
+        expectation: clause that completes the sentence `key=value ...`.
     """
 
     code = 2
@@ -28,68 +32,68 @@ class ConfigError(Fault):
         self.key, self.value, self.expectation = key, value, expectation
         super().__init__(f"{key}={value!r} {expectation}")
 
-    def inside(self, group: str) -> ConfigError:
-        """The same error, its key read from the root of the config."""
+    def with_prefix(self, group: str) -> ConfigError:
+        """Return this error with `group.` before its key, so that the key counts from the root of the config."""
         return ConfigError(f"{group}.{self.key}", self.value, self.expectation)
 
 
 class UsageError(Fault):
-    """The command line cannot be understood."""
+    """The command line is malformed."""
 
     code = 2
 
 
 class DataError(Fault):
-    """Images or labels are missing, damaged or not what the config says."""
+    """Images or labels are missing, damaged or in conflict with the config."""
 
     code = 65
 
 
 class CheckpointError(Fault):
-    """A checkpoint or a tokenizer file is missing, damaged or not ours."""
+    """A checkpoint or a tokenizer file is missing, damaged or in a foreign format."""
 
     code = 65
 
 
 class NotFittedError(Fault):
-    """A tokenizer is used before it was fitted, trained or loaded."""
+    """A tokenizer is used before it is fitted, trained or loaded."""
 
 
 class NonFiniteError(Fault):
-    """A loss or a gradient is NaN or infinite; nothing of that step was kept."""
+    """A loss or a gradient is NaN or infinite; the step is discarded."""
 
     code = 70
 
 
 class OutputError(Fault):
-    """The output folder cannot be written, or another process holds it."""
+    """The output folder is not writable, or another process has locked it."""
 
     code = 73
 
 
-class HeldError(OutputError):
-    """Another process holds the output folder."""
+class LockedError(OutputError):
+    """Another process has locked the output folder."""
 
 
 class StorageError(Fault):
-    """Reading or writing failed: disk full, file-size limit, I/O error."""
+    """A read or write failed: disk full, file-size limit, I/O error."""
 
     code = 74
 
 
 class PeerError(Fault):
-    """Another process of the run is gone or stands still; checkpoints are untouched."""
+    """Another process of the run ended or does not respond; checkpoints are intact."""
 
     code = 74
 
 
 class Interrupted(Fault):
-    """A signal asked the run to stop; it was saved. The same command goes on from there."""
+    """A signal stopped the run after it saved a checkpoint; the same command resumes from there."""
 
     code = 75
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """`; did you mean X?` for the choice that is spelt most like `word`, or an empty string."""
-    found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else ""
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """Return `; did you mean 'X'?` for the choice with the spelling closest to `word`, or an empty string."""
+    matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

@@ -1,4 +1,4 @@
-"""Report how far a loop is: a bar on a terminal, lines elsewhere."""
+"""Progress of a loop: a bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ Mode = Literal["bar", "lines", "off"]
 Item = TypeVar("Item")
 
 INTERVAL = 30.0  # seconds between lines
-LONGER = 1 / 40  # of the time so far: the interval in long runs
-WINDOW = 60.0  # seconds after which work counts 1/e in the speed
-SHORTEST = 3.0  # seconds between lines at tenths of the work
+INTERVAL_FRACTION = 1 / 40  # minimum interval between lines as a fraction of the elapsed time, for long runs
+TIME_CONSTANT = 60.0  # seconds after which a measurement has weight 1/e in the speed
+MIN_INTERVAL = 3.0  # seconds between lines at tenths of the work
 
 
 class Progress:
     """Report the progress of a loop of known length on standard error.
 
-    A bar has its time left; a line has the position, the latest figures, images per second, and the time left. Lines
-    come every 30 seconds (every 40th of the time so far in runs of more than 20 minutes) and at tenths of the work,
-    at most one in 3 seconds. What a loop does first, and what `paused` encloses, counts for no speed.
+    A line has the position, the latest values set by `show`, the speed and the time left. Lines are printed every 30
+    seconds (in runs of more than 20 minutes, every 40th of the elapsed time) and at each tenth of the work, at most
+    one in 3 seconds. The speed leaves out the first `start_up` units and the blocks under `paused`.
 
     Args:
         mode: bar, lines, or off.
-        total: units of the work.
+        total: units of the whole loop.
         done: units done by earlier processes.
         title: first word of each line.
         unit: name of a unit.
-        images: in a unit; 0 if speed is not in images.
-        start_up: units whose time is left out of the speed.
-        clock: seconds that only grow.
+        images: number of images in a unit; 0 gives the speed in units.
+        start_up: first units that the speed leaves out.
+        clock: returns monotonic seconds.
     """
 
     def __init__(
@@ -51,16 +51,16 @@ class Progress:
     ):
         self.mode, self.total, self.done, self.title, self.unit = mode, total, done, title, unit
         self.images, self.start_up, self.clock = images, start_up, clock
-        self.figures: dict[str, str] = {}
+        self.values: dict[str, str] = {}
         self.bar = tqdm(total=total, initial=done, desc=title or None, unit=unit, disable=mode != "bar", smoothing=0.05)
         self.began = self.printed_at = clock()
         self.printed = self.first = done
-        self.measured = self.seconds = 0.0  # units and seconds of late, older ones with less and less weight
-        self.since: float | None = None  # when the unit in progress began
+        self.measured = self.seconds = 0.0  # exponentially weighted sums of units and seconds
+        self.since: float | None = None  # clock at the start of the current unit
 
     def show(self, name: str, text: str, first: bool = False) -> None:
-        """Set the text of a figure in the bar and the next line, perhaps before all others."""
-        self.figures = {name: text, **self.figures} if first else {**self.figures, name: text}
+        """Set the text of a named value in the bar and in the next line, before all others if `first`."""
+        self.values = {name: text, **self.values} if first else {**self.values, name: text}
 
     def advance(self, count: int = 1) -> None:
         """Count units as done."""
@@ -71,12 +71,12 @@ class Progress:
             self.bar.unpause()
         else:
             seconds = now - self.since if self.since is not None else 0.0
-            keep = math.exp(-seconds / WINDOW)
-            self.measured, self.seconds = keep * self.measured + count, keep * self.seconds + seconds
+            decay = math.exp(-seconds / TIME_CONSTANT)
+            self.measured, self.seconds = decay * self.measured + count, decay * self.seconds + seconds
             if self.mode == "bar":
                 speed = [f"{self.speed():.0f} img/s"] if self.images else []
-                brief = (text.partition(" (")[0] for text in self.figures.values())
-                self.bar.set_postfix_str(", ".join([*brief, *speed]), refresh=False)
+                short = (text.partition(" (")[0] for text in self.values.values())
+                self.bar.set_postfix_str(", ".join([*short, *speed]), refresh=False)
             self.bar.update(count)
         self.since = now
         if self.mode == "lines" and self._is_due(now):
@@ -88,18 +88,18 @@ class Progress:
 
     def _is_due(self, now: float) -> bool:
         waited = now - self.printed_at
-        tenth = 10 * self.done // max(1, self.total) > 10 * self.printed // max(1, self.total)
-        due = waited >= max(INTERVAL, LONGER * (now - self.began)) or (tenth and waited >= SHORTEST)
-        return due and self.done < self.total
+        passed_tenth = 10 * self.done // max(1, self.total) > 10 * self.printed // max(1, self.total)
+        interval = max(INTERVAL, INTERVAL_FRACTION * (now - self.began))
+        return (waited >= interval or (passed_tenth and waited >= MIN_INTERVAL)) and self.done < self.total
 
     def speed(self) -> float:
-        """Return units (images, where a unit has some) per second, of late; 0 if none was measured."""
+        """Return the recent units per second, or images per second if `images` is set; 0 before a measurement."""
         return self.measured * (self.images or 1) / self.seconds if self.seconds else 0.0
 
     def line(self) -> str:
-        """Return position, figures, speed and time left in a line."""
-        share = 100 * self.done // max(1, self.total)
-        parts = [f"{self.unit} {self.done:,} of {self.total:,} ({share} %)", *self.figures.values()]
+        """Return a line with position, values, speed and time left."""
+        percent = 100 * self.done // max(1, self.total)
+        parts = [f"{self.unit} {self.done:,} of {self.total:,} ({percent} %)", *self.values.values()]
         if speed := self.speed():
             parts.append(f"{speed:.3g} {'images' if self.images else self.unit + 's'}/s")
             if self.done < self.total:
@@ -108,15 +108,15 @@ class Progress:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave what the block does out of the speed and of the time left."""
+        """Leave the duration of the block out of the speed and of the time left."""
         try:
             yield
         finally:
             self.since = self.clock()
             self.bar.unpause()
 
-    def over(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yield the items of a loop, each a unit that is done when the next is asked for."""
+    def track(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield the items of a loop and count each as a unit once the loop takes the next one."""
         try:
             for item in items:
                 yield item
@@ -125,15 +125,15 @@ class Progress:
             self.close()
 
     def close(self) -> None:
-        """End the bar, or print the last line, unless all was a matter of seconds."""
+        """Close the bar, or print the last line if the loop lasted at least 3 seconds."""
         self.bar.close()
         now = self.clock()
-        if self.mode == "lines" and (self.printed > self.first or now - self.began >= SHORTEST):
+        if self.mode == "lines" and (self.printed > self.first or now - self.began >= MIN_INTERVAL):
             self._print(now)
 
 
 def duration(seconds: float) -> str:
-    """Return a time in words: 45 s, 4 min 05 s, 2 h 05 min, 3 days 4 h."""
+    """Return a duration as text: 45 s, 4 min 05 s, 2 h 05 min, 3 days 04 h."""
     whole = max(0, round(seconds))
     for size, step, units in ((86400, 3600, ("days", "h")), (3600, 60, ("h", "min")), (60, 1, ("min", "s"))):
         if whole >= size:

@@ -1,7 +1,7 @@
-"""Random numbers as pure functions of (seed, epoch, index): nothing to save, nothing to restore.
+"""Counter-based random numbers: pure functions of (seed, epoch, image index), without a state to save.
 
-An order of the data and an augmentation must not depend on how many workers or processes made them, nor
-on where a run was resumed. So they are hashes of counters (splitmix64, Steele et al. 2014), not streams.
+The order of the data and the augmentations must not depend on the number of workers or processes, nor on the step at
+which a run resumes. They are therefore hashes of counters (splitmix64, Steele et al. 2014).
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
-def _shifted(x: Tensor, bits: int) -> Tensor:
-    return (x >> bits) & ((1 << (64 - bits)) - 1)  # logical shift of a signed number
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)  # logical: torch shifts signed numbers arithmetically
 
 
-def mix(x: Tensor) -> Tensor:
-    """splitmix64's finaliser on int64 read as unsigned; any shape."""
+def splitmix64(x: Tensor) -> Tensor:
+    """Return the next output of splitmix64 for each state in `x`, int64 of any shape, whose bits count as unsigned."""
     x = x + _signed(_GOLDEN)
-    x = (x ^ _shifted(x, 30)) * _signed(_MIX1)
-    x = (x ^ _shifted(x, 27)) * _signed(_MIX2)
-    return x ^ _shifted(x, 31)
+    x = (x ^ _shift_right(x, 30)) * _signed(_MIX1)
+    x = (x ^ _shift_right(x, 27)) * _signed(_MIX2)
+    return x ^ _shift_right(x, 31)
 
 
 def seed_of(*counters: int) -> int:
-    """One non-negative 63-bit seed from several integers, each of which matters."""
+    """Return a non-negative 63-bit seed that depends on every integer and on their order."""
     x = 0
-    for counter in counters:  # as `mix`, in Python's integers: of one number, a hundredth of the time
+    for counter in counters:  # as splitmix64, in Python integers: 100 times faster than torch for a single number
         x = ((x ^ counter) + _GOLDEN) & _MASK
         x = ((x ^ (x >> 30)) * _MIX1) & _MASK
         x = ((x ^ (x >> 27)) * _MIX2) & _MASK
@@ -44,19 +44,21 @@ def seed_of(*counters: int) -> int:
 
 
 def uniforms(seed: int, epoch: int, index: Tensor, n: int) -> Tensor:
-    """`n` numbers for each sample, uniform on [0, 1).
+    """Return `n` numbers for each sample, uniform on [0, 1).
 
     Args:
+        seed, epoch: counters that all samples have in common.
         index: (B,) int64 sample indices.
+        n: numbers of a sample.
 
     Returns:
         (B, n) float32 on the device of `index`.
     """
-    base = mix(index ^ seed_of(seed, epoch))  # (B,)
-    bits = mix(base[:, None] ^ torch.arange(1, n + 1, device=index.device))  # (B, n)
-    return _shifted(bits, 40).float() / (1 << 24)
+    base = splitmix64(index ^ seed_of(seed, epoch))  # (B,)
+    bits = splitmix64(base[:, None] ^ torch.arange(1, n + 1, device=index.device))  # (B, n)
+    return _shift_right(bits, 40).float() / (1 << 24)
 
 
 def permutation(seed: int, epoch: int, n: int) -> Tensor:
-    """An order of {0, ..., n-1}: (n,) int64 on the CPU."""
-    return torch.argsort(mix(torch.arange(n) ^ seed_of(seed, epoch, n)), stable=True)
+    """Return a random permutation of {0, ..., n-1}, (n,) int64 on the CPU."""
+    return torch.argsort(splitmix64(torch.arange(n) ^ seed_of(seed, epoch, n)), stable=True)

@@ -1,4 +1,4 @@
-"""The few types that every layer shares."""
+"""Types that every layer uses: ranges of numbers, batches, noise levels, conditions, trainable modules."""
 
 from __future__ import annotations
 
@@ -13,19 +13,24 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Range:
-    """Bounds of a number, both included unless `above` says that `low` itself is too low."""
+    """Interval of valid numbers.
+
+    Attributes:
+        low, high: bounds; None for no bound.
+        excludes_low: whether `low` itself is invalid.
+    """
 
     low: float | None = None
     high: float | None = None
-    above: bool = False
+    excludes_low: bool = False
 
     def __contains__(self, value: float) -> bool:
-        if self.low is not None and (value < self.low or (self.above and value == self.low)):
+        if self.low is not None and (value < self.low or (self.excludes_low and value == self.low)):
             return False
         return self.high is None or value <= self.high
 
     def __str__(self) -> str:
-        low = f"{'above' if self.above else 'at least'} {self.low:g}" if self.low is not None else ""
+        low = f"{'above' if self.excludes_low else 'at least'} {self.low:g}" if self.low is not None else ""
         high = f"at most {self.high:g}" if self.high is not None else ""
         return " and ".join(filter(None, [low, high]))
 
@@ -33,25 +38,25 @@ class Range:
 Count = Annotated[int, Range(low=1)]
 Natural = Annotated[int, Range(low=0)]
 Workers = Annotated[int, Range(low=0, high=max(64, 4 * (os.cpu_count() or 1)))]  # threads or processes of one machine
-Positive = Annotated[float, Range(low=0, above=True)]
+Positive = Annotated[float, Range(low=0, excludes_low=True)]
 NonNegative = Annotated[float, Range(low=0)]
 Fraction = Annotated[float, Range(low=0, high=1)]
 
-EMPTY = "may be empty"  # marks a list that needs no entry; every other list needs one at least
+ALLOW_EMPTY = "may be empty"  # annotation of a list that may be empty; every other list needs an entry
 Item = TypeVar("Item")
-PossiblyEmpty = Annotated[list[Item], EMPTY]
+PossiblyEmpty = Annotated[list[Item], ALLOW_EMPTY]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images and what is known of them.
+    """Images with their labels, indices and, if the data set has them, latents or masks.
 
     Attributes:
-        images: (B, 3, H, W) float in [0, 1].
+        images: (B, 3, H, W) float in [0, 1]; (B, 3, 0, 0) where there are latents.
         labels: (B,) int64 class indices; -1 for images without a class.
-        index: (B,) int64 positions of the images in their set; names them in reports.
-        latents: (B, ...) what a tokenizer stores of the images, where that is kept; `images` then has no pixels.
-        masks: (B, 1, H, W) 0 or 1, figure or ground of every pixel, where the set has them.
+        index: (B,) int64 positions of the images in the full data set.
+        latents: (B, ...) cached latents of the images, or None.
+        masks: (B, 1, H, W) segmentation masks, 1 for foreground and 0 for background, or None.
     """
 
     images: Tensor
@@ -69,17 +74,17 @@ class Batch:
         return [self.rows(part * size, (part + 1) * size) for part in range(parts)]
 
     def rows(self, start: int, stop: int) -> Batch:
-        """Rows `start` to `stop` (exclusive)."""
+        """Return the rows `start` to `stop` (exclusive)."""
         latents, masks = (None if x is None else x[start:stop] for x in (self.latents, self.masks))
         return Batch(self.images[start:stop], self.labels[start:stop], self.index[start:stop], latents, masks)
 
 
 @dataclass(frozen=True)
 class NoiseLevel:
-    """How strongly each image of a batch is corrupted: z_t = gamma z0 + sigma eps.
+    """Noise level of each image of a batch: z_t = gamma z0 + sigma eps.
 
     Attributes:
-        t: (B,) int64 step in {0, ..., T-1}; what the network is conditioned on.
+        t: (B,) int64 timestep in {0, ..., T-1}, on which the network is conditioned.
         gamma: (B,) float32 scale of the clean signal.
         sigma: (B,) float32 standard deviation of the noise.
     """
@@ -91,12 +96,12 @@ class NoiseLevel:
 
 @dataclass(frozen=True)
 class Cond:
-    """What a denoiser is told beside the noisy input. l-DAE tells it nothing.
+    """Conditions of a denoiser beside the timestep; l-DAE has none.
 
     Attributes:
-        label: (B,) int64 classes in {0, ..., K-1}, K for a label that is not told, or None for no labels.
-        image: (B, C, h, w) conditioning image in [-1, 1], at its own size, or None.
-        features: (B, D, H, W) what an image encoder made of `image`, where that was worked out once for many steps.
+        label: (B,) int64 classes in {0, ..., K-1}, K for the null class, or None.
+        image: (B, C, h, w) conditioning image in [-1, 1], at its own resolution, or None.
+        features: (B, D, H, W) features of `image`, precomputed once for all sampling steps, or None.
     """
 
     label: Tensor | None = None
@@ -105,19 +110,19 @@ class Cond:
 
 
 def expand(values: Tensor, like: Tensor) -> Tensor:
-    """One number per image, (B,), shaped to multiply `like`, (B, ...). The only such broadcast."""
+    """Reshape one number per image, (B,), to (B, 1, ..., 1), so that it broadcasts over `like`, (B, ...)."""
     return values.reshape(-1, *(1,) * (like.ndim - 1))
 
 
 class BatchGenerator:
-    """Random numbers for one batch, a function of the seeds alone.
+    """Random numbers of one batch, a function of the seeds alone.
 
-    The batch is cut into equal slices, one seed each, so that the numbers of a slice are the
-    same on one process and on many: slice k of the global batch has seed k wherever it is worked.
+    The batch consists of equal slices, each with a seed of its own. Slice k of the global batch has the same numbers
+    on one process and on many.
 
     Args:
         seeds: one seed per slice, in batch order.
-        device: where the numbers are made. CPU and CUDA give different streams.
+        device: device of the numbers. CPU and CUDA give different numbers for a seed.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu"):
@@ -125,44 +130,44 @@ class BatchGenerator:
         self.generators = [torch.Generator(self.device).manual_seed(s) for s in seeds]
 
     def normal(self, shape: Sequence[int]) -> Tensor:
-        """Standard normal float32 of `shape`; its first axis is the batch."""
+        """Return standard normal float32 numbers of `shape`, whose first axis is the batch."""
         draw = lambda size, g: torch.randn(size, generator=g, device=self.device)  # noqa: E731
         return self._sliced(shape, draw)
 
     def uniform(self, shape: Sequence[int]) -> Tensor:
-        """Uniform float32 in [0, 1) of `shape`; its first axis is the batch."""
+        """Return float32 numbers of `shape`, uniform on [0, 1); the first axis is the batch."""
         draw = lambda size, g: torch.rand(size, generator=g, device=self.device)  # noqa: E731
         return self._sliced(shape, draw)
 
     def integers(self, high: int, count: int) -> Tensor:
-        """(count,) int64, uniform on {0, ..., high-1}."""
+        """Return (count,) int64 numbers, uniform on {0, ..., high-1}."""
         draw = lambda size, g: torch.randint(high, size, generator=g, device=self.device)  # noqa: E731
         return self._sliced((count,), draw)
 
     def _sliced(self, shape: Sequence[int], draw: Any) -> Tensor:
         count, slices = shape[0], len(self.generators)
         if count % slices:
-            raise ValueError(f"a batch of {count} cannot be cut into {slices} equal slices")
+            raise ValueError(f"a batch of {count} images cannot be divided into {slices} equal slices")
         size = (count // slices, *shape[1:])
         return torch.cat([draw(size, g) for g in self.generators])
 
 
-# name -> (sum, count): what a player measured, in a form that adds up over batches and ranks.
+# name -> (sum, count) of a metric, a form that adds up over batches and ranks
 Metrics = Mapping[str, tuple[Tensor, Tensor]]
 
 
 class TrainableModule(Protocol):
-    """What the engine trains: something with parameters and a loss. The engine knows no models."""
+    """A network with a loss: the interface between the engine and an objective."""
 
     @property
     def network(self) -> nn.Module:
-        """What has the parameters."""
+        """Return the module whose parameters are trained."""
 
     def __call__(self, batch: Batch, rng: BatchGenerator) -> tuple[Tensor, Metrics]:
-        """The loss to minimise (a float32 scalar, mean over the batch) and what was measured."""
+        """Return the loss to minimise (a float32 scalar, mean over the batch) and the metrics of the batch."""
 
     def is_active(self, step: int) -> bool:
-        """Told the step before the loss is asked for: whether it learns at this step."""
+        """Return whether this module is updated at `step`; the trainer calls it before the loss."""
 
     def describe(self, batch: Batch, rng: BatchGenerator) -> Mapping[str, list[float]]:
-        """What was drawn for each image (its noise level), for a report on a failed step."""
+        """Return the random numbers of each image, e.g. its noise level, for the report on a failed step."""

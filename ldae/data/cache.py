@@ -21,7 +21,7 @@ import torch
 from filelock import FileLock
 
 from ldae.core.errors import CheckpointError, DataError, OutputError, StorageError
-from ldae.core.files import json_hash, published_folder, read_sealed_json, write_sealed_json
+from ldae.core.files import json_hash, publish_folder, read_sealed_json, write_sealed_json
 from ldae.core.progress import Mode, Progress
 from ldae.core.types import Count, Fraction, Natural, Workers
 from ldae.data.decode import BadImage, Bands, centre_square, read_rgb
@@ -116,7 +116,7 @@ def in_memory(
     if manifest is None:
         with cache_errors(context.cache), _locked(folder):
             if (manifest := _intact(folder, warn=True)) is None:
-                with published_folder(folder) as temporary, cache_errors(context.cache):
+                with publish_folder(folder) as temporary, cache_errors(context.cache):
                     _decode_all(listing, size, context, temporary, squares)
                 manifest = read_sealed_json(folder / "manifest.json")
     bad = [(name, reason) for name, reason in manifest["bad"]]
@@ -289,7 +289,7 @@ def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
 
 def _decoded(listing: Listing, sources: Iterable[Any], work: Callable[[Any], Any], context: Context) -> Iterator[Any]:
     """`work` done on the source of every file, in order, by worker processes that leave signals to the main one."""
-    bar = Progress(context.progress, len(listing.files), title="reading images", unit="image").over
+    bar = Progress(context.progress, len(listing.files), title="reading images", unit="image").track
     if context.workers < 2 or len(listing.files) < 500:
         for source in bar(sources):
             context.poll()

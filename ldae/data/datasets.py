@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ldae.core.errors import ConfigError, DataError, nearest
+from ldae.core.errors import ConfigError, DataError, did_you_mean
 from ldae.core.files import json_hash
 from ldae.core.types import Count
 from ldae.data.base import Dataset, Division
@@ -187,7 +187,7 @@ class ImageFolder(Dataset):
             return list(classes)
         for name in self.only or [""]:
             if name not in classes:
-                raise ConfigError("only", name, f"is no class of {place}{nearest(name, classes)}")
+                raise ConfigError("only", name, f"is no class of {place}{did_you_mean(name, classes)}")
         return [name for name in classes if name in self.only]
 
     def _read(self, listing: Listing, context: Context) -> tuple[ImageSet, Bad, str]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
-from ldae.core.errors import ConfigError, DataError, Fault, StorageError, nearest
+from ldae.core.errors import ConfigError, DataError, Fault, StorageError, did_you_mean
 from ldae.core.files import json_hash, read_sealed_json, write_sealed_json
 from ldae.core.types import Count
 from ldae.data.cache import Bad, Context, in_memory, kept_json, readable, scanned
@@ -181,7 +181,7 @@ class HubImages(Dataset):
                 raise ConfigError(
                     key,
                     name,
-                    f"is no column of split {split} of {self.root}{nearest(name, columns)}; "
+                    f"is no column of split {split} of {self.root}{did_you_mean(name, columns)}; "
                     f"it has {', '.join(columns)}{without}",
                 )
         if not isinstance(found.features[self.image], datasets.Image):

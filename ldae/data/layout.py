@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from ldae.core.errors import ConfigError, DataError, nearest
+from ldae.core.errors import ConfigError, DataError, did_you_mean
 
 # split -> its usual names, in any letter case
 USUAL: Mapping[str, tuple[str, ...]] = {
@@ -46,7 +46,7 @@ class SplitNames:
         for key, name in chosen.items():
             if name not in names:
                 there = ", ".join(names) or "nothing"
-                raise ConfigError(f"{key}_split", name, f"is not in {place}{nearest(name, names)}; it has {there}")
+                raise ConfigError(f"{key}_split", name, f"is not in {place}{did_you_mean(name, names)}; it has {there}")
             if list(chosen.values()).count(name) > 1:
                 raise ConfigError(f"{key}_split", name, "stands for two splits; give each its own")
         found = {key: chosen.get(key) or self._usual(key, names, chosen.values(), place) for key in USUAL}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldae.core.errors import ConfigError
-from ldae.core.types import EMPTY, Cond, Count, Fraction, NoiseLevel
+from ldae.core.types import ALLOW_EMPTY, Cond, Count, Fraction, NoiseLevel
 from ldae.denoisers.base import Denoiser
 from ldae.denoisers.conditioning import READINGS, WAVES, LabelEmbedding, LevelEmbedding
 from ldae.diffusion.schedules import NoiseSchedule
@@ -83,7 +83,7 @@ class UNet(Denoiser):
         channels: Count,
         multipliers: tuple[Count, ...],
         blocks: Count,
-        attention: Annotated[tuple[Count, ...], EMPTY] = (),
+        attention: Annotated[tuple[Count, ...], ALLOW_EMPTY] = (),
         heads: Count = 1,
         dropout: Fraction = 0.0,
         level: Literal["index", "scaled", "gamma"] = "index",

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from ldae.core.errors import CheckpointError
 from ldae.core.files import (
-    failed_read,
+    content_hash,
     load_tensors,
-    own_hash,
-    published_folder,
+    publish_folder,
     read_json,
     remove_folder,
     save_tensors,
     sha256,
+    wrap_read_error,
     write_json,
 )
 
@@ -77,7 +77,7 @@ def verify(path: Path) -> Checkpoint:
     try:
         return _verified(path)
     except OSError as error:
-        raise failed_read(Path(error.filename or path), error) from None
+        raise wrap_read_error(Path(error.filename or path), error) from None
 
 
 def _verified(path: Path) -> Checkpoint:
@@ -105,7 +105,7 @@ def _manifest_of(path: Path) -> dict[str, Any]:
     manifest = read_json(path / "manifest.json")
     if manifest.get("format") not in (FORMAT, FIRST):
         raise CheckpointError(f"{path}: manifest.json is not of format {FORMAT}")
-    if manifest["format"] == FORMAT and manifest.get("own") != own_hash(manifest):
+    if manifest["format"] == FORMAT and manifest.get("own") != content_hash(manifest):
         raise CheckpointError(f"{path}: manifest.json is damaged (its SHA-256 is not the one it names)")
     return manifest
 
@@ -125,14 +125,14 @@ def publish(
         StorageError: the disk is full or fails; what was there before is untouched.
     """
     target = folder_of(root, int(manifest["step"]))
-    with published_folder(target) as temporary:
+    with publish_folder(target) as temporary:
         files = {}
         for name, named in tensors.items():
             path = temporary / f"{name}.safetensors"
             save_tensors(path, named, sealed=False)  # the manifest has its hash
             files[path.name] = {"size": path.stat().st_size, "sha256": sha256(path)}
         whole = json.loads(json.dumps({**manifest, "format": FORMAT, "files": files}))  # as it will be read
-        write_json(temporary / "manifest.json", {**whole, "own": own_hash(whole)})
+        write_json(temporary / "manifest.json", {**whole, "own": content_hash(whole)})
     done = verify(target)
     for old in listed(root)[max(2, keep) :]:
         remove_folder(old)

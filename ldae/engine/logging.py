@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldae.core.files import fsync, storage_errors, write_text
+from ldae.core.files import fsync, wrap_write_errors, write_text
 from ldae.core.progress import Progress
 from ldae.core.types import Metrics
 from ldae.engine.run_folder import RunFolder
@@ -59,28 +59,28 @@ class RunLog:
 
         self._hook = threading.excepthook
         threading.excepthook = quiet_about_board(self._hook)
-        with storage_errors(run.metrics):
+        with wrap_write_errors(run.metrics):
             forget_after(run.metrics, step)
             self.file = open(run.metrics, "a", buffering=1)
-        with storage_errors(run.tensorboard):
+        with wrap_write_errors(run.tensorboard):
             self.board = SummaryWriter(str(run.tensorboard), purge_step=step + 1)
         self.progress, self.path, self.events = progress, run.metrics, run.tensorboard
 
     def row(self, step: int, values: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl; its numbers also go to TensorBoard."""
-        with storage_errors(self.path):
+        with wrap_write_errors(self.path):
             self.file.write(json.dumps({"step": step, **values}) + "\n")
-        with storage_errors(self.events):
+        with wrap_write_errors(self.events):
             for name, value in values.items():
                 if isinstance(value, (int, float)) and not isinstance(value, bool):
                     self.board.add_scalar(name, value, step)
 
     def image(self, name: str, picture: Tensor, step: int) -> None:
         """A (3, H, W) picture in [0, 1] to TensorBoard and to RUN/pictures/NAME.png (the newest)."""
-        with storage_errors(self.events):
+        with wrap_write_errors(self.events):
             self.board.add_image(name, picture, step)
         path = self.path.parent / "pictures" / f"{name.replace('/', '-')}.png"
-        with storage_errors(path):
+        with wrap_write_errors(path):
             path.parent.mkdir(exist_ok=True)
             save_png(path, picture)
 
@@ -109,19 +109,19 @@ class RunLog:
 
     def flush(self) -> None:
         """Brings everything written so far to the disk; the rows, at least, to the disk itself."""
-        with storage_errors(self.path):
+        with wrap_write_errors(self.path):
             self.file.flush()
             os.fsync(self.file.fileno())
             fsync(self.path.parent)
-        with storage_errors(self.events):
+        with wrap_write_errors(self.events):
             self.board.flush()
 
     def close(self) -> None:
         """Write what is left."""
         self.progress.close()
-        with storage_errors(self.path):
+        with wrap_write_errors(self.path):
             self.file.close()
-        with storage_errors(self.events):
+        with wrap_write_errors(self.events):
             self.board.close()
         threading.excepthook = self._hook
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ldae.core.errors import Fault, HeldError, Interrupted, OutputError, UsageError
-from ldae.core.files import FULL, make_folder, remove_temporary, storage_fault, write_json
+from ldae.core.errors import Fault, Interrupted, LockedError, OutputError, UsageError
+from ldae.core.files import DISK_FULL, make_folder, remove_temporary, wrap_os_error, write_json
 
 BOOKKEEPING = frozenset({".lock", "status.json", "config.json", "data.json"})  # what a run leaves before its first step
 
@@ -46,7 +46,7 @@ class RunFolder:
         """Make the folder and hold it until this process ends, however it ends; remove what killed ones left in it.
 
         Raises:
-            HeldError: another process holds it.
+            LockedError: another process holds it.
             OutputError: it cannot be made or written.
             StorageError: the disk is full.
         """
@@ -60,10 +60,10 @@ class RunFolder:
             probe.write_text("{}")
             probe.unlink()
         except Timeout:
-            raise HeldError(f"out={self.path} is held by another process; wait for it or give another out=") from None
+            raise LockedError(f"out={self.path} is held by another process; wait for it or give another out=") from None
         except OSError as error:
-            if error.errno in FULL:
-                raise storage_fault(error) from None
+            if error.errno in DISK_FULL:
+                raise wrap_os_error(error) from None
             raise OutputError(f"out={self.path} cannot be written ({error.strerror}); give another out=") from None
 
     def release(self) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldae.core.errors import CheckpointError, ConfigError, nearest
+from ldae.core.errors import CheckpointError, ConfigError, did_you_mean
 from ldae.core.files import load_tensors, read_sealed_json, sha256
 from ldae.core.rng import seed_of
 
@@ -247,7 +247,7 @@ def _vision_transformer(name: str, size: int | None, seed: int) -> Any:
     import timm
 
     if not name.startswith(LOCAL) and not timm.is_model(name):
-        hint = nearest(name, timm.list_models())
+        hint = did_you_mean(name, timm.list_models())
         raise ConfigError("timm", name, f"is no model of timm, nor {LOCAL}FOLDER{hint}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed))

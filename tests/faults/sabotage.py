@@ -46,7 +46,7 @@ ALL = (
     Sabotage(
         "the manifest's own hash",
         "ldae/engine/checkpoint.py",
-        'manifest["format"] == FORMAT and manifest.get("own") != own_hash(manifest)',
+        'manifest["format"] == FORMAT and manifest.get("own") != content_hash(manifest)',
         "False",
         f"{FAULTS}/test_storage.py::test_every_damage_is_detected[flipped]",
     ),
@@ -74,8 +74,8 @@ ALL = (
     Sabotage(
         "the folder synced after the renaming",
         "ldae/core/files.py",
-        "            put_in_place(temporary, target)\n            fsync(target.parent)\n",
-        "            put_in_place(temporary, target)\n",
+        "            replace_folder(temporary, target)\n            fsync(target.parent)\n",
+        "            replace_folder(temporary, target)\n",
         f"{FAULTS}/test_power.py::test_no_power_cut_loses_what_was_saved",
     ),
     Sabotage(
@@ -137,7 +137,7 @@ ALL = (
     Sabotage(
         "the hash that a kept file carries",
         "ldae/core/files.py",
-        "    if digest.hexdigest() != known:\n",
+        "    if digest.hexdigest() != expected:\n",
         "    if False:\n",
         "tests/ldae/core/test_files.py::test_no_flipped_bit_of_a_tensor_file_changes_what_is_read",
     ),
@@ -165,7 +165,7 @@ ALL = (
     Sabotage(
         "waiting for a tokenizer that another run makes",
         "ldae/app/training/tokenizer_cache.py",
-        "    except HeldError:\n        return False\n",
+        "    except LockedError:\n        return False\n",
         "    except ZeroDivisionError:\n        return False\n",
         "tests/ldae/app/training/test_kept_files.py::test_a_second_run_waits_for_the_tokenizer_that_a_first_one_makes",
     ),

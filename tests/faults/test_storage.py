@@ -14,7 +14,7 @@ from disturbed import ended, newest, same, started
 from helpers import SHORT, as_if_stopped, run, status
 
 from ldae.core.files import sha256
-from ldae.engine.checkpoint import own_hash
+from ldae.engine.checkpoint import content_hash
 
 BARE = (*SHORT, "monitor.num_evals=0")
 PAGE = 4096
@@ -184,7 +184,7 @@ def test_a_pickle_is_never_opened(reference, tmp_path):
             path = checkpoint / f"{name}.safetensors"
             torch.save({"weight": Canary(canary)}, path)
             manifest["files"][path.name] = {"size": path.stat().st_size, "sha256": sha256(path)}
-        (checkpoint / "manifest.json").write_text(json.dumps({**manifest, "own": own_hash(manifest)}))
+        (checkpoint / "manifest.json").write_text(json.dumps({**manifest, "own": content_hash(manifest)}))
     for tool, argv in (("pretrain", (f"out={folder}", *SHORT)), ("probe", (f"run={folder}", "runtime.threads=1"))):
         _, err = run(tool, *argv, code=65)
         assert "manifest.json" not in err  # it is the tensors' files that are refused

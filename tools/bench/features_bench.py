@@ -17,7 +17,7 @@ import numpy as np
 
 from ldae.config.schema import conform
 from ldae.core.errors import ConfigError, Fault
-from ldae.core.files import replaced
+from ldae.core.files import open_atomic
 from ldae.core.types import Count, Natural, Positive
 from ldae.engine.runtime import peak_gib
 from linear_probe.feature_file import read_features
@@ -152,7 +152,7 @@ def _draw(settings: FeatureBench, path: Path) -> None:
     generator = np.random.default_rng(settings.seed)
     means = SIGNAL * generator.standard_normal((settings.classes, settings.dimensions), np.float32)
     counts = {"train": settings.rows - settings.holdout, "holdout": settings.holdout, "test": settings.queries}
-    with replaced(path) as target, zipfile.ZipFile(target, "w") as file:
+    with open_atomic(path) as target, zipfile.ZipFile(target, "w") as file:
         for split, count in counts.items():
             y = generator.integers(0, settings.classes, count)
             with file.open(f"{split}_y.npy", "w", force_zip64=True) as f:

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from ldae.app.ablation.trials import PlannedTrial, lasting
 from ldae.core.errors import CheckpointError, OutputError, UsageError
-from ldae.core.files import OWN, own_hash, read_sealed_json, write_text
+from ldae.core.files import CONTENT_HASH, content_hash, read_sealed_json, write_text
 from ldae.engine.run_folder import differences
 from linear_probe.results import Result, unsealed
 from linear_probe.rows import Row, read_rows
@@ -73,7 +73,8 @@ class AblationDir:
         ablation_dir = {"is_baseline": trial.baseline_trials, "position": trial.position}
         record = {**known, **ablation_dir, "row": asdict(row), "baselines": results}
         whole = json.loads(json.dumps(record))  # as it will be read
-        write_text(path, json.dumps({**whole, OWN: own_hash(whole)}, indent=1) + "\n")  # axes keep their order
+        sealed = {**whole, CONTENT_HASH: content_hash(whole)}
+        write_text(path, json.dumps(sealed, indent=1) + "\n")  # unsorted: axes keep their order
         self.collect()
 
     def finished(self, planned: PlannedTrial) -> Row | None:

@@ -18,7 +18,7 @@ from ldae.app.cli import guarded
 from ldae.app.session import Session
 from ldae.app.training.monitors import preview
 from ldae.core.errors import UsageError
-from ldae.core.files import published_folder, write_sealed_json
+from ldae.core.files import publish_folder, write_sealed_json
 from ldae.core.rng import seed_of
 from ldae.core.types import Batch, BatchGenerator
 from ldae.engine.logging import save_png
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     run, out = Path(given["run"]), Path(given["out"])
     loaded = load_run(run)
     names: dict[str, str] = {}
-    with published_folder(out) as folder:
+    with publish_folder(out) as folder:
         if isinstance(loaded.objective, Denoise):
             session = Session({**loaded.config, "device": "cpu", "runtime": {"threads": 1, "progress": False}})
             images = session.splits()

@@ -104,7 +104,7 @@ def grid_of(spec: Mapping[str, Any], overlay: Mapping[str, Any]) -> Grid:
                 conform(f"axes.{axis}.{value}", argv, PossiblyEmpty[str])
         return grid
     except ConfigError as error:
-        raise error.inside("grid") from None
+        raise error.with_prefix("grid") from None
 
 
 def trials_of(grid: Grid) -> list[Trial]:

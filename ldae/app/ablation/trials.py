@@ -159,7 +159,7 @@ def check_probe(argv: Sequence[str]) -> None:
     try:
         own_settings(ProbeSettings, settle_precision(resolved(compose("probe", ["run=RUN", *argv])))[0])
     except ConfigError as error:
-        raise error.inside("probe") from None
+        raise error.with_prefix("probe") from None
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ldae.app.session import Session
 from ldae.app.training.monitors import joined
-from ldae.core.files import storage_errors
+from ldae.core.files import wrap_write_errors
 from ldae.core.rng import seed_of
 from ldae.core.types import Batch, BatchGenerator
 from ldae.data.images import ImageSet
@@ -55,7 +55,7 @@ def draw_denoising(run: Path, path: Path) -> None:
     batch = joined(list(in_order(splits.holdout.subset(rows), ROWS, torch.device("cpu"))))
     names = [splits.classes[label].replace("_", " ") for label in batch.labels.tolist()]
     picture = compose_grid(names, columns_of(loaded.objective, batch))
-    with storage_errors(path):
+    with wrap_write_errors(path):
         picture.save(path)
 
 

@@ -28,7 +28,7 @@ from ldae.app.probing.tables import place_of
 from ldae.app.provenance import command, commit
 from ldae.app.session import Session, make_out, own_settings, prepare_machine
 from ldae.core.errors import ConfigError, DataError
-from ldae.core.files import replaced
+from ldae.core.files import open_atomic
 from ldae.core.types import Batch, Count, Natural, Positive
 from ldae.data.loader import in_order
 from ldae.engine.runtime import describe_hardware
@@ -148,7 +148,7 @@ def main(argv: Sequence[str]) -> None:
         "hardware": describe_hardware(),
     }
     make_out(out)
-    with replaced(out / "dense.jsonl") as file:
+    with open_atomic(out / "dense.jsonl") as file:
         file.write("".join(json.dumps({**row, **known}) + "\n" for row in rows).encode())
     print(table(rows))
     print("".join(f"\nWarning: {sentence}." for sentence in warnings))

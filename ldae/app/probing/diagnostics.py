@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ldae.app.probing.encoders import ProbedEncoder
 from ldae.app.training.monitors import spread
-from ldae.core.files import replaced, write_text
+from ldae.core.files import open_atomic, write_text
 from linear_probe.features import FeatureKey
 from linear_probe.geometry import alignment, effective_rank, rank_me, uniformity
 from linear_probe.heatmap import heatmap
@@ -52,7 +52,7 @@ def draw_heatmaps(results: Sequence[Result], out: Path) -> list[Path]:
         heading = f"{result.encoder}: {title(result.protocol)}, percent on the {place_of_choice(result)}"
         picture = heatmap(values, rows, columns, heading, "layer", "step t of the noise level, input, pooling")
         paths.append(out / f"heatmap-{result.protocol}.png")
-        with replaced(paths[-1]) as f:
+        with open_atomic(paths[-1]) as f:
             picture.save(f, format="png")
         board.add_image(f"heatmap/{title(result.protocol)}", np.asarray(picture), 0, dataformats="HWC")
     board.close()

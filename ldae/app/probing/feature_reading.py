@@ -78,7 +78,7 @@ class Images:
         """Yield every image once, as it is, and report how far the reading is."""
         batches, title = -(-len(images) // self.batch), f"features of {split}"
         progress = Progress(self.session.progress, batches, title=title, unit="batch", images=self.batch)
-        yield from progress.over(self.in_order(images))
+        yield from progress.track(self.in_order(images))
 
     def in_order(self, images: ImageSet) -> Iterator[Batch]:
         """Every image once, as it is."""

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldae.core.files import replaced
+from ldae.core.files import open_atomic
 from ldae.diffusion.trajectory import SamplingStep
 from ldae.objectives.panels import in_colour, tiled
 from ldae.sampling.generate import Generator
@@ -43,5 +43,5 @@ class Animation:
         if not self.frames:
             return
         durations = [MILLISECONDS] * (len(self.frames) - 1) + [2000]
-        with replaced(path) as file:
+        with open_atomic(path) as file:
             self.frames[0].save(file, "GIF", save_all=True, append_images=self.frames[1:], duration=durations, loop=0)

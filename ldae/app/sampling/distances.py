@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ldae.app.session import Session
 from ldae.app.training.tokenizer_cache import classifier_config, ensure_perceptual
 from ldae.core.errors import ConfigError
-from ldae.core.files import json_hash, whole_tensors
+from ldae.core.files import has_intact_tensors, json_hash
 from ldae.core.progress import Progress
 from ldae.data.images import ImageSet, Splits
 from ldae.export.encoder import load_encoder
@@ -61,13 +61,13 @@ class Reader:
         """Moments of a whole set, worked out once and kept in the user's cache, and features of up to 10,000 of it."""
         key = json_hash([self.name, fingerprint, split, images.size])[:20]
         path = self.session.cache / "moments" / f"{key}.safetensors"
-        if not whole_tensors(path):
+        if not has_intact_tensors(path):
             self.session.writable(path.parent)
             batches = -(-len(images) // BATCH)
             progress = Progress(
                 self.session.progress, batches, title=f"features of {split}", unit="batch", images=BATCH
             )
-            read = progress.over(self.session.images(images, BATCH))
+            read = progress.track(self.session.images(images, BATCH))
             Moments.of((self((x + 1) / 2)[0] for x in read), self.name).save(path)
         step = max(1, len(images) // BANK)
         some = images.subset(torch.arange(0, len(images), step).numpy())

@@ -34,7 +34,7 @@ from ldae.app.sampling.images import files_of, picture
 from ldae.app.session import Session, finished, own_settings, result_folder, session_of
 from ldae.config.build import Parts
 from ldae.core.errors import ConfigError, DataError
-from ldae.core.files import load_tensors, replaced, save_tensors, whole_tensors, write_json, write_sealed_json
+from ldae.core.files import has_intact_tensors, load_tensors, open_atomic, save_tensors, write_json, write_sealed_json
 from ldae.core.progress import Progress
 from ldae.core.types import Cond, Count, Natural
 from ldae.data.images import Splits
@@ -268,7 +268,7 @@ class Sampling:
         progress = Progress(self.session.progress, len(mine) * steps, title="sampling")
         for k in mine:
             index = range(k * self.settings.batch, min((k + 1) * self.settings.batch, self.conditions.count))
-            if not (whole_tensors(self.shard(k)) and len(self._drawn(k)) == len(index)):
+            if not (has_intact_tensors(self.shard(k)) and len(self._drawn(k)) == len(index)):
                 self._draw(k, index, progress)
             else:
                 progress.done += steps  # drawn by an earlier process
@@ -297,7 +297,7 @@ class Sampling:
         """samples.npz, the grid, what they are, and if asked for how near they are to the training set."""
         images = torch.cat([self._drawn(k) for k in range(self.shards)]).numpy()
         message: dict[str, Any] = {} if self.conditions.labels is None else {"arr_1": self.conditions.labels.numpy()}
-        with replaced(self.folder.path / "samples.npz") as file:
+        with open_atomic(self.folder.path / "samples.npz") as file:
             np.savez(file, arr_0=images, **message)
         save_png(self.folder.path / "grid.png", grid(images[:GRID]))
         figures, doubts = self._figures(images)

@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
         progress = Progress(session.progress, len(tried), title="searching", unit="schedule")
         rows: list[dict[str, Any]] = [
             {"ramp": ramp, "first": first, "last": last, **scores(generator, schedule, pictures, reader)}
-            for ramp, first, last, schedule in progress.over(tried)
+            for ramp, first, last, schedule in progress.track(tried)
         ]
         distance = next(name for name in rows[0] if name.startswith(("frechet_distance", "FID")))
         rows.sort(key=lambda row: row[distance])

@@ -10,7 +10,7 @@ import torch
 
 from ldae.app.session import Session
 from ldae.core.errors import CheckpointError
-from ldae.core.files import json_hash, published_folder, read_json, sha256, write_json
+from ldae.core.files import json_hash, publish_folder, read_json, sha256, write_json
 from ldae.data.cache import cache_errors
 from ldae.data.images import ImageSet, LatentImages, Splits
 from ldae.objectives.base import Objective
@@ -40,7 +40,7 @@ def train_images(session: Session, objective: Objective, splits: Splits, tokeniz
     if session.world.main and not _whole(folder):
         print(f"encoding {len(images)} images once (kept in {folder})", file=sys.stderr)
         session.writable(folder.parent)
-        with published_folder(folder) as temporary, cache_errors(session.cache):
+        with publish_folder(folder) as temporary, cache_errors(session.cache):
             _write(temporary / FILE, session, objective.tokenizer, images)
             write_json(temporary / MANIFEST, {"sha256": sha256(temporary / FILE)})
     session.world.wait()

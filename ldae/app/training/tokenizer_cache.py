@@ -18,8 +18,8 @@ from ldae.app.session import Session, train_settings
 from ldae.app.training.monitors import preview
 from ldae.app.training.overview import overview
 from ldae.config.schema import construct
-from ldae.core.errors import CheckpointError, ConfigError, DataError, HeldError
-from ldae.core.files import json_hash, load_tensors, replaced, save_tensors, whole_tensors
+from ldae.core.errors import CheckpointError, ConfigError, DataError, LockedError
+from ldae.core.files import has_intact_tensors, json_hash, load_tensors, open_atomic, save_tensors
 from ldae.core.rng import permutation
 from ldae.core.types import Count, Fraction, Natural, NonNegative
 from ldae.data.images import ImageSet, Splits
@@ -57,7 +57,7 @@ def ensure_tokenizer(session: Session, splits: Splits, run: RunFolder) -> str:
         source = given_weights(session) or _cached_tokenizer(session, splits)
         load_tokenizer(source, tokenizer, expected)
         if session.world.main:
-            with replaced(target) as copy:
+            with open_atomic(target) as copy:
                 copy.write(source.read_bytes())
         session.world.wait()
     try:
@@ -130,7 +130,7 @@ def _cached_tokenizer(session: Session, splits: Splits) -> Path:
 
 def _kept(session: Session, path: Path) -> bool:
     """Return whether the cache has a file of tensors, undamaged; as the main process sees it."""
-    return bool(session.world.shared(session.world.main and whole_tensors(path)))
+    return bool(session.world.shared(session.world.main and has_intact_tensors(path)))
 
 
 @contextlib.contextmanager
@@ -154,7 +154,7 @@ def _acquired(session: Session, run: RunFolder) -> bool:
         if session.world.main:
             run.acquire()
         return True
-    except HeldError:
+    except LockedError:
         return False
 
 
@@ -320,7 +320,7 @@ def _perceptual_recipe(fit: Mapping[str, Any]) -> tuple[AdamW, TrainSettings]:
         optim = construct(AdamW, {"blr": fit["blr"], "weight_decay": fit["weight_decay"]}, {})
         settings = construct(TrainSettings, {"ema": 0.0, **{k: fit[k] for k in ("steps", "batch", "precision")}}, {})
     except ConfigError as error:
-        raise error.inside("tokenizer.fit.perceptual.fit") from None
+        raise error.with_prefix("tokenizer.fit.perceptual.fit") from None
     return optim, settings
 
 

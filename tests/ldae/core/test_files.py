@@ -13,15 +13,15 @@ import torch
 
 from ldae.core.errors import CheckpointError, OutputError, StorageError
 from ldae.core.files import (
-    fault_of,
+    has_intact_tensors,
     load_tensors,
-    put_in_place,
     read_sealed_json,
     remove_folder,
     remove_temporary,
+    replace_folder,
     save_tensors,
     sha256,
-    whole_tensors,
+    wrap_error,
     write_sealed_json,
     write_text,
 )
@@ -30,8 +30,8 @@ TENSORS = {"mean": torch.arange(3.0), "fitted": torch.tensor(True)}
 METADATA = {"format": "f", "spec": '{"part": "a"}', "data": "0123", "image_shape": "[3, 8, 8]"}
 
 
-def flipped(path, stride):
-    """Flip every bit, or one in `stride`, of a file, one at a time, and put it right again at the end."""
+def flip_bits(path, stride):
+    """Flip every bit, or one in `stride`, of a file, one at a time, and restore the file at the end."""
     whole = path.read_bytes()
     for bit in range(0, 8 * len(whole), stride):
         path.write_bytes(whole[: bit // 8] + bytes([whole[bit // 8] ^ 1 << bit % 8]) + whole[bit // 8 + 1 :])
@@ -43,14 +43,14 @@ def flipped(path, stride):
 def test_no_flipped_bit_of_a_tensor_file_changes_what_is_read(tmp_path):
     path, passed = tmp_path / "t.safetensors", 0
     save_tensors(path, TENSORS, METADATA)
-    for _ in flipped(path, stride=5):
+    for _ in flip_bits(path, stride=5):
         try:
-            found = load_tensors(path)
+            tensors = load_tensors(path)
         except CheckpointError:
             continue
         passed += 1
-        assert found.keys() == TENSORS.keys()
-        assert all(torch.equal(found[name], value) for name, value in TENSORS.items())
+        assert tensors.keys() == TENSORS.keys()
+        assert all(torch.equal(tensors[name], value) for name, value in TENSORS.items())
     assert passed <= 8 * len("sha256")  # the name of the hash: the file then counts as another program's
     assert load_tensors(path).keys() == TENSORS.keys()
 
@@ -59,12 +59,12 @@ def test_no_flipped_bit_of_a_tensor_file_changes_what_is_read(tmp_path):
 def test_no_flipped_bit_of_a_json_file_changes_what_is_read(tmp_path):
     path, value = tmp_path / "v.json", {"bad": [["a.png", "cut"]], "fingerprint": "0f", "images": 3}
     write_sealed_json(path, value)
-    for _ in flipped(path, stride=3):
+    for _ in flip_bits(path, stride=3):
         try:
-            found = read_sealed_json(path)
+            content = read_sealed_json(path)
         except CheckpointError:
             continue
-        assert value.items() <= found.items()
+        assert value.items() <= content.items()
     assert read_sealed_json(path) == value
 
 
@@ -86,12 +86,12 @@ def test_the_same_tensors_give_the_same_file(tmp_path):
 
 def test_a_damaged_file_of_the_cache_is_made_again_with_a_warning(tmp_path):
     path = tmp_path / "t.safetensors"
-    assert not whole_tensors(path)
+    assert not has_intact_tensors(path)
     save_tensors(path, TENSORS)
-    assert whole_tensors(path)
+    assert has_intact_tensors(path)
     path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
     with pytest.warns(UserWarning, match=r"t\.safetensors is damaged .*it is made again"):
-        assert not whole_tensors(path)
+        assert not has_intact_tensors(path)
 
 
 @pytest.mark.case("A15", "permissions of files of tensors")
@@ -111,7 +111,7 @@ FAILURES = {
 }
 
 
-@pytest.mark.case("A9", "errors of the operating parts at a write")
+@pytest.mark.case("A9", "errors of the operating system at a write")
 @pytest.mark.parametrize(("kind", "number"), [(kind, n) for kind, numbers in FAILURES.items() for n in numbers])
 def test_every_failed_write_is_one_sentence(tmp_path, monkeypatch, kind, number):
     def failing(handle):
@@ -125,9 +125,9 @@ def test_every_failed_write_is_one_sentence(tmp_path, monkeypatch, kind, number)
     assert not list(tmp_path.iterdir())
 
 
-def test_an_error_of_a_worker_process_is_told_by_its_last_line():
+def test_an_error_of_a_worker_process_is_reported_by_its_last_line():
     text = "Caught OSError in DataLoader worker process 0.\nTraceback ...\nOSError: [Errno 116] Stale file handle"
-    fault = fault_of(OSError(text))
+    fault = wrap_error(OSError(text))
     assert (fault.code, str(fault).count("\n")) == (74, 0)
     assert "Stale file handle" in str(fault)
 
@@ -145,7 +145,7 @@ def test_a_folder_that_is_removed_is_never_seen_in_part(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         remove_folder(tmp_path / "a")
     with pytest.raises(KeyboardInterrupt):
-        put_in_place(tmp_path / "new", tmp_path / "b")
+        replace_folder(tmp_path / "new", tmp_path / "b")
     monkeypatch.undo()
     assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".tmp-")] == ["b"]
     assert (tmp_path / "b" / "file").read_text() == "new"

@@ -1,4 +1,4 @@
-"""How far a loop is: when lines come, what they say, and what counts for the speed."""
+"""Progress of loops: the times and the text of lines, and the units that count for the speed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ldae.core.progress import Progress, duration
 
 
 class Clock:
-    """Seconds that grow when they are told to."""
+    """A clock that a test sets."""
 
     now = 0.0
 
@@ -40,10 +40,10 @@ def lines(capsys, *arguments, **settings):
 
 
 def test_the_first_unit_and_pauses_count_for_no_speed(capsys):
-    found = lines(capsys, lambda k: 600 if k == 0 else 0.5, 100, images=32, pauses=[50])
-    assert all("64 images/s" in line for line in found[1:])
-    assert next(line for line in found if "step 40 of" in line).endswith("30 s left")
-    assert next(line for line in found if "step 60 of" in line).endswith("20 s left")
+    printed = lines(capsys, lambda k: 600 if k == 0 else 0.5, 100, images=32, pauses=[50])
+    assert all("64 images/s" in line for line in printed[1:])
+    assert next(line for line in printed if "step 40 of" in line).endswith("30 s left")
+    assert next(line for line in printed if "step 60 of" in line).endswith("20 s left")
 
 
 def test_lines_come_at_tenths_and_every_thirty_seconds(capsys):
@@ -62,12 +62,12 @@ def test_what_takes_no_time_says_nothing(capsys):
 
 
 def test_a_resumed_loop_goes_on_from_where_it_was(capsys):
-    found = lines(capsys, lambda k: 1, 100, done=60, title="tokenizer")
-    assert found[-1].startswith("tokenizer: step 100 of 100 (100 %)")
-    assert not any("step 59 " in line for line in found)
+    printed = lines(capsys, lambda k: 1, 100, done=60, title="tokenizer")
+    assert printed[-1].startswith("tokenizer: step 100 of 100 (100 %)")
+    assert not any("step 59 " in line for line in printed)
 
 
-def test_figures_stand_in_every_line(capsys):
+def test_values_appear_in_every_line(capsys):
     for progress in loop(lambda k: 5, 100):
         progress.show("knn", "kNN 30 % (chance 10)")
         progress.show("loss", "loss 0.5", first=True)
@@ -86,8 +86,8 @@ def test_off_is_silent(capsys):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "argv"),
+    ("seconds", "text"),
     [(0, "0 s"), (59.4, "59 s"), (245, "4 min 05 s"), (7500, "2 h 05 min"), (86400 * 3 + 4 * 3600, "3 days 04 h")],
 )
-def test_times_in_words(seconds, argv):
-    assert duration(seconds) == argv
+def test_durations_as_text(seconds, text):
+    assert duration(seconds) == text

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from ldae.core.errors import CheckpointError, StorageError
-from ldae.core.files import published_folder, read_json, write_json, write_text
-from ldae.engine.checkpoint import listed, newest, own_hash, publish, verify
+from ldae.core.files import publish_folder, read_json, write_json, write_text
+from ldae.engine.checkpoint import content_hash, listed, newest, publish, verify
 
 
 def tensors(value):
@@ -108,7 +108,7 @@ def test_a_pickle_in_a_checkpoints_place_is_never_opened(tmp_path):
     from ldae.core.files import sha256
 
     manifest["files"]["model.safetensors"] = {"size": path.stat().st_size, "sha256": sha256(path)}
-    write_json(path.parent / "manifest.json", {**manifest, "own": own_hash(manifest)})
+    write_json(path.parent / "manifest.json", {**manifest, "own": content_hash(manifest)})
     with pytest.raises(CheckpointError, match="not a readable safetensors file"):
         verify(path.parent).tensors("model")
     assert not canary.exists()
@@ -128,11 +128,11 @@ def test_a_failed_write_leaves_the_last_one_and_no_rubbish(tmp_path, monkeypatch
 
 
 def test_a_folder_appears_all_at_once_or_not_at_all(tmp_path):
-    with published_folder(tmp_path / "f") as inside:
+    with publish_folder(tmp_path / "f") as inside:
         (inside / "a").write_text("1")
         assert not (tmp_path / "f").exists()
     assert (tmp_path / "f" / "a").read_text() == "1"
-    with pytest.raises(StorageError, match="No such file"), published_folder(tmp_path / "g") as inside:
+    with pytest.raises(StorageError, match="No such file"), publish_folder(tmp_path / "g") as inside:
         (inside / "a" / "no such folder").write_text("1")
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
 

@@ -11,7 +11,7 @@ from helpers import SHORT, run, weights
 from PIL import Image
 
 from ldae.app.compose import compose, resolved
-from ldae.engine.checkpoint import own_hash
+from ldae.engine.checkpoint import content_hash
 from ldae.tokenizers.patch_linear import PatchAE
 from linear_probe.results import read_results
 
@@ -195,7 +195,7 @@ def of_other_images(run, data):
         manifest = json.loads(path.read_text())
         own = resolved(compose("pretrain", [f"data={data}", "data.root=x", "data.size=8", "data.patch=2"]))["data"]
         manifest["config"]["data"] = own
-        manifest["own"] = own_hash(manifest)
+        manifest["own"] = content_hash(manifest)
         path.write_text(json.dumps(manifest))
     return run
 

@@ -330,7 +330,7 @@ def test_a_likelihood_of_one_image_has_no_standard_error(ddpm, tmp_path, in_proc
 )
 def test_steps_are_counted_off_a_terminal(ddpm, tmp_path, in_process, capsys, monkeypatch, tool, argv, line):
     monkeypatch.setattr("ldae.core.progress.INTERVAL", 0.0)
-    monkeypatch.setattr("ldae.core.progress.LONGER", 0.0)
+    monkeypatch.setattr("ldae.core.progress.INTERVAL_FRACTION", 0.0)
     five = ("spacing=trailing", "spacing.count=5", "runtime.threads=1", "precision=fp32")
     assert in_process(tool, f"run={ddpm}", f"out={tmp_path / 'a'}", *five, *argv) == (0, "")
     assert line in capsys.readouterr().err
