@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -97,3 +97,9 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Return `; did you mean 'X'?` for the choice with the spelling closest to `word`, or an empty string."""
     matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
     return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def abbreviate(names: Sequence[str], count: int = 5) -> str:
+    """Return the first `count` names as one text, and the number of the others."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more

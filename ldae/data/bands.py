@@ -1,4 +1,4 @@
-"""Red, green and blue out of the bands and the numbers of a picture file: by its bit depth, never by its maximum."""
+"""Conversion of the bands of an image file to 8-bit RGB, scaled by bit depth and never by the maximum of the image."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import numpy as np
 
 from ldae.core.errors import ConfigError
 
-# tags of TIFF 6.0, and GDAL's for the value of pixels that hold no data
+# tags of TIFF 6.0, and GDAL's tag for the value of pixels without data
 BITS, PHOTOMETRIC, SAMPLES, EXTRA, SAMPLE_FORMAT = 258, 262, 277, 338, 339
 HEIGHT, STRIP_ROWS, STRIP_OFFSETS, STRIP_BYTES, PLANAR, NODATA = 257, 278, 273, 279, 284, 42113
-COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3, 9: 3}  # bands by photometric interpretation
-ALPHA = (1, 2)  # kinds of extra samples that are transparency
+COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3, 9: 3}  # photometric interpretation -> number of colour bands
+ALPHA = (1, 2)  # values of ExtraSamples that mean transparency
 
 
 class BadImage(Exception):
-    """A file that is no readable image; the text says why."""
+    """A file is not a readable image; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Bands:
-    """Which bands of a file are red, green and blue, and which numbers are black and white.
+    """Mapping from the bands and values of a file to red, green and blue.
 
     Attributes:
-        channels: indices of the three bands taken as red, green and blue, from 0, or of the one taken as grey. None
-            takes grey and colour pictures alone, and drops their transparency.
-        range: (low, high): the numbers of files deeper than 8 bits that become black and white; others are clipped.
-            None takes 0 to 2^bits - 1 of unsigned whole numbers up to 16 bits, and 0 to 1 of floats.
+        channels: indices, from 0, of the three bands for red, green and blue, or of one for grey. None accepts grey
+            and colour images only, and drops their transparency.
+        range: (low, high), the values that become black and white in files of more than 8 bits; values outside are
+            clipped. None stands for 0 to 2^bits - 1 of unsigned integers up to 16 bits, and 0 to 1 of floats.
 
     Raises:
         ConfigError: the channels are not one or three, or the range is empty.
@@ -47,14 +47,14 @@ class Bands:
 
     @property
     def key(self) -> list[Any]:
-        """What a cache's key says of them: nothing where they are not set."""
+        """Return the part of a cache key that depends on the bands: empty for the defaults."""
         return [] if self == Bands() else [self.channels, self.range]
 
-    def taken(self, values: np.ndarray) -> np.ndarray:
-        """Return the chosen bands of (H, W, C): (H, W, 1 or 3).
+    def select(self, values: np.ndarray) -> np.ndarray:
+        """Return the chosen bands of (H, W, C) values, (H, W, 1 or 3).
 
         Raises:
-            BadImage: there are fewer bands.
+            BadImage: the file has fewer bands.
         """
         if self.channels is None:
             return values
@@ -62,26 +62,26 @@ class Bands:
             raise BadImage(f"has {values.shape[-1]} bands, fewer than data.channels={list(self.channels)} names")
         return values[..., list(self.channels)]
 
-    def as_bytes(self, values: np.ndarray, bits: int | None = None) -> np.ndarray:
-        """Return numbers of any type as uint8, on the scale that their type or `range` sets.
+    def to_uint8(self, values: np.ndarray, bits: int | None = None) -> np.ndarray:
+        """Return values of any type as uint8, on the scale of `range` or of their type.
 
         Args:
-            values: any shape.
-            bits: of unsigned whole numbers, where fewer than their type has.
+            values: array of any shape.
+            bits: bit depth of unsigned integers if lower than that of their type.
 
         Raises:
-            BadImage: a number is NaN or infinite, or the type has no usual scale and `range` is not set.
+            BadImage: a value is NaN or infinite, or the type has no usual scale and `range` is not set.
         """
         if values.dtype.kind == "f" and not (finite := np.isfinite(values)).all():
             raise BadImage(f"holds {values[~finite].flat[0]}, which is no colour")
         if values.dtype == np.uint8 and bits in (None, 8):
             return values
-        low, high = self.range or _usual_range(values, bits)
+        low, high = self.range or _default_range(values, bits)
         scaled = (values.astype(np.float64) - low) / (high - low) * 255
         return np.round(scaled.clip(0, 255)).astype(np.uint8)
 
 
-def _usual_range(values: np.ndarray, bits: int | None) -> tuple[float, float]:
+def _default_range(values: np.ndarray, bits: int | None) -> tuple[float, float]:
     if values.dtype == bool:
         return 0.0, 1.0
     if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
@@ -101,13 +101,14 @@ def _usual_range(values: np.ndarray, bits: int | None) -> tuple[float, float]:
 
 
 def check_nodata(values: np.ndarray, nodata: Any) -> None:
-    """Refuse a picture (H, W, C) with pixels all of whose bands have the value that its file gives to missing ones.
+    """Refuse an image with a pixel whose bands all have the nodata value of its file.
 
     Args:
-        nodata: the text of GDAL's tag, or None.
+        values: (H, W, C) values.
+        nodata: text of GDAL's nodata tag, or None.
 
     Raises:
-        BadImage: there is one.
+        BadImage: there is such a pixel.
     """
     try:
         missing = values.dtype.type(float(str(nodata).strip("\0 ")))
@@ -118,10 +119,10 @@ def check_nodata(values: np.ndarray, nodata: Any) -> None:
 
 
 class TiffLayout:
-    """How the pixels of a TIFF file lie, by its tags.
+    """Pixel layout of a TIFF file, from its tags.
 
     Args:
-        tags: number -> value.
+        tags: number of a tag -> value.
     """
 
     def __init__(self, tags: Mapping[int, Any]):
@@ -132,21 +133,21 @@ class TiffLayout:
 
     @property
     def is_colour(self) -> bool:
-        """Whether the bands are grey or a colour, with or without transparency."""
+        """Return whether the bands are grey or colour, with or without transparency."""
         colours = COLOURS.get(self.tags.get(PHOTOMETRIC, 0), 3 if self.samples > 1 else 1)
         alpha = len(self.extra) == 1 and self.extra[0] in ALPHA
         return self.samples == colours + alpha
 
     @property
     def is_unsigned(self) -> bool:
-        """Whether the numbers are unsigned whole ones."""
+        """Return whether the values are unsigned integers."""
         return set(_as_tuple(self.tags.get(SAMPLE_FORMAT, 1))) <= {1, 4}
 
     def check(self, bands: Bands) -> None:
-        """Refuse what would be cut or is not whole.
+        """Refuse a file whose bands are ambiguous or whose strips are incomplete.
 
         Raises:
-            BadImage: there are more bands than colours and none is chosen, or parts of the picture are absent.
+            BadImage: there are more bands than colours and none is chosen, or strips are missing.
         """
         if bands.channels is None and not self.is_colour:
             raise BadImage(
@@ -155,26 +156,28 @@ class TiffLayout:
             )
         if STRIP_OFFSETS in self.tags and HEIGHT in self.tags:
             rows, height = self.tags.get(STRIP_ROWS, 2**32 - 1), int(self.tags[HEIGHT])
-            denoising_images = -(-height // min(int(rows), height)) * (
-                self.samples if self.tags.get(PLANAR, 1) == 2 else 1
-            )
-            sizes = _as_tuple(self.tags.get(STRIP_BYTES, (1,) * denoising_images))
+            planes = self.samples if self.tags.get(PLANAR, 1) == 2 else 1
+            strips = -(-height // min(int(rows), height)) * planes
+            sizes = _as_tuple(self.tags.get(STRIP_BYTES, (1,) * strips))
             present = min(len(_as_tuple(self.tags[STRIP_OFFSETS])), sum(size > 0 for size in sizes))
-            if present < denoising_images:
-                raise BadImage(f"ends early: {present} of its {denoising_images} strips are there")
+            if present < strips:
+                raise BadImage(f"ends early: {present} of its {strips} strips are there")
 
 
 def read_tiff(content: bytes, max_pixels: int, bands: Bands, deep: bool = False) -> tuple[np.ndarray, int]:
-    """Decode the first picture of a TIFF file with any number of bands of any type.
+    """Decode the first image of a TIFF file with any number of bands of any type.
 
     Args:
-        deep: refuse 8 bits, which Pillow reads wherever the file is whole.
+        content: bytes of the file.
+        max_pixels: width x height above which the image is refused.
+        bands: bands to select, and their range.
+        deep: whether to refuse 8-bit files, which Pillow reads unless they are damaged.
 
     Returns:
         The chosen bands, (H, W, 1 or 3) uint8, and the EXIF orientation.
 
     Raises:
-        BadImage: it is too large, or cannot be taken so.
+        BadImage: the image is too large, damaged, or its values cannot be converted.
     """
     import tifffile
 
@@ -194,27 +197,27 @@ def read_tiff(content: bytes, max_pixels: int, bands: Bands, deep: bool = False)
     values = np.atleast_3d(values if page.axes[0] != "S" else np.moveaxis(values, 0, -1))
     if values.ndim != 3:
         raise BadImage(f"{page.axes} axes are not those of a picture")
-    taken = bands.taken(values if bands.channels is not None else values[..., :3])
-    check_nodata(taken, tags.get(NODATA))
-    return bands.as_bytes(taken, layout.bits if taken.dtype.kind == "u" else None), int(tags.get(274, 1))
+    chosen = bands.select(values if bands.channels is not None else values[..., :3])
+    check_nodata(chosen, tags.get(NODATA))
+    return bands.to_uint8(chosen, layout.bits if chosen.dtype.kind == "u" else None), int(tags.get(274, 1))
 
 
 def _check_whole(page: Any, size: int) -> None:
-    """Refuse pixels that tifffile would make up: it is lenient where a file is damaged.
+    """Refuse a page with missing pixels, which tifffile would fill without an error.
 
     Args:
-        page: of tifffile.
+        page: page of tifffile.
         size: bytes of the file.
 
     Raises:
-        BadImage: there are none, some lie beyond the end of the file, or they are of a type that pictures do not have.
+        BadImage: there are no pixels, some lie beyond the end of the file, or their type is not that of an image.
     """
     if not page.size or page.dtype is None or page.dtype.kind not in "uif":
         raise BadImage(f"{page.shape} pixels of type {page.dtype} are no picture")
-    places = list(zip(page.dataoffsets, page.databytecounts, strict=True))
-    plain = page.compression == 1
-    if any(offset + count > size or not count for offset, count in places) or (
-        plain and sum(count for _, count in places) < page.nbytes
+    segments = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    is_uncompressed = page.compression == 1
+    if any(offset + count > size or not count for offset, count in segments) or (
+        is_uncompressed and sum(count for _, count in segments) < page.nbytes
     ):
         raise BadImage("ends early: some of its pixels are not there")
 

@@ -1,4 +1,4 @@
-"""A data set: listed, read, and divided into train, hold-out and test."""
+"""Base class of data sets, and their division into train, hold-out and test."""
 
 from __future__ import annotations
 
@@ -11,29 +11,28 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from ldae.core.errors import ConfigError, DataError
+from ldae.core.errors import ConfigError, DataError, abbreviate
 from ldae.core.files import json_hash
 from ldae.core.rng import seed_of, uniforms
 from ldae.core.types import Count, Fraction, Natural
 from ldae.data.cache import Bad, Context
-from ldae.data.folder import Listing, joined, shared
+from ldae.data.folder import Listing, concatenate, find_linked_images
 from ldae.data.images import ImageSet, Splits
-from ldae.data.layout import some
 
-LARGEST = 8192  # pixels of a side: a picture of this size is 192 MiB of bytes
-FEW = 50  # images of a hold-out below which an accuracy on it says little
+MAX_SIZE = 8192  # pixels of a side: an RGB image of this size has 192 MiB
+MIN_HOLDOUT = 50  # images; an accuracy on fewer is too uncertain to choose by
 
 Read = Callable[[Listing], tuple[ImageSet, Bad, str]]
 
 
 @dataclass(frozen=True)
 class Division:
-    """How a data set is divided.
+    """Division of a data set into train, hold-out and test.
 
     Attributes:
-        holdout: share of train that is set aside for every choice.
-        test: share of all images for the test split, where the data has none of its own.
-        split_seed: seed of the division; not the run's, so that runs compare.
+        holdout: fraction of train that is held out for choosing hyperparameters.
+        test: fraction of all images for the test split if the data has none.
+        split_seed: seed of the division; separate from the run's seed, so that runs share their splits.
     """
 
     holdout: Fraction = 0.1
@@ -42,84 +41,85 @@ class Division:
 
 
 class Dataset(ABC):
-    """Where images come from.
+    """Base class of data sets.
 
     Attributes:
-        label_hint: how images of this kind are given their classes.
-        classifies: whether the classes are what is scored.
+        label_hint: advice on adding classes, for messages.
+        classifies: whether classification accuracy is measured on the data set.
 
     Args:
         size: side of the images in pixels.
-        division: into train, hold-out and test.
+        division: division into train, hold-out and test.
 
     Raises:
-        ConfigError: the size is none that pictures have.
+        ConfigError: the size is too large.
     """
 
     label_hint: ClassVar[str] = "name a data set with classes"
     classifies: ClassVar[bool] = True
 
     def __init__(self, size: Count, division: Division):
-        if size > LARGEST:
-            raise ConfigError("size", size, f"must be at most {LARGEST} pixels")
+        if size > MAX_SIZE:
+            raise ConfigError("size", size, f"must be at most {MAX_SIZE} pixels")
         self.size, self.division = size, division
 
     @property
     def name(self) -> str:
-        """What result lines call it."""
+        """Return the name of the data set in result lines."""
         return type(self).__name__
 
     @abstractmethod
     def open(self, context: Context) -> Splits:
-        """Reads or finds the images and divides them.
+        """Find or read the images and divide them.
 
         Raises:
-            DataError: they are missing, or too many are unreadable.
+            DataError: the images are missing, or too many are unreadable.
         """
 
-    def _opened(
+    def _open_listings(
         self, listings: Mapping[str, Listing], read: Read, names: Mapping[str, str], notes: Sequence[str] = ()
     ) -> Splits:
-        """Return the splits of listed images; what there is no listing of is cut from train.
+        """Return the splits of listed images; splits without a listing are taken from train.
 
         Args:
-            listings: of `train`, and perhaps of `holdout` and `test`.
-            read: reads the images of a listing.
-            names: of the splits, for what is said of them.
-            notes: what is to be said already.
+            listings: listing of `train`, and optionally of `holdout` and `test`.
+            read: function that reads the images of a listing.
+            names: names of the splits in messages.
+            notes: notes on images that are not read.
 
         Raises:
-            DataError: a split has a class that train lacks, or train has no images that can be read.
+            DataError: a split has a class that train lacks, or train has no readable images.
         """
-        remarks = list(notes)
-        listings = dict(self._with_equal_labels(listings, names, remarks))
-        remarks += [note for listing in listings.values() for note in listing.notes]
+        notes = list(notes)
+        listings = dict(self._match_labels(listings, names, notes))
+        notes += [note for listing in listings.values() for note in listing.notes]
         for (a, first), (b, second) in itertools.combinations(listings.items(), 2):
-            if both := shared(first, second):
-                remarks.append(
-                    f"{len(both)} images of {names[b]} are images of {names[a]} too (links), so scores on {names[b]} "
-                    f"flatter: {some([f'{y} = {x}' for x, y in both], 2)}"
+            if both := find_linked_images(first, second):
+                notes.append(
+                    f"{len(both)} images of {names[b]} are also images of {names[a]} (links), so scores on {names[b]} "
+                    f"are too high: {abbreviate([f'{y} = {x}' for x, y in both], 2)}"
                 )
-        train, held, test = (listings.get(key) for key in ("train", "holdout", "test"))
+        train, holdout_listing, test = (listings.get(key) for key in ("train", "holdout", "test"))
         assert train is not None
-        images, bad, mark = read(train if held is None else joined(train, held))
+        images, bad, digest = read(train if holdout_listing is None else concatenate(train, holdout_listing))
         holdout = None
-        if held is not None:
-            lost = {name for name, _ in bad}
-            count, ids = sum(name not in lost for name in train.files), np.arange(len(images))
+        if holdout_listing is not None:
+            bad_names = {name for name, _ in bad}
+            count, ids = sum(name not in bad_names for name in train.files), np.arange(len(images))
             images, holdout = images.subset(ids[:count]), images.subset(ids[count:])
         if test is None:
-            return self._splits(images, None, train.classes, [mark], bad, holdout, remarks)
-        tested, test_bad, test_mark = read(test)
-        return self._splits(images, tested, train.classes, [mark, test_mark], bad + test_bad, holdout, remarks)
+            return self._make_splits(images, None, train.classes, [digest], bad, holdout, notes)
+        test_images, test_bad, test_digest = read(test)
+        digests = [digest, test_digest]
+        return self._make_splits(images, test_images, train.classes, digests, bad + test_bad, holdout, notes)
 
-    def _with_equal_labels(
-        self, listings: Mapping[str, Listing], names: Mapping[str, str], remarks: list[str]
+    def _match_labels(
+        self, listings: Mapping[str, Listing], names: Mapping[str, str], notes: list[str]
     ) -> Iterator[tuple[str, Listing]]:
-        """Yield the listings that have labels if train has, and none have if it has not."""
+        """Yield the listings that agree with train in having labels or none; add a note on the others to `notes`."""
         train = listings["train"]
         if not train.labelled:
-            remarks.append(
+            notes.append(
                 f"the {len(train.files)} images of {names['train']} have no classes; pretraining needs none, "
                 f"scores do: {self.label_hint}"
             )
@@ -127,7 +127,7 @@ class Dataset(ABC):
             if not train.labelled:
                 yield key, listing.without_labels()
             elif not listing.labelled:
-                remarks.append(
+                notes.append(
                     f"the {len(listing.files)} images of {names[key]} have no classes and are passed over; "
                     f"the {'hold-out' if key == 'holdout' else 'test split'} is cut from {names['train']}"
                 )
@@ -136,61 +136,63 @@ class Dataset(ABC):
             else:
                 yield key, listing
 
-    def _divided(self, whole: ImageSet, fraction: float, salt: int) -> tuple[ImageSet, ImageSet]:
-        """(the rest, a `fraction` of the set), drawn by seed, every class in proportion."""
-        order = _proportional_order(whole.labels[whole.ids], seed_of(self.division.split_seed, salt))
+    def _split_off(self, whole: ImageSet, fraction: float, salt: int) -> tuple[ImageSet, ImageSet]:
+        """Return (the rest, a stratified random `fraction`) of a set."""
+        order = _stratified_order(whole.labels[whole.ids], seed_of(self.division.split_seed, salt))
         chosen = np.sort(order[: round(fraction * len(whole))])
         rest = np.setdiff1d(np.arange(len(whole)), chosen)
         return whole.subset(rest), whole.subset(chosen)
 
-    def _splits(
+    def _make_splits(
         self,
         train: ImageSet,
         test: ImageSet | None,
         classes: Sequence[str],
-        marks: list[str],
+        digests: list[str],
         bad: Bad,
         holdout: ImageSet | None = None,
         notes: Sequence[str] = (),
     ) -> Splits:
         if test is None:
-            train, test = self._divided(train, self.division.test, salt=1)
+            train, test = self._split_off(train, self.division.test, salt=1)
         if holdout is None:
-            train, holdout = self._divided(train, self.division.holdout, salt=2)
+            train, holdout = self._split_off(train, self.division.holdout, salt=2)
         if not len(train):
             raise DataError(f"data: no image is left to train on with {self.division}")
-        fingerprint = json_hash([marks, self.size, astuple(self.division)])
+        fingerprint = json_hash([digests, self.size, astuple(self.division)])
         splits = Splits(train, holdout, test, list(classes), fingerprint, tuple(bad))
         return replace(splits, notes=(*notes, *(scoring_notes(splits) if self.classifies else ())))
 
 
 def scoring_notes(splits: Splits) -> Iterator[str]:
-    """Yield a sentence on each reason why an accuracy on these images means little."""
+    """Yield a sentence for each property of the splits that makes an accuracy on them unreliable."""
     if len(splits.classes) == 1:
         yield f"the images have one class ({splits.classes[0]}): there is nothing to score"
     if len(splits.classes) < 2:
         return
-    if 0 < (count := len(splits.holdout)) < FEW:
+    if 0 < (count := len(splits.holdout)) < MIN_HOLDOUT:
         yield (
             f"the hold-out has {count} images: one of them is {100 / count:.2g} points of accuracy, and choices made "
             f"on it are uncertain (where it is cut from train, data.holdout is its share)"
         )
-    for name, part, known in (
-        ("hold-out", splits.holdout, splits.train),
-        ("test split", splits.test, splits.development),
+    train_labels = splits.train.labels[splits.train.ids]
+    holdout_labels = splits.holdout.labels[splits.holdout.ids]
+    for name, part, labels in (
+        ("hold-out", splits.holdout, train_labels),
+        ("test split", splits.test, np.concatenate([train_labels, holdout_labels])),
     ):
-        missing = np.isin(part.labels[part.ids], known.labels[known.ids], invert=True)
+        missing = np.isin(part.labels[part.ids], labels, invert=True)
         if missing.any():
             lacking = [splits.classes[label] for label in np.unique(part.labels[part.ids][missing])]
-            yield f"{missing.sum()} images of the {name} are of classes without training images: {some(lacking)}"
+            yield f"{missing.sum()} images of the {name} are of classes without training images: {abbreviate(lacking)}"
 
 
-def _proportional_order(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Positions in an order each of whose beginnings holds every class in proportion, as nearly as whole numbers go."""
+def _stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Return a stratified random order of the positions: every prefix is class-balanced up to rounding."""
     u = uniforms(seed, 0, torch.arange(len(labels)), 2).double().numpy()
-    place = np.empty(len(labels))
+    rank = np.empty(len(labels))  # of an image in its class, scaled to [0, 1)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         shuffled = rows[np.argsort(u[rows, 0], kind="stable")]
-        place[shuffled] = (np.arange(len(rows)) + u[shuffled, 1]) / len(rows)
-    return np.argsort(place, kind="stable")
+        rank[shuffled] = (np.arange(len(rows)) + u[shuffled, 1]) / len(rows)
+    return np.argsort(rank, kind="stable")

@@ -1,4 +1,4 @@
-"""Reading every file of a listing once: small sets into memory-mapped pixels, large ones into a list of the bad."""
+"""Cache of decoded data sets: memory-mapped pixels of small sets, and the unreadable files of large ones."""
 
 from __future__ import annotations
 
@@ -24,30 +24,29 @@ from ldae.core.errors import CheckpointError, DataError, OutputError, StorageErr
 from ldae.core.files import json_hash, publish_folder, read_sealed_json, write_sealed_json
 from ldae.core.progress import Mode, Progress
 from ldae.core.types import Count, Fraction, Natural, Workers
-from ldae.data.decode import BadImage, Bands, centre_square, read_rgb
+from ldae.data.decode import BadImage, Bands, Source, centre_crop, read_rgb
 from ldae.data.folder import Listing
 from ldae.data.images import FileImages, MemoryImages, encode_names
-from ldae.data.sources import Source
 from ldae.data.workers import WorkerPool
 
 FORMAT = 1
-DECODER = 2  # changes when a file other than a JPEG may be decoded otherwise
-PORTION = 64  # files that a process decodes at a time
-AT_ONCE = 256  # images of a stream that are held before they are decoded
+DECODER = 2  # version of the decoder of files other than JPEG
+FILES_PER_TASK = 64  # files in a task of a worker process
+STREAM_BUFFER = 256  # images of a stream that are read before they are decoded
 
 
 @dataclass(frozen=True)
 class Context:
-    """Where and how a data set is read.
+    """Settings for reading a data set.
 
     Attributes:
-        cache: folder for what is derived from the images.
-        workers: processes that decode.
-        max_bad: share of unreadable files above which reading stops.
+        cache: folder of decoded pixels and lists of unreadable files.
+        workers: number of processes that decode.
+        max_bad: fraction of unreadable files above which reading fails.
         max_pixels: width x height above which a file counts as unreadable.
         channels, range: see `Bands`.
-        poll: called now and then; raises when the run is to stop.
-        progress: how far the reading is: a bar, lines, or nothing.
+        poll: function called at least once per batch of files; raises when the run is to stop.
+        progress: form of the progress report: bar, lines, or off.
     """
 
     cache: Path
@@ -60,110 +59,110 @@ class Context:
     progress: Mode = "off"
 
     def __post_init__(self) -> None:
-        self.bands  # noqa: B018  checked before anything is read
+        self.bands  # noqa: B018  its constructor checks the values before a file is read
 
     @property
     def bands(self) -> Bands:
-        """How a file's numbers become colours."""
+        """Return the mapping from the bands of a file to RGB."""
         return Bands(self.channels, self.range)
 
 
-Bad = list[tuple[str, str]]
+Bad = list[tuple[str, str]]  # (name, reason) of unreadable files
 
 
-class Squares:
-    """Image files as centred squares of pixels.
+class PixelReader:
+    """Reader of image files as centre crops.
 
     Attributes:
-        kind: names them in the cache.
-        channels: of a square.
+        kind: name of the pixels in cache keys.
+        channels: number of channels of the pixels.
     """
 
     kind, channels = "pixels", 3
 
     def sources(self, listing: Listing) -> Iterable[Any]:
-        """What `square` is to read for each file of a listing."""
+        """Return the argument of `read` for each file of a listing."""
         return listing.sources
 
     @staticmethod
-    def square(source: Any, size: int, max_pixels: int, bands: Bands) -> np.ndarray:
-        """(channels, size, size) uint8.
+    def read(source: Any, size: int, max_pixels: int, bands: Bands) -> np.ndarray:
+        """Return the centre crop of an image, (channels, size, size) uint8.
 
         Raises:
-            BadImage: it cannot be read.
+            BadImage: the image is unreadable.
         """
-        return np.asarray(centre_square(read_rgb(source, max_pixels, bands), size)).transpose(2, 0, 1)
+        return np.asarray(centre_crop(read_rgb(source, max_pixels, bands), size)).transpose(2, 0, 1)
 
 
-def in_memory(
-    listing: Listing, size: int, context: Context, squares: Squares | None = None
+def load_images(
+    listing: Listing, size: int, context: Context, reader: PixelReader | None = None
 ) -> tuple[MemoryImages, Bad, str]:
-    """The listing's images as centred size x size squares, decoded once and then memory-mapped.
+    """Return the images of a listing as size x size centre crops, decoded once and then memory-mapped.
 
     Args:
-        squares: how a file becomes a square; in colour if None.
+        reader: reader of the files; RGB if None.
 
     Returns:
-        The set, the files that were left out, and the fingerprint of pixels, labels and names.
+        The set, the unreadable files, and the hash of pixels, labels and names.
 
     Raises:
         DataError: more than max_bad of the files are unreadable.
     """
-    squares = squares or Squares()
-    key = [FORMAT, squares.kind, listing.stamp, listing.classes, size, *_decoder(listing), *context.bands.key]
+    reader = reader or PixelReader()
+    key = [FORMAT, reader.kind, listing.stamp, listing.classes, size, *_decoder_key(listing), *context.bands.key]
     folder = context.cache / "images" / json_hash(key)[:20]
-    manifest = _intact(folder)  # before the lock: a cache that may only be read serves too
+    manifest = _read_intact_manifest(folder)  # before the lock, which a read-only cache does not permit
     if manifest is None:
         with cache_errors(context.cache), _locked(folder):
-            if (manifest := _intact(folder, warn=True)) is None:
+            if (manifest := _read_intact_manifest(folder, warn=True)) is None:
                 with publish_folder(folder) as temporary, cache_errors(context.cache):
-                    _decode_all(listing, size, context, temporary, squares)
+                    _decode_all(listing, size, context, temporary, reader)
                 manifest = read_sealed_json(folder / "manifest.json")
     bad = [(name, reason) for name, reason in manifest["bad"]]
-    _check_share(bad, listing, context)
-    names, labels = readable(listing, bad)
+    _check_bad_fraction(bad, listing, context)
+    names, labels = drop_unreadable(listing, bad)
     pixels = np.load(folder / "pixels.npy", mmap_mode="r")
     return MemoryImages.of(listing.root, _as_tensor(pixels), names, labels), bad, manifest["fingerprint"]
 
 
-def as_files(listing: Listing, size: int, context: Context) -> tuple[FileImages, Bad, str]:
-    """The listing's images, to be read when needed; each was decoded once to find the unreadable ones.
+def open_files(listing: Listing, size: int, context: Context) -> tuple[FileImages, Bad, str]:
+    """Return the images of a listing as files that are read on demand, after each was decoded once as a check.
 
     Returns:
-        The set, the files that were left out, and the fingerprint of names and file sizes.
+        The set, the unreadable files, and the hash of names, file sizes and labels.
 
     Raises:
         DataError: more than max_bad of the files are unreadable.
     """
-    bad = scanned(listing, context)
-    names, labels = readable(listing, bad)
+    bad = find_unreadable(listing, context)
+    names, labels = drop_unreadable(listing, bad)
     fingerprint = json_hash([listing.files, listing.sizes, listing.labels, bad, *context.bands.key])
     return FileImages(listing.root, names, labels, size, None, listing.locate, context.bands), bad, fingerprint
 
 
-def _decoder(listing: Listing) -> list[int]:
-    """Return what a cache's key says of the decoder: nothing for JPEGs alone, which it decodes as ever."""
+def _decoder_key(listing: Listing) -> list[int]:
+    """Return the version of the decoder for a cache key: empty for JPEGs, which every version decodes alike."""
     names = (name.partition("@")[0].lower() for name in listing.files)
     return [] if all(name.endswith((".jpg", ".jpeg")) for name in names) else [DECODER]
 
 
-def scanned(listing: Listing, context: Context) -> Bad:
-    """Decodes every image once; which of them are unreadable, and why.
+def find_unreadable(listing: Listing, context: Context) -> Bad:
+    """Decode every image once, and return (name, reason) of those that are unreadable.
 
     Raises:
-        DataError: more than max_bad of them are.
+        DataError: more than max_bad of them are unreadable.
     """
-    key = [FORMAT, "scan", listing.stamp, context.max_pixels, *_decoder(listing), *context.bands.key]
+    key = [FORMAT, "scan", listing.stamp, context.max_pixels, *_decoder_key(listing), *context.bands.key]
     path = context.cache / "scans" / f"{json_hash(key)[:20]}.json"
-    if kept_json(path, warn=False) is None:
+    if read_cached_json(path, warn=False) is None:
         with cache_errors(context.cache), _locked(path):
-            if kept_json(path) is None:
-                work = partial(_unreadable, max_pixels=context.max_pixels, bands=context.bands)
-                outcomes = _decoded(listing, listing.sources, work, context)
-                found = [(name, why) for name, why in zip(listing.files, outcomes, strict=True) if why]
-                write_sealed_json(path, {"bad": found})
+            if read_cached_json(path) is None:
+                work = partial(_unreadable_reason, max_pixels=context.max_pixels, bands=context.bands)
+                reasons = _map_files(listing, listing.sources, work, context)
+                bad = [(name, reason) for name, reason in zip(listing.files, reasons, strict=True) if reason]
+                write_sealed_json(path, {"bad": bad})
     bad = [(name, reason) for name, reason in read_sealed_json(path)["bad"]]
-    _check_share(bad, listing, context)
+    _check_bad_fraction(bad, listing, context)
     return bad
 
 
@@ -176,10 +175,10 @@ def _locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def cache_errors(cache: Path) -> Iterator[None]:
-    """Turn a failed write below the cache into an error that names `data.cache`; errors of other files pass.
+    """Raise a Fault that names `data.cache` where a write in the cache fails inside the block; pass other errors on.
 
     Raises:
-        OutputError: it may not be written.
+        OutputError: permissions forbid the write.
         StorageError: the disk is full or fails.
     """
     try:
@@ -190,8 +189,8 @@ def cache_errors(cache: Path) -> Iterator[None]:
         raise type(fault)(f"{fault}; or give another data.cache=FOLDER") from None
     except OSError as error:
         if error.filename is not None:
-            place = Path(os.fsdecode(error.filename))
-            if not place.is_relative_to(cache) and not cache.is_relative_to(place):
+            path = Path(os.fsdecode(error.filename))
+            if not path.is_relative_to(cache) and not cache.is_relative_to(path):
                 raise
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise OutputError(
@@ -203,8 +202,8 @@ def cache_errors(cache: Path) -> Iterator[None]:
         ) from None
 
 
-def kept_json(path: Path, warn: bool = True) -> dict[str, Any] | None:
-    """Return a JSON object that is kept in the cache, or None where it is absent or, with a warning, damaged."""
+def read_cached_json(path: Path, warn: bool = True) -> dict[str, Any] | None:
+    """Return a JSON object of the cache; None if it is absent or damaged, the latter with a warning."""
     if not path.exists():
         return None
     try:
@@ -215,14 +214,14 @@ def kept_json(path: Path, warn: bool = True) -> dict[str, Any] | None:
         return None
 
 
-def readable(listing: Listing, bad: Bad) -> tuple[np.ndarray, np.ndarray]:
-    """Names and labels of a listing's images but the bad ones."""
-    out = {name for name, _ in bad}
-    rows = [(name, label) for name, label in zip(listing.files, listing.labels, strict=True) if name not in out]
+def drop_unreadable(listing: Listing, bad: Bad) -> tuple[np.ndarray, np.ndarray]:
+    """Return the names, (N,) bytes, and labels, (N,) int64, of a listing without its unreadable images."""
+    bad_names = {name for name, _ in bad}
+    rows = [(name, label) for name, label in zip(listing.files, listing.labels, strict=True) if name not in bad_names]
     return encode_names([name for name, _ in rows]), np.array([label for _, label in rows], dtype=np.int64)
 
 
-def _check_share(bad: Bad, listing: Listing, context: Context) -> None:
+def _check_bad_fraction(bad: Bad, listing: Listing, context: Context) -> None:
     total = len(listing.files)
     if len(bad) == total or len(bad) > context.max_bad * total:
         name, reason = bad[0]
@@ -232,13 +231,13 @@ def _check_share(bad: Bad, listing: Listing, context: Context) -> None:
         )
 
 
-def _intact(folder: Path, warn: bool = False) -> dict[str, Any] | None:
-    """The manifest of a cached set whose pixels still have the hash they were written with."""
+def _read_intact_manifest(folder: Path, warn: bool = False) -> dict[str, Any] | None:
+    """Return the manifest of a cached set; None if it is absent or its pixels do not match their hash."""
     if not folder.exists():
         return None
     try:
         manifest = read_sealed_json(folder / "manifest.json")
-        if pixel_hash(np.load(folder / "pixels.npy", mmap_mode="r")) == manifest["pixels"]:
+        if hash_pixels(np.load(folder / "pixels.npy", mmap_mode="r")) == manifest["pixels"]:
             return manifest
     except (CheckpointError, OSError, ValueError, KeyError):
         pass
@@ -247,7 +246,7 @@ def _intact(folder: Path, warn: bool = False) -> dict[str, Any] | None:
     return None
 
 
-def pixel_hash(pixels: np.ndarray) -> str:
+def hash_pixels(pixels: np.ndarray) -> str:
     """Return the hex SHA-256 of the shape and the bytes of an array."""
     digest = hashlib.sha256(str(pixels.shape).encode())
     for start in range(0, len(pixels), 4096):
@@ -255,31 +254,32 @@ def pixel_hash(pixels: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _decode_all(listing: Listing, size: int, context: Context, folder: Path, squares: Squares) -> None:
+def _decode_all(listing: Listing, size: int, context: Context, folder: Path, reader: PixelReader) -> None:
+    """Write the pixels of all readable images, and a manifest, to a folder."""
     bad: Bad = []
-    shape, total = (squares.channels, size, size), len(listing.files)
-    work = partial(_attempted, squares.square, size=size, max_pixels=context.max_pixels, bands=context.bands)
+    shape, total = (reader.channels, size, size), len(listing.files)
+    work = partial(_read_or_reason, reader.read, size=size, max_pixels=context.max_pixels, bands=context.bands)
     path = folder / "pixels.npy"
-    with open(path, "wb") as file:  # written, not mapped: a full disk is an error here and a crash there
+    with open(path, "wb") as file:  # not memory-mapped: there, a full disk kills the process by SIGBUS
         _check_room(folder, total * int(np.prod(shape)))
         _write_header(file, (total, *shape))
-        outcomes = _decoded(listing, squares.sources(listing), work, context)
-        for name, outcome in zip(listing.files, outcomes, strict=True):
-            if isinstance(outcome, str):
-                bad.append((name, outcome))
+        results = _map_files(listing, reader.sources(listing), work, context)
+        for name, pixels_or_reason in zip(listing.files, results, strict=True):
+            if isinstance(pixels_or_reason, str):
+                bad.append((name, pixels_or_reason))
             else:
-                file.write(np.ascontiguousarray(outcome, np.uint8).data)
+                file.write(np.ascontiguousarray(pixels_or_reason, np.uint8).data)
         file.seek(0)
-        _write_header(file, (total - len(bad), *shape))  # as long as the first: numpy pads it
-    pixels = pixel_hash(np.load(path, mmap_mode="r"))
-    names, labels = readable(listing, bad)
+        _write_header(file, (total - len(bad), *shape))  # of the same length as the first: numpy pads headers
+    pixels = hash_pixels(np.load(path, mmap_mode="r"))
+    names, labels = drop_unreadable(listing, bad)
     fingerprint = json_hash([pixels, [os.fsdecode(bytes(n)) for n in names], labels.tolist()])
     write_sealed_json(folder / "manifest.json", {"bad": bad, "pixels": pixels, "fingerprint": fingerprint})
 
 
 def _check_room(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
-    if 0 < free < size:  # some file systems always say 0
+    if 0 < free < size:  # some file systems always report 0
         raise OSError(errno.ENOSPC, f"{size / 2**20:.0f} MiB of pixels do not fit into the {free / 2**20:.0f} MiB left")
 
 
@@ -287,49 +287,45 @@ def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
-def _decoded(listing: Listing, sources: Iterable[Any], work: Callable[[Any], Any], context: Context) -> Iterator[Any]:
-    """`work` done on the source of every file, in order, by worker processes that leave signals to the main one."""
-    bar = Progress(context.progress, len(listing.files), title="reading images", unit="image").track
+def _map_files(listing: Listing, sources: Iterable[Any], work: Callable[[Any], Any], context: Context) -> Iterator[Any]:
+    """Yield the result of `work` for the source of every file, in order, computed by worker processes."""
+    track = Progress(context.progress, len(listing.files), title="reading images", unit="image").track
     if context.workers < 2 or len(listing.files) < 500:
-        for source in bar(sources):
+        for source in track(sources):
             context.poll()
             yield work(source)
         return
-    if listing.stream is not None:  # a pool of processes would take it all in at once
+    rest = iter(sources)
+    if listing.stream is not None:  # threads: only this process has the stream
         with ThreadPoolExecutor(context.workers) as threads:
-            for outcome in bar(_threaded(threads, work, sources)):
+            buffers = iter(lambda: list(islice(rest, STREAM_BUFFER)), [])
+            for result in track(chain.from_iterable(threads.map(work, buffer) for buffer in buffers)):
                 context.poll()
-                yield outcome
+                yield result
         return
-    rest = iter(sources)
-    portions = iter(lambda: list(islice(rest, PORTION)), [])
-    with contextlib.closing(WorkerPool(partial(_each, work), context.workers).map(portions, 2, context.poll)) as found:
-        for outcome in bar(chain.from_iterable(found)):
+    tasks = iter(lambda: list(islice(rest, FILES_PER_TASK)), [])
+    pool = WorkerPool(partial(_map_list, work), context.workers)
+    with contextlib.closing(pool.map(tasks, 2, context.poll)) as results:
+        for result in track(chain.from_iterable(results)):
             context.poll()
-            yield outcome
+            yield result
 
 
-def _each(work: Callable[[Any], Any], sources: list[Any]) -> list[Any]:
-    return [work(source) for source in sources]
+def _map_list(work: Callable[[Any], Any], sources: list[Any]) -> list[Any]:
+    return [work(source) for source in sources]  # a function of the module, so that it can be pickled
 
 
-def _threaded(threads: ThreadPoolExecutor, work: Callable[[Any], Any], sources: Iterable[Any]) -> Iterator[Any]:
-    """`work` on every source, in order, some sources at a time."""
-    rest = iter(sources)
-    while some := list(islice(rest, AT_ONCE)):
-        yield from threads.map(work, some)
-
-
-def _attempted(
-    square: Callable[..., np.ndarray], source: Any, size: int, max_pixels: int, bands: Bands
+def _read_or_reason(
+    read: Callable[..., np.ndarray], source: Any, size: int, max_pixels: int, bands: Bands
 ) -> np.ndarray | str:
     try:
-        return square(source, size, max_pixels, bands)
+        return read(source, size, max_pixels, bands)
     except BadImage as error:
         return str(error)
 
 
-def _unreadable(source: Source, max_pixels: int, bands: Bands) -> str:
+def _unreadable_reason(source: Source, max_pixels: int, bands: Bands) -> str:
+    """Return the reason why an image is unreadable, or an empty string."""
     try:
         read_rgb(source, max_pixels, bands)
         return ""
@@ -339,5 +335,5 @@ def _unreadable(source: Source, max_pixels: int, bands: Bands) -> str:
 
 def _as_tensor(pixels: np.ndarray) -> torch.Tensor:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a read-only map: nothing here writes to it
+        warnings.simplefilter("ignore")  # torch warns of arrays that are read-only; the suite never writes to it
         return torch.from_numpy(pixels)

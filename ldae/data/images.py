@@ -1,4 +1,4 @@
-"""Sets of images: in memory (small ones) or as files."""
+"""Sets of images: memory-mapped pixels, memory-mapped latents, or files."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ import torch
 from torch import Tensor
 
 from ldae.core.rng import permutation
-from ldae.data.decode import PLAIN, Bands
-from ldae.data.sources import Source, in_folder
+from ldae.data.decode import DEFAULT_BANDS, Bands, Source, locate_file
 
 
 class ImageSet:
-    """Labelled images, and their names for reports.
+    """Images with labels and names, a subset of a full set of M images.
 
     Attributes:
-        ids: (N,) positions in the full set; an augmentation depends on an image's id, not on its split.
-        labels: (N,) int64; -1 for images without a class.
-        names: (N,) bytes, file names relative to `root`.
-        size: side that images are delivered at, in pixels.
+        ids: (N,) positions in the full set; augmentations depend on the id of an image, not on its split.
+        labels: (M,) int64 labels of the full set; -1 for images without a class.
+        names: (M,) bytes, file names of the full set relative to `root`.
+        size: side of the images in batches, in pixels.
     """
 
     def __init__(self, root: Path, names: np.ndarray, labels: np.ndarray, size: int, ids: np.ndarray | None = None):
@@ -34,29 +33,29 @@ class ImageSet:
         return len(self.ids)
 
     def name(self, position: int) -> str:
-        """File name of the image at a position of the full set (a Batch's `index`)."""
+        """Return the file name of the image at a position of the full set (a Batch's `index`)."""
         return os.fsdecode(bytes(self.names[position]))
 
     def subset(self, chosen: np.ndarray) -> ImageSet:
-        """The images at `chosen` positions of this set."""
+        """Return the images at `chosen` positions of this set."""
         return type(self)(self.root, self.names, self.labels, self.size, self.ids[chosen])
 
     def order(self, seed: int, epoch: int) -> Tensor:
-        """The ids in the order of an epoch: (N,) int64."""
+        """Return the ids in the order of an epoch, (N,) int64."""
         return torch.from_numpy(self.ids)[permutation(seed, epoch, len(self))]
 
     @property
     def own_labels(self) -> Tensor:
-        """(N,) int64 labels in the order of this set."""
+        """Return the labels of this set in its order, (N,) int64."""
         return torch.from_numpy(self.labels[self.ids])
 
 
 class FileImages(ImageSet):
-    """Images that are read from their files when they are needed.
+    """Images that are read from files on demand.
 
     Args: as ImageSet, and
-        locate: (root, name) -> where an image's bytes lie.
-        bands: how a file's numbers become colours.
+        locate: (root, name) -> source of an image's bytes.
+        bands: mapping from the bands of a file to RGB.
     """
 
     def __init__(
@@ -66,8 +65,8 @@ class FileImages(ImageSet):
         labels: np.ndarray,
         size: int,
         ids: np.ndarray | None = None,
-        locate: Callable[[Path, str], Source] = in_folder,
-        bands: Bands = PLAIN,
+        locate: Callable[[Path, str], Source] = locate_file,
+        bands: Bands = DEFAULT_BANDS,
     ):
         super().__init__(root, names, labels, size, ids)
         self.locate, self.bands = locate, bands
@@ -76,15 +75,15 @@ class FileImages(ImageSet):
         return FileImages(self.root, self.names, self.labels, self.size, self.ids[chosen], self.locate, self.bands)
 
     def source(self, position: int) -> Source:
-        """Where the image at a position of the full set lies."""
+        """Return the source of the image at a position of the full set."""
         return self.locate(self.root, self.name(position))
 
 
 class MemoryImages(ImageSet):
-    """Images that are held as uint8 pixels, memory-mapped.
+    """Images as uint8 pixels in memory or memory-mapped.
 
     Attributes:
-        pixels: (M, 3, H, W) uint8 of the full set; (M, 4, H, W) with masks, 255 where the figure is.
+        pixels: (M, 3, H, W) uint8 of the full set; (M, 4, H, W) with masks, 255 for foreground.
     """
 
     pixels: Tensor
@@ -97,14 +96,14 @@ class MemoryImages(ImageSet):
 
     @classmethod
     def of(cls, root: Path, pixels: Tensor, names: Sequence[str] | np.ndarray, labels: np.ndarray) -> MemoryImages:
-        """A set of all images in `pixels`, (N, 3 or 4, H, W) uint8."""
-        found = cls(root, encode_names(names), labels, pixels.shape[-1])
-        found.pixels = pixels
-        return found
+        """Return a set of all images in `pixels`, (N, 3 or 4, H, W) uint8."""
+        images = cls(root, encode_names(names), labels, pixels.shape[-1])
+        images.pixels = pixels
+        return images
 
 
 class LatentImages(ImageSet):
-    """Images of which only latents are kept, memory-mapped.
+    """Images as cached latents, memory-mapped, without pixels.
 
     Attributes:
         latents: (N, ...) float32, in the order of `ids`.
@@ -114,30 +113,33 @@ class LatentImages(ImageSet):
 
     @classmethod
     def of_set(cls, images: ImageSet, latents: Tensor) -> LatentImages:
-        """The latents (N, ...) of all images of a set, in its order."""
-        found = cls(images.root, images.names, images.labels, images.size, images.ids)
-        found.latents = latents
-        return found
+        """Return a set with the latents, (N, ...), of all images of another set, in its order."""
+        latent_images = cls(images.root, images.names, images.labels, images.size, images.ids)
+        latent_images.latents = latents
+        return latent_images
 
     def rows(self, index: Tensor) -> Tensor:
-        """The latents of images by their positions in the full set, (B,) -> (B, ...)."""
+        """Return the latents of images by their positions in the full set, (B,) -> (B, ...)."""
         return self.latents[torch.searchsorted(torch.from_numpy(self.ids), index)]
 
 
 def encode_names(names: Sequence[str] | np.ndarray) -> np.ndarray:
-    """File names as one array of bytes: workers share it, a list of strings they would copy."""
+    """Return file names as one bytes array, whose memory forked workers share (a list of strings would be copied)."""
     return np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
 
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set, divided. Every choice is made on `holdout`; `test` is read once, at the end.
+    """A data set divided into train, hold-out and test.
 
     Attributes:
-        classes: class names; empty where the images have no labels.
+        train: images for training.
+        holdout: images for choosing hyperparameters.
+        test: images for the final evaluation.
+        classes: class names; empty if the images have no labels.
         fingerprint: hash of the images, the labels and the division.
-        bad: (name, reason) of the files that were left out.
-        notes: sentences on what was not read, and on scores that would mean little.
+        bad: (name, reason) of the unreadable files.
+        notes: sentences on images that are not read and on unreliable scores.
     """
 
     train: ImageSet
@@ -150,16 +152,5 @@ class Splits:
 
     @property
     def labelled(self) -> bool:
-        """Whether the images have classes."""
+        """Return whether the images have classes."""
         return bool(self.classes)
-
-    @property
-    def development(self) -> ImageSet:
-        """train and holdout together: what a head is fitted on after all choices are made."""
-        return self.train.subset(np.arange(len(self.train))) if not len(self.holdout) else _joined(self)
-
-
-def _joined(splits: Splits) -> ImageSet:
-    whole = splits.train.subset(np.arange(len(splits.train)))
-    whole.ids = np.sort(np.concatenate([splits.train.ids, splits.holdout.ids]))
-    return whole

@@ -1,6 +1,6 @@
-"""Batches in an order, and with augmentations, that are functions of (seed, epoch, index) alone.
+"""Batches whose order and augmentations are functions of (seed, epoch, index) alone.
 
-The loader's whole state is the step: any process can begin at any step, with any number of workers.
+The state of a loader is the step: any process can start at any step, with any number of workers.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from ldae.core.errors import ConfigError, DataError
 from ldae.core.rng import uniforms
 from ldae.core.types import Batch
 from ldae.data.images import FileImages, ImageSet, LatentImages, MemoryImages
-from ldae.data.reading import Cutter, file_batches, streamed
-from ldae.data.streamed import Held, StreamedImages
+from ldae.data.reading import Cropper, file_batches, stream_batches
+from ldae.data.streamed import StreamedImages, WindowBuffer
 from ldae.data.transforms import Augment, Centre
 
 
 @dataclass(frozen=True)
 class RankSlice:
-    """Which rows of a global batch this process works on."""
+    """Rows of a global batch that a process works on."""
 
     rank: int = 0
     world: int = 1
 
     def of(self, rows: Tensor) -> Tensor:
-        """This process's consecutive rows."""
+        """Return this process's consecutive rows of a global batch."""
         return rows.chunk(self.world)[self.rank]
 
 
@@ -37,17 +37,17 @@ class Loader:
     """Endless training batches from any step on.
 
     Args:
-        images: what to train on.
-        augment: crop and flip.
-        batch: images of a step over all processes; the last, incomplete batch of an epoch is left out.
-        seed: of the order and the augmentations.
-        device: where batches are delivered; small sets live there.
-        share: this process's part of each batch.
-        workers: processes that read files; small sets need none.
-        max_bad: share of files that may turn unreadable in the course of a run.
+        images: training set.
+        augment: augmentation.
+        batch: global batch size; an incomplete last batch of an epoch is dropped.
+        seed: seed of the order and the augmentations.
+        device: device of the batches, and of the pixels of sets in memory.
+        share: this process's rows of each global batch.
+        workers: number of processes that read files; sets in memory need none.
+        max_bad: fraction of files that may become unreadable during a run.
 
     Raises:
-        ConfigError: the batch exceeds the set, or the augmentation cannot be cut from files.
+        ConfigError: the batch exceeds the set, or the augmentation does not work on files.
     """
 
     def __init__(
@@ -63,15 +63,15 @@ class Loader:
     ):
         if batch > len(images):
             raise ConfigError("train.batch", batch, f"exceeds the {len(images)} training images; give at most that")
-        if isinstance(images, (FileImages, StreamedImages)) and not augment.streams:
-            kind = type(augment).__name__
-            raise ConfigError("augment", kind, "works on small images held in memory; use another or data.store=memory")
+        if isinstance(images, (FileImages, StreamedImages)) and not augment.supports_files:
+            name = type(augment).__name__
+            raise ConfigError("augment", name, "works on small images held in memory; use another or data.store=memory")
         self.images, self.augment, self.batch, self.seed, self.device = images, augment, batch, seed, device
         self.share, self.workers, self.max_bad = share or RankSlice(), workers, max_bad
         self.steps_per_epoch = len(images) // batch
 
     def batches(self, start: int) -> Iterator[Batch]:
-        """This process's rows of the global batches at steps start, start + 1, ..."""
+        """Yield this process's rows of the global batches at steps start, start + 1, ..."""
         if isinstance(self.images, MemoryImages):
             yield from self._from_memory(self.images, start)
         elif isinstance(self.images, LatentImages):
@@ -83,24 +83,24 @@ class Loader:
             yield from self._from_files(self.images, start)
 
     def _indices(self, start: int, device: torch.device | str = "cpu") -> Iterator[tuple[int, Tensor]]:
-        """(epoch, index of this process's images) for each step; an epoch's order goes to the device at once."""
-        step, order, known = start, None, -1
+        """Yield (epoch, index of this process's images) of each step; one copy to the device per epoch."""
+        step, order, current = start, None, -1
         while True:
             epoch, position = divmod(step, self.steps_per_epoch)
-            if epoch != known or order is None:
-                order, known = self.images.order(self.seed, epoch).to(device), epoch
+            if epoch != current or order is None:
+                order, current = self.images.order(self.seed, epoch).to(device), epoch
             yield epoch, self.share.of(order[position * self.batch : (position + 1) * self.batch])
             step += 1
 
     def _from_memory(self, images: MemoryImages, start: int) -> Iterator[Batch]:
         pixels, labels = images.pixels.to(self.device), torch.from_numpy(images.labels).to(self.device)
         for epoch, index in self._indices(start, self.device):
-            found, u = pixels[index], uniforms(self.seed, epoch, index, self.augment.n)  # (B, 3 or 4, H, W)
-            if self.augment.moves:
-                found = self.augment(found, u).float().div_(255)
+            batch, u = pixels[index], uniforms(self.seed, epoch, index, self.augment.n)  # (B, 3 or 4, H, W)
+            if self.augment.keeps_values:
+                batch = self.augment(batch, u).float().div_(255)
             else:
-                found = self.augment(found.float().div_(255), u)
-            yield _batch(found, labels[index], index)
+                batch = self.augment(batch.float().div_(255), u)
+            yield _split_masks(batch, labels[index], index)
 
     def _from_latents(self, images: LatentImages, start: int) -> Iterator[Batch]:
         labels = torch.from_numpy(images.labels)
@@ -112,66 +112,66 @@ class Loader:
         keys = ([(epoch, int(i)) for i in index] for epoch, index in self._indices(start))
         bad: set[int] = set()
         size = -(-self.batch // self.share.world)
-        found = file_batches(images, self.augment, self.seed, keys, size, self.workers, self.device)
-        for pixels, index, requested in found:
-            bad.update(requested[requested != index].tolist())
+        batches = file_batches(images, self.augment, self.seed, keys, size, self.workers, self.device)
+        for pixels, index, expected in batches:
+            bad.update(expected[expected != index].tolist())
             if len(bad) > self.max_bad * len(images):
                 names = ", ".join(images.name(i) for i in sorted(bad)[:3])
                 raise DataError(f"{len(bad)} images have become unreadable, more than data.max_bad: {names}")
-            yield _delivered(pixels, index, images, self.device)
+            yield _to_batch(pixels, index, images, self.device)
 
     def _from_stream(self, images: StreamedImages, start: int) -> Iterator[Batch]:
-        cutter = Cutter(self.augment, self.seed)
-        for pixels, index in streamed(self._streamed(images, start), cutter, images.size, self.workers, images.bands):
-            yield _delivered(pixels, index, images, self.device)
+        steps, cropper = self._stream_steps(images, start), Cropper(self.augment, self.seed)
+        for pixels, index in stream_batches(steps, cropper, images.size, self.workers, images.bands):
+            yield _to_batch(pixels, index, images, self.device)
 
-    def _streamed(self, images: StreamedImages, start: int) -> Iterator[tuple[int, Tensor, list[bytes]]]:
-        """(epoch, index, bytes) for each step."""
-        held, known = Held(iter(())), -1
+    def _stream_steps(self, images: StreamedImages, start: int) -> Iterator[tuple[int, Tensor, list[bytes]]]:
+        """Yield (epoch, index, bytes of the images) of each step."""
+        buffer, current = WindowBuffer(iter(())), -1
         for step, (epoch, index) in enumerate(self._indices(start), start):
-            if epoch != known:
-                begin = step % self.steps_per_epoch * self.batch
-                held, known = Held(images.windows(images.order(self.seed, epoch), begin)), epoch
-            yield epoch, index, held.take(index)
+            if epoch != current:
+                position = step % self.steps_per_epoch * self.batch
+                buffer, current = WindowBuffer(images.windows(images.order(self.seed, epoch), position)), epoch
+            yield epoch, index, buffer.take(index)
 
 
 def in_order(
     images: ImageSet, batch: int, device: torch.device, workers: int = 0, poll: Callable[[], None] = lambda: None
 ) -> Iterator[Batch]:
-    """Every image once, centre crop, in the set's order; the last batch may be smaller."""
+    """Yield the centre crop of every image once, in the order of the set; the last batch may be smaller."""
     positions = torch.from_numpy(np.asarray(images.ids)).split(batch)
-    for pixels, index in _squares(images, positions, device, workers):
+    for pixels, index in _pixel_batches(images, positions, device, workers):
         poll()
-        yield _delivered(pixels, index, images, device)
+        yield _to_batch(pixels, index, images, device)
 
 
-def _squares(
+def _pixel_batches(
     images: ImageSet, positions: Sequence[Tensor], device: torch.device, workers: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(pixels (B, C, H, W) uint8, index) of each part of a set's ids."""
+    """Yield (pixels (B, C, H, W) uint8, index) of each batch of ids."""
     if isinstance(images, MemoryImages):
         yield from ((images.pixels[index], index) for index in positions)
     elif isinstance(images, StreamedImages):
-        held = Held(images.windows(torch.from_numpy(images.ids), 0))
-        steps = ((0, index, held.take(index)) for index in positions)
-        yield from streamed(steps, Cutter(Centre(), 0), images.size, workers, images.bands)
+        buffer = WindowBuffer(images.windows(torch.from_numpy(images.ids), 0))
+        steps = ((0, index, buffer.take(index)) for index in positions)
+        yield from stream_batches(steps, Cropper(Centre(), 0), images.size, workers, images.bands)
     else:
         assert isinstance(images, FileImages)
         keys = [[(0, int(i)) for i in index] for index in positions]
-        for pixels, index, requested in file_batches(images, Centre(), 0, keys, len(positions[0]), workers, device):
-            if (requested != index).any():
-                name = images.name(int(requested[requested != index][0]))
+        for pixels, index, expected in file_batches(images, Centre(), 0, keys, len(positions[0]), workers, device):
+            if (expected != index).any():
+                name = images.name(int(expected[expected != index][0]))
                 raise DataError(f"{images.root / name} has become unreadable")
             yield pixels, index
 
 
-def _delivered(pixels: Tensor, index: Tensor, images: ImageSet, device: torch.device) -> Batch:
+def _to_batch(pixels: Tensor, index: Tensor, images: ImageSet, device: torch.device) -> Batch:
     labels = torch.from_numpy(images.labels)[index]
     move = lambda x: x.to(device, non_blocking=True)  # noqa: E731
-    return _batch(move(pixels).float().div_(255), move(labels), move(index))
+    return _split_masks(move(pixels).float().div_(255), move(labels), move(index))
 
 
-def _batch(floats: Tensor, labels: Tensor, index: Tensor) -> Batch:
-    """Of pixels (B, 3 or 4, H, W) in [0, 1]; a fourth channel is the mask, which a resize has blurred."""
-    images, figure = floats[:, :3], floats[:, 3:]
-    return Batch(images, labels, index, masks=(figure > 0.5).float() if figure.shape[1] else None)
+def _split_masks(floats: Tensor, labels: Tensor, index: Tensor) -> Batch:
+    """Return the batch of pixels (B, 3 or 4, H, W) in [0, 1]; a fourth channel is the mask, blurred by resizing."""
+    images, masks = floats[:, :3], floats[:, 3:]
+    return Batch(images, labels, index, masks=(masks > 0.5).float() if masks.shape[1] else None)

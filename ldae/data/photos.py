@@ -1,4 +1,4 @@
-"""Crops of a dozen photographs that scikit-learn and scikit-image carry: natural images without a download.
+"""Crops of the twelve photographs in scikit-learn and scikit-image: natural images without a download.
 
 | photograph | source and licence, as those packages state them |
 |---|---|
@@ -30,7 +30,7 @@ from ldae.core.errors import ConfigError, DataError
 from ldae.core.files import json_hash
 from ldae.core.rng import seed_of, uniforms
 from ldae.core.types import Count
-from ldae.data.cache import Context, pixel_hash
+from ldae.data.cache import Context, hash_pixels
 from ldae.data.datasets import Dataset, Division
 from ldae.data.decode import BadImage, read_rgb
 from ldae.data.images import MemoryImages, Splits
@@ -52,14 +52,14 @@ PHOTOGRAPHS = {
     "motorcycle_left": (*SKIMAGE, "motorcycle_left.png"),
 }
 COLUMNS = ("train", "held out", "train", "held out", "train")  # of each photograph, from left to right
-LARGEST = 50  # pixels: the narrowest photograph, 451 wide, has room for five columns and four gaps of this width
-CONTRAST = 1.5  # a crop's deviations from its mean are multiplied by a factor between 1 / CONTRAST and CONTRAST
-BRIGHTNESS = 32  # grey levels: a crop's mean is moved to 127.5 plus or minus at most this
+MAX_SIZE = 50  # pixels: the narrowest photograph, 451 wide, has room for five columns and four gaps of this width
+CONTRAST = 1.5  # deviations from the mean of a crop are scaled by a factor from 1 / CONTRAST to CONTRAST
+BRIGHTNESS = 32  # grey levels: the mean of a crop becomes 127.5 plus or minus at most this
 
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle of a photograph in pixels; `bottom` and `right` are excluded."""
+    """Rectangle of a photograph in pixels; `bottom` and `right` are exclusive."""
 
     top: int
     bottom: int
@@ -70,17 +70,16 @@ class Box:
 class Photos(Dataset):
     """Grey square crops of twelve photographs, as RGB; the class is the photograph.
 
-    Train, hold-out and test come from disjoint regions with gaps as wide as a crop between them (`regions`), so that no
-    pixel of a crop lies within `size` pixels of a pixel of another split's crops. Crops are taken at the photograph's
-    own resolution, at random places, uniform in their region. Each gets a random mean, which therefore tells nothing
-    about the class, and a random contrast.
+    Train, hold-out and test come from disjoint regions with gaps of `size` pixels between them (`split_regions`).
+    Crops have the resolution of the photograph; their positions are uniform in their region. A random mean for each
+    crop removes the brightness as a cue for the class; the contrast is random too.
 
     Args: as Dataset, and
         size: side of the crops in pixels, at most 50.
-        division: `holdout` is the share of `crops` that comes from the hold-out's region instead of train's; `test` is
-            not used, since test has a region of its own; `split_seed` draws places, means and contrasts.
-        crops: of train and hold-out together; each photograph has the same number, rounded down.
-        test_crops: of the test split, likewise.
+        division: `holdout` is the fraction of `crops` that comes from the hold-out's region instead of train's;
+            `test` is not used; `split_seed` is the seed of positions, means and contrasts.
+        crops: number of crops in train and hold-out together, rounded down to the same number for each photograph.
+        test_crops: number of crops in the test split, rounded likewise.
     """
 
     def __init__(self, size: Count, division: Division, crops: Count = 6000, test_crops: Count = 1440):
@@ -88,13 +87,13 @@ class Photos(Dataset):
         self.crops, self.test_crops = crops, test_crops
 
     def open(self, context: Context) -> Splits:
-        if self.size > LARGEST:
-            raise ConfigError("size", self.size, f"must be at most {LARGEST}: the narrowest photograph is 451 wide")
+        if self.size > MAX_SIZE:
+            raise ConfigError("size", self.size, f"must be at most {MAX_SIZE}: the narrowest photograph is 451 wide")
         counts = self._counts()
         pixels, names, labels, splits = [], [], [], []
         for label, name in enumerate(PHOTOGRAPHS):
-            grey = photograph(name, context.max_pixels)
-            for split, boxes in regions(grey.shape[0], grey.shape[1], self.size).items():
+            grey = load_photograph(name, context.max_pixels)
+            for split, boxes in split_regions(grey.shape[0], grey.shape[1], self.size).items():
                 seed = seed_of(self.division.split_seed, label, list(counts).index(split))
                 crops, corners = _crops(grey, boxes, self.size, counts[split], seed)
                 pixels.append(crops)
@@ -105,17 +104,17 @@ class Photos(Dataset):
         rgb = grey_crops[:, None].expand(-1, 3, -1, -1).contiguous()  # (N, 3, size, size)
         whole = MemoryImages.of(Path("photos"), rgb, names, np.array(labels, dtype=np.int64))
         train, holdout, test = (whole.subset(np.flatnonzero(np.array(splits) == split)) for split in counts)
-        fingerprint = json_hash([pixel_hash(grey_crops.numpy()), names, astuple(self.division)])
+        fingerprint = json_hash([hash_pixels(grey_crops.numpy()), names, astuple(self.division)])
         return Splits(train, holdout, test, list(PHOTOGRAPHS), fingerprint)
 
     def _counts(self) -> dict[str, int]:
-        """Crops of one photograph in each split.
+        """Return the number of crops of one photograph in each split.
 
         Raises:
             DataError: train or test would have none.
         """
-        held = round(self.division.holdout * self.crops)
-        sizes = {"train": self.crops - held, "holdout": held, "test": self.test_crops}
+        holdout = round(self.division.holdout * self.crops)
+        sizes = {"train": self.crops - holdout, "holdout": holdout, "test": self.test_crops}
         counts = {split: size // len(PHOTOGRAPHS) for split, size in sizes.items()}
         for key, split in (("crops", "train"), ("test_crops", "test")):
             if not counts[split]:
@@ -126,16 +125,16 @@ class Photos(Dataset):
         return counts
 
 
-def regions(height: int, width: int, gap: int) -> dict[str, Sequence[Box]]:
-    """Return the rectangles of a photograph that each split's crops come from.
+def split_regions(height: int, width: int, gap: int) -> dict[str, Sequence[Box]]:
+    """Return the rectangles of a photograph that belong to each split.
 
-    Five columns of equal width, a gap apart: the first, third and fifth are train's. The second is test's above and the
-    hold-out's below, the fourth the other way round, a gap apart too. So every split meets most of what the photograph
-    shows, and hold-out and test are equally far from train.
+    There are five columns of equal width, a gap apart. The first, third and fifth are train's. The second is test's
+    above and the hold-out's below, the fourth the reverse, with a gap between. So each split covers most of the
+    photograph, and hold-out and test are equally far from train.
 
     Args:
-        height, width: of the photograph in pixels.
-        gap: least distance of two splits in pixels.
+        height, width: size of the photograph in pixels.
+        gap: minimum distance of two splits in pixels.
     """
     column = (width - gap * (len(COLUMNS) - 1)) // len(COLUMNS)
     half = (height - gap) // 2
@@ -151,18 +150,18 @@ def regions(height: int, width: int, gap: int) -> dict[str, Sequence[Box]]:
     return dict(boxes)
 
 
-def photograph(name: str, max_pixels: int = 100_000_000) -> np.ndarray:
+def load_photograph(name: str, max_pixels: int = 100_000_000) -> np.ndarray:
     """Return a photograph in grey, (H, W) uint8 (ITU-R 601 luma).
 
     Args:
         name: a key of PHOTOGRAPHS.
-        max_pixels: width x height above which it is refused.
+        max_pixels: width x height above which the photograph is refused.
 
     Raises:
-        DataError: the installed package does not contain it, or it cannot be read.
+        DataError: the installed package does not contain the photograph, or it is unreadable.
     """
     package, folder, file = PHOTOGRAPHS[name]
-    spec = find_spec(package)  # its place alone: importing these packages takes seconds
+    spec = find_spec(package)  # only its location: the import of these packages takes seconds
     if spec is None or spec.origin is None:
         raise DataError(f"data=photos needs {package}; pip install {DISTRIBUTIONS[package]}")
     path = Path(spec.origin).parent / folder / file
@@ -175,7 +174,7 @@ def photograph(name: str, max_pixels: int = 100_000_000) -> np.ndarray:
 def _crops(
     grey: np.ndarray, boxes: Sequence[Box], size: int, count: int, seed: int
 ) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """`count` crops, (count, size, size) uint8, from the boxes in turn, and their top left corners (y, x)."""
+    """Return `count` crops, (count, size, size) uint8, from the boxes in turn, and their top left corners (y, x)."""
     if not count:
         return np.empty((0, size, size), np.uint8), []
     u = uniforms(seed, 0, torch.arange(count), 4).double().numpy()

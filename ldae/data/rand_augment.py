@@ -1,4 +1,4 @@
-"""RandAugment on crops: timm's operations, each image's own function of (seed, epoch, index)."""
+"""RandAugment by timm, as a function of (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from ldae.core.errors import ConfigError
 from ldae.core.types import Count, Fraction, NonNegative, Positive
 from ldae.data.transforms import Augment, RandomResizedCrop
 
-HIGHEST = 9.99  # at 10 timm's posterise keeps 0 bits, which Pillow refuses
-SEEDS = 2**24  # as many as a float32 uniform on [0, 1) tells apart
-ONE = threading.Lock()  # those numbers belong to the whole process, and threads of a stream share it
+MAX_MAGNITUDE = 9.99  # at 10, timm's posterise keeps 0 bits, which Pillow refuses
+SEEDS = 2**24  # number of distinct float32 uniforms on [0, 1)
+RNG_LOCK = threading.Lock()  # global random numbers are common to all threads of a process
 
 
 class RandAugment(Augment):
-    """A random resized crop, mirrored half of the time, then random operations (arXiv 1909.13719), as timm has them.
+    """A random resized crop with a random flip, then RandAugment (arXiv 1909.13719) with timm's operations.
 
     Args:
-        magnitude: of the operations, 0 to 10.
-        deviation: of that magnitude from operation to operation.
-        operations: of an image.
-        low, high, flip: of the crop.
+        magnitude: mean magnitude of the operations, 0 to 10.
+        deviation: standard deviation of the magnitude.
+        operations: number of operations per image.
+        low, high, flip: as in RandomResizedCrop.
     """
 
-    exact = moves = False
+    is_exact = keeps_values = False
 
     def __init__(
         self,
@@ -47,10 +47,10 @@ class RandAugment(Augment):
         if magnitude > 10:
             raise ConfigError("magnitude", magnitude, "must be 0 to 10")
         self.crop = RandomResizedCrop(low, high, flip)
-        self.n = self.crop.n + 1  # the last: what the operations are drawn with
-        rule = f"rand-m{magnitude:g}-mstd{deviation:g}-n{operations}-inc1"
-        hints = {"img_mean": (128, 128, 128), "magnitude_max": HIGHEST}
-        self.operations = rand_augment_transform(rule, hints)
+        self.n = self.crop.n + 1  # the last one is the seed of the operations
+        policy = f"rand-m{magnitude:g}-mstd{deviation:g}-n{operations}-inc1"
+        hparams = {"img_mean": (128, 128, 128), "magnitude_max": MAX_MAGNITUDE}
+        self.operations = rand_augment_transform(policy, hparams)
 
     def boxes(self, u: Tensor, height: Tensor, width: Tensor) -> Tensor:
         return self.crop.boxes(u[:, :-1], height, width)
@@ -60,24 +60,24 @@ class RandAugment(Augment):
 
     def finish(self, pixels: Tensor, u: Tensor) -> Tensor:
         image = Image.fromarray(pixels.movedim(0, -1).contiguous().numpy())
-        with ONE, seeded(int(u[-1] * SEEDS)):
+        with RNG_LOCK, seed_global_rng(int(u[-1] * SEEDS)):
             return torch.from_numpy(np.array(self.operations(image))).movedim(-1, 0)
 
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
         if images.shape[1] != 3:
             raise ConfigError("augment", "rand_augment", "would move images away from their masks; use another")
-        cut = (self.crop(images, u[:, :-1]) * 255).round().byte().cpu()
-        return torch.stack([self.finish(x, own) for x, own in zip(cut, u, strict=True)]).to(images) / 255
+        crops = (self.crop(images, u[:, :-1]) * 255).round().byte().cpu()
+        return torch.stack([self.finish(*pair) for pair in zip(crops, u, strict=True)]).to(images) / 255
 
 
 @contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Python's and numpy's global random numbers, which timm draws from, begin at `seed`; then they are put back."""
-    before, numpy_before = random.getstate(), np.random.get_state()
+def seed_global_rng(seed: int) -> Iterator[None]:
+    """Seed the global generators of Python and NumPy, which timm uses, and restore them after the block."""
+    state, numpy_state = random.getstate(), np.random.get_state()
     random.seed(seed)
     np.random.seed(seed)
     try:
         yield
     finally:
-        random.setstate(before)
-        np.random.set_state(numpy_before)
+        random.setstate(state)
+        np.random.set_state(numpy_state)

@@ -1,4 +1,4 @@
-"""Pictures decoded, cut, and put together into batches: by worker processes from files, by threads from a stream."""
+"""Batches of decoded and cropped images: from files by worker processes, from a stream by threads."""
 
 from __future__ import annotations
 
@@ -17,37 +17,36 @@ from torch import Tensor
 
 from ldae.core.errors import DataError, StorageError
 from ldae.core.rng import uniforms
-from ldae.data.decode import PLAIN, BadImage, Bands, cut_and_resized, read_rgb
+from ldae.data.decode import DEFAULT_BANDS, BadImage, Bands, Source, crop_and_resize, read_rgb
 from ldae.data.images import FileImages
-from ldae.data.sources import Source
 from ldae.data.transforms import Augment
-from ldae.data.workers import METHOD, WorkerPool
+from ldae.data.workers import START_METHOD, WorkerPool
 
-ATTEMPTS = 64
-AT_ONCE = 8  # images that are held decoded: what is asked of torch is asked for all of them
-AHEAD = 4  # batches that are made before they are asked for
+MAX_UNREADABLE = 64  # unreadable images in a row after which reading fails
+CHUNK = 8  # images that are decoded before they are cropped together: one call of torch for all of them
+PREFETCH = 4  # batches that are prepared in advance
 
 T = TypeVar("T")
 
 
-class Cutter:
-    """Crops and mirrors decoded images.
+class Cropper:
+    """Crop and flip of decoded images.
 
     Args:
-        augment: how; a function of (seed, epoch, index).
-        seed: of it.
+        augment: augmentation, a function of (seed, epoch, index).
+        seed: seed of the augmentation.
     """
 
     def __init__(self, augment: Augment, seed: int):
         self.augment, self.seed = augment, seed
 
     def __call__(self, images: Sequence[Image.Image], epoch: int, index: Tensor, out: Tensor) -> None:
-        """Leaves the augmented images, by `index` (N,), in `out`, (N, 3, H, H) uint8."""
+        """Write the augmented images with the indices (N,) to `out`, (N, 3, H, H) uint8."""
         u = uniforms(self.seed, epoch, index, self.augment.n)
         sizes = torch.tensor([image.height for image in images]), torch.tensor([image.width for image in images])
         boxes, flips = self.augment.boxes(u, *sizes).long().tolist(), self.augment.flips(u).tolist()
         for row, (image, box, flip) in enumerate(zip(images, boxes, flips, strict=True)):
-            pixels = cut_and_resized(image, box, out.shape[-1], self.augment.exact)
+            pixels = crop_and_resize(image, box, out.shape[-1], self.augment.is_exact)
             out[row] = self.augment.finish(pixels.flip(-1) if flip else pixels, u[row])
 
 
@@ -56,32 +55,32 @@ Keys = Sequence[tuple[int, int]]  # (epoch, index) of the images of a batch, of 
 
 @dataclass(frozen=True)
 class _Files:
-    """Reads batches of files. An unreadable file gives way to the next.
+    """Reader of batches of files. The next file replaces an unreadable one.
 
     Attributes:
-        slots: (S, B, 3, size, size) uint8 that all processes share: batches are left there, not sent.
+        slots: (S, B, 3, size, size) uint8 in shared memory, to which workers write batches.
     """
 
     images: FileImages
-    cutter: Cutter
+    cropper: Cropper
     slots: Tensor
 
     def __call__(self, task: tuple[int, Keys]) -> tuple[np.ndarray, np.ndarray]:
-        """Fill a slot with a batch; (index read, index asked for), each (B,)."""
+        """Write a batch to a slot; return the indices of the images read and of those in `keys`, (B,) each."""
         slot, keys = task
-        epoch, requested = keys[0][0], torch.tensor([index for _, index in keys])
-        pixels, index = self.slots[slot], requested.clone()
-        for first in range(0, len(keys), AT_ONCE):
-            part = slice(first, min(first + AT_ONCE, len(keys)))
-            images, places = zip(*(self._read(int(i)) for i in requested[part]), strict=True)
-            index[part] = torch.tensor(places)
-            self.cutter(images, epoch, index[part], pixels[part])
-        return index.numpy(), requested.numpy()  # a tensor would be passed by a file that dies with its process
+        epoch, expected = keys[0][0], torch.tensor([index for _, index in keys])
+        pixels, index = self.slots[slot], expected.clone()
+        for first in range(0, len(keys), CHUNK):
+            rows = slice(first, min(first + CHUNK, len(keys)))
+            images, indices = zip(*(self._read(int(i)) for i in expected[rows]), strict=True)
+            index[rows] = torch.tensor(indices)
+            self.cropper(images, epoch, index[rows], pixels[rows])
+        return index.numpy(), expected.numpy()  # arrays: torch sends tensors by files that vanish with their process
 
-    def _read(self, requested: int) -> tuple[Image.Image, int]:
-        place = int(np.searchsorted(self.images.ids, requested))
-        for offset in range(ATTEMPTS):
-            index = int(self.images.ids[(place + offset) % len(self.images)])
+    def _read(self, expected: int) -> tuple[Image.Image, int]:
+        position = int(np.searchsorted(self.images.ids, expected))
+        for offset in range(MAX_UNREADABLE):
+            index = int(self.images.ids[(position + offset) % len(self.images)])
             try:
                 return read_rgb(self.images.source(index), 1 << 62, self.images.bands), index
             except BadImage:
@@ -89,7 +88,7 @@ class _Files:
                     raise StorageError(
                         f"data.root={self.images.root} is no longer there; bring it back and run the same command again"
                     ) from None
-        raise DataError(f"{ATTEMPTS} images in a row from {self.images.name(requested)} on are unreadable")
+        raise DataError(f"{MAX_UNREADABLE} images in a row from {self.images.name(expected)} on are unreadable")
 
 
 def file_batches(
@@ -101,75 +100,83 @@ def file_batches(
     workers: int,
     device: torch.device,
 ) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
-    """Yield (pixels (B, 3, H, W) uint8, index, index asked for) of each batch of keys.
+    """Yield (pixels (B, 3, H, W) uint8, index of the images read, index in the keys) of each batch of keys.
 
     Args:
-        batch: the largest number of keys at a time.
-        workers: processes that read; 0 for this one.
-        device: where the batches will go.
+        images: set of files.
+        augment: augmentation.
+        seed: seed of the augmentation.
+        keys: (epoch, index) of the images of each batch.
+        batch: maximum number of keys in a batch.
+        workers: number of processes that read; 0 for this process.
+        device: destination of the batches; CUDA needs pinned memory.
 
     Raises:
         PeerError: a process died.
-        StorageError: the disk or the network fails, or the data's folder is gone.
+        StorageError: the disk or the network fails, or the folder of the data is missing.
         DataError: many images in a row are unreadable.
     """
-    slots = _shared((max(1, workers * AHEAD), batch, 3, images.size, images.size), workers)
-    work = _Files(images, Cutter(augment, seed), slots)
-    tasks = ((turn % len(slots), list(some)) for turn, some in enumerate(keys))
+    slots = _shared_memory((max(1, workers * PREFETCH), batch, 3, images.size, images.size), workers)
+    work = _Files(images, Cropper(augment, seed), slots)
+    tasks = ((k % len(slots), list(batch_keys)) for k, batch_keys in enumerate(keys))
     if workers:
-        results: Iterator[tuple[Any, Any]] = WorkerPool(work, workers).map(tasks, AHEAD)
+        results: Iterator[tuple[Any, Any]] = WorkerPool(work, workers).map(tasks, PREFETCH)
     else:
-        results = map(work, tasks)  # lazily
-    for turn, (index, requested) in enumerate(results):
+        results = map(work, tasks)  # lazy
+    for k, (index, expected) in enumerate(results):
         pixels = torch.empty(slots[0, : len(index)].shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
-        pixels.copy_(slots[turn % len(slots), : len(index)])  # the slot is free for another batch
-        yield pixels, torch.as_tensor(index), torch.as_tensor(requested)
+        pixels.copy_(slots[k % len(slots), : len(index)])  # a copy frees the slot for another batch
+        yield pixels, torch.as_tensor(index), torch.as_tensor(expected)
 
 
-def _shared(shape: tuple[int, ...], workers: int) -> Tensor:
-    """Return uint8 numbers that worker processes share with this one."""
-    if workers and METHOD == "fork":  # memory of no file: /dev/shm may be as small as 64 MiB
+def _shared_memory(shape: tuple[int, ...], workers: int) -> Tensor:
+    """Return an uninitialised uint8 tensor in memory that worker processes share."""
+    if workers and START_METHOD == "fork":  # anonymous memory: /dev/shm may be as small as 64 MiB
         return torch.frombuffer(mmap.mmap(-1, int(np.prod(shape))), dtype=torch.uint8).reshape(shape)
     return torch.empty(shape, dtype=torch.uint8).share_memory_() if workers else torch.empty(shape, dtype=torch.uint8)
 
 
-def streamed(
-    steps: Iterable[tuple[int, Tensor, Sequence[Source]]], cutter: Cutter, size: int, threads: int, bands: Bands = PLAIN
+def stream_batches(
+    steps: Iterable[tuple[int, Tensor, Sequence[Source]]],
+    cropper: Cropper,
+    size: int,
+    threads: int,
+    bands: Bands = DEFAULT_BANDS,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(epoch, index, bytes of those images) of each step -> (pixels (B, 3, size, size) uint8, index).
+    """Yield (pixels (B, 3, size, size) uint8, index) of each step (epoch, index, sources of the images).
 
-    Made ahead by threads: Pillow and torch let others work while they do.
+    Threads prepare batches in advance; Pillow and torch release the interpreter lock.
 
     Raises:
-        DataError: an image cannot be read.
+        DataError: an image is unreadable.
     """
     with ThreadPoolExecutor(max(1, threads)) as pool:
 
         def batch(step: tuple[int, Tensor, Sequence[Source]]) -> tuple[Tensor, Tensor]:
             epoch, index, sources = step
-            pinned = torch.cuda.is_available()  # so that the way to a card can be gone while others work
+            pinned = torch.cuda.is_available()  # asynchronous copies to a GPU need pinned memory
             pixels = torch.empty(len(index), 3, size, size, dtype=torch.uint8, pin_memory=pinned)
 
-            def part(first: int) -> None:
-                rows = slice(first, first + AT_ONCE)
-                cutter([_readable(source, bands) for source in sources[rows]], epoch, index[rows], pixels[rows])
+            def crop_rows(first: int) -> None:
+                rows = slice(first, first + CHUNK)
+                cropper([_read_image(source, bands) for source in sources[rows]], epoch, index[rows], pixels[rows])
 
-            list(pool.map(part, range(0, len(index), AT_ONCE)))
+            list(pool.map(crop_rows, range(0, len(index), CHUNK)))
             return pixels, index
 
-        with contextlib.closing(ahead(map(batch, steps), AHEAD)) as batches:
+        with contextlib.closing(prefetch(map(batch, steps), PREFETCH)) as batches:
             yield from batches
 
 
-def _readable(source: Source, bands: Bands) -> Image.Image:
+def _read_image(source: Source, bands: Bands) -> Image.Image:
     try:
         return read_rgb(source, 1 << 62, bands)
     except BadImage as error:
         raise DataError(f"an image of the stream has become unreadable ({error})") from None
 
 
-def ahead(items: Iterator[T], depth: int) -> Generator[T, None, None]:
-    """The same items, up to `depth` of them made by a thread before they are asked for."""
+def prefetch(items: Iterator[T], depth: int) -> Generator[T, None, None]:
+    """Yield the same items; a thread computes up to `depth` of them in advance."""
     end: Any = object()
     with ThreadPoolExecutor(1) as thread:
         waiting = deque(thread.submit(next, items, end) for _ in range(depth))

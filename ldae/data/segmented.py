@@ -1,4 +1,4 @@
-"""Images with figure-ground masks."""
+"""Images with segmentation masks of foreground and background."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from PIL import Image
 
 from ldae.core.errors import DataError
 from ldae.core.types import Count
-from ldae.data.cache import Bad, Context, Squares, in_memory
-from ldae.data.datasets import Dataset, Division, existing_root, unread_folders, unread_notes
-from ldae.data.decode import BadImage, Bands, centre_square, read_mask, read_rgb
-from ldae.data.folder import Listing, list_pairs
+from ldae.data.cache import Bad, Context, PixelReader, load_images
+from ldae.data.datasets import Dataset, Division, describe_unread_images, find_unread_folders, resolve_root
+from ldae.data.decode import BadImage, Bands, centre_crop, read_mask, read_rgb
+from ldae.data.folder import Listing, list_image_mask_pairs
 from ldae.data.images import ImageSet, Splits
-from ldae.data.layout import SplitNames
-from ldae.data.walk import contents
+from ldae.data.scan import list_folder
+from ldae.data.split_names import SplitNames
 
 LAYOUT = "train/images/NAME.jpg and train/masks/NAME.png"
 
 
-class FigureSquares(Squares):
-    """Images and their masks as centred squares: red, green, blue, and 255 where the figure is.
+class MaskedPixelReader(PixelReader):
+    """Reader of images and masks as centre crops of four channels: red, green, blue, and 255 for foreground.
 
-    The mask is cut as its image is; the image is resized bicubically, the mask by nearest neighbours.
+    Image and mask have the same crop; the image is resized bicubically, the mask by nearest neighbours.
 
     Args:
-        masks: file of each image of the listing.
+        masks: path of the mask of each image in the listing.
     """
 
     kind, channels = "figures", 4
@@ -41,59 +41,56 @@ class FigureSquares(Squares):
         return zip(super().sources(listing), self.masks, strict=True)
 
     @staticmethod
-    def square(source: Any, size: int, max_pixels: int, bands: Bands) -> np.ndarray:
-        """(4, size, size) uint8 from the paths of an image and its mask.
+    def read(source: Any, size: int, max_pixels: int, bands: Bands) -> np.ndarray:
+        """Return (4, size, size) uint8 from the paths of an image and its mask.
 
         Raises:
-            BadImage: one of them cannot be read.
-            DataError: they are of different sizes.
+            BadImage: one of them is unreadable.
+            DataError: they have different sizes.
         """
         path, mask_path = source
-        image, mask = read_rgb(path, max_pixels, bands), _read_mask(mask_path, max_pixels)
+        image = read_rgb(path, max_pixels, bands)
+        try:
+            mask = read_mask(mask_path, max_pixels)
+        except BadImage as error:
+            raise BadImage(f"its mask {mask_path.name}: {error}") from None
         if image.size != mask.size:
             (w, h), (v, u) = image.size, mask.size
-            raise DataError(f"{mask_path} is {v} x {u}, its image {path.name} is {w} x {h}; a mask is as large")
-        colours = np.asarray(centre_square(image, size)).transpose(2, 0, 1)  # (3, H, W)
-        figure = np.asarray(centre_square(mask, size, Image.Resampling.NEAREST))[None]  # (1, H, W)
-        return np.concatenate([colours, figure])
-
-
-def _read_mask(path: Path, max_pixels: int) -> Image.Image:
-    try:
-        return read_mask(path, max_pixels)
-    except BadImage as error:
-        raise BadImage(f"its mask {path.name}: {error}") from None
+            raise DataError(f"{mask_path} is {v} x {u}, its image {path.name} is {w} x {h}; give masks of equal size")
+        rgb = np.asarray(centre_crop(image, size)).transpose(2, 0, 1)  # (3, H, W)
+        foreground = np.asarray(centre_crop(mask, size, Image.Resampling.NEAREST))[None]  # (1, H, W)
+        return np.concatenate([rgb, foreground])
 
 
 class Segmented(Dataset):
-    """Images and figure-ground masks: root/{train,val,test}/images/NAME.jpg and root/{train,val,test}/masks/NAME.png.
+    """Images root/{train,val,test}/images/NAME.jpg with masks root/{train,val,test}/masks/NAME.png.
 
-    Of a mask 128 and more is figure. The names of splits are as in ImageFolder; without a test split a share of train/
-    is set aside. Held in memory; one class.
+    Mask values of 128 and more are foreground. The names of splits are as in ImageFolder; without a test split, a
+    fraction of train/ is the test split. All images are in memory and have one class.
 
     Args: as Dataset, and
-        root: the folder.
+        root: folder of the data set.
     """
 
-    classifies = False  # of its pixels, not of its images
+    classifies = False  # the labels are those of pixels
 
     def __init__(self, size: Count, division: Division, root: str | None = None):
         super().__init__(size, division)
         self.root = root
 
     def open(self, context: Context) -> Splits:
-        root = existing_root(self.root, LAYOUT)
-        there = contents(root)
-        names = {"train": "train", **SplitNames().among(there.folders, str(root))}
-        listings = {key: list_pairs(root / name, context.poll) for key, name in names.items()}
-        if "holdout" in names:  # one set with train: names that say which
-            listings |= {key: listings[key].below(root) for key in ("train", "holdout")}
-        called = {key: f"{name}/" for key, name in names.items()}
-        notes = unread_notes(root, there, unread_folders(root, there, names))
-        return self._opened(listings, partial(self._read, context=context), called, notes)
+        root = resolve_root(self.root, LAYOUT)
+        contents = list_folder(root)
+        names = {"train": "train", **SplitNames().resolve(contents.folders, str(root))}
+        listings = {key: list_image_mask_pairs(root / name, context.poll) for key, name in names.items()}
+        if "holdout" in names:  # read as one set with train: unique names
+            listings |= {key: listings[key].relative_to(root) for key in ("train", "holdout")}
+        titles = {key: f"{name}/" for key, name in names.items()}
+        notes = describe_unread_images(root, contents, find_unread_folders(root, contents, names))
+        return self._open_listings(listings, partial(self._read, context=context), titles, notes)
 
     def _read(self, listing: Listing, context: Context) -> tuple[ImageSet, Bad, str]:
-        images, bad, mark = in_memory(listing, self.size, context, FigureSquares(listing.masks))
+        images, bad, digest = load_images(listing, self.size, context, MaskedPixelReader(listing.masks))
         if not images.pixels[:, 3].any():
-            raise DataError(f"no mask below {listing.root} has a figure: 128 and more is figure, less is ground")
-        return images, bad, mark
+            raise DataError(f"no mask below {listing.root} has foreground: values of 128 and more are foreground")
+        return images, bad, digest

@@ -1,7 +1,7 @@
 """Augmentations: a crop box and a flip for each image, as pure functions of uniform numbers.
 
-The box is drawn once, then cut either from tensors (small images, all of a batch at once, on the training
-device) or from a decoded file (in a worker).
+The same box is cropped either from tensors (small images, a whole batch at once, on the training device) or from a
+decoded file (in a worker).
 """
 
 from __future__ import annotations
@@ -9,31 +9,31 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 
+import numpy as np
 import torch
+from PIL import Image, ImageFilter
 from torch import Tensor
 
 from ldae.core.types import Fraction, Natural, Positive
 
 
 class Augment(ABC):
-    """Draws boxes and flips.
+    """Base class of augmentations.
 
     Attributes:
-        n: how many uniform numbers an image needs.
-        streams: whether it can be applied to files of any size (else to small images alone).
-        exact: whether what it cuts from files is resized as stored images are, to the last bit (else quicker).
-        moves: whether it moves pixels and changes none, so that bytes will do.
+        n: number of uniform numbers per image.
+        supports_files: whether it works on files of any size, not only on images of one size in memory.
+        is_exact: whether crops of files are resized by Pillow, bit-equal to images in memory; torch is faster.
+        keeps_values: whether it moves pixels without changing their values, so that it works on uint8.
     """
 
     n = 0
-    streams = True
-    exact = True
-    moves = True
+    supports_files = True
+    is_exact = True
+    keeps_values = True
 
     def boxes(self, u: Tensor, height: Tensor, width: Tensor) -> Tensor:
-        """Crop boxes (top, left, height, width) in whole pixels for images of the given sizes, (B, 4) float64.
-
-        The default is the largest centred square.
+        """Return crop boxes (top, left, height, width) in whole pixels, (B, 4) float64: the largest centred squares.
 
         Args:
             u: (B, n) uniform on [0, 1).
@@ -43,30 +43,37 @@ class Augment(ABC):
         return torch.stack([(height - side) // 2, (width - side) // 2, side, side], dim=1)
 
     def flips(self, u: Tensor) -> Tensor:
-        """Which images are mirrored: (B,) bool."""
+        """Return whether each image is flipped, (B,) bool."""
         return torch.zeros(len(u), dtype=torch.bool, device=u.device)
 
     def finish(self, pixels: Tensor, u: Tensor) -> Tensor:
-        """What is left to do to (3, H, W) uint8 after crop, resize and mirroring; u: (n,) uniform on [0, 1)."""
+        """Return an image, (3, H, W) uint8, after the steps that follow crop, resize and flip.
+
+        Args:
+            pixels: (3, H, W) uint8 after crop, resize and flip.
+            u: (n,) uniform on [0, 1).
+        """
         return pixels
 
     @abstractmethod
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
-        """Applies it to images of one size, (B, C, H, W) -> (B, C, H, W); a mask is one more channel.
+        """Augment images of one size, (B, C, H, W) -> (B, C, H, W).
 
-        In [0, 1]; or bytes, where it `moves` pixels alone.
+        Args:
+            images: (B, 3 or 4, H, W) in [0, 1], or uint8 if it keeps values; a fourth channel is the mask.
+            u: (B, n) uniform on [0, 1).
         """
 
 
 class Centre(Augment):
-    """The centre of the image, unmirrored."""
+    """A centre crop without a flip."""
 
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
         return images
 
 
 class Flip(Augment):
-    """The centre, mirrored with probability `flip`."""
+    """A centre crop, flipped with probability `flip`."""
 
     n = 1
 
@@ -77,17 +84,17 @@ class Flip(Augment):
         return u[:, 0] < self.flip
 
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
-        return mirrored(images, self.flips(u))
+        return flip_images(images, self.flips(u))
 
 
 class PadCrop(Flip):
-    """Shifted by up to `pad` pixels (zeros come in at the border) and mirrored: usual for CIFAR.
+    """A random crop of the image padded by `pad` black pixels, and a random flip, as is usual for CIFAR.
 
-    Zero here is black; the shift is uniform on {-pad, ..., pad} in each direction.
+    The shift is uniform on {-pad, ..., pad} in each direction.
     """
 
     n = 3
-    streams = False
+    supports_files = False
 
     def __init__(self, pad: Natural = 4, flip: Fraction = 0.5):
         super().__init__(flip)
@@ -100,23 +107,23 @@ class PadCrop(Flip):
         rows = shift[:, :1] + torch.arange(H, device=u.device)  # (B, H)
         columns = shift[:, 1:] + torch.arange(W, device=u.device)  # (B, W)
         columns = torch.where(self.flips(u)[:, None], columns.flip(1), columns)
-        place = (rows * padded.shape[3])[:, :, None] + columns[:, None]  # (B, H, W) in a padded channel
-        return padded.flatten(2).gather(2, place.flatten(1)[:, None].expand(-1, C, -1)).reshape(images.shape)
+        position = (rows * padded.shape[3])[:, :, None] + columns[:, None]  # (B, H, W) in a padded channel
+        return padded.flatten(2).gather(2, position.flatten(1)[:, None].expand(-1, C, -1)).reshape(images.shape)
 
 
 class RandomResizedCrop(Flip):
-    """A random part of the image, resized: area `low`..`high` of it, aspect ratio 3/4..4/3 (arXiv 1409.4842).
+    """A random box of the image, resized: area `low` to `high`, aspect ratio 3/4 to 4/3 (arXiv 1409.4842).
 
-    As torchvision's: ten tries for a box that fits, log-uniform ratio, whole pixels; else the centre.
+    As in torchvision: ten attempts at a box that fits, log-uniform ratio, whole pixels; else the centre.
 
     Args:
-        low, high: bounds of the part's area.
-        flip: probability of mirroring.
+        low, high: bounds of the area, as fractions of the image.
+        flip: probability of a flip.
     """
 
     TRIES = 10
     n = 1 + 4 * TRIES
-    exact = moves = False
+    is_exact = keeps_values = False
 
     def __init__(self, low: Positive = 0.2, high: Positive = 1.0, flip: Fraction = 0.5):
         super().__init__(flip)
@@ -137,18 +144,18 @@ class RandomResizedCrop(Flip):
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
         B, _, H, W = images.shape
         size = torch.full((B,), 1, device=u.device)
-        return mirrored(resized_crops(images, self.boxes(u, size * H, size * W)), self.flips(u))
+        return flip_images(batched_resized_crop(images, self.boxes(u, size * H, size * W)), self.flips(u))
 
 
-def mirrored(images: Tensor, which: Tensor) -> Tensor:
-    """Those images of (B, C, H, W) for which `which`, (B,), holds are mirrored left to right."""
-    return torch.where(which[:, None, None, None], images.flip(3), images)
+def flip_images(images: Tensor, is_flipped: Tensor) -> Tensor:
+    """Flip the images of (B, C, H, W) for which `is_flipped`, (B,) bool, holds, left to right."""
+    return torch.where(is_flipped[:, None, None, None], images.flip(3), images)
 
 
-def resized_crops(images: Tensor, boxes: Tensor) -> Tensor:
-    """Each image's box, resized to the image's size: antialiased bicubic (a = -1/2), clamped to [0, 1].
+def batched_resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
+    """Crop a box of each image and resize it to the image's size: antialiased bicubic (a = -1/2), clamped to [0, 1].
 
-    Two matrix products for the whole batch; equals torchvision's resized_crop with antialias.
+    It takes two matrix products for the whole batch, and equals torchvision's resized_crop with antialias.
 
     Args:
         images: (B, C, H, W) in [0, 1].
@@ -160,15 +167,34 @@ def resized_crops(images: Tensor, boxes: Tensor) -> Tensor:
 
 
 def _bicubic(start: Tensor, length: Tensor, size: int) -> Tensor:
-    """Weights that resample [start, start + length) of `size` pixels to `size` pixels: (B, size, size) float32."""
+    """Return the weights that resample [start, start + length) of `size` pixels to `size`, (B, size, size) float32."""
     pixel = torch.arange(size, device=start.device, dtype=torch.float64)
     ratio = (length.double() / size)[:, None, None]  # input pixels for one output pixel
     centre = start.double()[:, None, None] + (pixel[None, :, None] + 0.5) * ratio
     apart = (pixel + 0.5 - centre).div_(ratio.clamp(min=1)).abs_()  # (B, size out, size in)
-    x = apart.float()  # its size is lost where numbers are subtracted, not in what follows
+    x = apart.float()  # the subtraction above needs float64; the polynomial does not
     near = (1.5 * x).sub_(2.5).mul_(x).mul_(x).add_(1)
     far = (-0.5 * x).add_(2.5).mul_(x).sub_(4).mul_(x).add_(2)
     weights = torch.where(x < 1, near, far).mul_(x < 2)
     inside = (pixel >= start[:, None]) & (pixel < (start + length)[:, None])  # (B, size)
     weights = weights.mul_(inside[:, None, :])
     return weights.div_(weights.sum(-1, keepdim=True))
+
+
+def simulate_strokes(images: Tensor, width: int, colours: int) -> Tensor:
+    """Return images as if painted in strokes: a median filter, then a palette (App. C, arXiv 2108.01073).
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        width: side of the median filter in pixels, odd; 23 at 256 px in the paper, so 3 at 32 px.
+        colours: size of each image's palette (median cut); 6 in the paper.
+
+    Returns:
+        (B, 3, H, W) in [0, 1].
+    """
+    pixels = (images * 255).round().to(torch.uint8).movedim(1, -1).cpu().numpy()  # (B, H, W, 3)
+    painted = []
+    for image in pixels:
+        smooth = Image.fromarray(image).filter(ImageFilter.MedianFilter(width))
+        painted.append(torch.from_numpy(np.asarray(smooth.quantize(colours).convert("RGB")).copy()))  # (H, W, 3)
+    return torch.stack([image.movedim(-1, 0).float() / 255 for image in painted]).to(images.device)

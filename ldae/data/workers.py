@@ -1,7 +1,7 @@
-"""Worker processes: tasks go out, results come back in order, and a process that dies ends the work with one sentence.
+"""Pool of worker processes with results in order; the death of a process raises an error of one sentence.
 
-Every process has a pipe of its own and no lock is shared, so that one that is killed at any moment leaves nothing
-locked that another waits for. (torch's DataLoader shares a queue, and ends its workers by SIGTERM, which ours ignore.)
+Each process has a pipe of its own and there is no common lock, so that a process killed at any moment blocks no other.
+(torch's DataLoader has a common queue, and ends its workers by SIGTERM, which these processes ignore.)
 """
 
 from __future__ import annotations
@@ -26,30 +26,31 @@ import torch
 
 from ldae.core.errors import Fault, PeerError
 
-# forked processes share names and labels with this one; elsewhere than on Linux, system libraries do not survive a fork
-METHOD = "fork" if sys.platform == "linux" else "spawn"
-PIPE = 1 << 15  # bytes of tasks that a busy process is sent: they fit into any pipe, so that sending never waits
-PATIENCE = 5.0  # seconds after which an idle process looks whether its parent is still there
-CAUSES: dict[int, str] = {
+# forked processes share the memory of names and labels; on other systems than Linux, system libraries break in a fork
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"
+PIPE_BYTES = 1 << 15  # bytes of tasks sent to a busy process: less than the buffer of any pipe, so sending never blocks
+TIMEOUT = 5.0  # seconds to wait for the end of a process, and between an idle process's checks of its parent
+CAUSES: dict[int, str] = {  # signal -> likely cause and remedy
     signal.SIGKILL: "most likely because memory ran out; lower data.workers or train.batch, or free memory",
     signal.SIGBUS: "most likely because shared memory or a disk ran full; free some, or lower data.workers",
 }
 
 
 def ignore_signals(*_: Any) -> None:
-    """Ignore the signals that stop a run: the main process answers them, and ends its workers itself."""
+    """Ignore the signals that stop a run; the main process handles them, and ends its workers itself."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 
 @dataclass
 class _Worker:
-    """One process and what it was given.
+    """One worker process and its tasks.
 
     Attributes:
-        connection: this end of its pipe.
-        unsent: pickled tasks that wait for room in the pipe.
-        sizes: bytes of each task that was sent and is not answered.
+        process: the process.
+        connection: the parent's end of the pipe.
+        unsent: pickled tasks that do not fit into the pipe yet.
+        sizes: bytes of each task that was sent and has no result yet.
     """
 
     process: BaseProcess
@@ -62,15 +63,15 @@ class _Worker:
         self.push()
 
     def push(self) -> None:
-        """Send what fits: an idle process reads a task of any size, a busy one may wait for its result to be read."""
-        while self.unsent and (not self.sizes or sum(self.sizes) + len(self.unsent[0]) <= PIPE):
+        """Send the tasks that fit into the pipe; an idle process reads a task of any size at once."""
+        while self.unsent and (not self.sizes or sum(self.sizes) + len(self.unsent[0]) <= PIPE_BYTES):
             content = self.unsent.popleft()
             self.connection.send_bytes(content)
             self.sizes.append(len(content))
 
 
 class WorkerPool:
-    """Processes that apply a function to tasks.
+    """Pool of processes that apply a function to tasks.
 
     Args:
         work: (task) -> result; both are pickled.
@@ -80,14 +81,14 @@ class WorkerPool:
     def __init__(self, work: Callable[[Any], Any], workers: int):
         self._workers: list[_Worker] = []
         _alive.add(self)
-        context = multiprocessing.get_context(METHOD)
+        context = multiprocessing.get_context(START_METHOD)
         for _ in range(workers):
-            ours, theirs = context.Pipe()
-            inherited = [worker.connection for worker in self._workers] + [ours] if METHOD == "fork" else []
-            process = context.Process(target=_serve, args=(work, theirs, inherited, os.getpid()), daemon=True)  # type: ignore[attr-defined]
+            parent_end, child_end = context.Pipe()
+            inherited = [worker.connection for worker in self._workers] + [parent_end] if START_METHOD == "fork" else []
+            process = context.Process(target=_serve, args=(work, child_end, inherited, os.getpid()), daemon=True)  # type: ignore[attr-defined]
             process.start()
-            theirs.close()  # a process that ends then ends its pipe
-            self._workers.append(_Worker(process, ours))
+            child_end.close()  # so that the end of the process closes the pipe
+            self._workers.append(_Worker(process, parent_end))
 
     def map(
         self, tasks: Iterable[Any], ahead: int = 2, poll: Callable[[], None] = lambda: None
@@ -95,30 +96,32 @@ class WorkerPool:
         """Yield the result of every task, in the order of the tasks; end the processes after the last one.
 
         Args:
-            ahead: tasks that each process has at a time.
-            poll: called at least once a second; raises when the work is to stop.
+            tasks: arguments of `work`.
+            ahead: number of tasks that each process has at a time.
+            poll: function called at least once a second; raises when the work is to stop.
 
         Raises:
-            PeerError: a process has died.
-            Fault, OSError: as `work` raised them.
-            RuntimeError: `work` raised something else; with its traceback.
+            PeerError: a process died.
+            Fault, OSError: `work` raised it.
+            RuntimeError: `work` raised another exception, whose traceback is the message.
         """
-        rest, turns = iter(tasks), deque[_Worker]()
+        rest, queue = iter(tasks), deque[_Worker]()
         try:
             for worker in self._workers * ahead:
-                self._submit(worker, rest, turns)
-            while turns:
-                worker = turns.popleft()
+                self._submit(worker, rest, queue)
+            while queue:
+                worker = queue.popleft()
                 yield self._result(worker, poll)
-                self._submit(worker, rest, turns)
+                self._submit(worker, rest, queue)
         finally:
             self.close()
 
-    def _submit(self, worker: _Worker, rest: Iterator[Any], turns: deque[_Worker]) -> None:
+    def _submit(self, worker: _Worker, rest: Iterator[Any], queue: deque[_Worker]) -> None:
+        """Send the next task, if there is one, to a worker, and append the worker to the queue of results."""
         for task in rest:
-            with self._dying(worker):
+            with self._report_death():
                 worker.submit(task)
-            turns.append(worker)
+            queue.append(worker)
             return
 
     def _result(self, worker: _Worker, poll: Callable[[], None]) -> Any:
@@ -130,44 +133,44 @@ class WorkerPool:
                 raise self._death()
             if worker.connection in ready:
                 break
-        with self._dying(worker):
-            good, value = worker.connection.recv()
+        with self._report_death():
+            succeeded, value = worker.connection.recv()
             worker.sizes.popleft()
             worker.push()
-        if not good:
+        if not succeeded:
             raise value
         return value
 
     @contextlib.contextmanager
-    def _dying(self, worker: _Worker) -> Iterator[None]:
-        """Turn what a pipe raises when its other end is gone into the error that names the process."""
+    def _report_death(self) -> Iterator[None]:
+        """Raise the PeerError of the dead process where a pipe is closed at its other end."""
         try:
             yield
         except (EOFError, ConnectionError):
             raise self._death() from None
 
     def _death(self) -> PeerError:
-        known = {worker.process.sentinel: worker.process for worker in self._workers}
-        ended = [known[sentinel] for sentinel in wait(list(known), timeout=PATIENCE) if isinstance(sentinel, int)]
+        processes = {worker.process.sentinel: worker.process for worker in self._workers}
+        ended = [processes[s] for s in wait(list(processes), timeout=TIMEOUT) if isinstance(s, int)]
         for process in ended:
-            process.join(PATIENCE)  # its files close a moment before its exit code is known
+            process.join(TIMEOUT)  # its pipe closes a moment before its exit code is available
         code = next((process.exitcode for process in ended if process.exitcode is not None), None)
         names = " and ".join(str(process.pid) for process in ended) or "?"
         name = f"worker process {names} of {len(self._workers)} that read images"
         if code is None or code >= 0:
             return PeerError(f"{name} ended with exit code {code}; run the same command again")
-        spelt = {number.value: number.name for number in signal.Signals}.get(-code, f"signal {-code}")
+        signal_name = {number.value: number.name for number in signal.Signals}.get(-code, f"signal {-code}")
         cause = CAUSES.get(-code, "maybe by a fault of a library that decodes images; lower data.workers")
-        return PeerError(f"{name} was killed ({spelt}), {cause}, and run the same command again")
+        return PeerError(f"{name} was killed ({signal_name}), {cause}, and run the same command again")
 
     def close(self) -> None:
-        """End the processes at once. They hold nothing that has to be kept."""
+        """Kill the processes, which have no state to save."""
         for worker in self._workers:
             worker.process.kill()  # not terminate(): they ignore SIGTERM
             worker.connection.close()
         for worker in self._workers:
-            worker.process.join(PATIENCE)
-            # Python waits at its end for what is listed here; the kernel may hold a process for as long as a disk hangs
+            worker.process.join(TIMEOUT)
+            # at exit, Python waits for the processes listed here; one in a read of a disk that hangs does not end
             multiprocessing.process._children.discard(worker.process)  # type: ignore[attr-defined]
         self._workers = []
 
@@ -175,28 +178,29 @@ class WorkerPool:
 _alive: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
 
 
-@atexit.register  # runs before multiprocessing's own, which would wait for processes that ignore SIGTERM
+@atexit.register  # runs before multiprocessing's exit function, which would wait for processes that ignore SIGTERM
 def _close_all() -> None:
     for pool in list(_alive):
         pool.close()
 
 
 def _serve(work: Callable[[Any], Any], connection: Connection, inherited: list[Connection], parent: int) -> None:
-    """Work on tasks until the parent closes the pipe or is gone."""
+    """Send the results of tasks until the parent closes the pipe or ends."""
     ignore_signals()
     torch.set_num_threads(1)  # threads do not survive a fork
     for other in inherited:
         other.close()
     with contextlib.suppress(EOFError, OSError):
         while True:
-            while not connection.poll(PATIENCE):
+            while not connection.poll(TIMEOUT):
                 if os.getppid() != parent:
                     return
             task = pickle.loads(connection.recv_bytes())
-            connection.send(_outcome(work, task))
+            connection.send(_try_task(work, task))
 
 
-def _outcome(work: Callable[[Any], Any], task: Any) -> tuple[bool, Any]:
+def _try_task(work: Callable[[Any], Any], task: Any) -> tuple[bool, Any]:
+    """Return (True, result), or (False, exception) with an exception that can be pickled."""
     try:
         return True, work(task)
     except (Fault, OSError) as error:

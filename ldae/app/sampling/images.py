@@ -12,13 +12,12 @@ from torch import Tensor
 
 from ldae.app.session import Session
 from ldae.app.training.monitors import spread
-from ldae.core.errors import DataError
+from ldae.core.errors import DataError, abbreviate
 from ldae.core.types import Batch
-from ldae.data.decode import BadImage, centre_square, read_rgb
+from ldae.data.decode import BadImage, centre_crop, read_rgb
 from ldae.data.images import ImageSet, Splits
-from ldae.data.layout import some
 from ldae.data.loader import in_order
-from ldae.data.sampler import contents, entries
+from ldae.data.scan import list_entries, list_folder
 
 MAX_PIXELS = 100_000_000
 
@@ -94,11 +93,13 @@ def files_of(key: str, given: str) -> list[Path]:
     if not path.is_dir():
         files = [path]
     else:
-        names = contents(path).images
+        names = list_folder(path).images
         files = [path / name for name in names]
-        others = [e.name for e in entries(path) if e.name not in names and not e.name.startswith(".")]
+        others = [e.name for e in list_entries(path) if e.name not in names and not e.name.startswith(".")]
         if others:
-            print(f"warning: {key}={given}: {len(others)} other files are not read: {some(others)}", file=sys.stderr)
+            print(
+                f"warning: {key}={given}: {len(others)} other files are not read: {abbreviate(others)}", file=sys.stderr
+            )
     if not files or not files[0].is_file():
         raise DataError(f"{key}={given} is no picture and no folder of pictures")
     return files
@@ -107,7 +108,7 @@ def files_of(key: str, given: str) -> list[Path]:
 def picture(path: Path, size: int) -> Tensor:
     """The centre of a picture, (3, size, size) in [0, 1]."""
     try:
-        pixels = np.asarray(centre_square(read_rgb(path, MAX_PIXELS), size))
+        pixels = np.asarray(centre_crop(read_rgb(path, MAX_PIXELS), size))
     except BadImage as error:
         raise DataError(f"{path} cannot be read ({error})") from None
     return torch.from_numpy(pixels.copy()).movedim(-1, 0).float() / 255

@@ -31,7 +31,7 @@ from ldae.core.errors import ConfigError
 from ldae.core.files import write_json
 from ldae.core.progress import Progress
 from ldae.core.types import Batch, Count, Fraction, Range
-from ldae.data.strokes import strokes
+from ldae.data.transforms import simulate_strokes
 from ldae.engine.logging import save_png
 from ldae.engine.run_folder import RunFolder
 from ldae.objectives.panels import in_colour, tiled
@@ -156,7 +156,7 @@ def restoration_of(generator: Generator, settings: RestoreSettings, pictures: Pi
         return kind(generator)
 
     def guided(batch: Batch) -> Guide:
-        painted = strokes(batch.images, settings.strokes, settings.colours)
+        painted = simulate_strokes(batch.images, settings.strokes, settings.colours)
         images = pictures.beside("guide", settings.guide, batch) if settings.guide else painted
         keep = pictures.beside("keep", settings.keep, batch).mean(1, keepdim=True).round() if settings.keep else None
         return Guide(images, keep)

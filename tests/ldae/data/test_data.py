@@ -166,9 +166,11 @@ def mounted(place, options):
 def in_a_process(root, cache, size):
     """The error that decoding into a cache ends with, or a signal's number: a process of its own, it might crash."""
     script = (
-        "import sys\nfrom pathlib import Path\nfrom ldae.data import cache\nfrom ldae.data.folder import list_images\n"
+        "import sys\nfrom pathlib import Path\nfrom ldae.data import cache\n"
+        "from ldae.data.folder import list_images\n"
         "cache._check_room = lambda *_: None\n"  # as where a disk fills up meanwhile
-        "try: cache.in_memory(list_images(Path(sys.argv[1])), int(sys.argv[3]), cache.Context(Path(sys.argv[2]), 0))\n"
+        "root, folder, size = sys.argv[1:]\n"
+        "try: cache.load_images(list_images(Path(root)), int(size), cache.Context(Path(folder), 0))\n"
         "except Exception as error: print(type(error).__name__, getattr(error, 'code', 0), error)\n"
     )
     argv = [sys.executable, "-c", script, str(root), str(cache), str(size)]

@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image
 
 from ldae.core.errors import ConfigError, StorageError
-from ldae.data.decode import BadImage, Bands, centre_square, cut_and_resized, read_rgb
+from ldae.data.decode import BadImage, Bands, centre_crop, crop_and_resize, read_rgb
 
 LIMIT = 10**8
 RAMP = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
@@ -47,7 +47,7 @@ def test_floats_are_scaled_from_0_to_1_and_12_bits_by_theirs(tmp_path):
     assert np.array_equal(pixels(tmp_path / "f.tiff")[..., 0], RAMP)
     (tmp_path / "p.pgm").write_bytes(b"P5 2 1 1023\n" + bytes([3, 255, 0, 255]))
     assert pixels(tmp_path / "p.pgm")[0, :, 0].tolist() == [255, 64]
-    assert Bands().as_bytes(np.array([4095, 2048, 255], np.uint16), 12).tolist() == [255, 128, 16]
+    assert Bands().to_uint8(np.array([4095, 2048, 255], np.uint16), 12).tolist() == [255, 128, 16]
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_what_is_no_image_says_why(tmp_path):
 def test_centre_square_takes_the_middle():
     wide = np.zeros((10, 30, 3), np.uint8)
     wide[:, 10:20] = 200
-    cut = np.asarray(centre_square(Image.fromarray(wide), 5))
+    cut = np.asarray(centre_crop(Image.fromarray(wide), 5))
     assert cut.shape == (5, 5, 3)
     assert (cut == 200).all()
 
@@ -277,7 +277,7 @@ def test_the_quick_resize_is_pillows_to_a_grey_level(box):
     waves = np.sin(np.linspace(0, 9, 80))[:, None, None] * np.cos(np.linspace(0, 7, 120))[:, None] * np.ones(3)
     noise = np.random.default_rng(0).normal(0, 12, (80, 120, 3))
     image = Image.fromarray(np.clip(128 + 90 * waves + noise, 0, 255).astype(np.uint8))
-    exact, quick = (cut_and_resized(image, box, 32, kind).int() for kind in (True, False))
+    exact, quick = (crop_and_resize(image, box, 32, kind).int() for kind in (True, False))
     top, left, height, width = box
     pillow = image.crop((left, top, left + width, top + height)).resize((32, 32), Image.Resampling.BICUBIC)
     assert np.array_equal(exact.movedim(0, -1), np.asarray(pillow))

@@ -17,7 +17,7 @@ from ldae.data.datasets import Division, ImageFolder
 from ldae.data.hub import HubImages
 from ldae.data.images import MemoryImages
 from ldae.data.loader import Loader, RankSlice, in_order
-from ldae.data.reading import ahead
+from ldae.data.reading import prefetch
 from ldae.data.streamed import StreamedImages
 from ldae.data.transforms import PadCrop, RandomResizedCrop
 
@@ -68,7 +68,7 @@ def context(tmp_path):
     return Context(tmp_path / "cache", workers=0, max_bad=0.0)
 
 
-def streamed(root, context, window=16, **given):
+def open_stream(root, context, window=16, **given):
     return HubImages(16, Division(), str(root), store="stream", window=window, **given).open(context)
 
 
@@ -87,7 +87,7 @@ def test_images_and_classes_are_those_of_the_folders(both, context, store):
             assert torch.equal(one.index, other.index)
 
 
-def taken(loader, start, count):
+def read_batches(loader, start, count):
     return [(b.index, b.images, b.labels) for b in itertools.islice(loader.batches(start), count)]
 
 
@@ -99,45 +99,47 @@ def same(a, b):
 
 @pytest.mark.parametrize("threads", [0, 3])
 def test_every_epoch_has_every_image_once_and_any_step_can_be_gone_on_from(both, context, threads):
-    train = streamed(both[1], context).train
+    train = open_stream(both[1], context).train
     loader = Loader(train, RandomResizedCrop(), 9, 3, CPU, workers=threads)
     assert loader.steps_per_epoch == 6
-    straight = taken(loader, 0, 18)
+    straight = read_batches(loader, 0, 18)
     for epoch in range(3):
         seen = torch.cat([index for index, _, _ in straight[6 * epoch : 6 * epoch + 6]])
         assert sorted(seen.tolist()) == sorted(train.ids.tolist())
     assert not torch.equal(straight[0][0], straight[6][0])
     for start in (1, 5, 6, 13):
-        assert same(taken(loader, start, 18 - start), straight[start:])
+        assert same(read_batches(loader, start, 18 - start), straight[start:])
 
 
 def test_crops_are_those_of_the_files(both, context):
     tree = ImageFolder(16, Division(), str(both[0]), "stream").open(context).train
     whole = {
         int(i): x
-        for b in taken(Loader(tree, RandomResizedCrop(), 9, 3, CPU), 0, 6)
+        for b in read_batches(Loader(tree, RandomResizedCrop(), 9, 3, CPU), 0, 6)
         for i, x in zip(*b[:2], strict=True)
     }
-    for index, images, _ in taken(Loader(streamed(both[1], context).train, RandomResizedCrop(), 9, 3, CPU), 0, 6):
+    for index, images, _ in read_batches(
+        Loader(open_stream(both[1], context).train, RandomResizedCrop(), 9, 3, CPU), 0, 6
+    ):
         assert all(torch.equal(whole[int(i)], x) for i, x in zip(index, images, strict=True))
 
 
 def test_processes_share_the_batches_of_one(both, context):
-    train = streamed(both[1], context, window=10).train
-    one = taken(Loader(train, RandomResizedCrop(), 12, 3, CPU), 2, 8)
-    two = [taken(Loader(train, RandomResizedCrop(), 12, 3, CPU, RankSlice(rank, 2)), 2, 8) for rank in (0, 1)]
+    train = open_stream(both[1], context, window=10).train
+    one = read_batches(Loader(train, RandomResizedCrop(), 12, 3, CPU), 2, 8)
+    two = [read_batches(Loader(train, RandomResizedCrop(), 12, 3, CPU, RankSlice(rank, 2)), 2, 8) for rank in (0, 1)]
     joined = [[torch.cat(pair) for pair in zip(a, b, strict=True)] for a, b in zip(*two, strict=True)]
     assert same(one, joined)
 
 
 def test_an_order_reads_shards_whole_and_mixes_within_windows(both, context):
-    train = streamed(both[1], context, window=1).train
-    shards = [train.places[train.order(0, epoch).numpy(), 0] for epoch in range(8)]
+    train = open_stream(both[1], context, window=1).train
+    shards = [train.positions[train.order(0, epoch).numpy(), 0] for epoch in range(8)]
     assert all(len(list(itertools.groupby(s.tolist()))) == 3 for s in shards)
     assert len({tuple(dict.fromkeys(s.tolist())) for s in shards}) > 2
     train.window = 1000
     mixed = train.order(0, 0).numpy()
-    assert len(list(itertools.groupby(train.places[mixed, 0].tolist()))) > 10
+    assert len(list(itertools.groupby(train.positions[mixed, 0].tolist()))) > 10
 
 
 def test_a_damaged_image_is_left_out_and_named(tmp_path, both):
@@ -149,22 +151,22 @@ def test_a_damaged_image_is_left_out_and_named(tmp_path, both):
     assert [name for name, _ in found.bad] == ["0/1"]
     assert found.train.own_labels.tolist() == [0, 2, 1]
     with pytest.raises(DataError, match="1 of 4 images"):
-        streamed(hub, Context(tmp_path / "c", 0, 0.0))
+        open_stream(hub, Context(tmp_path / "c", 0, 0.0))
 
 
 def test_what_is_missing_is_named(both, context, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="root"):
-        streamed("", context)
+        open_stream("", context)
     with pytest.raises(DataError, match="nowhere cannot be read by datasets"):
-        streamed(tmp_path / "nowhere", context)
+        open_stream(tmp_path / "nowhere", context)
     with pytest.raises(ConfigError, match=r"image='imag' is no column of .*did you mean 'image'"):
-        streamed(both[1], context, image="imag")
+        open_stream(both[1], context, image="imag")
     with pytest.raises(ConfigError, match="label='class' is no column"):
-        streamed(both[1], context, label="class")
+        open_stream(both[1], context, label="class")
     with pytest.raises(ConfigError, match="image='label' is a column of"):
-        streamed(both[1], context, image="label")
+        open_stream(both[1], context, image="label")
     with pytest.raises(ConfigError, match="works on small images held in memory"):
-        Loader(streamed(both[1], context).train, PadCrop(), 4, 0, CPU)
+        Loader(open_stream(both[1], context).train, PadCrop(), 4, 0, CPU)
     (tmp_path / "fractions").mkdir()
     write(
         tmp_path / "fractions" / "train.parquet",
@@ -173,7 +175,7 @@ def test_what_is_missing_is_named(both, context, tmp_path, monkeypatch):
         datasets.Value("float32"),
     )
     with pytest.raises(DataError, match=r"split train: label of row 0 of shard 0 is 0.5, no class"):
-        streamed(tmp_path / "fractions", context)
+        open_stream(tmp_path / "fractions", context)
 
 
 def test_a_row_without_an_image_is_left_out_and_named(tmp_path):
@@ -234,13 +236,13 @@ def test_images_without_labels_are_read(tmp_path, context, store, label):
 def test_labels_in_part_or_beyond_reason_are_refused_by_split(tmp_path, context):
     part = lone(tmp_path / "part", {"train": [0, 1, 0], "test": [0, None, 1]})
     with pytest.raises(DataError, match="split test: 1 of 3 images have no class, the first: 0/1"):
-        streamed(part, context)
+        open_stream(part, context)
     large = lone(tmp_path / "large", {"train": [0, 999999999]})
     with pytest.raises(DataError, match="split train: 0/1 has class 999999999, and there are 2 images"):
-        streamed(large, context)
+        open_stream(large, context)
     more = lone(tmp_path / "more", {"train": [0, 1], "test": [2]})
     with pytest.raises(DataError, match="split test has class 2, split train has 2 classes"):
-        streamed(more, context)
+        open_stream(more, context)
 
 
 @pytest.mark.parametrize("store", ["memory", "stream"])
@@ -255,7 +257,7 @@ def test_keys_choose_the_splits(tmp_path, context, store):
     assert usual.holdout.own_labels.tolist() == [0, 1, 0]
     (batch,) = in_order(usual.holdout, 5, CPU)
     assert (batch.images[:, 0, 0, 0] * 255).round().tolist() == [0, 10, 20]
-    assert sorted(usual.development.ids) == list(range(13))
+    assert sorted([*usual.train.ids, *usual.holdout.ids]) == list(range(13))
     other = opened(train_split="validation", holdout_split="none", test_split="train")
     assert [len(s) for s in (other.train, other.holdout, other.test)] == [3, 0, 10]
     assert "splits that are not read: test" in " ".join(other.notes)
@@ -265,20 +267,20 @@ def test_keys_choose_the_splits(tmp_path, context, store):
         opened(holdout_split="test", test_split="test")
     bare = lone(tmp_path / "bare", {"test": [0, 1]})
     with pytest.raises(DataError, match=r"has no split train; give data\.train_split=NAME, one of test"):
-        streamed(bare, context)
+        open_stream(bare, context)
 
 
 def test_what_was_read_is_kept(both, context, monkeypatch):
-    first = streamed(both[1], context)
+    first = open_stream(both[1], context)
     monkeypatch.setattr("ldae.data.hub.Shards._rows", lambda *a: pytest.fail("read again"))
-    assert streamed(both[1], context).fingerprint == first.fingerprint
+    assert open_stream(both[1], context).fingerprint == first.fingerprint
 
 
 def test_ahead_keeps_the_order_makes_no_more_than_it_may_and_ends_its_thread():
     made, before = [], set(threading.enumerate())
-    items = ahead((made.append(i) or i for i in range(100)), 3)
+    items = prefetch((made.append(i) or i for i in range(100)), 3)
     assert [next(items) for _ in range(5)] == list(range(5))
     items.close()
     assert len(made) <= 5 + 3 + 1
     assert set(threading.enumerate()) <= before  # others may still end theirs
-    assert list(ahead(iter(range(4)), 9)) == list(range(4))
+    assert list(prefetch(iter(range(4)), 9)) == list(range(4))

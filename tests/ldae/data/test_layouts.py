@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ldae.core.errors import ConfigError, DataError, StorageError
-from ldae.data.base import FEW
+from ldae.data.base import MIN_HOLDOUT
 from ldae.data.cache import Context
 from ldae.data.datasets import CIFAR, Division, ImageFolder
 from ldae.data.segmented import Segmented
@@ -108,7 +108,7 @@ def test_val_is_the_hold_out_where_there_is_a_test_split_too(root, context, stor
     splits = opened(root, context, store)
     assert sizes(splits) == [40, 10, 14]
     assert {name.split("/")[0] for name in names(splits.holdout)} == {"validation"}
-    assert len(splits.development) == 50
+    assert len(splits.train) + len(splits.holdout) == 50
     assert splits.holdout.own_labels.tolist() == [0] * 5 + [1] * 5
     cut = opened(root, context, store, holdout_split="none")
     assert sizes(cut) == [36, 4, 14]
@@ -143,7 +143,7 @@ def test_names_that_mean_one_split_or_none_are_refused(root, context):
     with pytest.raises(DataError, match="which mean the same split"):
         opened(root, context)
     (root / "Validation").rename(root / "more")
-    assert said(opened(root, context), "val is read as a class, for there is no train/ beside it")
+    assert said(opened(root, context), "val is read as a class, since there is no train/ beside it")
     assert sizes(opened(root, context, train_split="images", holdout_split="more")) == [4, 5, 1]
     with pytest.raises(DataError, match=r"has more and no train/; name the .* by data\.train_split=FOLDER$"):
         opened(root, context, holdout_split="more")
@@ -253,8 +253,8 @@ def test_links_that_lead_nowhere_count_as_unreadable(root, tmp_path):
     os.symlink(tmp_path / "gone", root / "b" / "gone")
     splits = opened(root, Context(tmp_path / "cache", workers=0, max_bad=0.02))
     assert [name for name, _ in splits.bad] == ["a/gone.bmp"]
-    assert said(splits, "1 symbolic links lead nowhere: c")
-    assert said(splits, "1 symbolic links lead nowhere: b/gone")
+    assert said(splits, "1 symbolic links have no target: c")
+    assert said(splits, "1 symbolic links have no target: b/gone")
     with pytest.raises(DataError, match=r"1 of 81 images .* more than data\.max_bad=0"):
         opened(root, Context(tmp_path / "cache", workers=0, max_bad=0.0))
 
@@ -275,7 +275,7 @@ def test_images_that_two_splits_share_are_named(root, context, link):
         link(root / "train" / "a" / f"{i:03d}.bmp", root / "test" / "a" / f"{i}.bmp")
     splits = opened(root, context)
     assert len(splits.test) == 15
-    (note,) = said(splits, "5 images of test/ are images of train/ too (links), so scores on test/ flatter")
+    (note,) = said(splits, "5 images of test/ are also images of train/ (links), so scores on test/ are too high")
     assert "a/0.bmp = a/000.bmp" in note
 
 
@@ -326,7 +326,7 @@ def test_scores_that_mean_little_are_named_once_each(root, context):
         write(root / "more" / "train" / c, count)
         write(root / "more" / "test" / c, 3)
     splits = opened(root / "more", context)
-    assert len(splits.holdout) >= FEW
+    assert len(splits.holdout) >= MIN_HOLDOUT
     assert not said(splits, "the hold-out has")
     assert said(splits, "3 images of the test split are of classes without training images: rare")
     few = ImageFolder(8, Division(holdout=0.05), str(root / "more"), "memory").open(context)

@@ -11,7 +11,7 @@ from ldae.core.errors import ConfigError, DataError
 from ldae.data import photos
 from ldae.data.cache import Context
 from ldae.data.datasets import Division
-from ldae.data.photos import PHOTOGRAPHS, Photos, photograph, regions
+from ldae.data.photos import PHOTOGRAPHS, Photos, load_photograph, split_regions
 
 
 @pytest.fixture
@@ -57,8 +57,8 @@ def test_no_pixel_of_a_split_is_within_a_crops_width_of_anothers(opened, size):
 
 def test_regions_lie_inside_and_hold_a_crop():
     for name in PHOTOGRAPHS:
-        height, width = photograph(name).shape
-        for boxes in regions(height, width, 50).values():
+        height, width = load_photograph(name).shape
+        for boxes in split_regions(height, width, 50).values():
             for box in boxes:
                 assert 0 <= box.top <= box.bottom - 50 <= height - 50
                 assert 0 <= box.left <= box.right - 50 <= width - 50
@@ -68,7 +68,7 @@ def test_crops_are_the_photographs_own_pixels_up_to_mean_and_contrast(opened):
     test = opened().test
     for i in range(0, len(test), 97):
         name, x, y = corners(test)[i]
-        source = photograph(name)[y : y + 32, x : x + 32].astype(float)
+        source = load_photograph(name)[y : y + 32, x : x + 32].astype(float)
         crop = pixels(test)[i].astype(float)
         assert np.array_equal(crop[0], crop[1])
         assert np.array_equal(crop[0], crop[2])

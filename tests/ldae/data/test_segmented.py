@@ -191,7 +191,7 @@ def no_images(train):
         (lambda t: (t / "masks" / "07.png").unlink(), r"07\.bmp has no mask; .*masks/07\.png is needed \(1 of 30"),
         (small_mask, r"masks/07\.png is 16 x 15, its image 07\.bmp is 16 x 16"),
         (second_mask, r"07\.bmp and .*07\.png are masks of one name"),
-        (no_figure, "no mask below .* has a figure: 128 and more is figure"),
+        (no_figure, "no mask below .* has foreground: values of 128 and more"),
         (no_images, "images holds no images"),
         (lambda t: (t / "masks").rename(t / "labels"), "has no folder masks/; .*masks/NAME.png are needed"),
     ],

@@ -128,8 +128,8 @@ def test_names_of_classes_come_from_a_file(both, context):
             [("1.png", b"x"), ("2.png", b"x"), ("2.cls", b"0")],
             r"1 of 2 images have no class, the first: train.tar/1.png@.*give each of them one, or none at all",
         ),
-        ([("1.png", b"x"), ("1.cls", b"cat")], "1.cls tells no class; a whole number"),
-        ([("1.png", b"x"), ("1.cls", b"-2")], "1.cls tells no class"),
+        ([("1.png", b"x"), ("1.cls", b"cat")], "1.cls has no class; an integer"),
+        ([("1.png", b"x"), ("1.cls", b"-2")], "1.cls has no class"),
         (
             [("1.png", b"x"), ("1.cls", b"999999999")],
             "1.png@.* has class 999999999, and there are 1 images; a class is",
@@ -137,8 +137,8 @@ def test_names_of_classes_come_from_a_file(both, context):
         ([("1.png", b"x"), ("1.json", b'{"cls": 999999999}')], "has class 999999999, and there are 1 images"),
         ([("1.png", b"x"), ("1.jpg", b"x")], "train.tar has two images called 1; give each a key of its own"),
         ([("1.png", b"x"), ("1.cls", b"0"), ("1.json", b'{"label": 1}')], "1 has the classes 0 and 1; keep one"),
-        ([("1.png", b"x"), ("1.json", b'{"label": true}')], "1.json tells no class"),
-        ([("1.png", b"x"), ("1.json", b"{")], "1.json tells no class"),
+        ([("1.png", b"x"), ("1.json", b'{"label": true}')], "1.json has no class"),
+        ([("1.png", b"x"), ("1.json", b"{")], "1.json has no class"),
         ([("1.cls", b"0")], "holds no images"),
     ],
 )
@@ -207,7 +207,7 @@ def test_val_is_the_hold_out_beside_a_test_split(both, context):
     splits = opened(both[1], context)
     assert [len(s) for s in (splits.train, splits.holdout, splits.test)] == [30, 3, 3]
     assert {splits.holdout.name(int(i)).split("/")[0] for i in splits.holdout.ids} == {"Validation-0.tar"}
-    assert len(splits.development) == 33
+    assert len(splits.train) + len(splits.holdout) == 33
     test = [splits.test.name(int(i)) for i in splits.test.ids]
     assert test == [reference.test.name(int(i)) for i in reference.test.ids][:3]
     (both[1] / "extra-0.tar").write_bytes((both[1] / "test-0.tar").read_bytes())

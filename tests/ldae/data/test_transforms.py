@@ -9,7 +9,7 @@ from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 from torchvision.transforms import functional as TF
 
 from ldae.core.rng import uniforms
-from ldae.data.transforms import Centre, Flip, PadCrop, RandomResizedCrop, resized_crops
+from ldae.data.transforms import Centre, Flip, PadCrop, RandomResizedCrop, batched_resized_crop
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_pad_crop_shifts_by_each_amount_alike_and_brings_in_zeros(images):
 
 def test_resized_crops_are_torchvisions(images):
     boxes = torch.tensor([[0, 0, 32, 32], [3, 5, 20, 14], [10, 0, 9, 32], [30, 30, 2, 2]]).repeat(16, 1).double()
-    ours = resized_crops(images, boxes)
+    ours = batched_resized_crop(images, boxes)
     for i, box in enumerate(boxes.long().tolist()):
         cut = TF.crop(images[i], *box)
         theirs = TF.resize(cut, [32, 32], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)

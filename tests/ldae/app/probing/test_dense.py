@@ -94,7 +94,7 @@ def test_masks_that_are_the_same_everywhere_have_nothing_to_score(pretrained, sq
         "dense", f"run={pretrained}", f"data.root={tmp_path / 's'}", f"out={tmp_path / 'o'}", *QUICK
     )
     assert code == 65
-    assert "nothing to score" in told or "has a figure" in told
+    assert "nothing to score" in told or "has foreground" in told
 
 
 def test_few_images_are_warned_of(pretrained, squares, in_process, tmp_path, capsys):
