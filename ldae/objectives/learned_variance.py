@@ -35,8 +35,8 @@ class DenoiseWithVariance(Denoise):
         alone: bool = False,
     ):
         super().__init__(task, tokenizer, process, parameterization, criterion, denoiser)
-        self.check_noise("objective", "learned_variance")
         self.variance = LearnedRange(self.schedule, self.target, alone)
+        self.check_noise("part", type(self).__name__)
 
     def losses(
         self, out: Tensor, y: Tensor, z0: Tensor, z_t: Tensor, level: NoiseLevel

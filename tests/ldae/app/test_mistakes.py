@@ -46,7 +46,7 @@ MISTAKES = [
     (("objective=learned_variance",), "schedule='LinearSigma' does not preserve variance .* use ddpm_linear"),
     (
         ("objective=learned_variance", "schedule=ddpm_linear", "weight=one"),
-        "objective='learned_variance' is built from the noise",
+        "objective.part='DenoiseWithVariance' is built from the noise",
     ),
     (("denoiser=dit_s_8", "input=latent"), "denoiser.patch=8 must divide the network's input, 4 x 4"),
     (("task=labelled", "task.dropout=2"), "task.dropout=2.0 must be at least 0 and at most 1"),
@@ -93,7 +93,7 @@ def test_the_process_answers_with_the_code_and_no_traceback(tmp_path):
 @pytest.mark.parametrize("tool", ["pretrain", "train_tokenizer", "probe", "checkpoint", "finetune", "export", "ablate"])
 def test_every_tool_explains_itself(tool):
     out, _ = run(tool, "--help")
-    assert f"python tools/{tool}.py" in out
+    assert f"ldae {tool.replace('_', '-')}" in out
 
 
 def test_a_data_folder_that_is_not_there_is_65(tmp_path):
@@ -125,7 +125,7 @@ def test_a_tool_without_arguments_shows_its_usage_and_does_nothing(tool, tmp_pat
     argv = [sys.executable, str(ROOT / "tools" / f"{tool}.py")]
     done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **ENVIRONMENT})
     assert done.returncode == 2
-    assert f"python tools/{tool}.py" in done.stderr
+    assert f"ldae {tool}" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

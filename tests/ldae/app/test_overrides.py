@@ -33,7 +33,7 @@ NASTY = [
 @pytest.mark.parametrize("text", NASTY)
 def test_a_printed_command_reads_back(text):
     argv = shlex.split(command("probe", run=text))
-    assert argv[:2] == ["python", "ldae probe"]
+    assert argv[:2] == ["ldae", "probe"]
     assert parse_override(argv[2]).value() == text
     assert parse_override(argument("out", text)).value() == text
 

@@ -145,7 +145,7 @@ def test_augmented_heads_say_first_what_they_encode_and_learn_from_their_stream(
     from ldae.data.transforms import Centre
     from linear_probe.augmented_heads import AugmentedHeads
     from linear_probe.heads import HeadRecipe
-    from linear_probe.protocols import PROTOCOLS, SGDHeads
+    from linear_probe.registry import PROTOCOLS, SGDHeads
 
     plain = SGDHeads("mae", "", HeadRecipe((0.5,), batch=50, epochs=3, batch_norm=True))
     monkeypatch.setitem(PROTOCOLS, "mae", plain)
