@@ -140,7 +140,7 @@ def tell_plan(
         made = begun(ablation_dir, planned)
         state = "done" if rows[planned.trial.name] else f"{made} of {steps} steps" if made else "missing"
         print(
-            f"  {planned.trial.name:{width}}  {state}{'  (beside the grid)' if planned.trial.baseline_trials else ''}"
+            f"  {planned.trial.name:{width}}  {state}{'  (beside the grid)' if planned.trial.is_baseline else ''}"
         )
 
 

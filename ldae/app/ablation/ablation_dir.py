@@ -70,7 +70,7 @@ class AblationDir:
         path.parent.mkdir(parents=True, exist_ok=True)
         trial, results = planned.trial, [asdict(r) for r in baselines]
         known = {"key": planned.key, "config": dict(lasting(planned.config)), "probe": list(planned.probe)}
-        ablation_dir = {"is_baseline": trial.baseline_trials, "position": trial.position}
+        ablation_dir = {"is_baseline": trial.is_baseline, "position": trial.position}
         record = {**known, **ablation_dir, "row": asdict(row), "baselines": results}
         whole = json.loads(json.dumps(record))  # as it will be read
         sealed = {**whole, CONTENT_HASH: content_hash(whole)}

@@ -151,14 +151,14 @@ def probing_seconds(plans: Sequence[PlannedTrial], threads: int) -> float:
     known: dict[tuple[object, ...], float] = {}
     total = 0.0
     for planned in plans:
-        key = (planned.run_key, tuple(planned.probe), planned.trial.baselines)
+        key = (planned.run_key, tuple(planned.probe), planned.trial.with_baselines)
         known.setdefault(key, _of_cell(planned))
         total += known[key]
     return total
 
 
 def _of_cell(planned: PlannedTrial) -> float:
-    argv = [f"baselines={str(planned.trial.baselines).lower()}", *planned.probe]
+    argv = [f"baselines={str(planned.trial.with_baselines).lower()}", *planned.probe]
     config, _ = settle_precision(resolved(compose("probe", ["run=RUN", *argv])))
     settings: ProbeSettings = own_settings(ProbeSettings, config)
     session = Session({**planned.config, "runtime": QUIET})

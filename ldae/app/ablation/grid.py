@@ -38,11 +38,11 @@ class Grid:
     name: str
     title: str
     source: str
-    argv: PossiblyEmpty[str]
+    overrides: PossiblyEmpty[str]
     axes: dict
     paper: list
     notes: dict
-    baselines: str | None = None
+    with_baselines: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ class Trial:
     grid: str
     name: str
     axes: Mapping[str, Any]
-    argv: Sequence[str]
+    overrides: Sequence[str]
     paper: float | None = None
     paper_source: str = ""
-    baselines: bool = False
-    baseline_trials: bool = False
+    with_baselines: bool = False
+    is_baseline: bool = False
     position: int = 0
 
 
@@ -86,7 +86,7 @@ def own_grid(given: str) -> dict[str, Any]:
         raise ConfigError("grid", given, f"cannot be read ({message}); give a grid's name or a YAML file") from None
     if not isinstance(found, dict):
         raise ConfigError("grid", given, f"holds no mapping; copy one of {CONFIGS.name}/grid and change it")
-    return {"title": path.stem, "source": "", "words": [], "paper": [], "notes": {}, "name": path.stem, **found}
+    return {"title": path.stem, "source": "", "overrides": [], "paper": [], "notes": {}, "name": path.stem, **found}
 
 
 def grid_of(spec: Mapping[str, Any], overlay: Mapping[str, Any]) -> Grid:
@@ -123,17 +123,17 @@ def trials_of(grid: Grid) -> list[Trial]:
     if not names or not grid.axes or len(papers) != len(names):
         message = f"must have an accuracy (or null) for each of the {len(names)} cells"
         raise ConfigError("grid.paper" if grid.axes else "grid.axes", papers, message)
-    if grid.baselines is not None and grid.baselines not in names:
-        raise ConfigError("grid.floors", grid.baselines, f"is no cell of this grid; there are: {', '.join(names)}")
+    if grid.with_baselines is not None and grid.with_baselines not in names:
+        raise ConfigError("grid.with_baselines", grid.with_baselines, f"is no cell of this grid; there are: {', '.join(names)}")
     return [
         Trial(
             grid=grid.name,
             name=name,
             axes=dict(zip(grid.axes, (value for value, _ in pairs), strict=True)),
-            argv=[*grid.argv, *itertools.chain.from_iterable(argv for _, argv in pairs)],
+            overrides=[*grid.overrides, *itertools.chain.from_iterable(argv for _, argv in pairs)],
             paper=conform("grid.paper", paper, float | None),
             paper_source="" if paper is None else _source(grid, name),
-            baselines=name == grid.baselines,
+            with_baselines=name == grid.with_baselines,
             position=i,
         )
         for i, (name, pairs, paper) in enumerate(zip(names, combinations, papers, strict=True))

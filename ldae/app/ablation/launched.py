@@ -28,7 +28,7 @@ def spare() -> None:
 def main(config: DictConfig) -> int:
     """Runs the cells of one job."""
     plan = read_sealed_json(Path(str(config.plan)))
-    argv = ["-m", "ldae", "ablate", *plan["words"], f"only=[{','.join(plan['jobs'][config.job])}]"]
+    argv = ["-m", "ldae", "ablate", *plan["overrides"], f"only=[{','.join(plan['jobs'][config.job])}]"]
     return subprocess.run([sys.executable, *argv], cwd=plan["cwd"], preexec_fn=spare, check=False).returncode
 
 

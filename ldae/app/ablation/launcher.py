@@ -47,7 +47,7 @@ def launch(
     folder.mkdir(exist_ok=True)
     theirs = [w for w in argv if w.partition("=")[0].split(".")[0] not in NOT_THEIRS]
     plan = {
-        "words": [*theirs, "launcher=here", "estimate=false", "report=false"],
+        "overrides": [*theirs, "launcher=here", "estimate=false", "report=false"],
         "jobs": [[planned.trial.name for planned in job] for job in jobs],
         "cwd": str(Path.cwd()),
     }

@@ -125,7 +125,7 @@ class Runner:
             self.scorable.add(key)
 
     def _pretrained(self, planned: PlannedTrial, run: Path) -> None:
-        argv = [*planned.argv, argument("out", run), *self.machine.argv]
+        argv = [*planned.overrides, argument("out", run), *self.machine.argv]
         if planned.tokenizer_key is None or (run / TOKENIZER_FILE).exists():
             self._call("pretrain", argv, planned)
             return
@@ -144,7 +144,7 @@ class Runner:
         """Probes a pretrained cell, draws its pictures, leaves its record."""
         trial = planned.trial
         folder = run / f"probe-{trial.grid}-{trial.name}"
-        baselines = f"baselines={str(trial.baselines).lower()}"
+        baselines = f"baselines={str(trial.with_baselines).lower()}"
         argv = [argument("run", run), argument("out", folder), baselines, *planned.probe, *self.machine.argv]
         self._call("probe", argv, planned)
         written = max(folder.glob("results*.jsonl"), key=lambda path: path.stat().st_mtime)  # of the split asked for
@@ -179,7 +179,7 @@ class Runner:
             images=planned.images,
             hours=spent,
             unit=unit,
-            command=portable_command(shlex.join(["ldae", "pretrain", *planned.argv, f"out={run}"])),
+            command=portable_command(shlex.join(["ldae", "pretrain", *planned.overrides, f"out={run}"])),
             commit=commit(),
             pictures={
                 what: (drawn / file).relative_to(self.ablation_dir.out).as_posix() for what, file in index.items()

@@ -45,7 +45,7 @@ class Budget:
     name: str
     parallel: Count
     images: dict
-    argv: PossiblyEmpty[str]
+    overrides: PossiblyEmpty[str]
     keys: dict
     trials: dict
     grids: dict
@@ -70,7 +70,7 @@ class PlannedTrial:
     """
 
     trial: Trial
-    argv: Sequence[str]
+    overrides: Sequence[str]
     probe: Sequence[str]
     config: Mapping[str, Any]
     images: int
@@ -109,7 +109,7 @@ def lasting(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def baseline_trials(grid: str, budget: Budget) -> list[Trial]:
     """The cells that a grid is compared with."""
     return [
-        Trial(grid, name, {}, conform(f"budget.beside.{name}", argv, PossiblyEmpty[str]), baseline_trials=True)
+        Trial(grid, name, {}, conform(f"budget.baseline_trials.{name}", argv, PossiblyEmpty[str]), is_baseline=True)
         for name, argv in budget.baseline_trials.items()
     ]
 
@@ -124,9 +124,9 @@ def plan(trial: Trial, budget: Budget, images: int, user: Sequence[str]) -> Plan
     Raises:
         Fault: its config cannot be; the cell is named.
     """
-    argv = [*trial.argv, *_matching(trial, budget), *budget.argv]
+    argv = [*trial.overrides, *_matching(trial, budget), *budget.overrides]
     with _named(trial):
-        found = _composed(argv, {} if trial.baseline_trials else budget.keys, user)
+        found = _composed(argv, {} if trial.is_baseline else budget.keys, user)
         config, _ = settle_precision(resolved(found[1]))
         steps = max(1, round(images / conform("train.batch", config["train"]["batch"], Count)))
     config["train"] = {**config["train"], "steps": steps, "epochs": None}
@@ -176,7 +176,7 @@ def _named(trial: Trial) -> Iterator[None]:
 def _matching(trial: Trial, budget: Budget) -> Iterator[str]:
     for pattern, argv in budget.trials.items():
         if fnmatchcase(f"{trial.grid}/{trial.name}", pattern):
-            yield from conform(f"budget.cells.{pattern}", argv, PossiblyEmpty[str])
+            yield from conform(f"budget.trials.{pattern}", argv, PossiblyEmpty[str])
 
 
 def _composed(argv: Sequence[str], keys: Mapping[str, Any], user: Sequence[str]) -> tuple[list[str], DictConfig]:

@@ -45,7 +45,7 @@ axes:
     b: [experiment=deconstruct/12_ldae, "probe.t=[40]"]
 paper: [3, 2, 1]
 source: a made-up paper
-floors: a
+with_baselines: a
 """
 
 
@@ -67,9 +67,9 @@ def test_every_grid_has_cells_at_every_budget(grid, size):
     found = trials(grid, size)
     assert grid == read("grid", grid)["name"]
     assert size == read("budget", size)["name"]
-    assert sum(trial.baselines for trial in found.values()) == 1
+    assert sum(trial.with_baselines for trial in found.values()) == 1
     assert [trial.position for trial in found.values()] == list(range(len(found)))
-    assert all(trial.argv and trial.axes and bool(trial.paper) == bool(trial.paper_source) for trial in found.values())
+    assert all(trial.overrides and trial.axes and bool(trial.paper) == bool(trial.paper_source) for trial in found.values())
     assert budget(size).images_of(grid) > 0
 
 
@@ -78,7 +78,7 @@ def test_the_path_has_its_thirteen_rungs_in_order_with_the_papers_accuracies():
     rungs = sorted(p.stem for p in (CONFIGS / "experiment" / "deconstruct").glob("*.yaml"))
     assert list(found) == rungs
     assert len(rungs) == 13
-    assert all(trial.argv == [f"experiment=deconstruct/{name}"] for name, trial in found.items())
+    assert all(trial.overrides == [f"experiment=deconstruct/{name}"] for name, trial in found.items())
     for name, trial in found.items():  # the rung's own config tells the same
         assert f"linear probe {trial.paper} %" in (CONFIGS / f"experiment/deconstruct/{name}.yaml").read_text()
 
@@ -98,11 +98,11 @@ def test_tokenizers_by_dimensions_are_twenty_cells():
 def test_a_budgets_keys_reach_the_cells_that_have_them_and_the_users_words_win():
     found, size = trials("deconstruct"), replace(budget("laptop"), keys={**budget("laptop").keys, "loss.tail": 0.2})
     vae, ldae = (plan(found[name], size, 100, ["train.batch=25"]) for name in ("04_linear_gamma2", "12_ldae"))
-    assert "loss.tail=0.2" in ldae.argv
+    assert "loss.tail=0.2" in ldae.overrides
     assert "loss.tail=0.2" not in vae.argv
     assert ldae.config["loss"]["tail"] == 0.2
     assert ldae.config["optim"]["blr"] == 1.2e-2
-    assert "train.batch=32" not in ldae.argv
+    assert "train.batch=32" not in ldae.overrides
     assert (ldae.config["train"]["steps"], ldae.config["train"]["epochs"], ldae.images) == (4, None, 100)
     again = plan(found["12_ldae"], size, 100, ["train.batch=25", "runtime.threads=7", "probe.t=[3]"])
     assert again.run_key == ldae.run_key  # neither threads nor probes change what is trained
@@ -178,8 +178,8 @@ def test_a_report_of_no_ablation_is_refused(in_process, tmp_path, monkeypatch):
         ("axes: {cell: {a: seed=1}}", "grid.axes.cell.a='seed=1' must be a list"),
         ("axes: {cell: {a: []}}\npaper: [1, 2]", "must have an accuracy .* for each of the 1 cells"),
         ("axes: {cell: {a/b: []}}", "grid.axes='a/b' must give each cell a name"),
-        ("axes: {cell: {a: []}}\nfloor: a", "grid.baseline='a' is not a key here .* did you mean 'floors'?"),
-        ("axes: {cell: {a: []}}\nfloors: b", "grid.baselines='b' is no cell of this grid; there are: a"),
+        ("axes: {cell: {a: []}}\nwith_baseline: a", "grid.with_baseline='a' is not a key here .* did you mean 'with_baselines''?"),
+        ("axes: {cell: {a: []}}\nwith_baselines: b", "grid.with_baselines='b' is no cell of this grid; there are: a"),
     ],
 )
 def test_a_mistake_in_ones_own_grid_is_one_sentence(in_process, tmp_path, text, sentence):
@@ -266,7 +266,7 @@ def test_a_launcher_runs_every_job_with_its_cells_though_one_fails(tmp_path):
 
     tool = tmp_path / "tool.py"
     tool.write_text("import sys; print(sys.argv[1:], flush=True); sys.exit('only=[c]' in sys.argv)")
-    plan = {"tool": str(tool), "words": ["grid=g"], "jobs": [["a", "b"], ["c"], ["d"]], "cwd": str(tmp_path)}
+    plan = {"tool": str(tool), "overrides": ["grid=g"], "jobs": [["a", "b"], ["c"], ["d"]], "cwd": str(tmp_path)}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     argv = application({"plugin": "basic"}, tmp_path, 3)
     done = subprocess.run([sys.executable, *argv], capture_output=True, text=True, check=True)
