@@ -1,1 +1,1 @@
-"""Images from disk to batches: decoding, caching, splitting, augmenting, ordering."""
+"""Data sets and loaders: decoding, caching, splits, augmentation and order."""

@@ -88,15 +88,15 @@ class MaskedAutoencoder(Network):
         Returns:
             (B, N, 3 p^2), a patch flattened as (row, column, channel).
         """
-        latent = self._through(masking.seen(self.tokens_of(x)), self.layers[-1:])[self.encoder_layer]
+        latent = self._through(masking.gather_visible(self.tokens_of(x)), self.layers[-1:])[self.encoder_layer]
         return self.decode(latent, masking)
 
     def decode(self, latent: Tensor, masking: Masking) -> Tensor:
         """Class token and seen patches (B, 1 + kept, D) -> (B, N, 3 p^2)."""
         x = self.to_decoder(latent)  # (B, 1 + kept, D')
         B, N = masking.order.shape
-        missing = self.mask_token.to(x.dtype).expand(B, N - masking.kept, -1)
-        patches = masking.restored(torch.cat([x[:, 1:], missing], dim=1))  # (B, N, D')
+        missing = self.mask_token.to(x.dtype).expand(B, N - masking.num_visible, -1)
+        patches = masking.restore_order(torch.cat([x[:, 1:], missing], dim=1))  # (B, N, D')
         x = torch.cat([x[:, :1], patches], dim=1) + self.decoder_positions  # (B, 1 + N, D')
         for block in self.decoder_blocks:
             x = block(x)

@@ -20,7 +20,6 @@ from ldae.diffusion.schedules import NoiseSchedule
 from ldae.nn.attention import Attention
 from ldae.nn.conv import group_norm
 from ldae.nn.patchify import to_tokens
-from ldae.nn.resize import enlarged
 from ldae.nn.rrdb import RRDBNet
 from ldae.nn.unet_blocks import (
     BLOCK,
@@ -28,13 +27,14 @@ from ldae.nn.unet_blocks import (
     AddedNorm,
     BlockConfig,
     Level,
-    Middle,
+    MiddleBlock,
     PixelAttention,
     ResidualBlock,
     ScaledNorm,
     StageConfig,
-    levels_down,
-    levels_up,
+    build_down_path,
+    build_up_path,
+    upsample_bicubic,
 )
 
 RESAMPLING = {"conv": CONV, "block": BLOCK}
@@ -104,9 +104,9 @@ class UNet(Denoiser):
         self.labels = LabelEmbedding(classes, config.cond_width) if classes else None
         self.encoder = encoder
         self.first = nn.Conv2d(in_shape[0] + (0 if self.encoder else cond_channels), channels, 3, padding=1)
-        self.down = levels_down(channels, sizes, blocks, config, RESAMPLING[resample])
-        self.middle = Middle(sizes[-1].width, config)
-        self.up = levels_up(channels, sizes, blocks, config, RESAMPLING[resample])
+        self.down = build_down_path(channels, sizes, blocks, config, RESAMPLING[resample])
+        self.middle = MiddleBlock(sizes[-1].width, config)
+        self.up = build_up_path(channels, sizes, blocks, config, RESAMPLING[resample])
         self.norm, self.last = group_norm(sizes[0].width), nn.Conv2d(sizes[0].width, out_shape[0], 3, padding=1)
         self.encoder_layer = len(sizes) * blocks + 1
         self.layers = tuple(range(1, self.encoder_layer + len(sizes) * (blocks + 1) + 1))
@@ -155,8 +155,8 @@ class UNet(Denoiser):
                 h = layer(h, c)
                 yield h
                 skips.append(h)
-            if stage.way is not None:
-                h = stage.way(h, c)
+            if stage.resample is not None:
+                h = stage.resample(h, c)
                 skips.append(h)
         h = self.middle(h, c)
         yield h
@@ -165,8 +165,8 @@ class UNet(Denoiser):
             for layer in stage.layers:
                 h = layer(torch.cat([h, skips.pop()], dim=1), c)
                 yield h
-            if stage.way is not None:
-                h = stage.way(h, c)
+            if stage.resample is not None:
+                h = stage.resample(h, c)
 
     def _entered(self, x_t: Tensor, cond: Cond) -> Tensor:
         """x_t and what is seen of the conditioning image as one feature map: (B, channels, H, W)."""
@@ -189,7 +189,7 @@ class UNet(Denoiser):
             raise ConfigError("cond.image", None, "is what this network is conditioned on; use a task that gives one")
         if cond.image.shape[1] != self.cond_channels:
             raise ConfigError("cond.image", tuple(cond.image.shape), f"must have {self.cond_channels} channels")
-        return enlarged(cond.image, size)
+        return upsample_bicubic(cond.image, size)
 
     def _condition(self, level: NoiseLevel, cond: Cond) -> Tensor:
         """What every residual block hears, (B, 4 channels), its SiLU taken. No class told is a class of its own."""

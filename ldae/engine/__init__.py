@@ -1,1 +1,1 @@
-"""Training: one loop, its checkpoints, its logs. Knows players, never models."""
+"""Training engine: trainer, train state, checkpoints, logs; independent of models."""

@@ -1,1 +1,1 @@
-"""Image quality. Imports `ldae.core.types` at most."""
+"""Metrics of image quality, segmentation and distances between sets of images."""

@@ -1,1 +1,1 @@
-"""Building blocks of networks: attention, transformer blocks, patches, embeddings."""
+"""Building blocks of networks: attention, transformer, convolutional and U-Net blocks, patches, embeddings."""

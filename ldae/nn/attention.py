@@ -1,4 +1,4 @@
-"""Self-attention, in the form that is fast on the device at hand."""
+"""Multi-head self-attention."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch.nn import functional as F
 class Attention(nn.Module):
     """Multi-head self-attention (Sec. 3.2, arXiv 1706.03762); parameters named as timm's.
 
-    On CUDA it runs torch's fused kernel. On a CPU it multiplies out: the backward pass of the fused
-    kernel is about five times slower there in bfloat16.
+    On CUDA it calls torch's fused kernel. On a CPU it computes the explicit products, since the backward pass of the
+    fused kernel is about five times slower there in bfloat16.
 
     Args:
         width: D, divisible by `heads`.
@@ -27,10 +27,10 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
+        """Return the attention output, (B, N, D) -> (B, N, D)."""
         q, k, v = rearrange(self.qkv(x), "b n (three h c) -> three b h n c", three=3, h=self.heads).unbind(0)
-        mixed = F.scaled_dot_product_attention(q, k, v) if x.is_cuda else self._multiplied_out(q, k, v)
-        return self.proj(rearrange(mixed, "b h n c -> b n (h c)"))  # (B, N, D)
-
-    def _multiplied_out(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return torch.softmax((q * self.scale) @ k.transpose(-2, -1), dim=-1) @ v  # (B, h, N, c)
+        if x.is_cuda:
+            out = F.scaled_dot_product_attention(q, k, v)  # (B, h, N, c)
+        else:
+            out = torch.softmax((q * self.scale) @ k.transpose(-2, -1), dim=-1) @ v  # (B, h, N, c)
+        return self.proj(rearrange(out, "b h n c -> b n (h c)"))  # (B, N, D)

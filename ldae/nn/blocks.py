@@ -1,4 +1,4 @@
-"""Transformer blocks: plain ones, and ones whose LayerNorms are steered by a condition (adaLN-Zero)."""
+"""Transformer blocks, plain and with adaLN-Zero conditioning."""
 
 from __future__ import annotations
 
@@ -11,20 +11,26 @@ from ldae.nn.attention import Attention
 
 LN_EPS = 1e-6
 Gelu = Literal["exact", "tanh"]
-TORCHS_NAME = {"exact": "none", "tanh": "tanh"}  # of the approximation in a GELU
+APPROXIMATE = {"exact": "none", "tanh": "tanh"}  # argument of F.gelu
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, Linear; parameters named as timm's. On a CPU the exact GELU beats the tanh form, which is DiT's."""
+    """Linear, GELU, Linear; parameters named as timm's.
+
+    Args:
+        width: D.
+        hidden: hidden width.
+        gelu: exact GELU, faster on a CPU, or DiT's tanh approximation.
+    """
 
     def __init__(self, width: int, hidden: int, gelu: Gelu = "exact"):
         super().__init__()
-        self.approximate = TORCHS_NAME[gelu]
+        self.approximate = APPROXIMATE[gelu]
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
+        """Apply the MLP to each token, (B, N, D) -> (B, N, D)."""
         return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
 
 
@@ -34,7 +40,7 @@ class Block(nn.Module):
     Args:
         width: D.
         heads: attention heads.
-        mlp_ratio: hidden width of the feed-forward network over D.
+        mlp_ratio: hidden width of the MLP divided by D.
     """
 
     compiles = True  # torch.compile works block by block: seconds instead of minutes
@@ -47,15 +53,20 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(mlp_ratio * width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
+        """Apply the block, (B, N, D) -> (B, N, D)."""
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
 
 class AdaLN(nn.Module):
-    """`n` vectors of `width` from a condition: the shifts, scales and gates of one block.
+    """SiLU and linear layer from a condition to the shifts, scales and gates of a block (adaLN-Zero).
 
-    Zero at the start, so that a new block is the identity.
+    Models initialise it to zero, so that a new block is the identity.
+
+    Args:
+        cond_width: width of the condition.
+        width: D.
+        n: number of vectors of width D.
     """
 
     def __init__(self, cond_width: int, width: int, n: int):
@@ -64,12 +75,12 @@ class AdaLN(nn.Module):
         self.linear = nn.Linear(cond_width, n * width)
 
     def forward(self, c: Tensor) -> tuple[Tensor, ...]:
-        """(B, cond_width) -> n times (B, 1, D)."""
+        """Return `n` modulation vectors, (B, cond_width) -> n times (B, 1, D)."""
         return self.linear(F.silu(c)).unsqueeze(1).chunk(self.n, dim=-1)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without parameters, then scale and shift: (B, N, D) with (B, 1, D) -> (B, N, D)."""
+    """Apply LayerNorm without parameters, then scale and shift, each (B, 1, D), to (B, N, D) tokens."""
     return F.layer_norm(x, x.shape[-1:], eps=LN_EPS) * (1 + scale) + shift
 
 
@@ -80,8 +91,8 @@ class ConditionedBlock(nn.Module):
         width: D.
         heads: attention heads.
         cond_width: width of the condition.
-        mlp_ratio: hidden width of the feed-forward network over D.
-        gelu: the function itself or its tanh form.
+        mlp_ratio: hidden width of the MLP divided by D.
+        gelu: exact GELU or its tanh approximation.
     """
 
     compiles = True  # torch.compile works block by block: seconds instead of minutes
@@ -93,14 +104,20 @@ class ConditionedBlock(nn.Module):
         self.ada = AdaLN(cond_width, width, 6)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """x (B, N, D), c (B, cond_width) -> (B, N, D)."""
+        """Apply the block to x (B, N, D) with the condition c (B, cond_width); return (B, N, D)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.ada(c)
         x = x + gate1 * self.attn(modulate(x, shift1, scale1))
         return x + gate2 * self.mlp(modulate(x, shift2, scale2))
 
 
 class ConditionedHead(nn.Module):
-    """LayerNorm steered by a condition, then a linear layer to the numbers of each token; zero at the start."""
+    """LayerNorm modulated by a condition, then a linear layer: DiT's output head.
+
+    Args:
+        width: D.
+        cond_width: width of the condition.
+        out: outputs per token.
+    """
 
     def __init__(self, width: int, cond_width: int, out: int):
         super().__init__()
@@ -108,6 +125,6 @@ class ConditionedHead(nn.Module):
         self.linear = nn.Linear(width, out)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """x (B, N, D), c (B, cond_width) -> (B, N, out)."""
+        """Return the outputs of tokens x (B, N, D) with the condition c (B, cond_width), (B, N, out)."""
         shift, scale = self.ada(c)
         return self.linear(modulate(x, shift, scale))

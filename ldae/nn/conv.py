@@ -13,12 +13,12 @@ GN_EPS = 1e-6
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups, fewer where a group would have less than 4 channels or where they would not be equal."""
+    """Return a GroupNorm of 32 groups, or of fewer equal groups of at least 4 channels."""
     return nn.GroupNorm(math.gcd(channels, max(1, min(32, channels // 4))), channels, eps=GN_EPS)
 
 
 class ResBlock(nn.Module):
-    """GN, SiLU, conv3, GN, SiLU, conv3, and the input added; a 1x1 convolution where channels change."""
+    """GN, SiLU, conv3, GN, SiLU, conv3, plus the input, through a 1x1 convolution if the number of channels changes."""
 
     def __init__(self, channels: int, out: int):
         super().__init__()
@@ -27,13 +27,13 @@ class ResBlock(nn.Module):
         self.skip = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', H, W)."""
+        """Apply the block, (B, C, H, W) -> (B, C', H, W)."""
         h = self.conv1(F.silu(self.norm1(x)))
         return self.skip(x) + self.conv2(F.silu(self.norm2(h)))
 
 
 class SpatialAttention(nn.Module):
-    """Single-head self-attention over the pixels of a feature map, added to it."""
+    """Residual single-head self-attention over the pixels of a feature map."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -41,47 +41,48 @@ class SpatialAttention(nn.Module):
         self.qkv, self.proj = nn.Conv2d(channels, 3 * channels, 1), nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
+        """Apply the block, (B, C, H, W) -> (B, C, H, W)."""
         q, k, v = rearrange(self.qkv(self.norm(x)), "b (three c) h w -> three b (h w) c", three=3).unbind(0)
-        mixed = F.scaled_dot_product_attention(q, k, v)  # (B, HW, C)
-        return x + self.proj(rearrange(mixed, "b (h w) c -> b c h w", h=x.shape[2]))
+        out = F.scaled_dot_product_attention(q, k, v)  # (B, HW, C)
+        return x + self.proj(rearrange(out, "b (h w) c -> b c h w", h=x.shape[2]))
 
 
 class Downsample(nn.Module):
-    """Half the size: padding at the right and the bottom, then conv3 with stride 2."""
+    """Downsampling by 2: zero padding at the right and the bottom, then conv3 with stride 2."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H/2, W/2)."""
+        """Return a feature map of half the size, (B, C, H, W) -> (B, C, H/2, W/2)."""
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
-    """Twice the size: nearest neighbours, then conv3."""
+    """Upsampling by 2: nearest neighbours, then conv3."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, 2H, 2W)."""
+        """Return a feature map of twice the size, (B, C, H, W) -> (B, C, 2H, 2W)."""
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
 def conv_encoder(
     channels: int, multipliers: Sequence[int], blocks: int, out: int, side: int, attention: Collection[int] = ()
 ) -> nn.Sequential:
-    """Images to feature maps: (B, 3, side, side) -> (B, out, side / f, side / f), f = 2^(levels - 1).
+    """Return an encoder, (B, 3, side, side) -> (B, out, side / f, side / f) with f = 2^(levels - 1).
 
     Args:
-        channels: of the first level.
-        multipliers: of `channels`, one for each level.
-        blocks: residual blocks of a level.
-        side: of the images.
-        attention: sides of the feature maps whose residual blocks are each followed by attention.
+        channels: channels of the first level.
+        multipliers: channels of each level divided by `channels`.
+        blocks: residual blocks per level.
+        out: channels of the output.
+        side: side of the images in pixels.
+        attention: sides of the feature maps at which attention follows each residual block.
     """
     layers: list[nn.Module] = [nn.Conv2d(3, channels, 3, padding=1)]
     width = channels
@@ -96,9 +97,10 @@ def conv_encoder(
 def conv_decoder(
     channels: int, multipliers: Sequence[int], blocks: int, latent: int, side: int, attention: Collection[int] = ()
 ) -> nn.Sequential:
-    """Feature maps to images, (B, latent, side / f, side / f) -> (B, 3, side, side); a block more in each level.
+    """Return a decoder, (B, latent, side / f, side / f) -> (B, 3, side, side), with one more block per level.
 
-    Args: as conv_encoder; `side` is that of the images.
+    Args: as conv_encoder, and
+        latent: channels of the input.
     """
     width = channels * multipliers[-1]
     layers: list[nn.Module] = [nn.Conv2d(latent, width, 3, padding=1), *_middle(width)]

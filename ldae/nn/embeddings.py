@@ -1,4 +1,4 @@
-"""Fixed sinusoidal codes of positions and of noise levels."""
+"""Fixed sinusoidal embeddings of positions and timesteps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def sincos_positions(width: int, h: int, w: int) -> Tensor:
-    """2-D positions as in MAE and DiT: the first half of the channels codes the column, the rest the row.
+    """Return 2-D position embeddings as in MAE and DiT: the first half of the channels encodes the column.
 
     Each half is [sin(p omega_k), cos(p omega_k)], omega_k = 10000^(-k / (width / 4)).
 
@@ -27,11 +27,11 @@ def sincos_positions(width: int, h: int, w: int) -> Tensor:
 
 
 def sinusoid(t: Tensor, width: int) -> Tensor:
-    """[cos(t omega_k), sin(t omega_k)], omega_k = exp(-ln(10^4) k / (width / 2)) (DiT, arXiv 2212.09748).
+    """Return [cos(t omega_k), sin(t omega_k)], omega_k = exp(-ln(10^4) k / (width / 2)) (DiT, arXiv 2212.09748).
 
     Args:
-        t: (B,) steps, any number type.
-        width: even.
+        t: (B,) timesteps, any number type.
+        width: number of channels, even.
 
     Returns:
         (B, width) float32.
@@ -43,13 +43,13 @@ def sinusoid(t: Tensor, width: int) -> Tensor:
 
 
 def sinusoid_ddpm(t: Tensor, width: int) -> Tensor:
-    """[sin(t omega_k), cos(t omega_k)], omega_k = exp(-ln(10^4) k / (width / 2 - 1)) (App. B, arXiv 2006.11239).
+    """Return [sin(t omega_k), cos(t omega_k)], omega_k = exp(-ln(10^4) k / (width / 2 - 1)) (DDPM, arXiv 2006.11239).
 
-    The slowest wave has omega = 1e-4 exactly, where `sinusoid` stops short of it.
+    The lowest frequency is exactly 1e-4; that of `sinusoid` is higher.
 
     Args:
-        t: (B,) steps, any number type.
-        width: even, 4 or more.
+        t: (B,) timesteps, any number type.
+        width: number of channels, even, 4 or more.
 
     Returns:
         (B, width) float32.

@@ -1,4 +1,4 @@
-"""Which patches of each image are hidden, and tokens sorted accordingly."""
+"""Random masking of patches (Sec. 3, arXiv 2111.06377)."""
 
 from __future__ import annotations
 
@@ -12,51 +12,51 @@ from ldae.core.types import expand
 
 @dataclass(frozen=True)
 class Masking:
-    """A random order of each image's N patches; the first `kept` of it are seen (Sec. 3, arXiv 2111.06377).
+    """A random order of each image's N patches, of which the first `num_visible` are visible and the others masked.
 
     Attributes:
         order: (B, N) int64, a permutation of 0..N-1 in each row.
-        kept: how many patches of an image are seen; as many for every image, so that they make one tensor.
+        num_visible: number of visible patches, the same for every image of a batch.
     """
 
     order: Tensor
-    kept: int
+    num_visible: int
 
     @classmethod
-    def drawn(cls, noise: Tensor, ratio: float) -> Masking:
-        """Hides the patches whose noise is highest.
+    def from_noise(cls, noise: Tensor, ratio: float) -> Masking:
+        """Mask the patches with the highest noise.
 
         Args:
             noise: (B, N) independent uniform numbers.
-            ratio: share of the patches to hide.
+            ratio: fraction of masked patches, in [0, 1].
         """
-        return cls(noise.argsort(dim=1), kept_of(noise.shape[1], ratio))
+        return cls(noise.argsort(dim=1), count_visible(noise.shape[1], ratio))
 
     @property
     def rank(self) -> Tensor:
-        """(B, N): the place of each patch in the order, the inverse permutation."""
+        """Return the rank of each patch in the order, the inverse permutation, (B, N) int64."""
         return self.order.argsort(dim=1)
 
     @property
-    def hidden(self) -> Tensor:
-        """(B, N) bool."""
-        return self.rank >= self.kept
+    def mask(self) -> Tensor:
+        """Return whether each patch is masked, (B, N) bool."""
+        return self.rank >= self.num_visible
 
-    def seen(self, tokens: Tensor) -> Tensor:
-        """Of (B, N, D), those of the seen patches, in the order: (B, kept, D)."""
-        return _taken(tokens, self.order[:, : self.kept])
+    def gather_visible(self, tokens: Tensor) -> Tensor:
+        """Return the tokens of the visible patches in the random order, (B, N, D) -> (B, num_visible, D)."""
+        return _gather(tokens, self.order[:, : self.num_visible])
 
-    def restored(self, tokens: Tensor) -> Tensor:
-        """(B, N, D) in the order -> (B, N, D) row by row."""
-        return _taken(tokens, self.rank)
+    def restore_order(self, tokens: Tensor) -> Tensor:
+        """Return tokens in the random order, (B, N, D), in the order of the patches, (B, N, D)."""
+        return _gather(tokens, self.rank)
 
 
-def kept_of(count: int, ratio: float) -> int:
-    """How many of `count` patches are seen when a share `ratio` is hidden: floor(count (1 - ratio))."""
+def count_visible(count: int, ratio: float) -> int:
+    """Return the number of visible patches among `count` at a masking ratio: floor(count (1 - ratio))."""
     return int(count * (1 - ratio))
 
 
-def _taken(tokens: Tensor, which: Tensor) -> Tensor:
-    """tokens (B, N, D), which (B, M) -> (B, M, D)."""
+def _gather(tokens: Tensor, positions: Tensor) -> Tensor:
+    """Return the tokens (B, N, D) at positions (B, M), (B, M, D)."""
     image = torch.arange(len(tokens), device=tokens.device)
-    return tokens[expand(image, which), which]
+    return tokens[expand(image, positions), positions]

@@ -1,4 +1,4 @@
-"""The discriminator of a patch GAN (arXiv 1611.07004), as VQGAN has it."""
+"""Discriminator of a patch GAN (arXiv 1611.07004), as in VQGAN."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from ldae.core.types import Count, Natural, NonNegative
 
 
 class Discriminator(nn.Module):
-    """What every discriminator promises: images to a map of logits, and when and how much it counts.
+    """Base class of discriminators, with the weight and the schedule of the adversarial loss.
 
     Args:
-        factor: of the generator's adversarial loss, times the adaptive weight.
-        start: first step of the training at which the discriminator learns.
-        head_start: steps that it learns alone before the generator feels it. One that knows nothing has small
-            gradients, which the adaptive weight blows up: reconstructions are spoilt before it has learnt anything.
+        factor: weight of the generator's adversarial loss, multiplied by the adaptive weight.
+        start: training step from which the discriminator is updated.
+        head_start: number of steps from `start` in which the generator has no adversarial loss. An untrained
+            discriminator has small gradients, which the adaptive weight scales up, and reconstructions suffer.
     """
 
     def __init__(self, factor: float, start: int, head_start: int):
@@ -23,18 +23,18 @@ class Discriminator(nn.Module):
         self.factor, self.start, self.head_start = factor, start, head_start
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, 1, h, w) logits, high for real images."""
+        """Return logits, high for real images, (B, 3, H, W) in [-1, 1] -> (B, 1, h, w)."""
         raise NotImplementedError
 
 
 class PatchGAN(Discriminator):
-    """Convolutions of stride 2, then two of stride 1: each logit sees a patch.
+    """Convolutions of stride 2, then two of stride 1; the receptive field of a logit is a patch.
 
-    Published size: channels 64, strides 3, which sees 70 x 70 pixels and has 2,765,633 parameters.
+    Published size: channels 64, strides 3, with a receptive field of 70 x 70 pixels and 2,765,633 parameters.
 
     Args: as Discriminator, and
-        channels: of the first convolution; they double with each, up to eightfold.
-        strides: convolutions of stride 2.
+        channels: channels of the first convolution; they double with each, up to eightfold.
+        strides: number of convolutions of stride 2.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class PatchGAN(Discriminator):
 
 @torch.no_grad()
 def _initialise(module: nn.Module) -> None:
-    """Weights N(0, 0.02); BatchNorm's scale N(1, 0.02)."""
+    """Initialise the weights of convolutions from N(0, 0.02^2), and the scales of BatchNorm from N(1, 0.02^2)."""
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, 0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):

@@ -1,4 +1,4 @@
-"""Distances between images in the features of a classifier (LPIPS, arXiv 1801.03924)."""
+"""Perceptual distances between images: LPIPS (arXiv 1801.03924), and the same formula for a small classifier."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ EPS = 1e-10
 
 
 class Perceptual(nn.Module, ABC):
-    """A frozen network whose features tell images apart. It carries the labels that it was trained on.
+    """Base class of perceptual distances: a frozen network with features at several depths.
 
     Attributes:
-        factor: of the distance in a tokenizer's loss.
-        needs_training: whether it is trained on the data set's labels before it serves.
+        factor: weight of the distance in a tokenizer's loss.
+        needs_training: whether it is trained on the data set's labels before use.
     """
 
     needs_training = False
@@ -35,17 +35,17 @@ class Perceptual(nn.Module, ABC):
 
     @abstractmethod
     def stages(self, x: Tensor) -> list[Tensor]:
-        """Features of images (B, 3, H, W) in [-1, 1] at several depths, each (B, C, h, w)."""
+        """Return the features of images (B, 3, H, W) in [-1, 1] at several depths, each (B, C, h, w)."""
 
     @abstractmethod
     def stage_weights(self) -> Sequence[Tensor]:
-        """For each stage how much each channel counts, (C,) >= 0."""
+        """Return the weight of each channel of each stage, (C,) >= 0."""
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Two batches of images (B, 3, H, W) in [-1, 1] -> their distances (B,).
+        """Return the distances, (B,), between two batches of images (B, 3, H, W) in [-1, 1].
 
-        Features of unit length along the channels, squared difference, weighted sum over channels, mean over
-        places, sum over stages (Eq. 1, arXiv 1801.03924).
+        Features have unit length along the channels; the squared difference is summed over channels with weights,
+        averaged over pixels, and summed over stages (Eq. 1, arXiv 1801.03924).
         """
         pairs = zip(self.stages(x), self.stages(y), self.stage_weights(), strict=True)
         return torch.stack([_distance(a, b, w) for a, b, w in pairs]).sum(0)
@@ -57,21 +57,21 @@ def _distance(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
 
 
 class LPIPS(Perceptual):
-    """VGG16 with the published weights of its five stages.
+    """LPIPS with VGG16 and the published weights of its five stages.
 
-    VGG16 is torchvision's state dict (vgg16-397923af.pth), the stages' weights are LPIPS' (vgg.pth, v0.1).
+    VGG16 is torchvision's state dict (vgg16-397923af.pth); the weights of the stages are from LPIPS (vgg.pth, v0.1).
 
     Args:
-        vgg: file of the former; in torch's cache if None.
-        linear: file of the latter; the one that torchmetrics carries if None.
-        factor: of the distance.
+        vgg: file of VGG16; the one in torch's cache if None.
+        linear: file of the weights of the stages; the one in torchmetrics if None.
+        factor: weight of the distance.
 
     Raises:
         ConfigError: a file is absent.
-        CheckpointError: it holds something else.
+        CheckpointError: a file has other content.
     """
 
-    ENDS = (4, 9, 16, 23, 30)  # layers of torchvision's vgg16().features after which a stage ends
+    ENDS = (4, 9, 16, 23, 30)  # number of layers of torchvision's vgg16().features up to the end of each stage
     SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
     def __init__(self, vgg: str | None = None, linear: str | None = None, factor: NonNegative = 1.0):
@@ -79,9 +79,14 @@ class LPIPS(Perceptual):
         from torchvision.models import vgg16
 
         self.features = vgg16(weights=None).features
-        weights = _read("vgg", _existing("vgg", vgg, _vgg_in_cache()))
-        self._fill("vgg", {k.removeprefix("features."): v for k, v in weights.items() if k.startswith("features.")})
-        stages = _read("linear", _existing("linear", linear, _linear_of_torchmetrics()))
+        weights = _read("vgg", _resolve_file("vgg", vgg, _vgg_in_cache()))
+        features = {k.removeprefix("features."): v for k, v in weights.items() if k.startswith("features.")}
+        try:
+            self.features.load_state_dict(features)
+        except RuntimeError as error:
+            first = str(error).splitlines()[0]
+            raise CheckpointError(f"vgg: the file does not hold torchvision's vgg16 ({first})") from None
+        stages = _read("linear", _resolve_file("linear", linear, _linear_of_torchmetrics()))
         for i, value in enumerate(stages.values()):
             self.register_buffer(f"stage{i}", value.flatten())
         self.register_buffer("shift", torch.tensor(self.SHIFT).reshape(-1, 1, 1))
@@ -89,35 +94,28 @@ class LPIPS(Perceptual):
         self.shift: Tensor
         self.scale: Tensor
 
-    def _fill(self, key: str, weights: dict[str, Tensor]) -> None:
-        try:
-            self.features.load_state_dict(weights)
-        except RuntimeError as error:
-            first = str(error).splitlines()[0]
-            raise CheckpointError(f"{key}: the file does not hold torchvision's vgg16 ({first})") from None
-
     def stages(self, x: Tensor) -> list[Tensor]:
-        x, found = (x - self.shift) / self.scale, []
+        x, features = (x - self.shift) / self.scale, []
         for i, layer in enumerate(self.features):
             x = layer(x)
             if i + 1 in self.ENDS:
-                found.append(x)
-        return found
+                features.append(x)
+        return features
 
     def stage_weights(self) -> Sequence[Tensor]:
         return [getattr(self, f"stage{i}") for i in range(len(self.ENDS))]
 
 
 class Classifier(Perceptual):
-    """A small VGG-style classifier, trained here on the data set's own labels: no weights from elsewhere.
+    """A small VGG-style classifier that is trained on the data set's labels and needs no published weights.
 
-    Stages of two convolutions (BatchNorm, ReLU), halved between them; global average; linear. Every channel of
-    every stage counts alike; the distance is the mean over stages.
+    Stages of two convolutions (BatchNorm, ReLU) with max pooling between them, global average pooling, linear layer.
+    All channels and stages have the same weight; the distance is the mean over stages.
 
     Args:
-        num_classes: how many labels there are.
-        channels: of each stage.
-        factor: of the distance.
+        num_classes: number of classes.
+        channels: channels of each stage.
+        factor: weight of the distance.
     """
 
     needs_training = True
@@ -128,26 +126,26 @@ class Classifier(Perceptual):
         self.head = nn.Linear(channels[-1], num_classes)
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        found: list[Tensor] = []
+        features: list[Tensor] = []
         for block in self.blocks:
-            x = block(F.max_pool2d(x, 2) if found else x)
-            found.append(x)
-        return found
+            x = block(F.max_pool2d(x, 2) if features else x)
+            features.append(x)
+        return features
 
     def stage_weights(self) -> Sequence[Tensor]:
         one = self.head.weight.new_ones(1)
         return [one / len(self.blocks)] * len(self.blocks)
 
     def features(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, D), what the last layer reads: the last stage's average over places."""
+        """Return the input of the last layer, the mean of the last stage over pixels: (B, 3, H, W) -> (B, D)."""
         return self.stages(x)[-1].mean((2, 3))
 
     def logits(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, num_classes)."""
+        """Return class logits, (B, 3, H, W) in [-1, 1] -> (B, num_classes)."""
         return self.head(self.features(x))
 
-    def described(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) in [-1, 1] -> features (B, D) and class probabilities (B, num_classes), in one pass."""
+    def features_and_probabilities(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features (B, D) and class probabilities (B, num_classes) of images (B, 3, H, W) in [-1, 1]."""
         features = self.features(x)
         return features, self.head(features).softmax(1)
 
@@ -170,12 +168,12 @@ def _linear_of_torchmetrics() -> Path:
     return root / "functional" / "image" / "lpips_models" / "vgg.pth"
 
 
-def _existing(key: str, given: str | None, default: Path) -> Path:
-    path = Path(given).expanduser() if given else default
+def _resolve_file(key: str, value: str | None, default: Path) -> Path:
+    path = Path(value).expanduser() if value else default
     if not path.is_file():
         raise ConfigError(
             key,
-            given,
+            value,
             f"leads to no file ({path}): give perceptual weights with this key or put them there, "
             "or train a classifier on the data's own labels (tokenizer=vqgan), or do without (tokenizer=kl_gan)",
         )
@@ -184,9 +182,9 @@ def _existing(key: str, given: str | None, default: Path) -> Path:
 
 def _read(key: str, path: Path) -> dict[str, Tensor]:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever an unpickler meets in a damaged file
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler raises many types on a damaged file
         raise CheckpointError(f"{key}: {path} cannot be read as weights ({type(error).__name__})") from None
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise CheckpointError(f"{key}: {path} holds no named tensors")
-    return found
+    return weights

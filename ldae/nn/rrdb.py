@@ -1,4 +1,4 @@
-"""The residual-in-residual dense network of super-resolution (Sec. 3.1, arXiv 1809.00219), as an image encoder."""
+"""Residual-in-residual dense network of ESRGAN (Sec. 3.1, arXiv 1809.00219), SegDiff's image encoder."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch.nn import functional as F
 from ldae.core.types import Count, Natural
 
 SLOPE = 0.2  # of the leaky ReLU below 0
-RESIDUAL = 0.2  # what a block's result is multiplied by before its input is added
-SMALL = 0.1  # what the weights of dense blocks are multiplied by at the start
+RESIDUAL_SCALE = 0.2  # factor of a residual branch
+INIT_SCALE = 0.1  # factor of the initial weights of dense blocks
 
 
 class DenseBlock(nn.Module):
-    """Five conv3, each reading all that came before it; 0.2 times the last, and the input added.
+    """Five conv3, each on the concatenation of the input and all outputs before; 0.2 times the last plus the input.
 
     Args:
-        width: channels in and out.
-        growth: channels that each of the first four adds.
+        width: channels of input and output.
+        growth: output channels of each of the first four convolutions.
     """
 
     def __init__(self, width: int, growth: int):
@@ -27,38 +27,38 @@ class DenseBlock(nn.Module):
         self.convs = nn.ModuleList(nn.Conv2d(width + k * growth, out, 3, padding=1) for k, out in enumerate(outs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        *growing, last = self.convs
-        seen = x
-        for conv in growing:
-            seen = torch.cat([seen, F.leaky_relu(conv(seen), SLOPE)], dim=1)  # (B, C + k growth, H, W)
-        return x + RESIDUAL * last(seen)
+        """Apply the block, (B, C, H, W) -> (B, C, H, W)."""
+        *convs, last = self.convs
+        features = x
+        for conv in convs:
+            features = torch.cat([features, F.leaky_relu(conv(features), SLOPE)], dim=1)  # (B, C + k growth, H, W)
+        return x + RESIDUAL_SCALE * last(features)
 
 
 class RRDB(nn.Module):
-    """Three dense blocks; 0.2 times their result, and the input added."""
+    """Residual-in-residual dense block: 0.2 times the output of three dense blocks, plus the input."""
 
     def __init__(self, width: int, growth: int):
         super().__init__()
         self.dense = nn.Sequential(*(DenseBlock(width, growth) for _ in range(3)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        return x + RESIDUAL * self.dense(x)
+        """Apply the block, (B, C, H, W) -> (B, C, H, W)."""
+        return x + RESIDUAL_SCALE * self.dense(x)
 
 
 class RRDBNet(nn.Module):
-    """G(I) of SegDiff: an image as a feature map of the same size (Sec. 3, arXiv 2112.00390).
+    """G(I) of SegDiff: image encoder to a feature map of the same size (Sec. 3, arXiv 2112.00390).
 
-    conv3, N blocks and a conv3 around which the input passes, conv3 and leaky ReLU, conv3. Weights start He-normal
-    for a leaky ReLU, those of the dense blocks a tenth of that (Sec. 3.1, arXiv 1809.00219); biases 0.
+    conv3, N blocks and a conv3 with a skip connection around them, conv3 and leaky ReLU, conv3. The initialisation is
+    He-normal for a leaky ReLU, a tenth of that in dense blocks (Sec. 3.1, arXiv 1809.00219); biases are 0.
 
     Args:
         inputs: channels of the image.
         out: channels of the feature map.
         blocks: N; 12 for MoNuSeg, 15 for Cityscapes, 6 for Vaihingen.
-        width: channels inside.
-        growth: channels that each convolution of a dense block adds.
+        width: channels of the blocks.
+        growth: output channels of each convolution of a dense block.
     """
 
     def __init__(self, inputs: int, out: int, blocks: Natural, width: Count = 64, growth: Count = 32):
@@ -71,18 +71,18 @@ class RRDBNet(nn.Module):
         self.initialise()
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, out, H, W)."""
+        """Return the feature map of an image, (B, C, H, W) -> (B, out, H, W)."""
         x = self.first(image)
         x = x + self.trunk(self.blocks(x))
         return self.last(F.leaky_relu(self.late(x), SLOPE))
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """The start that the class promises."""
+        """Initialise all weights as the class docstring specifies."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, a=SLOPE)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         for conv in self.blocks.modules():
             if isinstance(conv, nn.Conv2d):
-                conv.weight.mul_(SMALL)
+                conv.weight.mul_(INIT_SCALE)

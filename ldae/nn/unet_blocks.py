@@ -1,4 +1,4 @@
-"""What a diffusion U-Net is made of: residual blocks that hear a condition, attention over pixels, levels."""
+"""Blocks of a diffusion U-Net: conditioned residual blocks, attention over pixels, resolution levels."""
 
 from __future__ import annotations
 
@@ -9,45 +9,46 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldae.core.errors import ConfigError
 from ldae.nn.attention import Attention
 from ldae.nn.conv import Downsample, Upsample, group_norm
 
 
 class AddedNorm(nn.Module):
-    """GN(h + W c): the condition shifts every channel before it is normalised (App. B, arXiv 2006.11239)."""
+    """GN(h + W c): the condition shifts every channel before the normalisation (App. B, arXiv 2006.11239)."""
 
     def __init__(self, channels: int, cond_width: int):
         super().__init__()
         self.linear, self.norm = nn.Linear(cond_width, channels), group_norm(channels)
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
-        """h (B, C, H, W), c (B, cond_width) -> (B, C, H, W)."""
+        """Normalise h (B, C, H, W) with the condition c (B, cond_width); return (B, C, H, W)."""
         return self.norm(h + self.linear(c)[:, :, None, None])
 
 
 class ScaledNorm(nn.Module):
-    """GN(h) (1 + s) + b with [s, b] = W c: the condition scales and shifts after it (App. A, arXiv 2102.09672)."""
+    """GN(h) (1 + s) + b, [s, b] = W c: scale and shift after the normalisation (App. A, arXiv 2102.09672)."""
 
     def __init__(self, channels: int, cond_width: int):
         super().__init__()
         self.linear, self.norm = nn.Linear(cond_width, 2 * channels), group_norm(channels)
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
-        """h (B, C, H, W), c (B, cond_width) -> (B, C, H, W)."""
+        """Normalise h (B, C, H, W) with the condition c (B, cond_width); return (B, C, H, W)."""
         scale, shift = self.linear(c)[:, :, None, None].chunk(2, dim=1)  # (B, C, 1, 1) each
         return self.norm(h) * (1 + scale) + shift
 
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """What the blocks of one network have in common.
+    """Settings that all blocks of a network share.
 
     Attributes:
         cond_width: width of the condition.
-        norm: how a residual block hears it, AddedNorm or ScaledNorm.
-        dropout: share of a block's numbers that is dropped in training.
-        heads: of attention.
-        scale: what every residual sum is multiplied by; 1/sqrt(2) keeps its variance (Sec. 2.3, arXiv 2104.07636).
+        norm: conditioned normalisation, AddedNorm or ScaledNorm.
+        dropout: dropout probability.
+        heads: number of attention heads.
+        scale: factor of every residual sum; 1/sqrt(2) preserves its variance (Sec. 2.3, arXiv 2104.07636).
     """
 
     cond_width: int
@@ -56,20 +57,21 @@ class BlockConfig:
     heads: int
     scale: float
 
-    def sum(self, x: Tensor, branch: Tensor) -> Tensor:
-        """A residual branch, added to what it branched off."""
+    def add_residual(self, x: Tensor, branch: Tensor) -> Tensor:
+        """Return the scaled sum of a skip connection and a residual branch."""
         return x + branch if self.scale == 1 else (x + branch) * self.scale
 
 
 class ResidualBlock(nn.Module):
-    """GN, SiLU, [resampling], conv3, conditioned GN, SiLU, dropout, conv3; and the input, resampled too, added.
+    """GN, SiLU, [resampling], conv3, conditioned GN, SiLU, dropout, conv3, plus the resampled input.
 
-    The last convolution, the gate, starts at 0. A 1x1 convolution stands in the other branch where channels change.
-    With a resampling it is BigGAN's block (Fig. 15, arXiv 1809.11096), as SR3 uses it.
+    Models initialise the last convolution, the gate, to 0. The skip connection has a 1x1 convolution if the number of
+    channels changes. With resampling it is BigGAN's block (Fig. 15, arXiv 1809.11096), as in SR3.
 
     Args:
-        channels, out: in and out.
-        resampling: halves or doubles the size, or leaves it.
+        channels, out: channels of input and output.
+        config: settings of all blocks.
+        resampling: module that halves or doubles the resolution, or None.
     """
 
     def __init__(self, channels: int, out: int, config: BlockConfig, resampling: nn.Module | None = None):
@@ -81,14 +83,14 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """x (B, C, H, W), c (B, cond_width) -> (B, C', H', W')."""
+        """Apply the block to x (B, C, H, W) with the condition c (B, cond_width); return (B, C', H', W')."""
         h = self.conv1(self.resampling(F.silu(self.norm1(x))))
         h = self.gate(self.dropout(F.silu(self.norm2(h, c))))
-        return self.config.sum(self.skip(self.resampling(x)), h)
+        return self.config.add_residual(self.skip(self.resampling(x)), h)
 
 
 class PixelAttention(nn.Module):
-    """Multi-head self-attention over the pixels of a feature map, added to it; its projection starts at 0."""
+    """Residual multi-head self-attention over the pixels of a feature map; models initialise its gate to 0."""
 
     def __init__(self, channels: int, config: BlockConfig):
         super().__init__()
@@ -96,21 +98,22 @@ class PixelAttention(nn.Module):
 
     @property
     def gate(self) -> nn.Linear:
-        """The layer that closes the branch."""
+        """Return the output projection of the residual branch."""
         return self.attention.proj
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        mixed = self.attention(rearrange(self.norm(x), "b c h w -> b (h w) c"))
-        return self.config.sum(x, rearrange(mixed, "b (h w) c -> b c h w", h=x.shape[2]))
+        """Apply the block, (B, C, H, W) -> (B, C, H, W)."""
+        tokens = self.attention(rearrange(self.norm(x), "b c h w -> b (h w) c"))
+        return self.config.add_residual(x, rearrange(tokens, "b (h w) c -> b c h w", h=x.shape[2]))
 
 
 class Layer(nn.Module):
-    """A residual block and, where asked for, attention: what can be read of a U-Net.
+    """A residual block with optional attention; a U-Net exposes the outputs of its layers as features.
 
     Args:
-        channels, out: in and out.
-        attends: whether attention follows.
+        channels, out: channels of input and output.
+        attends: whether attention follows the block.
+        config: settings of all blocks.
     """
 
     def __init__(self, channels: int, out: int, attends: bool, config: BlockConfig):
@@ -119,12 +122,12 @@ class Layer(nn.Module):
         self.attention = PixelAttention(out, config) if attends else nn.Identity()
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """x (B, C, H, W), c (B, cond_width) -> (B, C', H, W)."""
+        """Apply the layer to x (B, C, H, W) with the condition c (B, cond_width); return (B, C', H, W)."""
         return self.attention(self.block(x, c))
 
 
-class Middle(nn.Module):
-    """Residual block, attention, residual block: where the feature map is smallest."""
+class MiddleBlock(nn.Module):
+    """Residual block, attention, residual block at the lowest resolution."""
 
     def __init__(self, channels: int, config: BlockConfig):
         super().__init__()
@@ -132,33 +135,37 @@ class Middle(nn.Module):
         self.after = ResidualBlock(channels, channels, config)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """x (B, C, H, W), c (B, cond_width) -> (B, C, H, W)."""
+        """Apply the block to x (B, C, H, W) with the condition c (B, cond_width); return (B, C, H, W)."""
         return self.after(self.before(x, c), c)
 
 
 class Unconditioned(nn.Module):
-    """A layer that hears no condition, in a place where some do."""
+    """Wrapper of a layer without a condition, with the signature of a conditioned one."""
 
     def __init__(self, layer: nn.Module):
         super().__init__()
         self.layer = layer
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """x (B, C, H, W), c (B, cond_width) -> (B, C, H', W')."""
+        """Apply the layer to x (B, C, H, W) and ignore c (B, cond_width); return (B, C, H', W')."""
         return self.layer(x)
 
 
 class Level(nn.Module):
-    """The layers of one resolution and the way to the next, None for the last."""
+    """The layers of one resolution, and the resampling to the next, None for the last."""
 
-    def __init__(self, layers: Sequence[Layer], way: nn.Module | None):
+    def __init__(self, layers: Sequence[Layer], resample: nn.Module | None):
         super().__init__()
-        self.layers, self.way = nn.ModuleList(layers), way
+        self.layers, self.resample = nn.ModuleList(layers), resample
 
 
 @dataclass(frozen=True)
 class Resampling:
-    """From one resolution to the next: (channels, form) -> (x, c) -> x at half or twice the size."""
+    """Factories of the modules between two resolutions.
+
+    Attributes:
+        down, up: (channels, config) -> module (x, c) -> x at half or twice the resolution.
+    """
 
     down: Callable[[int, BlockConfig], nn.Module]
     up: Callable[[int, BlockConfig], nn.Module]
@@ -177,40 +184,78 @@ BLOCK = Resampling(
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One level: its channels and whether its blocks are followed by attention."""
+    """Settings of one resolution level.
+
+    Attributes:
+        width: number of channels.
+        attends: whether attention follows each residual block.
+    """
 
     width: int
     attends: bool
 
 
-def levels_down(
-    channels: int, sizes: Sequence[StageConfig], blocks: int, config: BlockConfig, resampling: Resampling
+def build_down_path(
+    channels: int, stages: Sequence[StageConfig], blocks: int, config: BlockConfig, resampling: Resampling
 ) -> nn.ModuleList:
-    """The levels on the way down, largest first, `blocks` layers each; `channels` go in."""
-    levels, width, last = [], channels, len(sizes) - 1
-    for i, size in enumerate(sizes):
-        ins = [width, *[size.width] * (blocks - 1)]
-        layers = [Layer(width, size.width, size.attends, config) for width in ins]
-        levels.append(Level(layers, resampling.down(size.width, config) if i < last else None))
-        width = size.width
-    return nn.ModuleList(levels)
+    """Return the levels of the down path, highest resolution first.
 
-
-def levels_up(
-    channels: int, sizes: Sequence[StageConfig], blocks: int, config: BlockConfig, resampling: Resampling
-) -> nn.ModuleList:
-    """The levels on the way up, smallest first, `blocks` + 1 layers each.
-
-    Every layer reads, beside what comes from below, one feature map of the way down, the last first: those after
-    the first convolution (`channels`), after every layer and after every halving.
+    Args:
+        channels: channels of the input.
+        stages: settings of each level.
+        blocks: layers per level.
+        config: settings of all blocks.
+        resampling: factories of the modules between levels.
     """
-    kept = [channels]
-    for i, size in enumerate(sizes):
-        kept += [size.width] * (blocks + (i < len(sizes) - 1))
-    levels, width = [], sizes[-1].width
-    for i, size in reversed(list(enumerate(sizes))):
-        ins = [width, *[size.width] * blocks]
-        layers = [Layer(width + kept.pop(), size.width, size.attends, config) for width in ins]
-        levels.append(Level(layers, resampling.up(size.width, config) if i else None))
-        width = size.width
+    levels, width, last = [], channels, len(stages) - 1
+    for i, stage in enumerate(stages):
+        ins = [width, *[stage.width] * (blocks - 1)]
+        layers = [Layer(width, stage.width, stage.attends, config) for width in ins]
+        levels.append(Level(layers, resampling.down(stage.width, config) if i < last else None))
+        width = stage.width
     return nn.ModuleList(levels)
+
+
+def build_up_path(
+    channels: int, stages: Sequence[StageConfig], blocks: int, config: BlockConfig, resampling: Resampling
+) -> nn.ModuleList:
+    """Return the levels of the up path, lowest resolution first, with `blocks` + 1 layers each.
+
+    The input of each layer is concatenated with one feature map of the down path, the last first: those after the
+    first convolution (`channels`), after every layer and after every downsampling.
+
+    Args: as build_down_path.
+    """
+    skips = [channels]
+    for i, stage in enumerate(stages):
+        skips += [stage.width] * (blocks + (i < len(stages) - 1))
+    levels, width = [], stages[-1].width
+    for i, stage in reversed(list(enumerate(stages))):
+        ins = [width, *[stage.width] * blocks]
+        layers = [Layer(width + skips.pop(), stage.width, stage.attends, config) for width in ins]
+        levels.append(Level(layers, resampling.up(stage.width, config) if i else None))
+        width = stage.width
+    return nn.ModuleList(levels)
+
+
+def upsample_bicubic(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Upsample an image by bicubic interpolation; return it unchanged if it has the size.
+
+    The kernel is Keys' with a = -1/2, as in image libraries and MATLAB. torch uses it with `antialias`, which smooths
+    nothing in upsampling; without it a is -3/4.
+
+    Args:
+        image: (B, C, h, w).
+        size: (H, W), at least (h, w).
+
+    Returns:
+        (B, C, H, W); values may exceed the range of the image slightly.
+
+    Raises:
+        ConfigError: the image is larger than `size`.
+    """
+    if tuple(image.shape[2:]) == tuple(size):
+        return image
+    if image.shape[2] > size[0] or image.shape[3] > size[1]:
+        raise ConfigError("image", tuple(image.shape[2:]), f"is larger than the {size[0]} x {size[1]} it goes with")
+    return F.interpolate(image, size=size, mode="bicubic", align_corners=False, antialias=True)

@@ -11,7 +11,7 @@ from ldae.core.errors import ConfigError
 from ldae.core.types import Batch, BatchGenerator, Fraction, Metrics
 from ldae.denoisers.base import Network
 from ldae.denoisers.mae import MaskedAutoencoder
-from ldae.nn.masking import Masking, kept_of
+from ldae.nn.masking import Masking, count_visible
 from ldae.nn.patchify import patchify, to_grid, to_tokens, unpatchify
 from ldae.objectives.base import PretrainingObjective, full_precision
 from ldae.tasks.base import Task
@@ -48,7 +48,7 @@ class Masked(PretrainingObjective):
         self.ratio, self.norm_pix = ratio, norm_pix
         h, w = denoiser.grid
         self.image_shape = (3, h * denoiser.patch, w * denoiser.patch)
-        if not 0 < kept_of(h * w, ratio) < h * w:
+        if not 0 < count_visible(h * w, ratio) < h * w:
             raise ConfigError("ratio", ratio, f"must leave some of {h * w} patches to see and some to fill in")
 
     @classmethod
@@ -66,7 +66,7 @@ class Masked(PretrainingObjective):
         out = self.network(x0, masking)
         with full_precision(batch.images):
             errors = ((out.float() - y) ** 2).mean(-1)  # (B, N)
-            hidden = masking.hidden.float()
+            hidden = masking.mask.float()
             loss = (errors * hidden).sum() / hidden.sum()
             visible = (errors.detach() * (1 - hidden)).sum()
         return loss, {"error_visible": (visible, (1 - hidden).sum())}
@@ -74,7 +74,7 @@ class Masked(PretrainingObjective):
     def masking(self, count: int, rng: BatchGenerator) -> Masking:
         """Which patches are hidden of `count` images."""
         h, w = self.network.grid
-        return Masking.drawn(rng.uniform((count, h * w)), self.ratio)
+        return Masking.from_noise(rng.uniform((count, h * w)), self.ratio)
 
     def patches(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, N, 3 p^2), a patch flattened as (row, column, channel)."""
@@ -123,7 +123,7 @@ class Masked(PretrainingObjective):
         """
         x0 = 2 * images - 1
         masking, true = self.masking(len(x0), rng), self.patches(x0)
-        hidden = masking.hidden[..., None].expand_as(true)  # (B, N, 3 p^2)
+        hidden = masking.mask[..., None].expand_as(true)  # (B, N, 3 p^2)
         answer = self.to_pixels(self.network(x0, masking).float(), true)
         shown, filled = true.masked_fill(hidden, 0), torch.where(hidden, answer, true)
         return self._image(shown), self._image(filled), self._image(hidden)

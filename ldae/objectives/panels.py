@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldae.core.rng import seed_of
 from ldae.core.types import Batch, BatchGenerator
-from ldae.metrics.image_quality import SMALLEST, psnr, ssim
+from ldae.metrics.image_quality import MIN_SIDE, psnr, ssim
 from ldae.objectives.base import Panel, PretrainingObjective
 from ldae.objectives.denoise import Denoise
 from ldae.objectives.masked import Masked
@@ -117,7 +117,7 @@ def reconstructed(tokenizer: Tokenizer, images: Tensor) -> Tensor:
 def fidelity(answers: Tensor, images: Tensor) -> dict[str, float]:
     """PSNR (dB) and, where images are large enough for its window, SSIM, means over images (B, 3, H, W) in [0, 1]."""
     found = {"psnr": psnr(answers, images)}
-    return {**found, "ssim": ssim(answers, images)} if min(images.shape[2:]) >= SMALLEST else found
+    return {**found, "ssim": ssim(answers, images)} if min(images.shape[2:]) >= MIN_SIDE else found
 
 
 class FilterPanel:

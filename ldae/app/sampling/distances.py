@@ -16,7 +16,14 @@ from ldae.core.files import has_intact_tensors, json_hash
 from ldae.core.progress import Progress
 from ldae.data.images import ImageSet, Splits
 from ldae.export.encoder import load_encoder
-from ldae.metrics.distances import Moments, frechet_distance, inception_score, kernel_distance, precision_recall, title
+from ldae.metrics.distances import (
+    Moments,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    metric_name,
+    precision_recall,
+)
 from ldae.metrics.inception import Inception
 from ldae.nn.perceptual import Classifier
 
@@ -109,7 +116,7 @@ def reader_of(kind: str, session: Session, splits: Splits, reference: str = "tra
     if kind == "classifier":
         network, key = classifier(session, splits)
         name = f"classifier {key[:8]}-{mark_of(network)}"
-        return Reader(name, lambda x: network.described(2 * x - 1), session)
+        return Reader(name, lambda x: network.features_and_probabilities(2 * x - 1), session)
     if not Path(kind).is_dir():
         raise ConfigError("features", kind, "is no reader; give classifier, inception, or the folder of a run")
     encoder = load_encoder(Path(kind), device=device)
@@ -149,8 +156,8 @@ def caveats(reader: Reader, images: int, reference: tuple[Moments, Tensor]) -> l
     dimensions = len(reference[0].mean)
     sets = [("the set", images), ("the reference", reference[0].count)]
     return [
-        f"{title('frechet_distance', reader.name)}: {name} has {count:,} images, not more than the {dimensions:,} "
-        "dimensions of the features: its covariance is singular and the distance is biased upwards"
+        f"{metric_name('frechet_distance', reader.name)}: {name} has {count:,} images, not more than the "
+        f"{dimensions:,} dimensions of the features: its covariance is singular and the distance is biased upwards"
         for name, count in sets
         if count <= dimensions
     ]
@@ -165,4 +172,4 @@ def compared(reader: Reader, images: Tensor, reference: tuple[Moments, Tensor], 
     found["precision"], found["recall"] = precision_recall(bank, features)
     if probabilities is not None:
         found["inception_score"], _ = inception_score(probabilities, splits=min(10, len(images)))
-    return {title(name, reader.name): value for name, value in found.items()}
+    return {metric_name(name, reader.name): value for name, value in found.items()}

@@ -86,7 +86,7 @@ def test_without_a_test_split_one_is_set_aside(root, context):
 
 @pytest.mark.parametrize("augment", AUGMENTATIONS, ids=lambda a: type(a).__name__)
 def test_crops_and_flips_are_those_of_the_image(root, context, augment):
-    """Red is the mask: whatever is done to one is done to the other, pixel by pixel (spec: sr3.md, test 10)."""
+    """Red is the mask: whatever is done to one is done to the other, pixel by pixel."""
     images = figures(root, holdout=0.0).open(context).train
     stream, moved = Loader(images, augment, 10, 0, CPU).batches(0), 0
     for _ in range(6):

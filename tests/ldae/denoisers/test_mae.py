@@ -18,7 +18,7 @@ from ldae.engine.optim import AdamW
 from ldae.export.encoder import Encoder, Run
 from ldae.export.fold import plain_vit
 from ldae.nn.blocks import Block
-from ldae.nn.masking import Masking, kept_of
+from ldae.nn.masking import Masking, count_visible
 from ldae.objectives.masked import Masked
 from ldae.objectives.panels import MaskingPanel
 from ldae.tasks.images import Images
@@ -51,33 +51,33 @@ def noise(B, N, seed=0):
 
 @pytest.mark.parametrize("N", [16, 64, 65, 196, 256])
 def test_a_quarter_is_kept_and_the_rest_hidden(N):
-    masking = Masking.drawn(noise(5, N), 0.75)
-    assert masking.kept == N // 4
-    assert masking.hidden.sum(1).tolist() == [N - N // 4] * 5
-    assert not torch.equal(masking.hidden[0], masking.hidden[1])
+    masking = Masking.from_noise(noise(5, N), 0.75)
+    assert masking.num_visible == N // 4
+    assert masking.mask.sum(1).tolist() == [N - N // 4] * 5
+    assert not torch.equal(masking.mask[0], masking.mask[1])
 
 
 def test_the_patches_of_lowest_noise_are_seen():
     drawn = noise(4, 20)
-    masking = Masking.drawn(drawn, 0.75)
-    for row, hidden in zip(drawn, masking.hidden, strict=True):
+    masking = Masking.from_noise(drawn, 0.75)
+    for row, hidden in zip(drawn, masking.mask, strict=True):
         assert row[~hidden].max() < row[hidden].min()
 
 
 def test_every_patch_is_hidden_as_often_as_any_other():
-    hidden = Masking.drawn(BatchGenerator([1]).uniform((20_000, 16)), 0.75).hidden.float().mean(0)
+    hidden = Masking.from_noise(BatchGenerator([1]).uniform((20_000, 16)), 0.75).mask.float().mean(0)
     assert (hidden - 0.75).abs().max() < 0.015  # five standard deviations
 
 
 def test_restoring_undoes_the_order():
-    tokens, masking = torch.randn(4, 20, 3), Masking.drawn(noise(4, 20), 0.6)
-    whole = Masking(masking.order, 20).seen(tokens)  # all of them, in the order
+    tokens, masking = torch.randn(4, 20, 3), Masking.from_noise(noise(4, 20), 0.6)
+    whole = Masking(masking.order, 20).gather_visible(tokens)  # all of them, in the order
     assert not torch.equal(whole, tokens)
-    assert torch.equal(masking.restored(whole), tokens)
-    assert torch.equal(masking.seen(tokens), whole[:, : masking.kept])
+    assert torch.equal(masking.restore_order(whole), tokens)
+    assert torch.equal(masking.gather_visible(tokens), whole[:, : masking.num_visible])
     for image in range(4):
-        assert set(masking.order[image, : masking.kept].tolist()) == set(
-            (~masking.hidden[image]).nonzero().flatten().tolist()
+        assert set(masking.order[image, : masking.num_visible].tolist()) == set(
+            (~masking.mask[image]).nonzero().flatten().tolist()
         )
 
 
@@ -171,7 +171,7 @@ def test_answers_and_loss_are_the_papers_written_out(norm_pix, ratio):
     drawn = BatchGenerator([5]).uniform((6, 16))
     expected, answers = _reference_mae(net, 2 * pixels - 1, drawn, round(16 * (1 - ratio)), norm_pix)
     loss, _ = Masked(Images(), net, ratio, norm_pix)(batch_of(pixels), BatchGenerator([5]))
-    assert torch.allclose(net(2 * pixels - 1, Masking.drawn(drawn, ratio)), answers, atol=1e-4)
+    assert torch.allclose(net(2 * pixels - 1, Masking.from_noise(drawn, ratio)), answers, atol=1e-4)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
@@ -183,12 +183,12 @@ def changed(x, which):
 
 @torch.no_grad()
 def test_the_network_sees_the_visible_patches_alone():
-    net, x, masking = network(), images(), Masking.drawn(noise(6, 16), 0.75)
+    net, x, masking = network(), images(), Masking.from_noise(noise(6, 16), 0.75)
     entered = []
     net.to_decoder.register_forward_hook(lambda module, given, out: entered.append(given[0]))
     out = net(x, masking)
-    assert torch.equal(net(changed(x, masking.hidden), masking), out)
-    assert not torch.allclose(net(changed(x, ~masking.hidden), masking), out, atol=1e-2)
+    assert torch.equal(net(changed(x, masking.mask), masking), out)
+    assert not torch.allclose(net(changed(x, ~masking.mask), masking), out, atol=1e-2)
     assert torch.equal(entered[0], entered[1])  # the encoder's output, before any mask token
     assert entered[0].shape == (6, 1 + 4, 32)
 
@@ -198,7 +198,7 @@ def test_answers_on_visible_patches_do_not_count():
     net, pixels = network(), images()
     objective = Masked(Images(), net)
     loss, metrics = objective(batch_of(pixels), BatchGenerator([5]))
-    hidden = objective.masking(6, BatchGenerator([5])).hidden
+    hidden = objective.masking(6, BatchGenerator([5])).mask
     for where, same in ((~hidden, True), (hidden, False)):
         hook = net.register_forward_hook(lambda m, given, out, where=where: out + 100 * where[..., None])
         other, others = objective(batch_of(pixels), BatchGenerator([5]))
@@ -302,8 +302,8 @@ def test_hiding_three_quarters_costs_a_quarter_and_attention_a_sixteenth():
     """Up to the class token, which is always there."""
     net, x, N = network(size=64), images(2, 64), 256
     found = {}
-    for name, kept in (("full", N), ("masked", kept_of(N, 0.75))):
-        tokens = Masking(torch.arange(N).expand(2, N), kept).seen(net.tokens_of(x))
+    for name, kept in (("full", N), ("masked", count_visible(N, 0.75))):
+        tokens = Masking(torch.arange(N).expand(2, N), kept).gather_visible(net.tokens_of(x))
         with FlopCounterMode(display=False) as counter:
             net._through(tokens, net.layers)
         found[name] = counter.get_flop_counts()["Global"]

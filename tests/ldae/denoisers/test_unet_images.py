@@ -13,8 +13,8 @@ from ldae.core.errors import ConfigError
 from ldae.core.types import Cond
 from ldae.denoisers.guidance import Guided
 from ldae.denoisers.vit import ViTDenoiser
-from ldae.nn.resize import enlarged
 from ldae.nn.rrdb import RRDB, RRDBNet
+from ldae.nn.unet_blocks import upsample_bicubic
 
 
 def _keys(x):
@@ -29,10 +29,10 @@ def test_an_image_grows_by_keys_kernel():
     impulse = torch.zeros(1, 1, 8, 8)
     impulse[0, 0, 4, 4] = 1
     weights = torch.tensor([_keys((i + 0.5) / 4 - 0.5 - 4) for i in range(32)])
-    assert torch.allclose(enlarged(impulse, (32, 32))[0, 0], torch.outer(weights, weights), atol=1e-5)
+    assert torch.allclose(upsample_bicubic(impulse, (32, 32))[0, 0], torch.outer(weights, weights), atol=1e-5)
     image = normal(1, 2, 3, 8, 8)
-    assert torch.equal(enlarged(image, (8, 8)), image)
-    assert torch.allclose(enlarged(torch.full((1, 3, 4, 4), 0.3), (16, 8)), torch.tensor(0.3), atol=1e-6)
+    assert torch.equal(upsample_bicubic(image, (8, 8)), image)
+    assert torch.allclose(upsample_bicubic(torch.full((1, 3, 4, 4), 0.3), (16, 8)), torch.tensor(0.3), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["sr3", "segdiff"])
@@ -50,7 +50,7 @@ def test_swapping_images_swaps_answers_and_images_count(name):
 def test_a_concatenated_image_is_seen_at_the_size_of_x_t():
     net, x, cond = trained("sr3")[0], normal(1, 2, 3, 8, 8), told(2, side=4)
     assert torch.equal(
-        net(x, level(3, 3), cond), net(x, level(3, 3), replace(cond, image=enlarged(cond.image, (8, 8))))
+        net(x, level(3, 3), cond), net(x, level(3, 3), replace(cond, image=upsample_bicubic(cond.image, (8, 8))))
     )
 
 

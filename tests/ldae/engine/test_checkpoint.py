@@ -1,4 +1,4 @@
-"""Checkpoints are whole or absent; damage is always seen (spec: RELIABILITY.md)."""
+"""Checkpoints are whole or absent; damage is always seen."""
 
 from __future__ import annotations
 

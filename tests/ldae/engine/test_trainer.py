@@ -1,4 +1,4 @@
-"""The training loop: golden losses, resuming bit for bit, accumulation, stopping (spec: RELIABILITY.md)."""
+"""The training loop: golden losses, resuming bit for bit, accumulation, stopping."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of generative systems (spec: cold_diffusion.md section 6, sr3.md section 7, segdiff_sdedit.md A3, A4, B3)."""
+"""Scores of generative systems."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from ldae.metrics.distances import (
     frechet_distance,
     inception_score,
     kernel_distance,
+    metric_name,
     precision_recall,
     squared_mmd,
-    title,
 )
 from ldae.metrics.image_quality import consistency, psnr, rmse, ssim
 from ldae.metrics.inception import FILE, Inception
@@ -117,10 +117,10 @@ def test_too_few_images_are_refused():
 
 
 def test_only_inceptions_scores_have_the_published_names():
-    assert title("frechet_distance", INCEPTION) == "FID"
-    assert title("kernel_distance", INCEPTION) == "KID"
-    assert title("frechet_distance", "classifier") == "frechet_distance[classifier]"
-    assert title("recall", INCEPTION) == f"recall[{INCEPTION}]"
+    assert metric_name("frechet_distance", INCEPTION) == "FID"
+    assert metric_name("kernel_distance", INCEPTION) == "KID"
+    assert metric_name("frechet_distance", "classifier") == "frechet_distance[classifier]"
+    assert metric_name("recall", INCEPTION) == f"recall[{INCEPTION}]"
 
 
 # kernel distance
@@ -322,7 +322,7 @@ def test_the_vote_is_of_means_not_of_majorities():
 def test_absent_weights_are_one_sentence_that_names_file_place_and_alternative(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(
-        ConfigError, match=rf"{tmp_path}/hub/checkpoints/{FILE}\).*cache.*classifier or encoder.*no FID"
+        ConfigError, match=rf"{tmp_path}/hub/checkpoints/{FILE}\).*cache.*classifier or encoder.*not called FID"
     ):
         Inception()
     with pytest.raises(ConfigError, match="'nowhere' leads to no file"):

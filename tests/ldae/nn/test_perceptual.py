@@ -1,4 +1,4 @@
-"""Perceptual distances: laws, LPIPS against torchmetrics, files that are absent (spec: tokenizers_vqgan.md, 7)."""
+"""Perceptual distances: laws, LPIPS against torchmetrics, files that are absent."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_with_factor_zero_no_network_is_made(config, monkeypatch, tmp_path):
 def test_a_classifier_tells_features_and_probabilities_and_is_what_it_was():
     torch.manual_seed(0)
     network, x = Classifier(10, [8, 16]).eval(), torch.rand(4, 3, 16, 16) * 2 - 1
-    features, probabilities = network.described(x)
+    features, probabilities = network.features_and_probabilities(x)
     assert features.shape == (4, 16)
     assert torch.equal(features, network.features(x))
     assert torch.equal(network.head(features), network.logits(x))

@@ -1,4 +1,4 @@
-"""What U-Nets are made of: residual blocks, attention, halving and doubling, skips (spec: ddpm_ddim.md 8, sr3.md 4)."""
+"""Blocks of U-Nets: residual blocks, attention, resampling, skip connections."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_groups_are_32_wherever_channels_allow():
 def test_a_rescaled_sum_keeps_the_variance():
     x, h = normal(1, 4, 8, 32, 32), normal(2, 4, 8, 32, 32)
     config = BlockConfig(8, AddedNorm, 0.0, 1, math.sqrt(0.5))
-    assert config.sum(x, h).var().item() == pytest.approx(1, rel=0.02)
+    assert config.add_residual(x, h).var().item() == pytest.approx(1, rel=0.02)
 
 
 @pytest.mark.parametrize("heads", [1, 4])
@@ -99,7 +99,7 @@ def test_attention_knows_no_order_of_pixels_and_scales_by_the_width_of_a_head(he
 
 def test_halving_pads_at_the_right_and_the_bottom_only():
     """A kernel of one tap: its corners read x[2i, 2j] and x[2i + 2, 2j + 2], which is 0 beyond the edge."""
-    down, x = network().down[0].way, normal(1, 1, 16, 8, 8)
+    down, x = network().down[0].resample, normal(1, 1, 16, 8, 8)
     conv = down.layer.conv
     for row, column in ((0, 0), (2, 2), (0, 2)):
         with torch.no_grad():
@@ -109,7 +109,7 @@ def test_halving_pads_at_the_right_and_the_bottom_only():
 
 
 def test_doubling_repeats_pixels_and_convolves():
-    up, x = network().up[0].way, normal(1, 1, 32, 4, 4)
+    up, x = network().up[0].resample, normal(1, 1, 32, 4, 4)
     with torch.no_grad():
         up.layer.conv.weight.zero_()[range(32), range(32), 1, 1] = 1
     assert torch.equal(up(x, None), x.repeat_interleave(2, 2).repeat_interleave(2, 3))
@@ -125,8 +125,8 @@ def test_the_way_up_reads_the_first_convolution_every_layer_and_every_halving():
     for stage in net.down:
         for layer in stage.layers:
             layer.register_forward_hook(keep)
-        if stage.way is not None:
-            stage.way.register_forward_hook(keep)
+        if stage.resample is not None:
+            stage.resample.register_forward_hook(keep)
     net(normal(1, 1, 3, 8, 8), level(3))
     widths = [layer.block.conv1.in_channels for stage in net.up for layer in stage.layers]
     assert widths == [64 + 64, 64 + 64, 64 + 32, 64 + 32, 32 + 32, 32 + 16, 32 + 16, 16 + 16, 16 + 16]
