@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ldae.config.version import check_version
 from ldae.core.files import read_sealed_json
 from ldae.engine.precision import Precision, resolve_precision
 from ldae.engine.runtime import pick_device
@@ -53,10 +54,14 @@ def saved_config(folder: Path) -> dict[str, Any] | None:
     """Return the config that a folder was begun with, or None if it was not.
 
     Raises:
-        CheckpointError: the folder's config.json is damaged.
+        CheckpointError: the folder's config.json is damaged, or was written by ldae 0.1.
     """
     path = folder / "config.json"
-    return read_sealed_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    config = read_sealed_json(path)
+    check_version(config, f"out={folder}")
+    return config
 
 
 def announce(precision: Precision | None) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+import ldae
 from ldae.app.compose import user_cache
 from ldae.app.precision import settle_precision
 from ldae.config.build import Parts
@@ -39,7 +40,7 @@ from ldae.engine.threads import AdaptiveThreads
 from ldae.export.encoder import Run
 
 # keys that may change between a run and its resumption: none of them changes what is computed
-IGNORED_ON_RESUME = ("out", "device", "runtime", "allow", "experiment", "data.root", "data.cache", "data.workers",
+IGNORED_ON_RESUME = ("version", "out", "device", "runtime", "allow", "experiment", "data.root", "data.cache", "data.workers",
         "data.max_bad", "data.max_pixels", "data.download", "tokenizer.weights", "monitor",
         "train.checkpoint_every", "train.keep",
         "train.log_every", "train.recompute", "train.shard", "split", "run", "blend_dataset.root")  # fmt: skip
@@ -105,7 +106,7 @@ class Session:
         conform("data.classes", config["data"].get("classes"), Count | None)  # not every network asks for it
         self.runtime: Runtime = settings_of(config, "runtime", Runtime)
         self.device = pick_device(str(config["device"]))
-        self.config, self.precision = settle_precision(config, saved)
+        self.config, self.precision = settle_precision({"version": ldae.__version__, **config}, saved)
         self.runtime.prepare()
         self.threads = self.runtime.adaptive_threads(self.device)
         self.seed: int = config["seed"]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ldae.config.build import Parts
+from ldae.config.version import check_version
 from ldae.core.errors import CheckpointError, ConfigError
 from ldae.core.rng import seed_of
 from ldae.core.types import BatchGenerator
@@ -109,6 +110,7 @@ def load_run(
 def _built(run: Path, checkpoint: Checkpoint, tensors: Mapping[str, Tensor] | None, device: torch.device | str) -> Run:
     """Build the objective of a run and fill it with the tensors of its checkpoint; with none, it is untrained."""
     config = checkpoint.manifest["config"]
+    check_version(config, f"run={run}")
     objective = start_of(config, run, checkpoint.manifest["tokenizer"])
     if tensors is None:
         objective.network.undo_zero_init()  # at its start the network is the identity: too low a floor

@@ -139,9 +139,7 @@ def tell_plan(
         steps = planned.config["train"]["steps"]
         made = begun(ablation_dir, planned)
         state = "done" if rows[planned.trial.name] else f"{made} of {steps} steps" if made else "missing"
-        print(
-            f"  {planned.trial.name:{width}}  {state}{'  (beside the grid)' if planned.trial.is_baseline else ''}"
-        )
+        print(f"  {planned.trial.name:{width}}  {state}{'  (beside the grid)' if planned.trial.is_baseline else ''}")
 
 
 def tell_cost(done: Sequence[Row], missing: Sequence[PlannedTrial], parallel: int, estimate: bool) -> None:

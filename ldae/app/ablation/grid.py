@@ -124,7 +124,9 @@ def trials_of(grid: Grid) -> list[Trial]:
         message = f"must have an accuracy (or null) for each of the {len(names)} cells"
         raise ConfigError("grid.paper" if grid.axes else "grid.axes", papers, message)
     if grid.with_baselines is not None and grid.with_baselines not in names:
-        raise ConfigError("grid.with_baselines", grid.with_baselines, f"is no cell of this grid; there are: {', '.join(names)}")
+        raise ConfigError(
+            "grid.with_baselines", grid.with_baselines, f"is no cell of this grid; there are: {', '.join(names)}"
+        )
     return [
         Trial(
             grid=grid.name,

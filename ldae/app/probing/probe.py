@@ -23,12 +23,12 @@ from pathlib import Path
 
 from ldae.app.compose import compose, resolved
 from ldae.app.precision import announce, settle_precision
-from ldae.app.provenance import command, commit
 from ldae.app.probing.diagnostics import draw_heatmaps, measure_geometry, project
 from ldae.app.probing.encoders import ProbedEncoder
 from ldae.app.probing.inputs import ProbeInputs, open_inputs
 from ldae.app.probing.settings import ProbeSettings
 from ldae.app.probing.tables import others_of, tables, warned
+from ldae.app.provenance import command, commit
 from ldae.app.session import own_settings
 from ldae.core.errors import ConfigError, DataError
 from ldae.engine.runtime import describe_hardware

@@ -38,9 +38,26 @@ from ldae.objectives.panels import panels_of
 
 
 def main(argv: Sequence[str]) -> None:
-    """Composes, checks, then trains."""
+    """Compose the config of a command line, and pretrain."""
     config = resolved(compose("pretrain", argv))
     require(argv, experiment="ldae/imagefolder_cpu")
+    pretrain(config)
+
+
+def pretrain(config: dict[str, Any]) -> Path:
+    """Pretrain an encoder, or continue a run that was stopped.
+
+    Args:
+        config: composed from configs/pretrain.yaml, resolved.
+
+    Returns:
+        The folder of the run.
+
+    Raises:
+        UsageError, ConfigError: a key or value cannot work.
+        DataError: the images are missing or damaged.
+        Interrupted: a signal came; the run was saved.
+    """
     run = RunFolder(Path(config["out"] or default_out(config)), derived=(TOKENIZER_FILE,))
     session = Session(config, saved_config(run.path))
     config = session.config
@@ -55,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
     with session.running(run):
         if finished(run, config):
             print(f"{run.path} is finished; nothing to do")
-            return
+            return run.path
         splits = session.splits()
         check_classes(session, splits)
         if isinstance(objective, Denoise):
@@ -94,6 +111,7 @@ def main(argv: Sequence[str]) -> None:
             if splits.labelled:
                 print(f"  probe it:  {command('probe', run=run.path)}")
             print(f"  look at it:  tensorboard --logdir {shlex.quote(str(run.path))}")
+    return run.path
 
 
 def objective_of(session: Session) -> PretrainingObjective:

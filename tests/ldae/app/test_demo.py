@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from helpers import ROOT, start, status
+from helpers import start, status
 from PIL import Image
 
 from ldae.app.demo import demo as demo

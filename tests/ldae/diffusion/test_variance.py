@@ -256,5 +256,7 @@ def test_denoised_images_come_from_the_prediction_alone(config):
 
 def test_an_image_as_answer_has_no_variance_to_learn(config):
     argv = ("objective=learned_variance", "schedule=ddpm_linear", "weight=one")
-    with pytest.raises(ConfigError, match=r"objective.part='DenoiseWithVariance' is built from the noise.*use output=latent"):
+    with pytest.raises(
+        ConfigError, match=r"objective.part='DenoiseWithVariance' is built from the noise.*use output=latent"
+    ):
         _ = Parts(config("pretrain", *argv)).objective
