@@ -40,8 +40,8 @@ from ldae.engine.threads import AdaptiveThreads
 from ldae.export.encoder import Run
 
 # keys that may change between a run and its resumption: none of them changes what is computed
-IGNORED_ON_RESUME = ("version", "out", "device", "runtime", "allow", "experiment", "data.root", "data.cache", "data.workers",
-        "data.max_bad", "data.max_pixels", "data.download", "tokenizer.weights", "monitor",
+IGNORED_ON_RESUME = ("version", "out", "device", "runtime", "allow", "experiment", "data.root", "data.cache",
+        "data.workers", "data.max_bad", "data.max_pixels", "data.download", "tokenizer.weights", "monitor",
         "train.checkpoint_every", "train.keep",
         "train.log_every", "train.recompute", "train.shard", "split", "run", "blend_dataset.root")  # fmt: skip
 

@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
     if settings.dry:
         return
     ablation_dir.open()
-    if missing and config["launcher"]["plugin"]:
+    if missing and config["launcher"]["cluster"]:
         teller = Teller(ablation_dir, len(missing))
         launch(config["launcher"], ablation_dir, argv, jobs_of(missing), teller)
     else:

@@ -1,26 +1,49 @@
-"""Cells as jobs of a launcher of Hydra's: a Slurm cluster through submitit, or this machine."""
+"""Run trials as jobs of a Slurm cluster, or of this machine, through submitit."""
 
 from __future__ import annotations
 
-import json
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ldae.app.ablation.ablation_dir import AblationDir
-from ldae.app.ablation.runner import failed, last_error, run_child
+from ldae.app.ablation.runner import failed, last_error
 from ldae.app.ablation.trials import PlannedTrial
 from ldae.core.errors import ConfigError, Fault
-from ldae.core.files import write_sealed_json
 from ldae.engine.signals import StopFlag
 from linear_probe.rows import Row
 
-LAUNCHED = ["-m", "ldae.app.ablation.launched"]
-SUBMITIT = "submitit_"  # what the plugins of hydra-submitit-launcher begin with
-# words of the call that are not for a job of it
-NOT_THEIRS = ("only", "launcher", "parallel", "dry", "estimate", "report")
+POLL = 0.5  # seconds between two looks at the state of the jobs
+# keys of the call that a job does not take over
+NOT_OF_A_JOB = ("only", "launcher", "parallel", "dry", "estimate", "report")
+
+
+class TrialJob:
+    """A job: `ldae ablate` for some trials. Submitit pickles it, runs it on a node, and requeues it after a timeout.
+
+    Args:
+        argv: arguments of `ldae ablate`.
+        folder: working directory.
+    """
+
+    def __init__(self, argv: Sequence[str], folder: str):
+        self.argv, self.folder = list(argv), folder
+
+    def __call__(self) -> int:
+        """Run the trials; return the exit code. Their records are in the ablation's folder."""
+        command = [sys.executable, "-m", "ldae", "ablate", *self.argv]
+        return subprocess.run(command, cwd=self.folder, preexec_fn=_ignore_usr2, check=False).returncode
+
+    def checkpoint(self, *args: Any) -> Any:
+        """Return the same job again: it continues from its checkpoints."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self)
 
 
 def launch(
@@ -28,51 +51,43 @@ def launch(
     ablation_dir: AblationDir,
     argv: Sequence[str],
     jobs: Sequence[Sequence[PlannedTrial]],
-    tell: Callable[[PlannedTrial, Row | Fault, float], None],
+    report: Callable[[PlannedTrial, Row | Fault, float], None],
 ) -> None:
-    """Runs jobs by Hydra's multirun, waits for them, and tells how each cell ended.
+    """Submit jobs, wait for them, and report how each trial ended.
 
     Args:
-        launcher: its plugin, and the plugin's own keys; those that are null are left to the plugin.
-        words: of this call.
-        jobs: cells that share a pretraining are one job.
+        launcher: `cluster` (slurm or local), and parameters of submitit's executor; null ones are left to submitit.
+        ablation_dir: folder of the ablation; submitit's logs go to its `launch`.
+        argv: arguments of this call.
+        jobs: trials that share a pretraining are one job.
+        report: called for each trial with its row or its failure, and 0 seconds.
 
     Raises:
-        ConfigError: the plugin is not installed.
-        Interrupted: a signal came; jobs of a cluster go on.
+        ConfigError: submitit is not installed.
+        Interrupted: a signal came; submitted jobs go on.
     """
-    if launcher["plugin"].startswith(SUBMITIT) and not find_spec("submitit"):
-        raise ConfigError("launcher.plugin", launcher["plugin"], 'is not installed; pip install "ldae[slurm]"')
-    folder = ablation_dir.out / "launch"
-    folder.mkdir(exist_ok=True)
-    theirs = [w for w in argv if w.partition("=")[0].split(".")[0] not in NOT_THEIRS]
-    plan = {
-        "overrides": [*theirs, "launcher=here", "estimate=false", "report=false"],
-        "jobs": [[planned.trial.name for planned in job] for job in jobs],
-        "cwd": str(Path.cwd()),
-    }
-    write_sealed_json(folder / "plan.json", plan)
-    stop, log = StopFlag(), folder / "launch.log"
+    if not find_spec("submitit"):
+        raise ConfigError("launcher.cluster", launcher["cluster"], 'needs submitit; pip install "ldae[slurm]"')
+    import submitit
+
+    parameters = {key: value for key, value in launcher.items() if key != "cluster" and value is not None}
+    executor = submitit.AutoExecutor(folder=ablation_dir.out / "launch", cluster=launcher["cluster"])
+    executor.update_parameters(name="ldae-ablate", **parameters)
+    own = [w for w in argv if w.partition("=")[0].split(".")[0] not in NOT_OF_A_JOB]
+    own += ["launcher=here", "estimate=false", "report=false"]
+    names = [",".join(planned.trial.name for planned in job) for job in jobs]
+    stop = StopFlag()
     with stop.listening():
-        code, _ = run_child(LAUNCHED, application(launcher, folder, len(jobs)), log, stop, lambda: None)
-    stop.poll()
-    if code:
-        print(f"the launcher ended with {code}; what it said: {log}", file=sys.stderr)
+        with executor.batch():
+            submitted = [executor.submit(TrialJob([*own, f"only=[{n}]"], str(Path.cwd()))) for n in names]
+        while not all(job.done() for job in submitted):
+            stop.poll()
+            time.sleep(POLL)
     for planned in (planned for job in jobs for planned in job):
         row = ablation_dir.finished(planned)
-        tell(planned, row or failed("the job", Fault.code, last_error(ablation_dir.log(planned))), 0.0)
+        report(planned, row or failed("the job", Fault.code, last_error(ablation_dir.log(planned))), 0.0)
 
 
-def application(launcher: Mapping[str, Any], folder: Path, jobs: int) -> list[str]:
-    """Return the arguments of ldae.app.ablation.launched."""
-    own = {key: value for key, value in launcher.items() if key != "plugin" and value is not None}
-    return [
-        "--multirun",
-        f"hydra/launcher={launcher['plugin']}",
-        f"hydra.sweep.dir={json.dumps(str(folder.resolve()))}",
-        "hydra.sweep.subdir=${hydra.job.num}",
-        "hydra.job.name=ablate",
-        *(f"hydra.launcher.{key}={json.dumps(value)}" for key, value in own.items()),
-        f"+plan={json.dumps(str((folder / 'plan.json').resolve()))}",
-        f"+job={','.join(map(str, range(jobs)))}",
-    ]
+def _ignore_usr2() -> None:
+    """Ignore Slurm's warning before the time limit, which is for submitit: it would end the child."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)

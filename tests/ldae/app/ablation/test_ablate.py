@@ -6,8 +6,6 @@ import json
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -20,6 +18,7 @@ from PIL import Image
 from ldae.app.ablation.ablation_dir import rows_in
 from ldae.app.ablation.grid import grid_of, trials_of
 from ldae.app.ablation.hours import seconds
+from ldae.app.ablation.launcher import TrialJob
 from ldae.app.ablation.runner import portable_command
 from ldae.app.ablation.trials import Budget, plan
 from ldae.app.compose import CONFIGS
@@ -265,24 +264,32 @@ def test_what_was_broken_off_goes_on_where_it_was(ablation):
     assert log.count("$ ldae probe") == 1
 
 
-def test_a_launcher_runs_every_job_with_its_cells_though_one_fails(tmp_path):
-    """Hydra's own launcher, whose jobs are started as those of a cluster are."""
-    from ldae.app.ablation.launcher import application
+def test_a_launcher_runs_every_job_and_reports_each_that_fails(tmp_path):
+    """Submitit without a cluster: two jobs, of which none finds its images."""
+    pytest.importorskip("submitit")
+    (tmp_path / "my.yaml").write_text(
+        "axes: {data: {a: [data=imagefolder, data.root=nowhere], b: [data=cifar10, data.root=nowhere]}}"
+    )
+    argv = (f"grid={tmp_path / 'my.yaml'}", *QUICK, f"out={tmp_path / 'out'}", "launcher=local", "estimate=false")
+    out, err = run("ablate", *argv, code=70, seconds=300)
+    assert "a: FAILED, the job" in out
+    assert "b: FAILED, the job" in out
+    assert "nowhere is missing" in out
+    assert err.strip() == "error: 2 of 2 cells failed: a, b; the same command tries them again"
 
-    tool = tmp_path / "tool.py"
-    tool.write_text("import sys; print(sys.argv[1:], flush=True); sys.exit('only=[c]' in sys.argv)")
-    plan = {"tool": str(tool), "overrides": ["grid=g"], "jobs": [["a", "b"], ["c"], ["d"]], "cwd": str(tmp_path)}
-    (tmp_path / "plan.json").write_text(json.dumps(plan))
-    argv = application({"plugin": "basic"}, tmp_path, 3)
-    done = subprocess.run([sys.executable, *argv], capture_output=True, text=True, check=True)
-    told = [line for line in done.stdout.splitlines() if line.startswith("['grid")]
-    assert told == ["['grid=g', 'only=[a,b]']", "['grid=g', 'only=[c]']", "['grid=g', 'only=[d]']"]
+
+def test_a_job_that_ran_out_of_time_is_submitted_again():
+    submitit = pytest.importorskip("submitit")
+    job = TrialJob(["grid=g"], ".")
+    again = job.checkpoint()
+    assert isinstance(again, submitit.helpers.DelayedSubmission)
+    assert again.function is job
 
 
 @pytest.mark.slow
 def test_an_unbroken_ablation_by_a_launcher_finds_the_same(ablation, tmp_path):
     folder = ablation[0]
-    argv = (f"grid={folder / 'my.yaml'}", *QUICK, f"out={tmp_path}", "only=[a,bad]", "launcher=basic")
+    argv = (f"grid={folder / 'my.yaml'}", *QUICK, f"out={tmp_path}", "only=[a,bad]", "launcher=local")
     out, _ = run("ablate", *argv, code=70, seconds=900)
     assert "bad: FAILED, the job" in out
     (unbroken,), baselines = rows_in(tmp_path)
