@@ -1,15 +1,57 @@
-"""l-DAE: pretrain vision encoders by denoising, and find out why a representation is good."""
+"""The distribution `ldae`: the packages ldae and linear_probe, the configs, and the command `ldae`."""
+
+import re
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
+HERE = Path(__file__).parent
+(VERSION,) = re.findall(r'^__version__ = "([^"]+)"$', (HERE / "ldae" / "__init__.py").read_text(), flags=re.M)
+SLURM = ["submitit>=1.5"]  # ablations as jobs of a cluster
+HUB = ["datasets>=4"]  # streams data sets of the Hugging Face hub; from 4 on it runs no code of theirs
+ONNX = ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"]  # writes graphs as torch does, and runs them
+DOCS = [
+    "mkdocs-material>=9.5",  # the site
+    "mkdocstrings[python]>=0.26",  # its API reference, from the docstrings
+]
+
 setup(
     name="ldae",
-    version="0.1.0",
+    version=VERSION,
     description="Self-supervised representation learning by denoising: the reference implementation of l-DAE",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="The l-DAE authors",
     license="MIT",
+    project_urls={"Paper": "https://arxiv.org/abs/2401.14404"},
+    keywords=["self-supervised learning", "representation learning", "diffusion", "denoising autoencoder", "ViT"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Science/Research",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10",
-    packages=find_packages(include=["ldae", "ldae.*", "linear_probe", "linear_probe.*"]),
-    package_data={"linear_probe.report": ["report.css", "report.js"]},  # inlined into the page
+    packages=[*find_packages(include=["ldae", "ldae.*", "linear_probe", "linear_probe.*"]), "ldae.configs"],
+    package_dir={"ldae.configs": "configs"},
+    package_data={
+        "ldae": ["py.typed"],
+        "ldae.configs": ["*.yaml", "**/*.yaml"],
+        "linear_probe": ["py.typed"],
+        "linear_probe.report": ["*.css", "*.js", "*.html", "*.jinja", "*.j2", "templates/*"],  # inlined into the page
+    },
+    entry_points={"console_scripts": ["ldae = ldae.app.cli:main"]},
+    zip_safe=False,
     install_requires=[
         "torch>=2.11",  # tensors, autograd, distributed training
         "torchvision",  # downloads CIFAR when a user asks for it; VGG16's layers for LPIPS
@@ -25,25 +67,32 @@ setup(
         "einops>=0.8",  # reshapes with named axes
         "safetensors>=0.4.5",  # weights on disk that cannot run code
         "hydra-core>=1.3.2",  # composes configs, one group for each axis
+        "argcomplete>=3.3",  # completes commands and keys in a shell
         "filelock>=3.13",  # one process for a run folder; freed when that process dies
         "tqdm>=4.66",  # progress bars
         "torchmetrics>=1.4",  # SSIM; the weights of LPIPS' stages
         "tensorboard>=2.16",  # curves and pictures
+        "matplotlib>=3.8",  # figures of reports, heat maps, plots of schedules
+        "jinja2>=3.1.3",  # the page of a report
     ],
     extras_require={
-        "fid": ["torch-fidelity>=0.3"],  # Inception-v3 as FID has it; its weights are the user's to fetch
-        "hub": ["datasets>=4"],  # streams data sets of the Hugging Face hub; from 4 on it runs no code of theirs
-        "slurm": ["hydra-submitit-launcher>=1.2"],  # ablations as jobs of a cluster
+        "fid": ["torch-fidelity>=0.4"],  # Inception-v3 as FID has it; its weights are the user's to fetch
+        "hub": HUB,
+        "slurm": SLURM,
         "tiff": ["imagecodecs>=2024.1"],  # TIFF files of many bands that are compressed (LZW, JPEG, ...)
-        "onnx": ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"],  # writes graphs (torch's way), and runs them
+        "onnx": ONNX,
+        "docs": DOCS,
         "dev": [
-            "datasets>=4",  # as in the extra hub
-            "onnx>=1.17",  # as in the extra of that name
-            "onnxscript>=0.3",
-            "onnxruntime>=1.20",
+            *HUB,
+            *SLURM,
+            *ONNX,
+            *DOCS,
             "pytest>=8",  # the tests
             "pytest-xdist>=3.5",  # on both cores
             "hypothesis>=6.100",  # laws over many inputs
+            "nbclient>=0.10",  # executes the notebooks of docs/
+            "jupytext>=1.16",  # reads them: they are Python files with cells
+            "ipykernel>=6.29",  # the kernel that they run in
             "ruff>=0.6",  # style
             "mypy>=1.11",  # types
             "selenium>=4.20",  # drives a browser through the report; its tests are skipped without one
