@@ -270,4 +270,8 @@ class BrokenPipeSafeStream:
 
 def main() -> NoReturn:
     """Run the command line: the entry point of `ldae`."""
+    if "_ARGCOMPLETE" in os.environ:
+        from ldae.app.completion import complete
+
+        complete(COMMANDS)
     run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -41,11 +42,14 @@ def compose(root: str, argv: Sequence[str], optional: Sequence[str] = ()) -> Dic
         UsageError: a word is no override, names no key or no file, or a config cannot be read.
     """
     OmegaConf.clear_resolver("oc.env")  # a config says all; nothing leaks in from the environment
+    argv, folder = _without_config_dir(argv)
+    search = [] if folder is None else [f"hydra.searchpath=[{json.dumps(f'file://{folder}')}]"]
     overrides = _parsed(root, _one_length(argv))
-    choices = [str(o.input_line) for o in overrides if _is_group(o)]
+    groups = [o for o in overrides if _is_group(o, folder)]
+    choices = [*search, *(str(o.input_line) for o in groups)]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         known = _composed(root, choices)
-        values = [_as_here(o, known) for o in overrides if not _is_group(o)]
+        values = [_as_here(o, known) for o in overrides if o not in groups]
         for override in values:
             _check_key(override, known)
         extra = [o for o in map(parse_override, optional) if has_key(known, o.key_or_group)]
@@ -113,8 +117,24 @@ def _as_here(override: Override, config: DictConfig) -> Override:
     return parse_override(f"{other}={str(override.input_line).partition('=')[2]}")
 
 
-def _is_group(override: Override) -> bool:
-    return (CONFIGS / override.key_or_group).is_dir()
+def _is_group(override: Override, folder: Path | None) -> bool:
+    return any((root / override.key_or_group).is_dir() for root in (CONFIGS, folder) if root is not None)
+
+
+def _without_config_dir(argv: Sequence[str]) -> tuple[list[str], Path | None]:
+    """Return the arguments without `--config-dir=FOLDER`, and the folder, whose configs join those of the package.
+
+    Raises:
+        UsageError: it is given twice, or is no folder.
+    """
+    given = [word for word in argv if word.startswith("--config-dir")]
+    if not given:
+        return list(argv), None
+    _, _, text = given[0].partition("=")
+    folder = Path(text).expanduser().resolve()
+    if len(given) > 1 or not text or not folder.is_dir():
+        raise UsageError(f"{' '.join(given)}: give one --config-dir=FOLDER with configs, e.g. in FOLDER/experiment")
+    return [word for word in argv if word not in given], folder
 
 
 def _composed(root: str, overrides: list[str]) -> DictConfig:

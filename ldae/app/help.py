@@ -52,7 +52,7 @@ def command_help(name: str, module: str, config: str | None, settings: str | Non
 def _keys(config: str, declared: Mapping[str, tuple[str, str]]) -> Iterator[str]:
     """Yield a line or more for each key of a root config, then for the keys of `train`."""
     shown = set()
-    for key, default, meaning in _entries((CONFIGS / f"{config}.yaml").read_text(encoding="utf-8")):
+    for key, default, meaning in entries((CONFIGS / f"{config}.yaml").read_text(encoding="utf-8")):
         kind, attribute = declared.get(key, (_kind(default), ""))
         shown.add(key)
         yield _line(f"{key}={default}", kind, meaning or attribute)
@@ -67,7 +67,7 @@ def _line(assignment: str, kind: str, meaning: str) -> str:
     return textwrap.fill(text, WIDTH, subsequent_indent=" " * 30)
 
 
-def _entries(text: str) -> Iterator[tuple[str, str, str]]:
+def entries(text: str) -> Iterator[tuple[str, str, str]]:
     """Yield (key, default, meaning) of every value in a root config; its groups are left to `ldae list`."""
     parents: list[str] = []
     for line in text.splitlines():

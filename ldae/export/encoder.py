@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ldae.config.build import Parts
 from ldae.config.version import check_version
 from ldae.core.errors import CheckpointError, ConfigError
+from ldae.core.files import read_sealed_json
 from ldae.core.rng import seed_of
 from ldae.core.types import BatchGenerator
 from ldae.engine.checkpoint import ATTEMPTS, Checkpoint, folder_of, listed, newest, verify
@@ -93,8 +94,10 @@ def load_run(
             run began with, its gates opened.
 
     Raises:
-        CheckpointError: no whole checkpoint, or a tokenizer that is not the one of the run.
+        CheckpointError: no whole checkpoint, a run of version 0.1, or a tokenizer that is not the run's.
     """
+    if (run / "config.json").is_file():
+        check_version(read_sealed_json(run / "config.json"), f"run={run}")
     for _ in range(ATTEMPTS):
         checkpoint = find_checkpoint(run, step)
         try:

@@ -270,7 +270,7 @@ def test_a_launcher_runs_every_job_and_reports_each_that_fails(tmp_path):
     (tmp_path / "my.yaml").write_text(
         "axes: {data: {a: [data=imagefolder, data.root=nowhere], b: [data=cifar10, data.root=nowhere]}}"
     )
-    argv = (f"grid={tmp_path / 'my.yaml'}", *QUICK, f"out={tmp_path / 'out'}", "launcher=local", "estimate=false")
+    argv = (f"grid={tmp_path / 'my.yaml'}", *QUICK, f"out={tmp_path / 'out'}", "launcher=local", "only=[a,b]")
     out, err = run("ablate", *argv, code=70, seconds=300)
     assert "a: FAILED, the job" in out
     assert "b: FAILED, the job" in out

@@ -1,0 +1,47 @@
+"""Completion of commands, keys and choices in a shell, by argcomplete.
+
+For bash and zsh: eval "$(register-python-argcomplete ldae)"
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from ldae.app.config_folder import CONFIGS
+from ldae.app.help import entries
+from ldae.app.listing import choices_of
+
+
+def completions(config: str | None, prefix: str) -> list[str]:
+    """Return the words that a KEY=VALUE argument may be completed to.
+
+    Args:
+        config: root config of the command, or None.
+        prefix: what was typed of the word.
+    """
+    key, assigned, _ = prefix.partition("=")
+    if assigned:
+        return [f"{key}={choice}" for choice in choices_of(key)] if (CONFIGS / key).is_dir() else []
+    text = "" if config is None else (CONFIGS / f"{config}.yaml").read_text(encoding="utf-8")
+    keys = [key for key, _, _ in entries(text)]
+    groups = [path.name for path in sorted(CONFIGS.iterdir()) if path.is_dir() and not path.name.startswith("_")]
+    return [f"{word}=" for word in dict.fromkeys([*keys, *groups]) if word.startswith(prefix)]
+
+
+def complete(commands: Mapping[str, Any]) -> None:
+    """Answer a shell's request for completions, and end the process; return at once where there is none.
+
+    Args:
+        commands: {name: command with its `config`}.
+    """
+    import argcomplete
+
+    parser = argparse.ArgumentParser("ldae")
+    choices = parser.add_subparsers()
+    for name, command in commands.items():
+        overrides = choices.add_parser(name).add_argument("overrides", nargs="*")
+        config = command.config
+        overrides.completer = lambda prefix, config=config, **_: completions(config, prefix)  # type: ignore[attr-defined]
+    argcomplete.autocomplete(parser)
