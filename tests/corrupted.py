@@ -31,5 +31,7 @@ def built(name, T=None):
     parts = Parts(resolved(compose("pretrain", [f"corruption={name}", *argv])))
     corruption = parts.corruption
     if isinstance(corruption, Blend):
-        corruption.show(torch.randint(256, (5, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(9)))
+        corruption.set_images(
+            torch.randint(256, (5, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(9))
+        )
     return corruption, parts.schedule

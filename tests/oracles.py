@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ldae.diffusion.bound import steps_back
+from ldae.diffusion.bound import reverse_steps
 from ldae.diffusion.posterior import StepBack
 from ldae.diffusion.samplers import StepRule
 from ldae.diffusion.trajectory import Prediction
@@ -18,18 +18,18 @@ class Normal:
     def __init__(self, s, mean=0.0):
         self.s, self.mean = s, mean
 
-    def gain(self, stage):
-        return stage.gamma * self.s**2 / self.spread(stage)
+    def gain(self, step):
+        return step.gamma * self.s**2 / self.spread(step)
 
-    def left(self, stage):
-        return self.s**2 * stage.sigma**2 / self.spread(stage)
+    def left(self, step):
+        return self.s**2 * step.sigma**2 / self.spread(step)
 
-    def spread(self, stage):
+    def spread(self, step):
         """Variance of x at the stage."""
-        return stage.gamma**2 * self.s**2 + stage.sigma**2
+        return step.gamma**2 * self.s**2 + step.sigma**2
 
-    def __call__(self, x, stage):
-        return Prediction(self.mean + self.gain(stage) * (x - stage.gamma * self.mean))
+    def __call__(self, x, step):
+        return Prediction(self.mean + self.gain(step) * (x - step.gamma * self.mean))
 
 
 class Exact(StepRule):
@@ -50,16 +50,16 @@ class Exact(StepRule):
 class Told:
     """`Normal` data, told with the share that makes a learned variance the true one, for the bound too."""
 
-    def __init__(self, data, way):
+    def __init__(self, data, trajectory):
         self.data = data
-        self.backs = dict(zip(way[:-1], steps_back(way), strict=True))
+        self.backs = dict(zip(trajectory[:-1], reverse_steps(trajectory), strict=True))
 
-    def __call__(self, x, stage):
-        back = self.backs[stage]
+    def __call__(self, x, step):
+        back = self.backs[step]
         low, high = math.log(back.beta_tilde), math.log(back.beta)
-        true = (0.0 if back.final else back.beta_tilde) + back.clean**2 * self.data.left(stage)
+        true = (0.0 if back.final else back.beta_tilde) + back.clean**2 * self.data.left(step)
         share = (math.log(true) - low) / (high - low)
-        return Prediction(self.data(x, stage).x0, torch.full_like(x, share))
+        return Prediction(self.data(x, step).x0, torch.full_like(x, share))
 
 
 class TwoModes:
@@ -69,12 +69,12 @@ class TwoModes:
         self.means, self.weights = (torch.tensor(x).reshape(2, 1) for x in (means, weights))
         self.s = s
 
-    def __call__(self, x, stage):
+    def __call__(self, x, step):
         flat = x.reshape(1, -1)
-        spread = stage.gamma**2 * self.s**2 + stage.sigma**2
-        away = flat - stage.gamma * self.means  # (2, N)
+        spread = step.gamma**2 * self.s**2 + step.sigma**2
+        away = flat - step.gamma * self.means  # (2, N)
         belongs = (self.weights.log() - away**2 / (2 * spread)).softmax(0)
-        x0 = self.means + stage.gamma * self.s**2 / spread * away
+        x0 = self.means + step.gamma * self.s**2 / spread * away
         return Prediction((belongs * x0).sum(0).reshape(x.shape))
 
     def drawn(self, shape, seed):

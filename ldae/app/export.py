@@ -32,7 +32,7 @@ from ldae.core.files import publish_folder, write_json, write_text
 from ldae.core.types import Count, Natural
 from ldae.data.loader import in_order
 from ldae.export.encoder import Encoder, Run, load_run
-from ldae.export.fold import folded
+from ldae.export.fold import fold
 from ldae.export.onnx import OnnxFeatures, check_onnx, write_onnx
 from ldae.export.timm import CONFIG, WEIGHTS, TimmFeatures, write_timm_folder
 from linear_probe.results import Result, percent, read_results, title
@@ -143,7 +143,7 @@ Write = Callable[[Path, Tensor], Features]
 def as_timm(encoder: Encoder) -> Write:
     """What writes the encoder as a plain ViT into a folder, and reads it back."""
     try:
-        plain = folded(encoder)
+        plain = fold(encoder)
     except ConfigError as error:
         raise ConfigError(error.key, error.value, f"{error.expectation}; use format=[onnx]") from None
 

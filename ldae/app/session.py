@@ -223,7 +223,7 @@ class Session:
             raise ConfigError(
                 "blend_dataset.store", "stream", "keeps no images in memory; use blend_dataset.store=memory"
             )
-        corruption.show(images.pixels[torch.from_numpy(images.ids)])
+        corruption.set_images(images.pixels[torch.from_numpy(images.ids)])
 
     def loader(self, images: ImageSet, augment: Augment, batch: int) -> Loader:
         """Training batches of a set, augmented by `augment`."""

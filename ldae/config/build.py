@@ -178,7 +178,7 @@ class Parts:
         channels, height, width = self.output.shape
         given = {
             "in_shape": self.input.shape,
-            "out_shape": (objective.answers * channels, height, width),
+            "out_shape": (objective.outputs_per_channel * channels, height, width),
             "grid": self.tokenizer.grid,
             "schedule": self.schedule,
             "classes": self.task.classes,

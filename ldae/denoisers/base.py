@@ -1,4 +1,4 @@
-"""What every network promises, and what a denoiser does beyond it."""
+"""Interfaces of networks with readable layers, and of denoisers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ldae.core.types import Cond, NoiseLevel
 
 
 class Network(nn.Module, ABC):
-    """A network with layers to read. What goes in and comes out is between it and its objective.
+    """Network with readable layers; its inputs and outputs are defined by its objective.
 
     Attributes:
-        layers: names of the layers that can be read, from input to output.
+        layers: numbers of the readable layers, from input to output.
         encoder_layer: the layer whose tokens are the representation.
-        prefix: tokens that stand before those of the patches where a class token is asked for.
+        prefix: number of class tokens before the patch tokens.
     """
 
     layers: tuple[int, ...]
@@ -25,22 +25,22 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def undo_zero_init(self) -> None:
-        """Undoes an initialisation that makes blocks the identity: an untrained network to compare with."""
+        """Replace a zero initialisation of residual blocks by random weights, for an untrained baseline."""
 
 
 class Denoiser(Network):
-    """A network from a corrupted input to what its target asks for, readable at every layer."""
+    """Network from a corrupted input and its noise level to the prediction of the target."""
 
     @abstractmethod
     def forward(self, x_t: Tensor, level: NoiseLevel, cond: Cond | None = None) -> Tensor:
-        """x_t (B, C, H, W) -> out (B, C', H', W')."""
+        """Predict the target: x_t (B, C, H, W) -> out (B, C', H', W')."""
 
-    def prepared(self, cond: Cond) -> Cond:
-        """`cond` with all that depends on neither x_t nor the level worked out, for many passes; by default nothing."""
+    def precompute(self, cond: Cond) -> Cond:
+        """Return `cond` with features that depend on neither x_t nor the level, to reuse in many passes."""
         return cond
 
     @abstractmethod
     def encode(
         self, x_t: Tensor, level: NoiseLevel, cond: Cond | None = None, layers: Collection[int] | None = None
     ) -> dict[int, Tensor]:
-        """Tokens after each of `layers` (all by default): {layer: (B, N, D)}. Stops at the last of them."""
+        """Return the tokens after each of `layers` (default: all), {layer: (B, N, D)}, computing no further layers."""

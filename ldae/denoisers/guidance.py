@@ -1,4 +1,4 @@
-"""Classifier-free guidance: a network that exaggerates what the class changes."""
+"""Classifier-free guidance (arXiv 2207.12598)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ldae.denoisers.base import Denoiser
 class Guided(Denoiser):
     """eps(null) + s (eps(c) - eps(null)): two passes of a trained network (Eq. 6, arXiv 2207.12598, w = s - 1).
 
-    All channels of the prediction are guided; what follows them, a learned variance, is the conditional pass's.
+    All channels of the prediction are guided; a learned variance is taken from the conditional pass.
     s = 1 is the conditional network, s = 0 the unconditional one.
 
     Args:
-        network: one that was trained with labels, some of them withheld.
+        network: trained with label dropout.
         scale: s.
-        predicted: channels of the prediction; the answer may have more.
+        predicted: channels of the prediction; the output may have more.
         channels: `all`, or 3 to compare with DiT's published figures, whose samplers guided the first three of
             four latent channels; s = 1.5 on three was found to be worth about 1.375 on all four.
     """
@@ -35,25 +35,25 @@ class Guided(Denoiser):
         self.layers, self.encoder_layer = network.layers, network.encoder_layer
 
     def forward(self, x_t: Tensor, level: NoiseLevel, cond: Cond | None = None) -> Tensor:
-        """x_t (B, C, H, W) -> out (B, C', H', W').
+        """Predict with guidance: x_t (B, C, H, W) -> out (B, C', H', W').
 
         Raises:
-            ConfigError: there is no label to be guided by.
+            ConfigError: there is no label.
         """
         if cond is None or cond.label is None:
             raise ConfigError("label", None, "gives guidance nothing to go by; give a class for every image")
-        message = self.network(x_t, level, cond)
-        untold = self.network(x_t, level, replace(cond, label=None))[:, : self.guided]
-        guided = untold + self.scale * (message[:, : self.guided] - untold)
-        return torch.cat([guided, message[:, self.guided :]], dim=1)  # (B, C', H', W')
+        conditional = self.network(x_t, level, cond)
+        unconditional = self.network(x_t, level, replace(cond, label=None))[:, : self.guided]
+        guided = unconditional + self.scale * (conditional[:, : self.guided] - unconditional)
+        return torch.cat([guided, conditional[:, self.guided :]], dim=1)  # (B, C', H', W')
 
-    def prepared(self, cond: Cond) -> Cond:
-        return self.network.prepared(cond)
+    def precompute(self, cond: Cond) -> Cond:
+        return self.network.precompute(cond)
 
     def encode(
         self, x_t: Tensor, level: NoiseLevel, cond: Cond | None = None, layers: Collection[int] | None = None
     ) -> dict[int, Tensor]:
-        """Tokens of the conditional pass: guidance acts on answers alone."""
+        """Return the tokens of the conditional pass; guidance changes the output only."""
         return self.network.encode(x_t, level, cond, layers)
 
     def undo_zero_init(self) -> None:

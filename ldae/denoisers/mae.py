@@ -1,4 +1,4 @@
-"""The masked autoencoder (arXiv 2111.06377): a ViT that sees some patches, and a small one that fills in the rest."""
+"""The masked autoencoder (arXiv 2111.06377): a ViT encoder of visible patches, and a small decoder of all patches."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from ldae.nn.patchify import patchify, to_tokens
 
 
 class MaskedAutoencoder(Network):
-    """An encoder of visible patches and a decoder of all (Fig. 1 and Sec. 3, arXiv 2111.06377).
+    """Encoder of visible patches and decoder of all patches (Fig. 1 and Sec. 3, arXiv 2111.06377).
 
-    The class token takes part in every block; only a probe reads it. Fixed 2-D sin-cos
+    The class token passes through every block; the loss does not use it. Fixed 2-D sin-cos
     positions, zero for the class token. Linear layers start Xavier-uniform with biases 0, the class and the
     mask token normal with standard deviation 0.02 (App. A.1).
 
@@ -28,11 +28,11 @@ class MaskedAutoencoder(Network):
         image_shape: (3, H, W).
         patch: p; divides H and W.
         width: D of the encoder.
-        encoder_depth: its blocks.
-        heads: its attention heads.
+        encoder_depth: blocks of the encoder.
+        heads: attention heads of the encoder.
         decoder_width: D of the decoder.
-        decoder_depth: its blocks.
-        decoder_heads: its attention heads.
+        decoder_depth: blocks of the decoder.
+        decoder_heads: attention heads of the decoder.
         mlp_ratio: hidden width of the feed-forward networks over D, in both.
 
     Raises:
@@ -79,7 +79,7 @@ class MaskedAutoencoder(Network):
             nn.init.normal_(token, std=0.02)
 
     def forward(self, x: Tensor, masking: Masking) -> Tensor:
-        """An answer for every patch, seen or not.
+        """Predict every patch, visible or masked.
 
         Args:
             x: (B, 3, H, W) in [-1, 1].
@@ -88,11 +88,11 @@ class MaskedAutoencoder(Network):
         Returns:
             (B, N, 3 p^2), a patch flattened as (row, column, channel).
         """
-        latent = self._through(masking.gather_visible(self.tokens_of(x)), self.layers[-1:])[self.encoder_layer]
+        latent = self._encode(masking.gather_visible(self.embed_patches(x)), self.layers[-1:])[self.encoder_layer]
         return self.decode(latent, masking)
 
     def decode(self, latent: Tensor, masking: Masking) -> Tensor:
-        """Class token and seen patches (B, 1 + kept, D) -> (B, N, 3 p^2)."""
+        """Decode class token and visible patches: (B, 1 + kept, D) -> (B, N, 3 p^2)."""
         x = self.to_decoder(latent)  # (B, 1 + kept, D')
         B, N = masking.order.shape
         missing = self.mask_token.to(x.dtype).expand(B, N - masking.num_visible, -1)
@@ -106,35 +106,35 @@ class MaskedAutoencoder(Network):
         """Return the tokens of the patches of whole images after each of `layers` (all by default).
 
         Nothing is masked. The last layer is the encoder's output, its final LayerNorm included, which is what MAE
-        probes; the layers before are as the blocks leave them. Stops at the last of `layers`.
+        probes; earlier layers are the outputs of the blocks. No block after the last of `layers` is computed.
 
         Args:
             x: (B, 3, H, W) in [-1, 1].
             layers: of 1..encoder_depth.
-            class_token: whether the class token stands before the patches' tokens.
+            class_token: put the class token before the patch tokens.
 
         Returns:
             {layer: (B, N, D)}, or (B, 1 + N, D) with the class token.
         """
-        outputs = self._through(self.tokens_of(x), self.layers if layers is None else layers)
+        outputs = self._encode(self.embed_patches(x), self.layers if layers is None else layers)
         return {layer: tokens if class_token else tokens[:, 1:] for layer, tokens in outputs.items()}
 
     def undo_zero_init(self) -> None:
-        """Nothing to undo: the blocks have no gates, and none of them starts as the identity."""
+        """Do nothing: no block starts as the identity."""
 
-    def tokens_of(self, x: Tensor) -> Tensor:
-        """Patch embedding and position: (B, 3, H, W) -> (B, N, D)."""
+    def embed_patches(self, x: Tensor) -> Tensor:
+        """Embed patches and add their positions: (B, 3, H, W) -> (B, N, D)."""
         return self.embed(to_tokens(patchify(x, self.patch))) + self.positions[1:]
 
-    def _through(self, tokens: Tensor, layers: Collection[int]) -> dict[int, Tensor]:
-        """(B, M, D) behind a class token, after each of `layers`: {layer: (B, 1 + M, D)}."""
+    def _encode(self, tokens: Tensor, layers: Collection[int]) -> dict[int, Tensor]:
+        """Run the encoder on tokens (B, M, D) behind a class token: {layer: (B, 1 + M, D)}."""
         first = (self.class_token + self.positions[:1]).expand(tokens.shape[0], -1, -1)
-        x, found = torch.cat([first, tokens], dim=1), {}
+        x, outputs = torch.cat([first, tokens], dim=1), {}
         for layer, block in zip(self.layers[: max(layers)], self.blocks, strict=False):
             x = block(x)
             if layer in layers:
-                found[layer] = self.norm(x) if layer == self.encoder_layer else x
-        return found
+                outputs[layer] = self.norm(x) if layer == self.encoder_layer else x
+        return outputs
 
 
 def _check_width(prefix: str, width: int, heads: int) -> None:

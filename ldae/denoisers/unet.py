@@ -1,4 +1,4 @@
-"""The U-Net of DDPM and of what was built on it: improved DDPM, SR3, SegDiff. One network with options."""
+"""The U-Net of DDPM, improved DDPM, SR3 and SegDiff."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ldae.core.errors import ConfigError
 from ldae.core.types import ALLOW_EMPTY, Cond, Count, Fraction, NoiseLevel
 from ldae.denoisers.base import Denoiser
-from ldae.denoisers.conditioning import READINGS, WAVES, LabelEmbedding, LevelEmbedding
+from ldae.denoisers.conditioning import LEVEL_SCALARS, WAVES, LabelEmbedding, LevelEmbedding
 from ldae.diffusion.schedules import NoiseSchedule
 from ldae.nn.attention import Attention
 from ldae.nn.conv import group_norm
@@ -42,37 +42,37 @@ NORMS: Mapping[bool, type[AddedNorm] | type[ScaledNorm]] = {False: AddedNorm, Tr
 
 
 class UNet(Denoiser):
-    """Feature maps at halving, then doubling resolutions; each on the way up reads one from the way down.
+    """U-Net with attention and skip connections (App. B, arXiv 2006.11239).
 
-    App. B, arXiv 2006.11239; the output is 0 and every residual branch closed at the start. Layers that can be read
-    are, from input to output, each residual block with its attention, the middle counting as one: `blocks` of each
-    level down, the middle, `blocks` + 1 of each level up. The middle is the representation.
+    The last layer and every residual branch are zero-initialised. The readable layers are, from input to output, the
+    residual blocks with their attention: `blocks` of each level down, the middle as one, `blocks` + 1 of each level up.
+    The middle is the representation.
 
-    What `Cond.image` is for: with an `encoder` (SegDiff) its features are added to those of x_t after the first
-    convolution, before all else; without one it is made as large as x_t and concatenated to it (SR3).
+    A conditioning image (`Cond.image`) is encoded by `encoder` and added to the features of x_t after the first
+    convolution (SegDiff); without an encoder it is resized to x_t and concatenated to it (SR3).
 
     Args:
         in_shape: (C, H, W) of x_t.
         out_shape: (C', H, W) of the output.
-        schedule: whose T the level `scaled` refers to.
-        channels: of the first level; the condition is four times as wide.
+        schedule: gives T of level `scaled`.
+        channels: of the first level; the condition has four times as many.
         multipliers: of `channels`, one for each level; each level is half the size of the one before.
         blocks: residual blocks of a level on the way down; one more on the way up.
         attention: sides of the feature maps (the shorter, of two) whose blocks are each followed by attention; the
             middle always has it.
         heads: of attention.
-        dropout: share of each residual block's numbers that is dropped in training.
-        level: what it is told of the noise: the `index` i of the step, i 1000 / T (`scaled`), or `gamma` alone.
-        sinusoid: how that number becomes waves: as in DDPM's code or as in improved DDPM's.
-        scale_shift: whether the condition scales and shifts after normalisation; if not, it shifts before.
+        dropout: probability of dropout in residual blocks.
+        level: scalar of the noise level: the `index` i of the step, i 1000 / T (`scaled`), or `gamma`.
+        sinusoid: embedding of that scalar, of DDPM's code or of improved DDPM's.
+        scale_shift: the condition scales and shifts after normalisation; if false, it is added before.
         resample: by convolutions, or by residual blocks as in BigGAN.
-        rescale: whether every residual sum is divided by sqrt(2).
+        rescale: divide every residual sum by sqrt(2).
         encoder: of the conditioning image, to `channels` channels; None concatenates the image to x_t.
         cond_channels: of `Cond.image`; 0 if there is none.
-        classes: K that can be told; 0 for none.
+        classes: K; 0 for an unconditional network.
 
     Raises:
-        ConfigError: sizes do not fit together, or there is an encoder and no image for it.
+        ConfigError: sizes do not fit together.
     """
 
     def __init__(
@@ -99,8 +99,8 @@ class UNet(Denoiser):
         self.in_shape, self.cond_channels, self.multipliers = in_shape, cond_channels, tuple(multipliers)
         sizes = _stages(in_shape, out_shape, channels, multipliers, attention, heads)
         config = BlockConfig(4 * channels, NORMS[scale_shift], dropout, heads, math.sqrt(0.5) if rescale else 1.0)
-        reading = lambda noise: READINGS[level](noise, schedule.T)  # noqa: E731
-        self.level = LevelEmbedding(config.cond_width, channels, 2, WAVES[sinusoid], reading)
+        scalar = lambda noise: LEVEL_SCALARS[level](noise, schedule.T)  # noqa: E731
+        self.level = LevelEmbedding(config.cond_width, channels, 2, WAVES[sinusoid], scalar)
         self.labels = LabelEmbedding(classes, config.cond_width) if classes else None
         self.encoder = encoder
         self.first = nn.Conv2d(in_shape[0] + (0 if self.encoder else cond_channels), channels, 3, padding=1)
@@ -115,39 +115,39 @@ class UNet(Denoiser):
             nn.init.zeros_(layer.weight)
 
     def forward(self, x_t: Tensor, level: NoiseLevel, cond: Cond | None = None) -> Tensor:
-        """x_t (B, C, H, W) -> out (B, C', H, W).
+        """Predict the target: x_t (B, C, H, W) -> out (B, C', H, W).
 
         Raises:
-            ConfigError: the levels do not divide x_t, or an image that it needs is not there or not of the right size.
+            ConfigError: the levels do not divide x_t, or the conditioning image is missing or of another size.
         """
-        h = deque(self._maps(x_t, level, cond), maxlen=1).pop()  # the last; the others are let go
+        h = deque(self._feature_maps(x_t, level, cond), maxlen=1).pop()  # keeps the last map only
         return self.last(F.silu(self.norm(h)))
 
     def encode(
         self, x_t: Tensor, level: NoiseLevel, cond: Cond | None = None, layers: Collection[int] | None = None
     ) -> dict[int, Tensor]:
-        """Feature maps after each of `layers` as tokens, row by row: N = h w and D are those of the layer."""
+        """Return the feature maps after each of `layers` as tokens, {layer: (B, N, D)} with N = h w of the layer."""
         requested = self.layers if layers is None else layers
-        maps = zip(range(1, max(requested) + 1), self._maps(x_t, level, cond), strict=False)
+        maps = zip(range(1, max(requested) + 1), self._feature_maps(x_t, level, cond), strict=False)
         return {layer: to_tokens(h) for layer, h in maps if layer in requested}
 
-    def prepared(self, cond: Cond) -> Cond:
-        """`cond` with the encoder's features of its image, for x_t of the network's own size."""
+    def precompute(self, cond: Cond) -> Cond:
+        """Return `cond` with the encoder's features of its image, for x_t of size `in_shape`."""
         if self.encoder is None or cond.features is not None:
             return cond
         return replace(cond, features=self._features(cond, self.in_shape[1:]))
 
     @torch.no_grad()
     def undo_zero_init(self) -> None:
-        """The last layer of every residual branch starts as others do, so that random weights show; always the same."""
+        """Initialise the last layer of every residual branch as the other layers, from a fixed seed."""
         generator = torch.Generator().manual_seed(0)
         for layer in self._gates():
-            start = nn.init.xavier_uniform_(torch.empty(layer.weight.shape), generator=generator)
-            layer.weight.copy_(start)
+            weight = nn.init.xavier_uniform_(torch.empty(layer.weight.shape), generator=generator)
+            layer.weight.copy_(weight)
 
-    def _maps(self, x_t: Tensor, level: NoiseLevel, cond: Cond | None) -> Iterator[Tensor]:
-        """The feature map after each layer, (B, D, h, w), from input to output."""
-        h, c = self._entered(x_t, cond or Cond()), self._condition(level, cond or Cond())
+    def _feature_maps(self, x_t: Tensor, level: NoiseLevel, cond: Cond | None) -> Iterator[Tensor]:
+        """Yield the feature map after each layer, (B, D, h, w), from input to output."""
+        h, c = self._embed_input(x_t, cond or Cond()), self._condition(level, cond or Cond())
         skips = [h]
         for stage in self.down:
             assert isinstance(stage, Level)
@@ -168,8 +168,8 @@ class UNet(Denoiser):
             if stage.resample is not None:
                 h = stage.resample(h, c)
 
-    def _entered(self, x_t: Tensor, cond: Cond) -> Tensor:
-        """x_t and what is seen of the conditioning image as one feature map: (B, channels, H, W)."""
+    def _embed_input(self, x_t: Tensor, cond: Cond) -> Tensor:
+        """Return the first feature map, of x_t and the conditioning image: (B, channels, H, W)."""
         size = (x_t.shape[2], x_t.shape[3])
         _check_divides(self.multipliers, size)
         if self.encoder is not None:
@@ -184,7 +184,7 @@ class UNet(Denoiser):
         return self.encoder(self._image(cond, size))
 
     def _image(self, cond: Cond, size: tuple[int, int]) -> Tensor:
-        """The conditioning image at `size`."""
+        """Return the conditioning image resized to `size`."""
         if cond.image is None:
             raise ConfigError("cond.image", None, "is what this network is conditioned on; use a task that gives one")
         if cond.image.shape[1] != self.cond_channels:
@@ -192,12 +192,12 @@ class UNet(Denoiser):
         return upsample_bicubic(cond.image, size)
 
     def _condition(self, level: NoiseLevel, cond: Cond) -> Tensor:
-        """What every residual block hears, (B, 4 channels), its SiLU taken. No class told is a class of its own."""
+        """Return the condition of the blocks after its SiLU, (B, 4 channels); without a label, of the null class."""
         c = self.level(level)
         return F.silu(c if self.labels is None else c + self.labels(cond.label, like=c))
 
     def _gates(self) -> list[nn.Conv2d | nn.Linear]:
-        """The layers that close the residual branches, from input to output."""
+        """Return the zero-initialised layers of the residual branches, from input to output."""
         return [m.gate for m in self.modules() if isinstance(m, (ResidualBlock, PixelAttention))]
 
 
@@ -209,7 +209,7 @@ def _stages(
     attention: Sequence[int],
     heads: int,
 ) -> list[StageConfig]:
-    """The sizes of all levels, checked."""
+    """Return the sizes of all levels after checking them."""
     if channels % 4:
         raise ConfigError("channels", channels, "must be a multiple of 4")
     if not multipliers:
@@ -239,12 +239,12 @@ def _check_divides(multipliers: Sequence[int], size: tuple[int, int]) -> None:
 
 
 def _initialise(module: nn.Module) -> None:
-    """Variance scaling by the mean of both fans, uniform, biases 0 (DDPM's code): Xavier's."""
+    """Initialise with Xavier-uniform weights and biases 0 (DDPM's code)."""
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         nn.init.xavier_uniform_(module.weight)
         assert module.bias is not None
         nn.init.zeros_(module.bias)
-    elif isinstance(module, Attention):  # queries, keys and values are layers of their own
+    elif isinstance(module, Attention):  # queries, keys and values have separate fans
         for weight in module.qkv.weight.chunk(3):
             nn.init.xavier_uniform_(weight)
     elif isinstance(module, RRDBNet):  # after its convolutions: children come first

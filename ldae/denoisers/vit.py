@@ -1,4 +1,4 @@
-"""The Vision Transformer of l-DAE and of DiT: equal blocks, steered by the noise level and, if told, the class."""
+"""The Vision Transformer of l-DAE and of DiT: blocks conditioned on the noise level and, optionally, the class."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ldae.nn.patchify import patchify, to_grid, to_tokens, unpatchify
 
 
 class ViTDenoiser(Denoiser):
-    """A ViT on a grid of tokens, from a latent or an image to a latent or an image.
+    """ViT on a grid of tokens, from a latent or an image to a latent or an image.
 
-    Encoder half, then decoder half, no skips between them. Fixed 2-D sin-cos positions. The output is 0
-    and every block the identity at the start (adaLN-Zero). Sizes: Sec. 4, arXiv 2401.14404. DiT
+    Encoder blocks, then decoder blocks, without skips between them. Fixed 2-D sin-cos positions. adaLN-Zero: at
+    initialisation the output is 0 and every block the identity. Sizes: Sec. 4, arXiv 2401.14404. DiT
     (arXiv 2212.09748) is the same with cond_ratio 1, cond_layers 2, gelu tanh and classes.
 
     Args:
@@ -35,9 +35,9 @@ class ViTDenoiser(Denoiser):
         mlp_ratio: hidden width of the feed-forward networks over D.
         cond_ratio: hidden width of the conditioning network over D; l-DAE's is a quarter.
         cond_layers: Linears between the sinusoid of t and the blocks.
-        gelu: the function itself or its tanh form.
-        patch: side of the square of x_t's numbers that makes a token, instead of what `grid` says.
-        classes: K that can be told; 0 for none.
+        gelu: exact, or its tanh approximation.
+        patch: p of x_t; overrides `grid`.
+        classes: K; 0 for an unconditional network.
 
     Raises:
         ConfigError: heads does not divide width, width is not a multiple of 4, or grid or patch do not fit.
@@ -79,7 +79,7 @@ class ViTDenoiser(Denoiser):
             nn.init.zeros_(layer.weight)
 
     def forward(self, x_t: Tensor, level: NoiseLevel, cond: Cond | None = None) -> Tensor:
-        x, c = self.tokens_of(x_t) + self.positions, self.condition(level, cond)
+        x, c = self.embed_patches(x_t) + self.positions, self.embed_condition(level, cond)
         for block in self.blocks:
             x = block(x, c)  # (B, N, D)
         return unpatchify(to_grid(self.head(x, c), self.grid[0]), self.out_patch)  # (B, C', H', W')
@@ -88,16 +88,16 @@ class ViTDenoiser(Denoiser):
         self, x_t: Tensor, level: NoiseLevel, cond: Cond | None = None, layers: Collection[int] | None = None
     ) -> dict[int, Tensor]:
         requested = self.layers if layers is None else layers
-        x, c, found = self.tokens_of(x_t) + self.positions, self.condition(level, cond), {}
+        x, c, outputs = self.embed_patches(x_t) + self.positions, self.embed_condition(level, cond), {}
         for layer, block in zip(self.layers[: max(requested)], self.blocks, strict=False):
             x = block(x, c)  # (B, N, D)
             if layer in requested:
-                found[layer] = x
-        return found
+                outputs[layer] = x
+        return outputs
 
     @torch.no_grad()
     def undo_zero_init(self) -> None:
-        """Makes every block a plain ViT block (gates 1, shifts and scales 0), so that random weights show."""
+        """Make every block a plain ViT block with random weights (gates 1, shifts and scales 0)."""
         for block in self.blocks:
             assert isinstance(block, ConditionedBlock)
             block.ada.linear.weight.zero_()
@@ -105,13 +105,13 @@ class ViTDenoiser(Denoiser):
             gates[2].fill_(1)
             gates[5].fill_(1)
 
-    def condition(self, level: NoiseLevel, cond: Cond | None = None) -> Tensor:
-        """What steers the blocks: (B, cond_width). A network that can be told a class and is not hears `no class`."""
+    def embed_condition(self, level: NoiseLevel, cond: Cond | None = None) -> Tensor:
+        """Return the condition of the blocks, (B, cond_width); without a label it has the null class."""
         c = self.level(level)
         return c if self.labels is None else c + self.labels(cond.label if cond else None, like=c)
 
-    def tokens_of(self, x_t: Tensor) -> Tensor:
-        """The patch embedding alone, before positions: (B, C, H, W) -> (B, N, D)."""
+    def embed_patches(self, x_t: Tensor) -> Tensor:
+        """Embed patches, without positions: (B, C, H, W) -> (B, N, D)."""
         return self.embed(to_tokens(patchify(x_t, self.in_patch)))
 
 

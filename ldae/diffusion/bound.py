@@ -1,4 +1,4 @@
-"""The variational bound on -ln p(x0): what a sampler's chain gives as likelihood (Sec. 3, arXiv 2006.11239)."""
+"""The variational bound on -ln p(x0) (Sec. 3, arXiv 2006.11239)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor
 
 from ldae.core.errors import ConfigError
 from ldae.core.types import BatchGenerator
-from ldae.diffusion.posterior import StepBack, discretised_nll, divergence
+from ldae.diffusion.posterior import StepBack, discretised_nll, gaussian_kl
 from ldae.diffusion.samplers import Ancestral
 from ldae.diffusion.trajectory import Predict, Prediction, SamplingStep
 
 
 @dataclass(frozen=True)
 class Bound:
-    """-ln p(x0) at most, in bits per number, of each image.
+    """Upper bound of -ln p(x0) of each image, in bits per dimension.
 
     Attributes:
-        prior: (B,) L_T, what is left of x0 at the noisiest stage; nothing to learn.
-        steps: (S, B) L_{t-1} of every step, in the order of the stages; the last is L_0, of 256 levels.
+        prior: (B,) L_T, the KL divergence at the noisiest step; it has no parameters.
+        steps: (S, B) L_{t-1} of every step, noisiest first; the last is L_0, of 256 levels.
     """
 
     prior: Tensor
@@ -31,7 +31,7 @@ class Bound:
 
     @property
     def total(self) -> Tensor:
-        """(B,) the sum: negative log-likelihood at most."""
+        """Return the bound, the sum of all terms, (B,)."""
         return self.prior + self.steps.sum(0)
 
 
@@ -40,65 +40,74 @@ def nll_bound(
     predict: Predict,
     rule: Ancestral,
     x0: Tensor,
-    stages: Sequence[SamplingStep],
+    trajectory: Sequence[SamplingStep],
     rng: BatchGenerator,
     *,
     clip: bool = True,
 ) -> Bound:
-    """The bound over all stages, one draw of the noise for each (Eq. 5, arXiv 2006.11239).
+    """Compute the bound over all steps of a trajectory, with one noise sample per step (Eq. 5, arXiv 2006.11239).
 
     Args:
-        predict: (x, stage) -> what the network says.
-        rule: whose variance the steps back have.
-        x0: (B, ...) of the 256 levels on [-1, 1].
-        stages: as for `sample`, to the clean one.
-        draws: the noise.
-        clip: holds every predicted x0 to [-1, 1].
+        predict: (x, step) -> the network's prediction.
+        rule: gives the variance of the reverse steps.
+        x0: (B, ...) of 256 levels on [-1, 1].
+        trajectory: as for `sample`, ending at the clean image.
+        rng: of the noise.
+        clip: clamp every predicted x0 to [-1, 1].
 
     Raises:
-        ConfigError: there is one step alone, or a stage other than the clean one without noise.
+        ConfigError: the trajectory has a single step, or a step without noise before the last.
     """
-    backs, found = steps_back(stages), []
-    for now, back in zip(stages[:-1], backs, strict=True):
+    backs, terms = reverse_steps(trajectory), []
+    for now, back in zip(trajectory[:-1], backs, strict=True):
         x = now.mixed(x0, rng.normal(x0.shape))
-        said = predict(x, now)
+        prediction = predict(x, now)
         if clip:
-            said = replace(said, x0=said.x0.clamp(-1, 1))
-        found.append(term(said, rule, x0, x, back))
-    return Bound(prior(x0, stages[0]), torch.stack(found))
+            prediction = replace(prediction, x0=prediction.x0.clamp(-1, 1))
+        terms.append(term(prediction, rule, x0, x, back))
+    return Bound(prior(x0, trajectory[0]), torch.stack(terms))
 
 
-def prior(x0: Tensor, stage: SamplingStep) -> Tensor:
-    """(B,) L_T: KL[q(x_T | x0) | what `start` draws], bits per number. x0 (B, ...), `stage` the noisiest."""
-    end = torch.tensor([stage.sigma**2, stage.gamma**2 + stage.sigma**2], dtype=torch.float64).log()
-    return _bits(divergence(stage.gamma * x0, end[0], torch.zeros_like(x0), end[1]))
-
-
-def term(said: Prediction, rule: Ancestral, x0: Tensor, x: Tensor, back: StepBack) -> Tensor:
-    """(B,) KL[q(x_then | x_now, x0) | p(x_then | x_now)], or -ln p(x0 | x) of the final step; bits per number.
+def prior(x0: Tensor, step: SamplingStep) -> Tensor:
+    """Return L_T = KL[q(x_T | x0) | p(x_T)], (B,) bits per dimension, p(x_T) that of `initial_noise`.
 
     Args:
-        said: of x.
-        x0, x: the clean signal and that at the upper stage, (B, ...).
-        back: of `steps_back`.
+        x0: (B, ...).
+        step: the noisiest.
     """
-    mean, log_variance = back.mean(said.x0, x), rule.log_variance(said, back)
+    end = torch.tensor([step.sigma**2, step.gamma**2 + step.sigma**2], dtype=torch.float64).log()
+    return _bits(gaussian_kl(step.gamma * x0, end[0], torch.zeros_like(x0), end[1]))
+
+
+def term(prediction: Prediction, rule: Ancestral, x0: Tensor, x: Tensor, back: StepBack) -> Tensor:
+    """Return KL[q(x_then | x_now, x0) | p(x_then | x_now)], or -ln p(x0 | x) of the final step.
+
+    Args:
+        prediction: at x.
+        rule: gives the variance of the reverse step.
+        x0, x: the clean signal and the noisy one, (B, ...).
+        back: of `reverse_steps`.
+
+    Returns:
+        (B,) bits per dimension.
+    """
+    mean, log_variance = back.mean(prediction.x0, x), rule.log_variance(prediction, back)
     if back.final:
         return _bits(discretised_nll(x0, mean, log_variance))
     true = torch.tensor(back.beta_tilde, dtype=torch.float64).log()
-    return _bits(divergence(back.mean(x0, x), true, mean, log_variance))
+    return _bits(gaussian_kl(back.mean(x0, x), true, mean, log_variance))
 
 
-def steps_back(stages: Sequence[SamplingStep]) -> Sequence[StepBack]:
-    """The steps between stages; the final one, whose beta_tilde is 0, has that of the step before.
+def reverse_steps(trajectory: Sequence[SamplingStep]) -> Sequence[StepBack]:
+    """Return the reverse steps of a trajectory; the final one, whose beta_tilde is 0, gets that of the step before.
 
     Raises:
-        ConfigError: there is none before, or one without noise.
+        ConfigError: there is only one step, or a step before the last has no noise.
     """
-    backs = [StepBack.between(now, then) for now, then in pairwise(stages)]
+    backs = [StepBack.between(now, then) for now, then in pairwise(trajectory)]
     if len(backs) < 2:
         raise ConfigError("spacing.count", len(backs), "is too few for a likelihood; use 2 or more")
-    for back, then in zip(backs[:-1], stages[1:-1], strict=True):
+    for back, then in zip(backs[:-1], trajectory[1:-1], strict=True):
         if back.beta_tilde == 0:
             raise ConfigError("t", then.t, "is reached without noise, but a likelihood needs some; use schedule=cosine")
     return [*backs[:-1], replace(backs[-1], beta_tilde=backs[-2].beta_tilde, final=True)]

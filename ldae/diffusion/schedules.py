@@ -1,4 +1,4 @@
-"""Noise schedules: the only place that knows gamma_t and sigma_t in z_t = gamma_t z0 + sigma_t eps.
+"""Noise schedules: gamma_t and sigma_t in z_t = gamma_t z0 + sigma_t eps.
 
 T steps, t in {0, ..., T-1}, t = 0 the cleanest. Tables are float64; a level is float32.
 Source: arXiv 2401.14404 Sec. 4 and 5; arXiv 2006.11239 (ddpm_linear); arXiv 2102.09672 (cosine).
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,13 +18,20 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ldae.core.errors import ConfigError
 from ldae.core.types import BatchGenerator, Count, NoiseLevel, NonNegative, Positive
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _COPIES = WeakTensorKeyDictionary()  # table -> {device: its copy there}
 
 
-def taken(table: Tensor, index: Tensor) -> Tensor:
-    """table[index] on the device of `index`, (...) int64.
+def lookup(table: Tensor, index: Tensor) -> Tensor:
+    """Return table[index] on the device of `index`.
 
-    A table goes to each device once: copying steps to the host instead would make it wait for the device at every step.
+    Each table is copied to a device once: moving `index` to the host instead would synchronise at every step.
+
+    Args:
+        table: (T, ...).
+        index: (...) int64.
     """
     if index.device == table.device:
         return table[index]
@@ -36,23 +45,54 @@ SQRT_2, SQRT_THIRD = math.sqrt(2), math.sqrt(1 / 3)
 
 
 class NoiseSchedule(ABC):
-    """gamma_t and sigma_t for t in {0, ..., T-1}. gamma^2 + sigma^2 = 1 is not assumed."""
+    """Signal scale gamma_t and noise deviation sigma_t for t in {0, ..., T-1}; gamma^2 + sigma^2 = 1 is not assumed.
+
+    Attributes:
+        T: number of steps.
+        gamma, sigma: (T,) float64.
+
+    Example:
+        >>> schedule = Cosine(T=1000)
+        >>> level = schedule.at(torch.tensor([0, 500, 999]))
+        >>> level.gamma.shape
+        torch.Size([3])
+        >>> schedule.plot("cosine.png")
+    """
 
     def __init__(self, T: int = 1000):
         self.T = T
-        self.gamma, self.sigma = self.table()
+        self.gamma, self.sigma = self.build_table()
 
     @abstractmethod
-    def table(self) -> tuple[Tensor, Tensor]:
-        """gamma and sigma, each (T,) float64."""
+    def build_table(self) -> tuple[Tensor, Tensor]:
+        """Return gamma and sigma, each (T,) float64."""
 
     def at(self, t: Tensor) -> NoiseLevel:
-        """The level of each step in `t`, (B,) int64 in [0, T-1]."""
-        return NoiseLevel(t, taken(self.gamma, t).float(), taken(self.sigma, t).float())
+        """Return the noise levels of steps `t`, (B,) int64 in [0, T-1]."""
+        return NoiseLevel(t, lookup(self.gamma, t).float(), lookup(self.sigma, t).float())
 
     def draw(self, count: int, rng: BatchGenerator) -> NoiseLevel:
-        """A level for each of `count` images, t uniform on {0, ..., T-1}."""
+        """Draw a noise level for each of `count` images, t uniform on {0, ..., T-1}."""
         return self.at(rng.integers(self.T, count))
+
+    def plot(self, path: Path | str | None = None) -> Figure:
+        """Plot gamma, sigma and the signal share gamma^2 / (gamma^2 + sigma^2) over t.
+
+        Args:
+            path: file to write (.png, .pdf, .svg); None writes none.
+        """
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6, 3.5), layout="constrained")
+        axes = figure.add_subplot(xlabel="t", title=f"{type(self).__name__}, T = {self.T}")
+        share = self.gamma**2 / (self.gamma**2 + self.sigma**2)  # (T,), nan where both are 0
+        curves = {"gamma": self.gamma, "sigma": self.sigma, "gamma² / (gamma² + sigma²)": share}
+        for (label, values), style in zip(curves.items(), ("-", "--", ":"), strict=True):
+            axes.plot(range(self.T), values.tolist(), style, label=label)
+        axes.legend()
+        if path is not None:
+            figure.savefig(path)
+        return figure
 
 
 class DDPMLinear(NoiseSchedule):
@@ -62,7 +102,7 @@ class DDPMLinear(NoiseSchedule):
 
     Args:
         beta_first, beta_last: the ends, before scaling.
-        rescale: false takes them as they are: a ramp of few steps to sample with (Sec. 2.4, arXiv 2104.07636).
+        rescale: scale the betas by 1000 / T; false suits sampling schedules of few steps (Sec. 2.4, arXiv 2104.07636).
 
     Raises:
         ConfigError: a beta reaches 1.
@@ -72,11 +112,11 @@ class DDPMLinear(NoiseSchedule):
         scale = 1000 / T if rescale else 1.0
         if rescale and scale * beta_last >= 1:
             raise ConfigError("T", T, f"makes the last beta {scale * beta_last:g} >= 1; use T > {1000 * beta_last:g}")
-        below_one(beta_first=scale * beta_first, beta_last=scale * beta_last)
+        check_below_one(beta_first=scale * beta_first, beta_last=scale * beta_last)
         self.beta = torch.linspace(scale * beta_first, scale * beta_last, T, dtype=torch.float64)
         super().__init__(T)
 
-    def table(self) -> tuple[Tensor, Tensor]:
+    def build_table(self) -> tuple[Tensor, Tensor]:
         return variance_preserving((1 - self.beta).cumprod(0))
 
 
@@ -87,7 +127,7 @@ class Cosine(NoiseSchedule):
         self.offset = offset
         super().__init__(T)
 
-    def table(self) -> tuple[Tensor, Tensor]:
+    def build_table(self) -> tuple[Tensor, Tensor]:
         u = torch.arange(self.T + 1, dtype=torch.float64) / self.T
         f = torch.cos((u + self.offset) / (1 + self.offset) * math.pi / 2) ** 2
         beta = (1 - f[1:] / f[:-1]).clamp(max=0.999)
@@ -97,13 +137,13 @@ class Cosine(NoiseSchedule):
 class LinearGamma2(NoiseSchedule):
     """gamma_t^2 = 1 - (t + 1) / T: linear from almost 1 to 0 (step 4 of arXiv 2401.14404, Fig. 3).
 
-    Spends far more steps on nearly clean latents than DDPMLinear does.
+    More of its steps lie at nearly clean latents than in DDPMLinear.
     """
 
     def __init__(self, T: Count = 1000):
         super().__init__(T)
 
-    def table(self) -> tuple[Tensor, Tensor]:
+    def build_table(self) -> tuple[Tensor, Tensor]:
         return variance_preserving(1 - torch.arange(1, self.T + 1, dtype=torch.float64) / self.T)
 
 
@@ -114,7 +154,7 @@ class LinearSigma(NoiseSchedule):
         self.sigma_max = sigma_max
         super().__init__(T)
 
-    def table(self) -> tuple[Tensor, Tensor]:
+    def build_table(self) -> tuple[Tensor, Tensor]:
         sigma = torch.linspace(0, self.sigma_max, self.T, dtype=torch.float64)
         return torch.ones_like(sigma), sigma
 
@@ -126,86 +166,92 @@ class ConstantSigma(NoiseSchedule):
         self.constant = sigma
         super().__init__(T)
 
-    def table(self) -> tuple[Tensor, Tensor]:
+    def build_table(self) -> tuple[Tensor, Tensor]:
         ones = torch.ones(self.T, dtype=torch.float64)
         return ones, self.constant * ones
 
 
-def below_one(**betas: float) -> None:
-    """Raises ConfigError for one that is 1 or more: its step would leave nothing of the signal."""
+def check_below_one(**betas: float) -> None:
+    """Check that every beta is below 1, so that its step keeps some of the signal.
+
+    Raises:
+        ConfigError: a beta is 1 or more.
+    """
     for key, beta in betas.items():
         if beta >= 1:
             raise ConfigError(key, beta, "must be below 1")
 
 
 def variance_preserving(gamma2: Tensor) -> tuple[Tensor, Tensor]:
-    """gamma^2, (T,) float64 -> gamma and sigma, gamma^2 + sigma^2 = 1."""
+    """Return gamma and sigma with gamma^2 + sigma^2 = 1 from gamma^2, (T,) float64."""
     return gamma2.sqrt(), (1 - gamma2).clamp(min=0).sqrt()
 
 
 class Quadratic(NoiseSchedule):
-    """The root of beta linear, between the roots of the two ends; not scaled by T (DDPM's code, arXiv 2006.11239).
+    """sqrt(beta) linear between the roots of both ends; not scaled by T (DDPM's code, arXiv 2006.11239).
 
     Raises:
         ConfigError: a beta reaches 1.
     """
 
     def __init__(self, T: Count = 1000, beta_first: Positive = 1e-4, beta_last: Positive = 0.02):
-        below_one(beta_first=beta_first, beta_last=beta_last)
+        check_below_one(beta_first=beta_first, beta_last=beta_last)
         self.beta = torch.linspace(math.sqrt(beta_first), math.sqrt(beta_last), T, dtype=torch.float64) ** 2
         super().__init__(T)
 
-    def table(self) -> tuple[Tensor, Tensor]:
+    def build_table(self) -> tuple[Tensor, Tensor]:
         return variance_preserving((1 - self.beta).cumprod(0))
 
 
 class ContinuousGamma(NoiseSchedule):
-    """A level between the steps: t uniform, then gamma^2 uniform in (gamma_t^2, gamma_{t-1}^2), gamma_{-1} = 1.
+    """Continuous levels: t uniform, then gamma^2 uniform in (gamma_t^2, gamma_{t-1}^2), gamma_{-1} = 1.
 
-    Eq. 7 and Sec. 2.4 of arXiv 2104.07636, whose gamma is gamma^2 here. Both are drawn for every image. A network that
-    is told gamma, not t, can then be sampled from over any steps. `at` has the grid. The betas are not published;
-    these, linear and not scaled by T, are those of public code.
+    Eq. 7 and Sec. 2.4 of arXiv 2104.07636, whose gamma is gamma^2 here. t and gamma are drawn for every image. A
+    network conditioned on gamma instead of t can be sampled over any steps. `at` returns the discrete levels. The
+    betas are not published; these, linear and not scaled by T, are those of public code.
 
     Raises:
         ConfigError: a beta reaches 1.
     """
 
     def __init__(self, T: Count = 2000, beta_first: Positive = 1e-6, beta_last: Positive = 1e-2):
-        below_one(beta_first=beta_first, beta_last=beta_last)
+        check_below_one(beta_first=beta_first, beta_last=beta_last)
         self.beta = torch.linspace(beta_first, beta_last, T, dtype=torch.float64)
         super().__init__(T)
-        self.ends = torch.cat([torch.ones(1, dtype=torch.float64), self.gamma**2])  # gamma^2 of -1, 0, ..., T-1
+        self.gamma2_bounds = torch.cat(
+            [torch.ones(1, dtype=torch.float64), self.gamma**2]
+        )  # gamma^2 of -1, 0, ..., T-1
 
-    def table(self) -> tuple[Tensor, Tensor]:
+    def build_table(self) -> tuple[Tensor, Tensor]:
         return variance_preserving((1 - self.beta).cumprod(0))
 
     def draw(self, count: int, rng: BatchGenerator) -> NoiseLevel:
-        """A level for each of `count` images: t uniform on {0, ..., T-1}, gamma and sigma from its interval."""
+        """Draw a noise level for each of `count` images: t uniform on {0, ..., T-1}, gamma from the interval of t."""
         t, u = rng.integers(self.T, count), rng.uniform((count,))
-        low, high = taken(self.ends, t + 1), taken(self.ends, t)
+        low, high = lookup(self.gamma2_bounds, t + 1), lookup(self.gamma2_bounds, t)
         gamma2 = torch.lerp(low, high, u.double())  # (B,); u < 1, so never quite 1
         gamma, sigma = (x.float() for x in variance_preserving(gamma2))
         return NoiseLevel(t, gamma, sigma)
 
 
 class Steps(NoiseSchedule):
-    """T steps and nothing more: gamma = 1, sigma = 0; how much of x0 is left is the corruption's (arXiv 2208.09392)."""
+    """Noiseless steps, gamma = 1 and sigma = 0: the corruption alone defines x_t (arXiv 2208.09392)."""
 
     def __init__(self, T: Count = 50):
         super().__init__(T)
 
-    def table(self) -> tuple[Tensor, Tensor]:
+    def build_table(self) -> tuple[Tensor, Tensor]:
         return torch.ones(self.T, dtype=torch.float64), torch.zeros(self.T, dtype=torch.float64)
 
 
 class Blank(NoiseSchedule):
-    """One step at which nothing of x0 is left, gamma = sigma = 0: regression from the condition alone.
+    """One step with gamma = sigma = 0: regression from the condition alone, SR3's baseline (Sec. 4, arXiv 2104.07636).
 
-    SR3's baseline (Sec. 4, arXiv 2104.07636). Whatever the sampler, its answer is the network's.
+    Every sampler returns the network's prediction.
     """
 
     def __init__(self) -> None:
         super().__init__(T=1)
 
-    def table(self) -> tuple[Tensor, Tensor]:
+    def build_table(self) -> tuple[Tensor, Tensor]:
         return torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)

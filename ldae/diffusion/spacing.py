@@ -1,4 +1,4 @@
-"""Which of a schedule's steps a sampler visits. Always the schedule's own steps, never positions among those kept."""
+"""Spacings: the steps t of a schedule that a sampler visits."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from ldae.core.types import Count
 
 
 class Spacing(ABC):
-    """T steps of a schedule -> those that are visited."""
+    """Map from the T steps of a schedule to those that a sampler visits."""
 
     @abstractmethod
     def steps(self, T: int) -> Tensor:
-        """(S,) int64 in {0, ..., T-1}, falling, each once.
+        """Return the visited steps, (S,) int64 in {0, ..., T-1}, strictly decreasing.
 
         Raises:
-            ConfigError: there are not so many steps.
+            ConfigError: the schedule has fewer steps than the spacing needs.
         """
 
 
 class All(Spacing):
-    """T-1, T-2, ..., 0."""
+    """All steps: T-1, T-2, ..., 0."""
 
     def steps(self, T: int) -> Tensor:
         return torch.arange(T).flip(0)
 
 
 class Counted(Spacing):
-    """As many steps as are asked for.
+    """Spacing with a given number of steps.
 
     Args:
         count: S.
@@ -48,7 +48,7 @@ class Counted(Spacing):
 
     @abstractmethod
     def visited(self, T: int) -> Tensor:
-        """`steps`, for a count that is possible."""
+        """Return the visited steps, for a count that was checked to be in 1..T."""
 
 
 class Linear(Counted):
@@ -78,10 +78,10 @@ class Trailing(Counted):
 class Quadratic(Counted):
     """floor(u^2), u evenly spaced from 0 to sqrt(0.8 T), falling (App. D.2, arXiv 2010.02502: CIFAR-10).
 
-    Steps that fall together are visited once: 96 of 100 are left, 688 of 1000, for T = 1000.
+    Steps that coincide are visited once: for T = 1000, 96 of 100 remain and 688 of 1000.
 
     Args:
-        count: S, before that.
+        count: S, before duplicates are removed.
     """
 
     REACH = 0.8
@@ -92,7 +92,7 @@ class Quadratic(Counted):
 
 
 class Stride(Spacing):
-    """The steps cut into equal sections, and in each so many, evenly spaced, both ends kept (arXiv 2102.09672, DiT).
+    """Equal sections of the steps, evenly spaced steps in each, ends included (arXiv 2102.09672, DiT).
 
     Step j of n in a section of size m is round(j (m - 1) / (n - 1)). Where T is no multiple of the sections, the first
     are one step longer.
@@ -108,14 +108,14 @@ class Stride(Spacing):
 
     def steps(self, T: int) -> Tensor:
         size, longer = divmod(T, len(self.counts))
-        found, start = [], 0
+        visited, start = [], 0
         for i, count in enumerate(self.counts):
             m = size + (i < longer)
             if count > m:
                 raise ConfigError("spacing.counts", self.counts, f"asks for {count} of the {m} steps of section {i}")
-            found += [start + round(j * (m - 1) / max(count - 1, 1)) for j in range(count)]
+            visited += [start + round(j * (m - 1) / max(count - 1, 1)) for j in range(count)]
             start += m
-        return torch.tensor(found[::-1])
+        return torch.tensor(visited[::-1])
 
 
 class Exact(Counted):

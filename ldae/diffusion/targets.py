@@ -1,4 +1,4 @@
-"""What the network predicts, and the way back from a prediction to x0.
+"""Regression targets, and their inverses from a prediction to x0.
 
 With x_t = gamma x0 + sigma eps: eps = (x_t - gamma x0) / sigma, v = gamma eps - sigma x0
 (arXiv 2202.00512, App. D). gamma^2 + sigma^2 = 1 is not assumed.
@@ -20,32 +20,33 @@ class Target(ABC):
     """A regression target and its inverse.
 
     Attributes:
-        lives_with_noise: whether the target is built from the noise, and so exists only in the
-            space that the noise was added in.
+        requires_noise: the target is built from the noise, and exists only in the space that the noise was added in.
     """
 
     requires_noise = True
 
     @abstractmethod
     def of(self, clean: Tensor, state: State, level: NoiseLevel) -> Tensor:
-        """The target y for `clean`, (B, ...)."""
+        """Return the target y of `clean`, (B, ...)."""
 
     @abstractmethod
     def to_x0(self, out: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
-        """The clean signal that a prediction `out` at `x_t` stands for.
+        """Return the clean signal that a prediction `out` at `x_t` determines, (B, ...).
 
         Raises:
-            ZeroDivisionError: the level leaves nothing of x0 in x_t, so `out` cannot tell.
+            ZeroDivisionError: gamma = 0 at a level, where a predicted eps does not determine x0.
         """
 
-    def recovers(self, level: NoiseLevel) -> Tensor:
-        """Return at which levels a prediction determines x0: (B,) bool."""
+    def determines_x0(self, level: NoiseLevel) -> Tensor:
+        """Return the levels at which a prediction determines x0, as booleans (B,)."""
         return torch.ones_like(level.gamma, dtype=torch.bool)
 
     @abstractmethod
-    def magnified(self, level: NoiseLevel) -> Tensor:
-        """What a squared error in x0 is multiplied by when it is stated in the target: (B,), infinite where sigma = 0
-        unless the target is x0."""
+    def error_scale(self, level: NoiseLevel) -> Tensor:
+        """Return the factor from a squared error in x0 to one in the target, (B,).
+
+        Infinite at sigma = 0 unless the target is x0.
+        """
 
 
 class X0(Target):
@@ -59,7 +60,7 @@ class X0(Target):
     def to_x0(self, out: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
         return out
 
-    def magnified(self, level: NoiseLevel) -> Tensor:
+    def error_scale(self, level: NoiseLevel) -> Tensor:
         return torch.ones_like(level.sigma)
 
 
@@ -69,15 +70,15 @@ class Eps(Target):
     def of(self, clean: Tensor, state: State, level: NoiseLevel) -> Tensor:
         return _noise(state)
 
-    def recovers(self, level: NoiseLevel) -> Tensor:
+    def determines_x0(self, level: NoiseLevel) -> Tensor:
         return level.gamma > 0
 
     def to_x0(self, out: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
-        if not self.recovers(level).all():
+        if not self.determines_x0(level).all():
             raise ZeroDivisionError("gamma = 0 at one of the levels: x0 cannot be had from a predicted eps there")
         return (x_t - expand(level.sigma, x_t) * out) / expand(level.gamma, x_t)
 
-    def magnified(self, level: NoiseLevel) -> Tensor:
+    def error_scale(self, level: NoiseLevel) -> Tensor:
         return level.gamma**2 / level.sigma**2
 
 
@@ -87,26 +88,26 @@ class V(Target):
     def of(self, clean: Tensor, state: State, level: NoiseLevel) -> Tensor:
         return expand(level.gamma, clean) * _noise(state) - expand(level.sigma, clean) * clean
 
-    def recovers(self, level: NoiseLevel) -> Tensor:
+    def determines_x0(self, level: NoiseLevel) -> Tensor:
         return level.gamma**2 + level.sigma**2 > 0
 
     def to_x0(self, out: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
         gamma, sigma = expand(level.gamma, x_t), expand(level.sigma, x_t)
         return (gamma * x_t - sigma * out) / (gamma**2 + sigma**2)
 
-    def magnified(self, level: NoiseLevel) -> Tensor:
+    def error_scale(self, level: NoiseLevel) -> Tensor:
         return (level.gamma**2 + level.sigma**2) ** 2 / level.sigma**2
 
 
 def usable_steps(schedule: NoiseSchedule, target: Target) -> int:
-    """Return how many steps of a schedule a sampler can visit: those before the first that does not determine x0.
+    """Return the number of steps that a sampler can visit: those before the first that does not determine x0.
 
-    Of `linear_gamma2` with a network that predicts eps these are T - 1: nothing of x0 is left at the last one.
+    For `linear_gamma2` with eps as the target it is T - 1: gamma = 0 at the last one.
     """
-    recovers = target.recovers(schedule.at(torch.arange(schedule.T)))
-    return int(recovers.long().cumprod(0).sum())
+    usable = target.determines_x0(schedule.at(torch.arange(schedule.T)))  # (T,)
+    return int(usable.long().cumprod(0).sum())
 
 
 def _noise(state: State) -> Tensor:
-    assert isinstance(state, Mixed)  # who pairs a target with a corruption has checked `mixes`
+    assert isinstance(state, Mixed)  # Denoise checks is_additive
     return state.eps

@@ -1,4 +1,4 @@
-"""The noise levels that a sampler visits, and what a network tells it at each."""
+"""The noise levels that a sampler visits, and the prediction of a network at each."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class SamplingStep:
     sigma: float
 
     def level(self, like: Tensor) -> NoiseLevel:
-        """The level of each image of a batch `like`, (B, ...), on its device."""
+        """Return this level for each image of a batch `like`, (B, ...), on its device."""
         filled = lambda value: torch.full((len(like),), value, device=like.device)  # noqa: E731
         return NoiseLevel(filled(self.t), filled(self.gamma), filled(self.sigma))
 
     def mixed(self, x0: Tensor, eps: Tensor) -> Tensor:
-        """gamma x0 + sigma eps, shaped like both."""
+        """Return gamma x0 + sigma eps, shaped like both."""
         return self.gamma * x0 + self.sigma * eps
 
 
@@ -42,34 +42,38 @@ CLEAN = SamplingStep(-1, 1.0, 0.0)
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says at x_t.
+    """Prediction of a network at x_t.
 
     Attributes:
-        x0: (B, ...) the clean signal as it takes it to be.
-        share: (B, ...) f of a learned variance, ln variance = f ln beta + (1 - f) ln beta_tilde, or None.
+        x0: (B, ...) the predicted clean signal.
+        interpolation: (B, ...) f of a learned variance, ln variance = f ln beta + (1 - f) ln beta_tilde, or None.
     """
 
     x0: Tensor
     interpolation: Tensor | None = None
 
 
-# (x at a stage, that stage) -> what the network says
+# (x at a step, that step) -> prediction
 Predict = Callable[[Tensor, SamplingStep], Prediction]
 
 
-def stages(schedule: NoiseSchedule, steps: Tensor, trained: NoiseSchedule | None = None) -> Sequence[SamplingStep]:
-    """The stages of `steps`, (S,) int64 decreasing, and after them the clean one.
+def build_trajectory(
+    schedule: NoiseSchedule, steps: Tensor, trained: NoiseSchedule | None = None
+) -> Sequence[SamplingStep]:
+    """Return the trajectory over `steps` of a schedule, ending with the clean step.
 
     Args:
-        trained: the schedule that the network was trained with, where `schedule` is another: t is then its step of the
-            nearest level (of ln gamma^2 / sigma^2). What a network that is told gamma alone does not notice (SR3).
+        schedule: gives gamma and sigma of each step.
+        steps: (S,) int64, decreasing.
+        trained: the schedule that the network was trained with, if it is another one: t is then its step whose
+            ln gamma^2 / sigma^2 is nearest. A network conditioned on gamma alone (SR3) does not depend on it.
     """
-    message = steps if trained is None or trained is schedule else _nearest_steps(schedule, steps, trained)
-    pairs = zip(steps.tolist(), message.tolist(), strict=True)
+    network_steps = steps if trained is None or trained is schedule else _match_steps(schedule, steps, trained)
+    pairs = zip(steps.tolist(), network_steps.tolist(), strict=True)
     return [*(SamplingStep(t, float(schedule.gamma[s]), float(schedule.sigma[s])) for s, t in pairs), CLEAN]
 
 
-def _nearest_steps(schedule: NoiseSchedule, steps: Tensor, trained: NoiseSchedule) -> Tensor:
+def _match_steps(schedule: NoiseSchedule, steps: Tensor, trained: NoiseSchedule) -> Tensor:
     here, there = (
         torch.log(s.gamma.clamp(min=1e-150) ** 2) - torch.log(s.sigma.clamp(min=1e-150) ** 2)
         for s in (schedule, trained)
@@ -77,20 +81,21 @@ def _nearest_steps(schedule: NoiseSchedule, steps: Tensor, trained: NoiseSchedul
     return (here[steps][:, None] - there).abs().argmin(1)
 
 
-def nearest_stage(stages: Sequence[SamplingStep], t0: float, T: int) -> int:
-    """Where in `stages` the noise is that of time t0 of the schedule: n = t0 T steps of noise, step n - 1 from zero.
+def nearest_step(trajectory: Sequence[SamplingStep], t0: float, T: int) -> int:
+    """Return the index in `trajectory` of the step nearest to time t0, t = t0 T - 1; t0 = 0 is the clean step.
 
-    Goes by steps of the schedule, not of the sequence, so that the level does not change with the number of stages
-    (Sec. 3, arXiv 2108.01073). t0 = 0 is the clean stage.
+    t counts steps of the schedule, so that the level does not depend on the length of the trajectory (Sec. 3,
+    arXiv 2108.01073).
 
     Args:
+        trajectory: of `build_trajectory`.
         t0: in [0, 1].
         T: steps of the schedule.
     """
-    return min(range(len(stages)), key=lambda k: abs(stages[k].t + 1 - t0 * T))
+    return min(range(len(trajectory)), key=lambda k: abs(trajectory[k].t + 1 - t0 * T))
 
 
-def nearest_signal(stages: Sequence[SamplingStep], alpha_bar: float) -> int:
-    """Where in `stages` the signal's share gamma^2 / (gamma^2 + sigma^2) is nearest to `alpha_bar` in [0, 1]."""
-    interpolation = lambda stage: stage.gamma**2 / max(stage.gamma**2 + stage.sigma**2, 1e-300)  # noqa: E731
-    return min(range(len(stages)), key=lambda k: abs(interpolation(stages[k]) - alpha_bar))
+def nearest_signal(trajectory: Sequence[SamplingStep], alpha_bar: float) -> int:
+    """Return the index in `trajectory` whose gamma^2 / (gamma^2 + sigma^2) is nearest to `alpha_bar` in [0, 1]."""
+    signal = lambda step: step.gamma**2 / max(step.gamma**2 + step.sigma**2, 1e-300)  # noqa: E731
+    return min(range(len(trajectory)), key=lambda k: abs(signal(trajectory[k]) - alpha_bar))

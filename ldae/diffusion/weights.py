@@ -1,4 +1,4 @@
-"""lambda(gamma, sigma): how much each noise level counts in the loss."""
+"""Loss weights lambda(gamma, sigma) of noise levels."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from ldae.diffusion.targets import Target
 
 
 class Weight(ABC):
-    """Maps levels to weights."""
+    """Loss weight as a function of the noise level."""
 
     @abstractmethod
     def __call__(self, level: NoiseLevel) -> Tensor:
-        """(B,) float32; infinite where the formula divides by zero."""
+        """Return the weights of levels, (B,) float32; infinite where the formula divides by zero."""
 
 
 class One(Weight):
-    """1: every level counts alike (L_simple, Eq. 14 of arXiv 2006.11239)."""
+    """1 at every level (L_simple, Eq. 14 of arXiv 2006.11239)."""
 
     def __call__(self, level: NoiseLevel) -> Tensor:
         return torch.ones_like(level.sigma)
 
 
 class Zero(Weight):
-    """0: the prediction has no loss of its own; the bound is all (L_vlb, arXiv 2102.09672)."""
+    """0 at every level: the variational bound is the whole loss (L_vlb, arXiv 2102.09672)."""
 
     def __call__(self, level: NoiseLevel) -> Tensor:
         return torch.zeros_like(level.sigma)
@@ -42,7 +42,7 @@ class Gamma2(Weight):
 
 
 class SNR(Weight):
-    """gamma^2 / sigma^2: turns the error in x0 into the error in eps."""
+    """gamma^2 / sigma^2: the squared error in x0 becomes that in eps."""
 
     def __call__(self, level: NoiseLevel) -> Tensor:
         return level.gamma**2 / level.sigma**2
@@ -58,12 +58,12 @@ class InverseVariance(Weight):
 class MinSNR(Weight):
     """min(SNR, cap) on the error in x0, whatever the target (Sec. 3.4, arXiv 2303.09556).
 
-    SNR = gamma^2 / sigma^2. With eps as the target it is min(1, cap / SNR), with v min(SNR, cap) / (SNR + 1): levels
-    that are nearly clean, where SNR is largest, no longer drown out the others.
+    SNR = gamma^2 / sigma^2. With eps as the target it is min(1, cap / SNR), with v min(SNR, cap) / (SNR + 1). The cap
+    limits the weight of nearly clean levels, where SNR is largest.
 
     Args:
-        target: what the loss states errors in.
-        cap: the published one is 5.
+        target: the quantity whose error the loss measures.
+        cap: upper bound of the SNR; 5 in the paper.
     """
 
     def __init__(self, target: Target, cap: Positive = 5.0):
@@ -72,4 +72,4 @@ class MinSNR(Weight):
     def __call__(self, level: NoiseLevel) -> Tensor:
         level = replace(level, gamma=level.gamma.clamp(min=1e-15))  # at gamma = 0 eps has the limit 1, not 0 / 0
         snr = level.gamma**2 / level.sigma**2
-        return snr.clamp(max=self.cap) / self.target.magnified(level)
+        return snr.clamp(max=self.cap) / self.target.error_scale(level)

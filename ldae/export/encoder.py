@@ -1,4 +1,4 @@
-"""A finished run as something to use: its encoder, its denoiser."""
+"""Encoders and denoisers of pretraining runs."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from ldae.tokenizers.base import load_tokenizer
 
 TOKENIZER_FILE = "tokenizer.safetensors"
 MODEL = "model"
-USUAL_T = 10  # step of the noise level that an encoder is told, unless another is chosen
+DEFAULT_TIMESTEP = 10  # default step of the noise level of an encoder
 
-# folder of an experiment's config -> what its encoder is called; elsewhere (deconstruct, ablate) each has its own name
+# folder of an experiment's config -> name of its encoder; other folders (deconstruct, ablate) use the file's name
 FAMILIES: Mapping[str, str] = {
     "ldae": "l-DAE",
     "mae": "MAE",
@@ -41,12 +41,11 @@ FAMILIES: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Run:
-    """What a checkpoint of a run holds, built.
+    """Objective of a run with the weights of a checkpoint.
 
     Attributes:
-        objective: the objective with its tokenizer, if it has one, and, unless it was asked untrained, trained
-            network.
-        checkpoint: where the weights are from.
+        objective: with its tokenizer, if any, and its trained (or untrained) network.
+        checkpoint: of the weights.
         config: the resolved config of the run.
     """
 
@@ -56,13 +55,13 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What the encoder is called in a table, after the experiment that it is from."""
-        family, _, own = str(self.config.get("experiment") or type(self.objective).__name__).partition("/")
-        return FAMILIES.get(family, own or family)
+        """Return the name of the encoder in tables, that of its experiment."""
+        family, _, experiment = str(self.config.get("experiment") or type(self.objective).__name__).partition("/")
+        return FAMILIES.get(family, experiment or family)
 
 
 def find_checkpoint(run: Path, step: int | None = None) -> Checkpoint:
-    """The verified checkpoint of a run, the newest unless a step is given. Changes nothing in the run.
+    """Find and verify a checkpoint of a run, read-only; the newest unless a step is given.
 
     Raises:
         CheckpointError: the run has none, or it is damaged.
@@ -73,10 +72,10 @@ def find_checkpoint(run: Path, step: int | None = None) -> Checkpoint:
             steps = ", ".join(str(int(path.name.rpartition("-")[2])) for path in listed(root)) or "none"
             raise CheckpointError(f"run={run} has no checkpoint of step={step}; it has: {steps}")
         return verify(folder_of(root, step))
-    found = newest(root, set_aside=False)
-    if found is None:
+    checkpoint = newest(root, set_aside=False)
+    if checkpoint is None:
         raise CheckpointError(f"run={run} has no checkpoint; is it the folder that pretraining wrote (out=)?")
-    return found
+    return checkpoint
 
 
 def load_run(
@@ -85,13 +84,12 @@ def load_run(
     weights: Literal["ema", "model", "untrained"] = "ema",
     device: torch.device | str = "cpu",
 ) -> Run:
-    """Builds a run's objective and fills it from a checkpoint, every file verified first.
+    """Build a run's objective and load a verified checkpoint.
 
     Args:
         run: folder that pretraining wrote.
         step: which checkpoint; the newest if None.
-        weights: the average of the weights, the last weights, or none: the random network that the
-            run began with, its gates opened.
+        weights: averaged, last, or none: the random network at initialisation, without its zero initialisation.
 
     Raises:
         CheckpointError: no whole checkpoint, a run of version 0.1, or a tokenizer that is not the run's.
@@ -105,18 +103,20 @@ def load_run(
         except CheckpointError:
             if step is not None or checkpoint.path.exists():
                 raise
-            continue  # the run goes on training, and removed it while it was read
-        return _built(run, checkpoint, tensors, device)
+            continue  # the run is still training, and removed it in the meantime
+        return _build_run(run, checkpoint, tensors, device)
     raise CheckpointError(f"run={run} replaces its checkpoints faster than they are read; give step=, or wait")
 
 
-def _built(run: Path, checkpoint: Checkpoint, tensors: Mapping[str, Tensor] | None, device: torch.device | str) -> Run:
-    """Build the objective of a run and fill it with the tensors of its checkpoint; with none, it is untrained."""
+def _build_run(
+    run: Path, checkpoint: Checkpoint, tensors: Mapping[str, Tensor] | None, device: torch.device | str
+) -> Run:
+    """Build the objective of a run and load the tensors of its checkpoint; None leaves it untrained."""
     config = checkpoint.manifest["config"]
     check_version(config, f"run={run}")
-    objective = start_of(config, run, checkpoint.manifest["tokenizer"])
+    objective = build_untrained(config, run, checkpoint.manifest["tokenizer"])
     if tensors is None:
-        objective.network.undo_zero_init()  # at its start the network is the identity: too low a floor
+        objective.network.undo_zero_init()  # the zero-initialised network is the identity, too weak a baseline
     else:
         named = {k[len(MODEL) + 1 :]: v for k, v in tensors.items()}
         missing, unexpected = objective.network.load_state_dict(named, strict=False)
@@ -126,8 +126,8 @@ def _built(run: Path, checkpoint: Checkpoint, tensors: Mapping[str, Tensor] | No
     return Run(objective, checkpoint, config)
 
 
-def start_of(config: Mapping[str, Any], run: Path, tokenizer: str | None) -> PretrainingObjective:
-    """Build a run's objective with the weights that its training begins with.
+def build_untrained(config: Mapping[str, Any], run: Path, tokenizer: str | None) -> PretrainingObjective:
+    """Build a run's objective with its initial weights.
 
     Args:
         config: of the run, resolved.
@@ -146,27 +146,27 @@ def start_of(config: Mapping[str, Any], run: Path, tokenizer: str | None) -> Pre
     return objective
 
 
-def usual_t(objective: PretrainingObjective) -> int:
-    """The step that a network is told where none is chosen: 10 (little noise), or the last where there are fewer."""
-    return min(USUAL_T, objective.T - 1)
+def default_timestep(objective: PretrainingObjective) -> int:
+    """Return the default step of an encoder: 10 (little noise), or the last if there are fewer."""
+    return min(DEFAULT_TIMESTEP, objective.T - 1)
 
 
 class Encoder(nn.Module):
-    """Images to features: normalisation, tokenizer, noise level and pooling. In eval mode when it is made.
+    """Map from images to features: normalisation, tokenizer, noise level, network and pooling; in eval mode.
 
-    The noise of a noised input is a function of (seed, t, the image's number): an image has the same features in
-    every batch, at every place in it, and no two images share their noise.
+    The noise of a noised input is a function of (seed, t, image number): the features of an image do not depend on its
+    batch, and different images have different noise.
 
     Args:
-        objective: one whose network is read, with its tokenizer if it has one.
-        layer: whose tokens are the representation; the end of the encoder half if None.
-        t: step of the noise level that the network is told; `usual_t` if None.
-        noised: whether the input is noised at that level too.
+        objective: trained, with its tokenizer if it has one.
+        layer: of the tokens that are averaged; the network's encoder_layer if None.
+        t: step of the noise level in the condition; `default_timestep` if None.
+        noised: noise the input at that level.
         precision: of the network's matrix products.
         seed: of that noise.
 
     Attributes:
-        image_shape: (3, H, W) of the images that it takes.
+        image_shape: (3, H, W) of the input images.
 
     Raises:
         ConfigError: the network has no such layer, or the objective no such level or no noise.
@@ -184,7 +184,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.objective, self.network = objective, objective.network
         self.layer = self.network.encoder_layer if layer is None else layer
-        self.t = usual_t(objective) if t is None else t
+        self.t = default_timestep(objective) if t is None else t
         self.noised, self.precision, self.seed = noised, precision, seed
         if self.layer not in self.network.layers:
             raise ConfigError("layer", self.layer, f"is not one of the network's layers 1..{len(self.network.layers)}")
@@ -193,7 +193,7 @@ class Encoder(nn.Module):
         self.eval()
 
     def extra_repr(self) -> str:
-        """Name the images that the encoder takes, and where it is read."""
+        """Return the input shape and the settings, for repr."""
         shape = ", ".join(map(str, self.image_shape))
         return f"images=(B, {shape}) in [0, 1], layer={self.layer}, t={self.t}, noised={self.noised}"
 
@@ -217,9 +217,9 @@ class Encoder(nn.Module):
         Args:
             images: (B, 3, H, W) in [0, 1].
             layers: of the network.
-            index: (B,) int64 numbers of the images, one of its own for each image of all splits. Noise alone depends
-                on them. If None, a number is a hash of the image's pixels: only equal images share their noise.
-            class_token: whether the class token stands first, of a network that has one (`network.prefix` 1).
+            index: (B,) int64 image numbers, unique over all splits, the seeds of the noise. If None, a hash of the
+                pixels is used: equal images then have equal noise.
+            class_token: put the class token first, if the network has one (`network.prefix` 1).
 
         Returns:
             {layer: (B, N, D)} float32, or (B, 1 + N, D) with the class token.
@@ -227,18 +227,18 @@ class Encoder(nn.Module):
         Raises:
             ConfigError: the images are of another shape, type or range.
         """
-        images = checked_images(images, self.image_shape)
-        rng = self._draws(images, index) if self.noised else None
+        images = check_images(images, self.image_shape)
+        rng = self._rng(images, index) if self.noised else None
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            found = self.objective.tokens(images, layers, self.t, rng, class_token)
-        return {layer: tokens.float() for layer, tokens in found.items()}
+            outputs = self.objective.tokens(images, layers, self.t, rng, class_token)
+        return {layer: tokens.float() for layer, tokens in outputs.items()}
 
-    def _draws(self, images: Tensor, index: Tensor | None) -> BatchGenerator:
-        numbers = numbers_of(images) if index is None else index.tolist()
+    def _rng(self, images: Tensor, index: Tensor | None) -> BatchGenerator:
+        numbers = hash_images(images) if index is None else index.tolist()
         return BatchGenerator([seed_of(self.seed, self.t, number) for number in numbers], images.device)
 
 
-def numbers_of(images: Tensor) -> list[int]:
+def hash_images(images: Tensor) -> list[int]:
     """Return a 63-bit number for each image, a hash of its pixels on 256 levels.
 
     Args:
@@ -248,10 +248,10 @@ def numbers_of(images: Tensor) -> list[int]:
     return [int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=8).digest(), "big") >> 1 for image in pixels]
 
 
-RANGE_SLACK = 1e-2  # how far a pixel may lie outside [0, 1]: resizing overshoots
+RANGE_SLACK = 1e-2  # tolerance of the range [0, 1], for overshoots of bicubic resizing
 
 
-def checked_images(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
+def check_images(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """Return images as float32 after checking shape, type and range.
 
     Args:
@@ -261,10 +261,10 @@ def checked_images(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
     Raises:
         ConfigError: they are of another shape, type or range.
     """
-    requested = ", ".join(map(str, shape))
+    expected = ", ".join(map(str, shape))
     if images.ndim != 4 or tuple(images.shape[1:]) != shape:
         size = f"this encoder takes images of {shape[1]} x {shape[2]} pixels and 3 channels"
-        raise ConfigError("images", f"shape {tuple(images.shape)}", f"must have shape (B, {requested}): {size}")
+        raise ConfigError("images", f"shape {tuple(images.shape)}", f"must have shape (B, {expected}): {size}")
     if not images.is_floating_point():
         raise ConfigError("images", str(images.dtype), "must be floating point in [0, 1]; divide bytes by 255")
     images = images.float()
@@ -278,7 +278,7 @@ def checked_images(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
 def load_encoder(
     run: Path | str, step: int | None = None, device: torch.device | str = "cpu", **settings: Any
 ) -> Encoder:
-    """Load the encoder of a pretraining run, in eval mode; its `image_shape` names the images that it takes.
+    """Load the encoder of a pretraining run, in eval mode.
 
     Args:
         run: folder that pretraining wrote.

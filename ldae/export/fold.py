@@ -1,9 +1,8 @@
-"""An encoder as a plain ViT that timm loads: a conditioned one folded at its noise level, MAE's renamed.
+"""Conversion of encoders to plain ViTs of timm: adaLN folded at a noise level, or MAE's weights renamed.
 
-At a fixed t, and with no class told, the shifts, scales and gates of adaLN are constants. LayerNorm's weight
-becomes 1 + scale, its bias the shift; the gate multiplies the rows of the projection behind it. A patch-wise
-linear tokenizer on the way in is a linear map of each patch and goes into the patch embedding. Nothing is
-approximated.
+At a fixed t, with the null class, the shifts, scales and gates of adaLN are constants. LayerNorm's weight becomes
+1 + scale, its bias the shift; the gate multiplies the rows of the following projection. A patch-wise linear tokenizer
+is folded into the patch embedding. The result is exact.
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ from ldae.objectives.denoise import Denoise
 from ldae.tokenizers.patch_linear import PatchLinear
 from ldae.tokenizers.pixel import Identity, Pixel
 
-ARCHITECTURE = "vit_base_patch16_224"  # timm's name of a ViT; all of its sizes are given anew
-NEW = ("head.", "fc_norm.")  # what a classifier has and an encoder has not
+ARCHITECTURE = "vit_base_patch16_224"  # timm's name; all of its sizes are overridden
+NEW = ("head.", "fc_norm.")  # parameters of a classifier only
 
 
 @dataclass(frozen=True)
 class Plain:
-    """A plain ViT of timm's, before it is built.
+    """Arguments and weights of a plain ViT of timm.
 
     Attributes:
-        arguments: what timm.create_model needs beside ARCHITECTURE.
+        arguments: of timm.create_model beside ARCHITECTURE.
         weights: the state dict, in timm's names.
     """
 
@@ -45,16 +44,16 @@ class Plain:
     weights: Mapping[str, Tensor]
 
     def build(self, **changes: Any) -> nn.Module:
-        """The network: images (B, 3, H, W) in [-1, 1] -> (B, D), patch tokens averaged.
+        """Build the network: images (B, 3, H, W) in [-1, 1] -> (B, D), patch tokens averaged.
 
         Args:
-            changes: other arguments of timm.create_model, to make a classifier of it: num_classes, drop_path_rate,
-                fc_norm. Its head is new.
+            changes: arguments of timm.create_model for a classifier: num_classes, drop_path_rate, fc_norm. Its head is
+                random.
         """
         import timm
 
         model: nn.Module = timm.create_model(ARCHITECTURE, **{**self.arguments, **changes})
-        # timm's fc_norm stands in for the last norm, new, as in fine-tuning of MAE (App. A.1, arXiv 2111.06377)
+        # timm's fc_norm replaces the last norm, as in MAE's fine-tuning (App. A.1, arXiv 2111.06377)
         dropped = "norm." if changes.get("fc_norm") else None
         weights = {name: value for name, value in self.weights.items() if not (dropped and name.startswith(dropped))}
         missing, unexpected = model.load_state_dict(weights, strict=False)
@@ -64,48 +63,51 @@ class Plain:
 
 
 def plain_vit(encoder: Encoder, **changes: Any) -> nn.Module:
-    """The encoder as a timm VisionTransformer: images (B, 3, H, W) in [-1, 1] -> (B, D), patch tokens averaged.
+    """Convert an encoder to a timm VisionTransformer: images (B, 3, H, W) in [-1, 1] -> (B, D), tokens averaged.
 
     Args:
+        encoder: of a ViT on clean input.
         changes: of Plain.build.
 
     Raises:
-        ConfigError: as folded.
+        ConfigError: as `fold`.
     """
-    return folded(encoder).build(**changes)
+    return fold(encoder).build(**changes)
 
 
 @torch.no_grad()
-def folded(encoder: Encoder) -> Plain:
-    """The encoder as a plain ViT, none of it approximated.
+def fold(encoder: Encoder) -> Plain:
+    """Convert an encoder to a plain ViT, exactly.
 
     Raises:
         ConfigError: the network is no ViT, its input is noised, or its tokenizer is not linear on its patches.
     """
-    kind = type(encoder.network)
-    if kind not in FOLDS or encoder.noised:
-        raise ConfigError("denoiser", kind.__name__, "cannot be folded: it must be a ViT on clean input")
-    return FOLDS[kind](encoder)
+    network = type(encoder.network)
+    if network not in FOLDS or encoder.noised:
+        raise ConfigError("denoiser", network.__name__, "cannot be folded: it must be a ViT on clean input")
+    return FOLDS[network](encoder)
 
 
-def _folded_vit(encoder: Encoder) -> Plain:
+def _fold_vit(encoder: Encoder) -> Plain:
     network, tokenizer = encoder.network, _denoise(encoder).tokenizer
     assert isinstance(network, ViTDenoiser)
     if not isinstance(tokenizer, (PatchLinear, Pixel, Identity)):
         raise ConfigError("tokenizer", type(tokenizer).__name__, "cannot be folded: it is not linear on patches")
     if tokenizer.shape[1] % network.grid[0]:
         raise ConfigError("denoiser", f"{network.grid} tokens", "cannot be folded: the tokenizer's patches are larger")
-    c = network.condition(_denoise(encoder).schedule.at(torch.tensor([encoder.t], device=network.positions.device)))
+    c = network.embed_condition(
+        _denoise(encoder).schedule.at(torch.tensor([encoder.t], device=network.positions.device))
+    )
     weight, bias = patch_embedding(encoder)
     weights = {"pos_embed": network.positions[None], "patch_embed.proj.weight": weight, "patch_embed.proj.bias": bias}
     for i, block in enumerate(list(network.blocks)[: encoder.layer]):
         assert isinstance(block, ConditionedBlock)
-        weights |= {f"blocks.{i}.{name}": value for name, value in _folded_block(block, c).items()}
-    return Plain(_arguments(encoder, tokenizer.image_shape[1]), _own(weights))
+        weights |= {f"blocks.{i}.{name}": value for name, value in _fold_block(block, c).items()}
+    return Plain(_arguments(encoder, tokenizer.image_shape[1]), _detach(weights))
 
 
-def _folded_block(block: ConditionedBlock, c: Tensor) -> dict[str, Tensor]:
-    """A block's weights under the condition c, (1, cond_width)."""
+def _fold_block(block: ConditionedBlock, c: Tensor) -> dict[str, Tensor]:
+    """Return a block's weights folded at the condition c, (1, cond_width)."""
     shift1, scale1, gate1, shift2, scale2, gate2 = (v.flatten() for v in block.ada(c))
     return {
         "norm1.weight": 1 + scale1,
@@ -123,8 +125,8 @@ def _folded_block(block: ConditionedBlock, c: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _renamed_mae(encoder: Encoder) -> Plain:
-    """MAE's encoder is a plain ViT with a class token; its last layer is read behind the final LayerNorm."""
+def _rename_mae(encoder: Encoder) -> Plain:
+    """Rename the weights of MAE's encoder, a plain ViT with a class token; the last layer includes the final norm."""
     network = encoder.network
     assert isinstance(network, MaskedAutoencoder)
     p, last = network.patch, encoder.layer == network.encoder_layer
@@ -138,15 +140,15 @@ def _renamed_mae(encoder: Encoder) -> Plain:
         weights |= {f"blocks.{i}.{name}": value for name, value in block.state_dict().items()}
     if last:
         weights |= {f"norm.{name}": value for name, value in network.norm.state_dict().items()}
-    read = {"class_token": True, "final_norm": last}
-    return Plain({**_arguments(encoder, p * network.grid[0]), **read}, _own(weights))
+    arguments = {**_arguments(encoder, p * network.grid[0]), "class_token": True, "final_norm": last}
+    return Plain(arguments, _detach(weights))
 
 
-FOLDS: Mapping[type[Network], Callable[[Encoder], Plain]] = {ViTDenoiser: _folded_vit, MaskedAutoencoder: _renamed_mae}
+FOLDS: Mapping[type[Network], Callable[[Encoder], Plain]] = {ViTDenoiser: _fold_vit, MaskedAutoencoder: _rename_mae}
 
 
 def _arguments(encoder: Encoder, size: int) -> dict[str, Any]:
-    """timm's, for images of `size` pixels, without class token and final LayerNorm."""
+    """Return timm's arguments for images of `size` pixels, without class token and final LayerNorm."""
     network = encoder.network
     assert isinstance(network, (ViTDenoiser, MaskedAutoencoder))
     block = network.blocks[0]
@@ -169,10 +171,10 @@ def _arguments(encoder: Encoder, size: int) -> dict[str, Any]:
 
 
 def patch_embedding(encoder: Encoder) -> tuple[Tensor, Tensor]:
-    """The affine map from a patch of the image to its token, tokenizer included, as a convolution.
+    """Return the affine map from a patch of the image to its token, tokenizer included, as a convolution.
 
-    Read off in float64 by showing each of the 3 p^2 unit patches, in the first place of an image, and none: where a
-    latent dimension of small variance has unit scale, its weights are large and nearly cancel.
+    Evaluated in float64 on each of the 3 p^2 unit patches and on zero, because the weights of latent dimensions of
+    small variance are large and nearly cancel.
 
     Returns:
         weight (D, 3, p, p), bias (D,), for images in [-1, 1].
@@ -186,8 +188,8 @@ def patch_embedding(encoder: Encoder) -> tuple[Tensor, Tensor]:
     patches = torch.zeros(D + 1, D, h, w, device=network.positions.device, dtype=torch.float64)
     patches[torch.arange(D), torch.arange(D), 0, 0] = 1
     with double_precision(objective.tokenizer, network):
-        seen = objective.input.view(objective.tokenizer.encode(unpatchify(patches, p)))
-        tokens = network.tokens_of(seen)[:, 0]  # (3 p^2 + 1, width)
+        x = objective.input.view(objective.tokenizer.encode(unpatchify(patches, p)))
+        tokens = network.embed_patches(x)[:, 0]  # (3 p^2 + 1, width)
     bias, columns = tokens[-1], tokens[:-1] - tokens[-1]
     weight = rearrange(columns, "(p q c) o -> o c p q", p=p, q=p)
     return weight.float(), bias.float()
@@ -207,7 +209,7 @@ def double_precision(*modules: nn.Module) -> Iterator[None]:
             x.data = data
 
 
-def _own(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _detach(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in weights.items()}
 
 

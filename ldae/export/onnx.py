@@ -1,4 +1,4 @@
-"""An encoder as an ONNX file: images in [0, 1] to features, everything between them in the graph."""
+"""Export of encoders to ONNX: one graph from images in [0, 1] to features."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ldae.core.errors import ConfigError
 from ldae.export.encoder import Encoder
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
-ONE_FILE = 1 << 31  # bytes that protobuf holds; the weights of larger networks lie beside the graph
+ONE_FILE = 1 << 31  # bytes, the limit of protobuf; larger weights go to a file beside the graph
 INPUT, OUTPUT = "images", "features"
 
 
 def check_onnx() -> None:
-    """Whether the packages are there.
+    """Check that the packages of the export are installed.
 
     Raises:
-        ConfigError: one is not.
+        ConfigError: one is missing.
     """
     for name in NEEDED:
         try:
@@ -34,14 +34,15 @@ def check_onnx() -> None:
 
 
 def write_onnx(path: Path, encoder: Encoder, shape: tuple[int, int, int]) -> None:
-    """Writes the graph of Encoder.forward, with a batch of any size.
+    """Write the graph of Encoder.forward, with a dynamic batch size.
 
     Args:
+        path: of the file.
         encoder: on a CPU, in fp32.
         shape: (3, H, W) of its images.
 
     Raises:
-        ConfigError: its input is noised: a graph draws no noise.
+        ConfigError: its input is noised; a graph has no random numbers.
     """
     check_onnx()
     if encoder.noised:
@@ -66,7 +67,7 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Torch's fused attention multiplied out; its translator knows it with heads alone, (B, h, N, c)."""
+    """Compute attention by matrix products; torch's ONNX translation of the fused one needs heads, (B, h, N, c)."""
     assert attn_mask is None
     assert not dropout_p
     assert not is_causal
@@ -77,7 +78,7 @@ def attention(
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the exporter's log: whether it did well is measured afterwards."""
+    """Silence the exporter's log while the block lasts; the caller compares the outputs."""
     log = logging.getLogger("torch.onnx")
     before, log.level = log.level, logging.ERROR
     try:
@@ -89,7 +90,7 @@ def _quietly() -> Iterator[None]:
 
 
 class OnnxFeatures:
-    """Such a file in onnxruntime, on the CPU: images (B, 3, H, W) in [0, 1] -> features (B, D)."""
+    """ONNX encoder in onnxruntime on the CPU: images (B, 3, H, W) in [0, 1] -> features (B, D)."""
 
     def __init__(self, path: Path):
         check_onnx()
@@ -98,5 +99,5 @@ class OnnxFeatures:
         self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def __call__(self, images: Tensor) -> Tensor:
-        (found,) = self.session.run([OUTPUT], {INPUT: images.numpy()})
-        return torch.from_numpy(found)
+        (features,) = self.session.run([OUTPUT], {INPUT: images.numpy()})
+        return torch.from_numpy(features)

@@ -1,4 +1,4 @@
-"""The folder that timm.create_model("local-dir:FOLDER", pretrained=True) loads."""
+"""Export to a folder that timm.create_model("local-dir:FOLDER", pretrained=True) loads."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ HALF = (0.5, 0.5, 0.5)  # mean and deviation: [0, 1] becomes [-1, 1]
 
 
 def write_timm_folder(folder: Path, plain: Plain) -> None:
-    """Writes model.safetensors and config.json.
+    """Write model.safetensors and config.json.
 
     Args:
-        folder: there already.
-        plain: of ldae.fold.folded.
+        folder: an existing folder.
+        plain: of ldae.export.fold.fold.
     """
     size = plain.arguments["img_size"]
-    known = {
+    pretrained = {
         "input_size": (3, size, size),
         "fixed_input_size": True,
         "interpolation": "bicubic",
@@ -41,14 +41,14 @@ def write_timm_folder(folder: Path, plain: Plain) -> None:
         "num_features": plain.arguments["embed_dim"],
         "global_pool": plain.arguments["global_pool"],
         "model_args": dict(plain.arguments),
-        "pretrained_cfg": known,
+        "pretrained_cfg": pretrained,
     }
     save_tensors(folder / WEIGHTS, plain.weights)
     write_sealed_json(folder / CONFIG, config)
 
 
 class TimmFeatures:
-    """Such a folder, read by timm alone: images (B, 3, H, W) in [0, 1] -> features (B, D)."""
+    """Exported folder loaded by timm: images (B, 3, H, W) in [0, 1] -> features (B, D)."""
 
     def __init__(self, folder: Path):
         import timm
@@ -60,5 +60,5 @@ class TimmFeatures:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        found: Tensor = self.model((images - self.mean) / self.std)
-        return found
+        features: Tensor = self.model((images - self.mean) / self.std)
+        return features

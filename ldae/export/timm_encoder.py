@@ -1,6 +1,6 @@
-"""Read any vision transformer of timm, with weights from a file, as an encoder of the suite.
+"""Vision transformers of timm as encoders, with weights from a file.
 
-Known sources of weights: timm itself, MAE, DINO, DINOv2, DINOv3, I-JEPA and wrappers of state dicts around them.
+Supported sources of weights: timm itself, MAE, DINO, DINOv2, DINOv3, I-JEPA and wrappers of state dicts around them.
 """
 
 from __future__ import annotations
@@ -20,85 +20,88 @@ from ldae.core.errors import CheckpointError, ConfigError, did_you_mean
 from ldae.core.files import load_tensors, read_sealed_json, sha256
 from ldae.core.rng import seed_of
 
-# Under which key a training's file keeps the weights, the averaged ones first: DINO and DINOv2 write `teacher`, MAE
+# Keys of the weights in training checkpoints, averaged ones first: DINO and DINOv2 write `teacher`, MAE
 # and DeiT `model`, timm `state_dict`, I-JEPA `target_encoder`.
 WRAPPERS = ("teacher", "target_encoder", "model_ema", "state_dict_ema", "model", "state_dict")
-# Of a module inside of others: distributed training, torch.compile, DINO's wrapper of backbone and head.
+# Prefixes of wrapped modules: distributed training, torch.compile, DINO's wrapper of backbone and head.
 PREFIXES = ("module.", "_orig_mod.", "backbone.")
-# What stands beside an encoder: MAE's decoder, classifiers, DINO's projection head.
-BESIDE = ("decoder_", "head.", "head_dist.", "dino_head.", "ibot_head.")
+# Prefixes outside the encoder: MAE's decoder, classifiers, DINO's projection head.
+OTHER_MODULES = ("decoder_", "head.", "head_dist.", "dino_head.", "ibot_head.")
 CHUNKED = re.compile(r"^blocks\.\d+\.(\d+)\.")  # DINOv2's training: blocks.CHUNK.BLOCK
 PATCHES = "patch_embed.proj.weight"
-NAMED = 3  # how many keys that differ an error names
+NAMED = 3  # differing keys in an error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The encoder's tensors in a file, freed of wrappers, prefixes and what stands beside it.
+    """Read the encoder's tensors from a file, without wrappers, prefixes and other modules.
 
     Args:
-        path: safetensors, or a file of torch.save. Of the latter nothing is run but the making of tensors, plain
-            containers and argparse's namespaces, which MAE and DINO leave in theirs.
+        path: safetensors, or a file of torch.save. The latter is loaded with weights_only, which allows tensors, plain
+            containers and argparse's namespaces (MAE and DINO save theirs).
 
     Raises:
-        CheckpointError: the file is missing, damaged, holds no named tensors, or numbers that are not finite.
+        CheckpointError: the file is missing or damaged, or has no named tensors, or non-finite numbers.
     """
-    held = load_tensors(path) if path.suffix == ".safetensors" else _unpickled(path)
-    tensors = {CHUNKED.sub(r"blocks.\1.", name): value for name, value in _unprefixed(_unwrapped(held)).items()}
-    found = {name: value for name, value in tensors.items() if not name.startswith(BESIDE)}
-    if not found:
+    content = load_tensors(path) if path.suffix == ".safetensors" else _unpickle(path)
+    tensors = {CHUNKED.sub(r"blocks.\1.", name): value for name, value in _strip_prefixes(_unwrap(content)).items()}
+    encoder = {name: value for name, value in tensors.items() if not name.startswith(OTHER_MODULES)}
+    if not encoder:
         raise CheckpointError(f"{path} holds no named tensors of a vision transformer")
-    for name, value in found.items():
+    for name, value in encoder.items():
         if not value.isfinite().all():
             raise CheckpointError(f"{path} is damaged: {name} holds numbers that are not finite")
-    return found
+    return encoder
 
 
-def fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Fills a timm vision transformer; positions are resampled to its grid.
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Load tensors into a timm vision transformer, resampling positions to its grid.
 
     Args:
+        model: of timm.
         tensors: of `read_weights`.
-        path: where they are from, for the error.
+        path: their file, for the error.
 
     Raises:
-        ConfigError: they are of another network. Names the first keys that differ.
+        ConfigError: they are of another network; names the first differing keys.
     """
     own = model.state_dict()
     patches = [name for name in (PATCHES,) if name in own and name in tensors]
     if any(own[name].shape[1:] != tensors[name].shape[1:] for name in patches):
-        raise _unfit(path, _differences(own, tensors, patches))  # timm would resample patches that nobody trained
-    found = _in_timms_names(model, tensors, path)
-    if differing := _differences(own, found, dict.fromkeys([*own, *found])):
+        raise _unfit(
+            path, _differences(own, tensors, patches)
+        )  # timm would resample the patch embedding to an untrained size
+    converted = _convert(model, tensors, path)
+    if differing := _differences(own, converted, dict.fromkeys([*own, *converted])):
         raise _unfit(path, differing)
-    model.load_state_dict(found)
+    model.load_state_dict(converted)
 
 
-def _differences(own: Mapping[str, Tensor], found: Mapping[str, Tensor], names: Iterable[str]) -> list[str]:
-    """How two networks differ in some of their tensors, in words."""
-    said = []
+def _differences(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor], names: Iterable[str]) -> list[str]:
+    """Return sentences on the differences between a network's tensors and loaded ones."""
+    differences = []
     for name in names:
-        if name not in found:
-            said.append(f"{name} is missing")
+        if name not in loaded:
+            differences.append(f"{name} is missing")
         elif name not in own:
-            said.append(f"{name} is not expected")
-        elif own[name].shape != found[name].shape:
-            said.append(f"{name} is {tuple(found[name].shape)}, not {tuple(own[name].shape)}")
-    return said
+            differences.append(f"{name} is not expected")
+        elif own[name].shape != loaded[name].shape:
+            differences.append(f"{name} is {tuple(loaded[name].shape)}, not {tuple(own[name].shape)}")
+    return differences
 
 
-def _in_timms_names(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """As the module of the model renames and resamples the files that it knows."""
+def _convert(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Rename and resample tensors by timm's checkpoint filter of the model."""
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     try:
-        found: dict[str, Tensor] = convert(dict(tensors), model) if convert else dict(tensors)
+        converted: dict[str, Tensor] = convert(dict(tensors), model) if convert else dict(tensors)
     except (KeyError, RuntimeError, ValueError, TypeError, IndexError) as error:
         own = model.state_dict()
         differing = _differences(
             own, tensors, [name for name in [*own, *tensors] if (name in own) != (name in tensors)]
         )
         raise _unfit(path, differing or [f"{type(error).__name__}: {_first_line(error)}"]) from None
-    found.pop("mask_token", None)  # of training alone
-    return found
+    converted.pop("mask_token", None)  # used in pretraining only
+    return converted
 
 
 def _unfit(path: Path, differing: list[str]) -> ConfigError:
@@ -106,8 +109,8 @@ def _unfit(path: Path, differing: list[str]) -> ConfigError:
     return ConfigError("weights", str(path), f"is of another network: {'; '.join(differing[:NAMED])}{more}")
 
 
-def _unpickled(path: Path) -> Any:
-    """What torch.save wrote, without running code out of the file."""
+def _unpickle(path: Path) -> Any:
+    """Load a file of torch.save without running code from it."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -115,18 +118,18 @@ def _unpickled(path: Path) -> Any:
         raise CheckpointError(f"{path} cannot be read as weights ({_first_line(error)})") from None
 
 
-def _unwrapped(held: Any) -> dict[str, Tensor]:
-    """The innermost mapping of names to tensors."""
-    while isinstance(held, Mapping):
-        inner = next((held[key] for key in WRAPPERS if isinstance(held.get(key), Mapping)), None)
+def _unwrap(content: Any) -> dict[str, Tensor]:
+    """Return the innermost mapping of names to tensors."""
+    while isinstance(content, Mapping):
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
-            return {str(name): value for name, value in held.items() if isinstance(value, Tensor)}
-        held = inner
+            return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+        content = inner
     return {}
 
 
-def _unprefixed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names as the innermost module knows them; what lies outside of it is left out."""
+def _strip_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Strip the prefixes of wrapped modules from names, and drop tensors outside the innermost module."""
     while prefix := next((p for p in PREFIXES if any(name.startswith(p) for name in tensors)), ""):
         tensors = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
     return tensors
@@ -136,31 +139,31 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-LOCAL = "local-dir:"  # timm's word for a folder with config.json and weights, such as ldae export writes
+LOCAL = "local-dir:"  # timm's prefix of a folder with config.json and weights, as `ldae export` writes
 LOCAL_WEIGHTS, LOCAL_CONFIG = "model.safetensors", "config.json"
 
 
 class TimmEncoder(nn.Module):
-    """Images to tokens, as `ldae.export.encoder.Encoder` gives them; frozen, and nothing is ever downloaded.
+    """Frozen vision transformer of timm with the interface of `ldae.export.encoder.Encoder`; downloads nothing.
 
-    The whole image is resized (bicubic, antialiased) to the model's square and normalised with its own mean and
-    deviation. Behind each layer stands the model's final LayerNorm, as in the linear evaluations of DINO, of DINOv2
-    and, for the last layer, of MAE; `norm="last"` leaves it out of the layers before.
+    The image is resized (bicubic, antialiased) to the model's square and normalised with its mean and deviation. The
+    final LayerNorm follows every layer, as in the linear evaluations of DINO, DINOv2 and, for the last layer, MAE; with
+    `norm="last"` only the last one.
 
     Args:
-        name: of timm, with the tag that its normalisation goes by (`vit_base_patch16_224.mae`), or `local-dir:FOLDER`
+        name: of timm, with the tag that selects its normalisation (`vit_base_patch16_224.mae`), or `local-dir:FOLDER`
             for an export.
         weights: .pth or .pt (MAE's, DINO's, DINOv2's, timm's) or safetensors; a random network if None, or the
             folder's own weights.
-        size: side of the model's square in pixels, to which its positions are resampled; its own if None.
+        size: side of the input in pixels, to which positions are resampled; the model's if None.
         precision: of the network's matrix products.
         seed: of a random network.
-        norm: behind which layers the final LayerNorm is applied.
+        norm: layers that the final LayerNorm follows.
 
     Attributes:
         model: timm's.
         layers: 1..depth.
-        prefix: how many class and register tokens stand before the patches.
+        prefix: number of class and register tokens before the patches.
         width: D.
         hash: SHA-256 of the weights' file; `none` if the network is random.
 
@@ -189,7 +192,7 @@ class TimmEncoder(nn.Module):
         self.model = _vision_transformer(name, size, seed)
         if weights:
             _check_normalisation(name)
-            fill(self.model, tensors, weights)
+            load_weights(self.model, tensors, weights)
         self.hash = sha256(weights) if weights else "none"
         self.layers = range(1, len(self.model.blocks) + 1)
         self.prefix: int = self.model.num_prefix_tokens
@@ -202,13 +205,13 @@ class TimmEncoder(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> (B, D), the last layer's patch tokens averaged."""
+        """Return features, the last layer's patch tokens averaged: (B, 3, H, W) in [0, 1] -> (B, D)."""
         last = self.layers[-1]
         return self.tokens(images, [last])[last][:, self.prefix :].mean(1)
 
     @torch.no_grad()
     def tokens(self, images: Tensor, layers: Collection[int]) -> dict[int, Tensor]:
-        """Class and register tokens, then patches, after each of `layers`, in one pass.
+        """Return class and register tokens, then patch tokens, after each of `layers`, in one pass.
 
         Args:
             images: (B, 3, H, W) in [0, 1], of any size.
@@ -220,30 +223,33 @@ class TimmEncoder(nn.Module):
         Raises:
             ConfigError: there is no such layer.
         """
-        requested = sorted(set(layers))
-        for layer in requested:
+        layers = sorted(set(layers))
+        for layer in layers:
             if layer not in self.layers:
                 raise ConfigError("layer", layer, f"is not one of the network's layers 1..{len(self.layers)}")
         settings: dict[str, Any] = {"output_fmt": "NLC", "return_prefix_tokens": True, "intermediates_only": True}
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            x = self.prepared(images)
-            found = self.model.forward_intermediates(x, indices=[i - 1 for i in requested], stop_early=True, **settings)
-            return {layer: self._normed(layer, given).float() for layer, given in zip(requested, found, strict=True)}
+            x = self.normalise(images)
+            outputs = self.model.forward_intermediates(x, indices=[i - 1 for i in layers], stop_early=True, **settings)
+            return {
+                layer: self._normalise_tokens(layer, output).float()
+                for layer, output in zip(layers, outputs, strict=True)
+            }
 
-    def prepared(self, images: Tensor) -> Tensor:
-        """What the model is shown of images (B, 3, H, W) in [0, 1]: its own size, mean 0 and deviation 1 by its own."""
+    def normalise(self, images: Tensor) -> Tensor:
+        """Resize and normalise images (B, 3, H, W) in [0, 1] as the model's input."""
         if images.shape[-2:] != self.size:
             images = F.interpolate(images.float(), self.size, mode="bicubic", antialias=True).clamp(0, 1)
         return (images - self.mean) / self.std
 
-    def _normed(self, layer: int, given: Tensor | tuple[Tensor, Tensor]) -> Tensor:
-        """One layer's tokens in one tensor, from timm's patches alone or (patches, prefix)."""
-        tokens = given if isinstance(given, Tensor) else torch.cat([given[1], given[0]], dim=1)
+    def _normalise_tokens(self, layer: int, output: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+        """Return a layer's tokens after the norm, from timm's patches or (patches, prefix)."""
+        tokens = output if isinstance(output, Tensor) else torch.cat([output[1], output[0]], dim=1)
         return self.model.norm(tokens) if self.norm == "all" or layer == self.layers[-1] else tokens
 
 
 def _vision_transformer(name: str, size: int | None, seed: int) -> Any:
-    """A random network of timm's, without a head."""
+    """Build a random network of timm without a head."""
     import timm
 
     if not name.startswith(LOCAL) and not timm.is_model(name):
@@ -266,7 +272,7 @@ def _vision_transformer(name: str, size: int | None, seed: int) -> Any:
 
 
 def _normalisation(model: nn.Module) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each channel as the model's own config has them, (1, 3, 1, 1) each."""
+    """Return mean and deviation per channel of the model's config, (1, 3, 1, 1) each."""
     from timm.data import resolve_model_data_config
 
     config = resolve_model_data_config(model)
@@ -275,18 +281,18 @@ def _normalisation(model: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _check_normalisation(name: str) -> None:
-    """A name without a tag must leave no doubt: trainings of one architecture differ in mean and deviation.
+    """Check that all trainings of an architecture without a tag have the same mean and deviation.
 
     Raises:
-        ConfigError: they do. Names the trainings, those that are alike together.
+        ConfigError: they differ; names the trainings, grouped.
     """
     from timm.models import get_arch_pretrained_cfgs
 
     if name.startswith(LOCAL) or "." in name:
         return
-    ways: dict[tuple[Any, Any], list[str]] = {}
-    for tagged, known in get_arch_pretrained_cfgs(name).items():
-        ways.setdefault((known.mean, known.std), []).append(f".{tagged.partition('.')[2]}")
-    if len(ways) > 1:
-        found = "; ".join(f"mean {mean[0]:g}: {', '.join(tags)}" for (mean, _), tags in ways.items())
-        raise ConfigError("timm", name, f"leaves open how its images were normalised; add a training's name ({found})")
+    normalisations: dict[tuple[Any, Any], list[str]] = {}
+    for tagged, pretrained in get_arch_pretrained_cfgs(name).items():
+        normalisations.setdefault((pretrained.mean, pretrained.std), []).append(f".{tagged.partition('.')[2]}")
+    if len(normalisations) > 1:
+        groups = "; ".join(f"mean {mean[0]:g}: {', '.join(tags)}" for (mean, _), tags in normalisations.items())
+        raise ConfigError("timm", name, f"leaves open how its images were normalised; add a training's name ({groups})")

@@ -1,1 +1,1 @@
-"""What is learned: each objective is a player, parameters with a loss."""
+"""Training objectives: trainable modules with a loss."""

@@ -1,4 +1,4 @@
-"""Training a convolutional tokenizer: pixels, perceptual distance, bottleneck, and a discriminator against it."""
+"""Training of convolutional tokenizers: pixel, perceptual, bottleneck and adversarial loss."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from ldae.tokenizers.base import Tokenizer
 from ldae.tokenizers.conv_vae import ConvTokenizer
 
 ERRORS = {"l1": F.l1_loss, "l2": F.mse_loss}
-HIGHEST = 1e4  # of the adaptive weight
+MAX_ADAPTIVE_WEIGHT = 1e4
 
 
 class Autoencode(Objective):
-    """pixel error + perceptual distance + bottleneck's loss + lambda * adversarial loss (Eq. 4-7, arXiv 2012.09841).
+    """Pixel error + perceptual distance + regulariser + lambda * adversarial loss (Eq. 4-7, arXiv 2012.09841).
 
-    The error is a mean over the numbers of an image. Latent diffusion sums it instead (and so counts the perceptual
-    distance 3 H W times); divided by 3 H W that is this loss. Without a perceptual network and a discriminator it is
-    that of a plain VAE (step 3 of arXiv 2401.14404).
+    The error is a mean over an image. Latent diffusion sums it (and multiplies the perceptual distance by 3 H W); this
+    is its loss divided by 3 H W. Without a perceptual network and a discriminator it is the loss of a VAE (step 3 of
+    arXiv 2401.14404).
 
     Args:
         task: batch -> (x0, cond).
@@ -38,7 +38,7 @@ class Autoencode(Objective):
         pixel: mean absolute or mean squared error.
 
     Raises:
-        ConfigError: the tokenizer is of another kind.
+        ConfigError: the tokenizer is not convolutional.
     """
 
     def __init__(
@@ -54,16 +54,16 @@ class Autoencode(Objective):
         super().__init__(network=tokenizer)
         self.task, self.tokenizer, self.error = task, tokenizer, ERRORS[pixel]
         self.perceptual = perceptual.requires_grad_(False).eval() if perceptual is not None else None
-        # in a dict, so that another player's parameters are not registered as this one's
-        self.opponents = {} if discriminator is None else {"discriminator": Discriminate(discriminator)}
-        self.active: list[Discriminate] = []
+        # in a dict, so that its parameters are not registered with the tokenizer's
+        self.discriminators = {} if discriminator is None else {"discriminator": TrainDiscriminator(discriminator)}
+        self.active: list[TrainDiscriminator] = []
 
     @property
     def trainable_modules(self) -> Mapping[str, TrainableModule]:
-        return {"tokenizer": self, **self.opponents}
+        return {"tokenizer": self, **self.discriminators}
 
     def is_active(self, step: int) -> bool:
-        self.active = [opponent for opponent in self.opponents.values() if opponent.is_active(step)]
+        self.active = [discriminator for discriminator in self.discriminators.values() if discriminator.is_active(step)]
         return True
 
     def train(self, mode: bool = True) -> Autoencode:
@@ -74,80 +74,87 @@ class Autoencode(Objective):
 
     def forward(self, batch: Batch, rng: BatchGenerator) -> tuple[Tensor, Metrics]:
         x0, _ = self.task(batch)
-        answer, regulariser, metrics = self.tokenizer.reconstruct(x0, rng)
+        reconstructed, regulariser, metrics = self.tokenizer.reconstruct(x0, rng)
         with full_precision(x0):
-            answer = answer.float()
-            errors = self.error(answer, x0, reduction="none").mean((1, 2, 3))  # (B,)
-        losses, found = errors, {"pixel": total(errors), **metrics}
+            reconstructed = reconstructed.float()
+            errors = self.error(reconstructed, x0, reduction="none").mean((1, 2, 3))  # (B,)
+        losses, terms = errors, {"pixel": sum_and_count(errors), **metrics}
         if self.perceptual is not None:
-            distance = self.perceptual(answer, x0)
-            losses, found = losses + self.perceptual.factor * distance, {**found, "perceptual": total(distance)}
+            distance = self.perceptual(reconstructed, x0)
+            losses, terms = losses + self.perceptual.factor * distance, {**terms, "perceptual": sum_and_count(distance)}
         reconstruction = losses.mean()
         loss = reconstruction + regulariser.mean()
-        for opponent in self.active:
-            adversarial, message = self._adversarial(opponent, reconstruction, x0, answer)
-            loss, found = loss + adversarial, {**found, **message}
-        return loss, found
+        for discriminator in self.active:
+            adversarial, adversarial_terms = self._adversarial(discriminator, reconstruction, x0, reconstructed)
+            loss, terms = loss + adversarial, {**terms, **adversarial_terms}
+        return loss, terms
 
     def _adversarial(
-        self, opponent: Discriminate, reconstruction: Tensor, x0: Tensor, answer: Tensor
+        self, discriminator: TrainDiscriminator, reconstruction: Tensor, x0: Tensor, reconstructed: Tensor
     ) -> tuple[Tensor, Metrics]:
-        """lambda * mean(-D(answer)), and what it was; leaves the pair for the discriminator's own turn."""
-        opponent.pairs.append((x0, answer.detach()))
-        if opponent.alone:
+        """Return lambda * mean(-D(reconstruction)) and its metrics; queue the pair for the discriminator's update."""
+        discriminator.pairs.append((x0, reconstructed.detach()))
+        if discriminator.alone:
             return torch.zeros((), device=x0.device), {}
-        with frozen(opponent.network):
-            fooled = -opponent.network(answer).float().mean()
-        weight = adaptive_weight(reconstruction, fooled, self.tokenizer.last_weight) * opponent.factor
+        with frozen(discriminator.network):
+            fooled = -discriminator.network(reconstructed).float().mean()
+        weight = adaptive_weight(reconstruction, fooled, self.tokenizer.last_weight) * discriminator.factor
         one = torch.ones((), device=x0.device)
         return weight * fooled, {"fooled": (fooled.detach(), one), "adaptive_weight": (weight, one)}
 
 
-class Discriminate(Objective):
-    """Tells images from reconstructions: hinge loss (Eq. 5, arXiv 2012.09841, in the form of its code).
+class TrainDiscriminator(Objective):
+    """Hinge loss of the discriminator between images and reconstructions (Eq. 5, arXiv 2012.09841, as in its code).
 
     Args:
-        discriminator: from images to logits.
+        discriminator: images -> logits.
     """
 
     def __init__(self, discriminator: Discriminator):
         super().__init__(network=discriminator)
         self.factor, self.start, self.head_start = discriminator.factor, discriminator.start, discriminator.head_start
         self.alone = False
-        self.pairs: list[tuple[Tensor, Tensor]] = []  # what the tokenizer has just shown, part by part
+        self.pairs: list[
+            tuple[Tensor, Tensor]
+        ] = []  # (x0, reconstruction) of the tokenizer's last batch, in micro-batches
 
     def is_active(self, step: int) -> bool:
         self.alone = step < self.start + self.head_start
         return step >= self.start
 
     def forward(self, batch: Batch, rng: BatchGenerator) -> tuple[Tensor, Metrics]:
-        x0, answer = self.pairs.pop(0)
-        real, fake = self.network(x0).float(), self.network(answer).float()
-        return hinge(real, fake), {"logit_real": total(real.mean((1, 2, 3))), "logit_fake": total(fake.mean((1, 2, 3)))}
+        x0, reconstructed = self.pairs.pop(0)
+        real, fake = self.network(x0).float(), self.network(reconstructed).float()
+        return hinge(real, fake), {
+            "logit_real": sum_and_count(real.mean((1, 2, 3))),
+            "logit_fake": sum_and_count(fake.mean((1, 2, 3))),
+        }
 
 
 def hinge(real: Tensor, fake: Tensor) -> Tensor:
-    """Half of mean relu(1 - D(x)) + mean relu(1 + D(answer)): 1 where the logits are 0, 0 beyond +-1."""
+    """Return (mean relu(1 - real) + mean relu(1 + fake)) / 2 of logits: 1 at 0, 0 beyond +-1."""
     return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, weight: Tensor) -> Tensor:
-    """||grad reconstruction|| / (||grad adversarial|| + 1e-4) at the decoder's last weight, clamped to [0, 1e4]
-    (Eq. 7, arXiv 2012.09841). Detached; 0 where no gradients are kept."""
+    """Return ||grad reconstruction|| / (||grad adversarial|| + 1e-4) at `weight`, clamped to [0, 1e4].
+
+    Eq. 7, arXiv 2012.09841, `weight` the decoder's last. Detached; 0 if gradients are disabled.
+    """
     if not torch.is_grad_enabled():
         return torch.zeros((), device=weight.device)
     norms = [torch.autograd.grad(loss, weight, retain_graph=True)[0].norm() for loss in (reconstruction, adversarial)]
-    return (norms[0] / (norms[1] + 1e-4)).clamp(0, HIGHEST).detach()
+    return (norms[0] / (norms[1] + 1e-4)).clamp(0, MAX_ADAPTIVE_WEIGHT).detach()
 
 
-def total(values: Tensor) -> tuple[Tensor, Tensor]:
-    """(sum, count) of one number per image."""
+def sum_and_count(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (sum, count) of one number per image, for metrics."""
     return values.detach().sum(), torch.full((), float(len(values)), device=values.device)
 
 
 @contextlib.contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
-    """While the block lasts, the network's parameters gather no gradients; they pass through it."""
+    """Exclude the network's parameters from the gradients while the block lasts."""
     network.requires_grad_(False)
     try:
         yield

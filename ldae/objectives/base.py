@@ -1,4 +1,4 @@
-"""What every objective promises to the engine."""
+"""Interface of objectives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ldae.tokenizers.base import Tokenizer
 
 
 class Objective(nn.Module, ABC):
-    """A player (see ldae.core.types.Player): `network` has the parameters, calling it gives the loss."""
+    """Trainable module (ldae.core.types.TrainableModule): `network` has the parameters, calling it returns the loss."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -24,49 +24,49 @@ class Objective(nn.Module, ABC):
 
     @property
     def trainable_modules(self) -> Mapping[str, TrainableModule]:
-        """All who learn here, by the name that their weights have in a checkpoint; their turns come in this order."""
+        """Return the trainable modules by their names in a checkpoint, in the order of their updates."""
         return {"model": self}
 
     def is_active(self, step: int) -> bool:
-        """Told the step before its loss is asked for: whether it learns at this step."""
+        """Return whether this module is updated at `step`; called before its loss."""
         return True
 
     @abstractmethod
     def forward(self, batch: Batch, rng: BatchGenerator) -> tuple[Tensor, Metrics]:
-        """The loss (float32 scalar, mean over the batch) and what was measured."""
+        """Return the loss (float32 scalar, mean over the batch) and metrics."""
 
     def describe(self, batch: Batch, rng: BatchGenerator) -> Mapping[str, list[float]]:
-        """What was drawn for each image, for a report on a failed step."""
+        """Return random numbers of the loss for each image, for the report of a failed step."""
         return {}
 
 
 class Panel(Protocol):
-    """Something to look at in the course of a training.
+    """Diagnostic pictures and scalars during training.
 
     Attributes:
-        name: of its rows in the log.
-        every: steps between looks; 0 for the start alone.
+        name: prefix of its rows in the log.
+        every: steps between pictures; 0 for the first step only.
     """
 
     name: str
     every: int
 
     def __call__(self, step: int) -> tuple[Mapping[str, float], Mapping[str, Tensor]]:
-        """Scalars, and pictures (3, H, W) in [0, 1]."""
+        """Return scalars, and pictures (3, H, W) in [0, 1]."""
 
 
 class PretrainingObjective(Objective):
-    """An objective whose network is read for features when it is trained: all that probes and exports know.
+    """Objective that trains an encoder: the interface of probes and exports.
 
     Attributes:
         network: with `layers` and an `encoder_layer`.
-        tokenizer: what its images go through, or None; a run keeps it beside its checkpoints.
-        image_shape: (3, H, W) of the images that the network is trained on.
-        T: how many noise levels there are; 1 where there is no noise.
-        noisy: whether its input can be noised.
+        tokenizer: of the images, or None; a run saves it beside its checkpoints.
+        image_shape: (3, H, W) of the training images.
+        T: number of noise levels; 1 without noise.
+        has_noise: its input can be noised.
     """
 
-    noisy = True
+    has_noise = True
 
     network: Network
     tokenizer: Tokenizer | None
@@ -83,14 +83,14 @@ class PretrainingObjective(Objective):
         """
 
     def check_readable(self, t: int, noised: bool) -> None:
-        """Whether tokens can be read at level t, from clean or noised input.
+        """Check that tokens can be read at level t, from clean or noised input.
 
         Raises:
-            ConfigError: there is no such level, or no noise to add.
+            ConfigError: there is no such level, or the objective has no noise.
         """
         if not 0 <= t < self.T:
             raise ConfigError("t", t, f"must be in 0..{self.T - 1}")
-        if noised and not self.noisy:
+        if noised and not self.has_noise:
             raise ConfigError(
                 "inputs", "noised", f"needs noise, and {type(self).__name__} has none; use inputs=[clean]"
             )
@@ -104,14 +104,14 @@ class PretrainingObjective(Objective):
         rng: BatchGenerator | None,
         class_token: bool = False,
     ) -> dict[int, Tensor]:
-        """Tokens of whole images after some layers of the network, in one pass.
+        """Return the tokens of whole images after some layers of the network, in one pass.
 
         Args:
             images: (B, 3, H, W) in [0, 1].
             layers: of `network.layers`.
-            t: step of the noise level that the network is told, below T.
-            draws: noise for the input at that level; clean input if None.
-            class_token: whether the class token stands first, of a network that has one (`prefix` 1).
+            t: step of the noise level in the condition, below T.
+            rng: of the noise of the input at that level; None for clean input.
+            class_token: put the class token first, if the network has one (`prefix` 1).
 
         Returns:
             {layer: (B, N, D)}.
@@ -119,5 +119,5 @@ class PretrainingObjective(Objective):
 
 
 def full_precision(like: Tensor) -> torch.autocast:
-    """A block in which autocast is off: tokenizers, noise and losses are float32."""
+    """Return a context without autocast, for tokenizers, noise and losses in float32."""
     return torch.autocast(like.device.type, enabled=False)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ldae.core.types import Batch, BatchGenerator, Metrics, TrainableModule
 from ldae.nn.perceptual import Classifier, Perceptual
-from ldae.objectives.autoencode import total
+from ldae.objectives.autoencode import sum_and_count
 from ldae.objectives.base import Objective
 from ldae.tasks.base import Task
 
@@ -35,4 +35,4 @@ class Classify(Objective):
         x0, _ = self.task(batch)
         logits = self.classifier.logits(x0).float()
         right = (logits.argmax(1) == batch.labels).float()
-        return F.cross_entropy(logits, batch.labels), {"accuracy": total(right)}
+        return F.cross_entropy(logits, batch.labels), {"accuracy": sum_and_count(right)}

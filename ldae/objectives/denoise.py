@@ -1,4 +1,4 @@
-"""Denoising: DiT, l-DAE and all of the path between them, one function of several parts."""
+"""Denoising: DiT, l-DAE and the path between them (arXiv 2401.14404)."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from ldae.objectives.spaces import InputSpace, OutputSpace
 from ldae.tasks.base import Task
 from ldae.tokenizers.base import Tokenizer
 
-BUCKETS = 8
+BUCKETS = 8  # of noise levels, in the logged losses
 
 
 @dataclass(frozen=True)
 class Process:
-    """The way from z0 to z_t, and the levels that are trained at.
+    """Corruption process z0 -> z_t, and the distribution of training levels.
 
     Attributes:
         schedule: gamma_t and sigma_t.
-        corruption: z0 and a level -> z_t.
-        timesteps: draws the levels of a batch.
+        corruption: (z0, level) -> z_t.
+        timesteps: distribution of the levels of a batch.
     """
 
     schedule: NoiseSchedule
@@ -43,12 +43,12 @@ class Process:
 
 @dataclass(frozen=True)
 class Parameterization:
-    """The spaces that the network works in, and the quantity that it predicts.
+    """Input and output space of the network, and the quantity that it predicts.
 
     Attributes:
         input: z_t -> the network's input.
         output: the space of the clean signal.
-        target: the quantity that is predicted of it.
+        target: the predicted quantity.
     """
 
     input: InputSpace
@@ -58,7 +58,7 @@ class Parameterization:
 
 @dataclass(frozen=True)
 class Criterion:
-    """The loss of an image: lambda(level) * loss(prediction, target).
+    """Weighted loss of an image, lambda(level) * loss(prediction, target).
 
     Attributes:
         weight: lambda.
@@ -69,7 +69,7 @@ class Criterion:
     loss: Loss
 
     def __call__(self, out: Tensor, y: Tensor, level: NoiseLevel) -> Tensor:
-        """out and y (B, C, H, W) float32 -> (B,)."""
+        """Return the weighted loss of each image, (B,), of out and y, (B, C, H, W) float32."""
         return self.weight(level) * self.loss(out, y)
 
 
@@ -80,20 +80,20 @@ class Denoise(PretrainingObjective):
         task: batch -> (x0, cond).
         tokenizer: fitted; frozen here.
         process: z0 -> z_t.
-        parameterization: z_t -> the network's input; its answer -> the clean signal.
+        parameterization: z_t -> the network's input; its output -> the clean signal.
         criterion: the loss.
         denoiser: the network.
 
     Attributes:
-        answers: channels of the network's answer for each channel of the prediction.
+        outputs_per_channel: output channels of the network per channel of the prediction.
 
     Raises:
-        ConfigError: the network is no denoiser, the target needs the noise where the answer is an image, or a weight
-            is infinite.
+        ConfigError: the network is no denoiser, the target needs the noise but the output is an image, or a weight is
+            infinite.
     """
 
     tokenizer: Tokenizer
-    answers = 1
+    outputs_per_channel = 1
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class Denoise(PretrainingObjective):
             raise ConfigError("denoiser", network.__name__, "takes no noise level; use a denoiser such as vit_128x8")
 
     def _check(self) -> None:
-        """Refuse combinations that cannot learn."""
+        """Check that the parts go together."""
         schedule, corruption = type(self.schedule).__name__, type(self.corruption).__name__
         if self.target.requires_noise:
             self.check_noise("target", type(self.target).__name__)
@@ -136,10 +136,10 @@ class Denoise(PretrainingObjective):
             raise ConfigError("weight", name, f"is infinite at a level of {schedule}; use another")
 
     def check_noise(self, group: str, name: str) -> None:
-        """Check that the noise exists, and in the space of the answer.
+        """Check that the noise is Gaussian and lies in the output space.
 
         Raises:
-            ConfigError: naming the group that needs it.
+            ConfigError: naming the group that needs the noise.
         """
         if not self.output.latent:
             raise ConfigError(group, name, "is built from the noise, which is in the latent; use output=latent")
@@ -149,7 +149,7 @@ class Denoise(PretrainingObjective):
 
     @property
     def usable(self) -> int:
-        """How many steps of the schedule, from the cleanest on, have a prediction that determines x0."""
+        """Return the number of steps, from the cleanest on, at which the prediction determines x0."""
         return usable_steps(self.schedule, self.target)
 
     def forward(self, batch: Batch, rng: BatchGenerator) -> tuple[Tensor, Metrics]:
@@ -160,10 +160,10 @@ class Denoise(PretrainingObjective):
             params = self.tokenizer.posterior_params(x0) if batch.latents is None else batch.latents
             z0 = self.tokenizer.sample_posterior(params, rng)  # (B, d, h, w)
             state = self.corruption.draw(z0, rng)
-            z_t = self.corruption.observed(z0, level, state)
+            z_t = self.corruption.corrupt(z0, level, state)
             x_t = self.input.view(z_t)  # (B, C, H, W)
             y = self.target.of(self.output.clean(x0, z0), state, level)  # (B, C', H', W')
-            cond = self.task.in_training(cond, rng) if self.denoiser.training else cond
+            cond = self.task.augment_cond(cond, rng) if self.denoiser.training else cond
         out = self.denoiser(x_t, level, cond)
         with full_precision(batch.images):
             losses, terms = self.losses(out.float(), y, z0, z_t, level)  # (B,)
@@ -174,15 +174,15 @@ class Denoise(PretrainingObjective):
     def losses(
         self, out: Tensor, y: Tensor, z0: Tensor, z_t: Tensor, level: NoiseLevel
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of each image, (B,), and the terms of it that are logged by name, each (B,)."""
+        """Return the loss of each image, (B,), and its terms to log, each (B,)."""
         return self.criterion(out, y, level), {}
 
     def prediction(self, out: Tensor) -> Tensor:
-        """Return the part of an answer (B, answers * C, H, W) that predicts the target, (B, C, H, W)."""
+        """Return the prediction of the target, (B, C, H, W), in an output of the network."""
         return out
 
     def interpolation(self, out: Tensor) -> Tensor | None:
-        """Return the learned share f of ln beta in the variance of a step back, (B, C, H, W); None: not learned."""
+        """Return f of a learned variance, (B, C, H, W); None if the variance is fixed."""
         return None
 
     def describe(self, batch: Batch, rng: BatchGenerator) -> Mapping[str, list[float]]:
@@ -192,28 +192,34 @@ class Denoise(PretrainingObjective):
     def predict(
         self, z_t: Tensor, level: NoiseLevel, cond: Cond | None = None, network: Denoiser | None = None
     ) -> Prediction:
-        """What the network takes the clean latent to be, (B, d, h, w): all that a sampler sees of it.
+        """Predict the clean latent, (B, d, h, w), for samplers.
 
-        `network` stands in for the own one, e.g. to guide it.
+        Args:
+            z_t: (B, d, h, w).
+            level: of z_t.
+            cond: condition of the network.
+            network: replaces `denoiser`, for guidance.
         """
-        answer, out = self._answer(z_t, level, cond, network or self.denoiser)
+        clean, out = self._predict_clean(z_t, level, cond, network or self.denoiser)
         with full_precision(z_t):
-            return Prediction(self.output.to_latent(answer), self.interpolation(out))
+            return Prediction(self.output.to_latent(clean), self.interpolation(out))
 
-    def _answer(self, z_t: Tensor, level: NoiseLevel, cond: Cond | None, network: Denoiser) -> tuple[Tensor, Tensor]:
-        """The clean signal that the network answers with, in the space of its answers, and all that it said."""
+    def _predict_clean(
+        self, z_t: Tensor, level: NoiseLevel, cond: Cond | None, network: Denoiser
+    ) -> tuple[Tensor, Tensor]:
+        """Return the predicted clean signal in the output space, and the output of the network."""
         with full_precision(z_t):
             x_t = self.input.view(z_t)
         out = network(x_t, level, cond).float()
         with full_precision(z_t):
-            noised = z_t if self.output.latent else x_t
-            return self.target.to_x0(self.prediction(out), noised, level), out
+            noisy = z_t if self.output.latent else x_t
+            return self.target.to_x0(self.prediction(out), noisy, level), out
 
-    def clean_input(self, images: Tensor, level: NoiseLevel, rng: BatchGenerator | None) -> Tensor:
-        """What the network is shown of images (B, 3, H, W) in [0, 1]; noised at `level` if there are draws."""
+    def encoder_input(self, images: Tensor, level: NoiseLevel, rng: BatchGenerator | None) -> Tensor:
+        """Return the network's input of images (B, 3, H, W) in [0, 1], noised at `level` with `rng`, else clean."""
         with full_precision(images):
-            z = self.tokenizer.encode(self.task.reading(images)[0])
-            z = self.corruption.observed(z, level, self.corruption.draw(z, rng)) if rng else z
+            z = self.tokenizer.encode(self.task.from_images(images)[0])
+            z = self.corruption.corrupt(z, level, self.corruption.draw(z, rng)) if rng else z
             return self.input.view(z)
 
     def tokens(
@@ -225,22 +231,23 @@ class Denoise(PretrainingObjective):
         class_token: bool = False,
     ) -> dict[int, Tensor]:
         level = self.schedule.at(torch.full((images.shape[0],), t, device=images.device))
-        _, cond = self.task.reading(images)
-        return self.denoiser.encode(self.clean_input(images, level, rng), level, cond, layers=layers)
+        _, cond = self.task.from_images(images)
+        return self.denoiser.encode(self.encoder_input(images, level, rng), level, cond, layers=layers)
 
     @torch.no_grad()
-    def denoised(self, batch: Batch, level: NoiseLevel, rng: BatchGenerator) -> tuple[Tensor, Tensor]:
-        """The noised images and the network's answer, both (B, C, H, W) in [-1, 1] and beyond, unclipped.
+    def denoise(self, batch: Batch, level: NoiseLevel, rng: BatchGenerator) -> tuple[Tensor, Tensor]:
+        """Corrupt images and denoise them in one pass, without class labels.
 
-        The noised ones are latents inverted into image space, noise in the latent included. No class is told.
+        Returns:
+            Corrupted latents decoded to images, and denoised images, (B, C, H, W) in [-1, 1] but unclipped.
         """
         with full_precision(batch.images):
             x0, cond = self.task(batch)
             z0 = self.tokenizer.encode(x0)
-            z_t = self.corruption.observed(z0, level, self.corruption.draw(z0, rng))
-        answer, _ = self._answer(z_t, level, replace(cond, label=None), self.denoiser)
+            z_t = self.corruption.corrupt(z0, level, self.corruption.draw(z0, rng))
+        clean, _ = self._predict_clean(z_t, level, replace(cond, label=None), self.denoiser)
         with full_precision(batch.images):
-            return self.tokenizer.decode(z_t), self.output.to_image(answer)
+            return self.tokenizer.decode(z_t), self.output.to_image(clean)
 
     def _by_level(self, losses: Tensor, level: NoiseLevel) -> dict[str, tuple[Tensor, Tensor]]:
         bucket = level.t * BUCKETS // self.schedule.T  # (B,)

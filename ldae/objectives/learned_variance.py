@@ -13,16 +13,16 @@ from ldae.tokenizers.base import Tokenizer
 
 
 class DenoiseWithVariance(Denoise):
-    """Denoise by a network that answers with a prediction and with the variance of the step back.
+    """Denoise with a network that predicts the target and the variance of the reverse step.
 
     Args: as Denoise, and
-        alone: whether the variational bound is the whole loss (L_vlb, Sec. 3.3, arXiv 2102.09672).
+        alone: use the variational bound as the whole loss (L_vlb, Sec. 3.3, arXiv 2102.09672).
 
     Raises:
-        ConfigError: as Denoise; or the schedule has no posterior, or the answer is an image.
+        ConfigError: as Denoise; or the schedule has no posterior, or the output is an image.
     """
 
-    answers = 2
+    outputs_per_channel = 2
 
     def __init__(
         self,

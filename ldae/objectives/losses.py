@@ -1,4 +1,4 @@
-"""How the difference between an answer and its target is measured."""
+"""Losses between a prediction and its target."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ from ldae.tokenizers.base import HasBasis, Tokenizer, varies
 
 
 class Loss(ABC):
-    """(out, y) -> one number per image."""
+    """Loss of each image, (out, y) -> (B,)."""
 
     @abstractmethod
     def __call__(self, out: Tensor, y: Tensor) -> Tensor:
-        """out and y (B, C, H, W) float32 -> (B,)."""
+        """Return the loss of each image, (B,), of out and y, (B, C, H, W) float32."""
 
 
 class L2(Loss):
-    """Mean squared error over all numbers of an image or latent."""
+    """Mean squared error of an image or latent."""
 
     def __call__(self, out: Tensor, y: Tensor) -> Tensor:
         return ((out - y) ** 2).flatten(1).mean(1)
 
 
 class L1(Loss):
-    """Mean absolute error over all numbers of an image or latent (what arXiv 2208.09392 trains with)."""
+    """Mean absolute error of an image or latent (the loss of arXiv 2208.09392)."""
 
     def __call__(self, out: Tensor, y: Tensor) -> Tensor:
         return (out - y).abs().flatten(1).mean(1)
 
 
 class PCAWeighted(Loss):
-    """Squared error on the tokenizer's full basis: r = V_D (y - out), weight 1 for the first d, `tail` beyond.
+    """Squared error on the tokenizer's full basis, V_D (y - out), weighted by 1 up to dimension d, then by `tail`.
 
-    Step 12 of arXiv 2401.14404 (tail = 0.1): the noise lives in the first d dimensions, what the PCA lost in
-    the rest. Mean over the D numbers of a patch, where the paper sums. With `whiten` 1 every residue is first
-    divided by its dimension's standard deviation (that of the d-th for those beyond d), with 0.5 by its root;
-    both rescaled to leave the mean weight of the first d as it was. Dimensions that are constant over the training
-    images count as the one with the smallest variance does.
+    Step 12 of arXiv 2401.14404 (tail = 0.1): the noise lies in the first d dimensions, the PCA's residual in the rest.
+    Mean over the D numbers of a patch, where the paper sums. With `whiten` = 1 every residual is divided by the
+    standard deviation of its dimension (beyond d by that of dimension d), with 0.5 by its root; the weights are then
+    rescaled to mean 1 over the first d. A dimension that is constant over the training images gets the smallest other
+    variance.
 
     Args:
         tokenizer: one with an orthonormal basis (patch_pca, pixel).
-        output: the space of the answer; an image.
+        output: output space; an image.
         tail: weight beyond d.
-        whiten: power of the standard deviation that a residue is divided by.
+        whiten: power of the standard deviation that divides a residual.
 
     Raises:
-        ConfigError: the tokenizer has no such basis, or the answer is a latent.
+        ConfigError: the tokenizer has no such basis, or the output is a latent.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class PCAWeighted(Loss):
         self.basis, self.d, self.tail, self.whiten = tokenizer, tokenizer.shape[0], tail, whiten
 
     def weights(self) -> Tensor:
-        """w_i for i = 1..D, (D, 1, 1) float32; 1 for i <= d unless `whiten` is on."""
+        """Return w_i for i = 1..D, (D, 1, 1) float32; 1 for i <= d if `whiten` is 0."""
         variance = self.basis.eigenvalues.float()  # (D,)
         w = variance.clamp(min=_smallest(variance[: self.d])) ** -self.whiten
         w = w / w[: self.d].mean()
@@ -80,7 +80,7 @@ class PCAWeighted(Loss):
 
 
 def _smallest(variance: Tensor) -> Tensor:
-    """Return the last of some variances (d,), or where it is 0 the smallest that is not; 1 where all are 0."""
+    """Return the last variance of (d,), or the smallest positive one if it is 0; 1 if all are 0."""
     varying = varies(variance)
     least = torch.where(varying, variance, torch.inf).min()
     return torch.where(varying[-1], variance[-1], torch.where(varying.any(), least, 1.0))

@@ -1,4 +1,4 @@
-"""Masked autoencoding: the pixels of hidden patches from those that are seen (arXiv 2111.06377)."""
+"""Masked autoencoding: predict the pixels of masked patches from visible ones (arXiv 2111.06377)."""
 
 from __future__ import annotations
 
@@ -16,28 +16,27 @@ from ldae.nn.patchify import patchify, to_grid, to_tokens, unpatchify
 from ldae.objectives.base import PretrainingObjective, full_precision
 from ldae.tasks.base import Task
 
-EPS = 1e-6  # added to a patch's variance, so that a flat patch becomes 0
+EPS = 1e-6  # added to a patch's variance: a constant patch becomes 0
 
 
 class Masked(PretrainingObjective):
-    """Hides patches and asks for their pixels.
+    """Predict the pixels of masked patches (arXiv 2111.06377).
 
-    Pixels are in [-1, 1], where MAE standardises with the mean and deviation of each of ImageNet's channels.
-    With `norm_pix` a patch's own mean and deviation replace any scale that the channels share; what is left of
-    the difference is that MAE's three scales differ by 2 % and its three means by 0.08 of the range.
+    Pixels are in [-1, 1], where MAE standardises with ImageNet's mean and deviation per channel. With `norm_pix` every
+    patch is standardised by its mean and deviation, which removes a common scale; MAE's scales differ by 2 % between
+    channels and its means by 0.08 of the range.
 
     Args:
         task: batch -> (x0, cond).
         denoiser: a masked autoencoder.
-        ratio: share of the patches that are hidden.
-        norm_pix: whether each patch's pixels are standardised by their own mean and deviation before they are
-            asked for (Sec. 3, "Reconstruction target").
+        ratio: fraction of masked patches.
+        norm_pix: standardise the target of each patch by its mean and deviation (Sec. 3, "Reconstruction target").
 
     Raises:
-        ConfigError: the network is no masked autoencoder, or the ratio leaves nothing to see or nothing to fill in.
+        ConfigError: the network is no masked autoencoder, or the ratio leaves no visible or no masked patch.
     """
 
-    noisy = False
+    has_noise = False
     network: MaskedAutoencoder
 
     def __init__(self, task: Task, denoiser: Network, ratio: Fraction = 0.75, norm_pix: bool = True):
@@ -58,11 +57,11 @@ class Masked(PretrainingObjective):
             raise ConfigError("denoiser", network.__name__, message)
 
     def forward(self, batch: Batch, rng: BatchGenerator) -> tuple[Tensor, Metrics]:
-        """Squared error, mean over the numbers of a patch, then over hidden patches alone (Sec. 3)."""
+        """Return the squared error, mean over the pixels of a patch, then over masked patches (Sec. 3)."""
         with full_precision(batch.images):
             x0, _ = self.task(batch)
             masking = self.masking(len(x0), rng)
-            y = self.standardised(self.patches(x0))  # (B, N, 3 p^2)
+            y = self.standardise(self.patches(x0))  # (B, N, 3 p^2)
         out = self.network(x0, masking)
         with full_precision(batch.images):
             errors = ((out.float() - y) ** 2).mean(-1)  # (B, N)
@@ -72,26 +71,26 @@ class Masked(PretrainingObjective):
         return loss, {"error_visible": (visible, (1 - hidden).sum())}
 
     def masking(self, count: int, rng: BatchGenerator) -> Masking:
-        """Which patches are hidden of `count` images."""
+        """Draw the masks of `count` images."""
         h, w = self.network.grid
         return Masking.from_noise(rng.uniform((count, h * w)), self.ratio)
 
     def patches(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, N, 3 p^2), a patch flattened as (row, column, channel)."""
+        """Return patches flattened as (row, column, channel): (B, 3, H, W) -> (B, N, 3 p^2)."""
         return to_tokens(patchify(x, self.network.patch))
 
-    def standardised(self, patches: Tensor) -> Tensor:
-        """What is asked for of patches (B, N, 3 p^2)."""
+    def standardise(self, patches: Tensor) -> Tensor:
+        """Return the target of patches (B, N, 3 p^2): standardised with norm_pix, else unchanged."""
         mean, deviation = self._moments(patches)
         return (patches - mean) / deviation
 
     def to_pixels(self, out: Tensor, patches: Tensor) -> Tensor:
-        """Answers as pixels, with the mean and deviation of the true patches if answers have neither."""
+        """Convert predictions to pixels, with the mean and deviation of the true patches if norm_pix removed them."""
         mean, deviation = self._moments(patches)
         return out * deviation + mean
 
     def _moments(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of each patch, (B, N, 1); 0 and 1 without norm_pix."""
+        """Return mean and deviation of each patch, (B, N, 1); 0 and 1 without norm_pix."""
         if not self.norm_pix:
             return patches.new_zeros(1), patches.new_ones(1)
         variance, mean = torch.var_mean(patches, dim=-1, correction=1, keepdim=True)
@@ -105,29 +104,30 @@ class Masked(PretrainingObjective):
         rng: BatchGenerator | None,
         class_token: bool = False,
     ) -> dict[int, Tensor]:
-        """As promised; nothing is masked, and there is one level, 0."""
+        """Return the tokens of unmasked images; the only level is t = 0."""
         self.check_readable(t, noised=rng is not None)
         return self.network.encode(2 * images - 1, layers, class_token)
 
     @torch.no_grad()
-    def filled(self, images: Tensor, rng: BatchGenerator) -> tuple[Tensor, Tensor, Tensor]:
-        """What the network sees, hidden patches grey, and the same with its answers in their place.
+    def fill_masked(self, images: Tensor, rng: BatchGenerator) -> tuple[Tensor, Tensor, Tensor]:
+        """Mask images and fill in the masked patches.
 
-        With norm_pix an answer has neither brightness nor contrast: it gets those of the true patch.
+        With norm_pix predictions get the mean and deviation of the true patch.
 
         Args:
             images: (B, 3, H, W) in [0, 1].
+            rng: of the masks.
 
         Returns:
-            Both (B, 3, H, W) in [-1, 1] and beyond, unclipped; and which of their numbers are hidden, bool.
+            Masked images (masked patches 0) and filled images, (B, 3, H, W) in [-1, 1] but unclipped; the mask, bool.
         """
         x0 = 2 * images - 1
         masking, true = self.masking(len(x0), rng), self.patches(x0)
         hidden = masking.mask[..., None].expand_as(true)  # (B, N, 3 p^2)
-        answer = self.to_pixels(self.network(x0, masking).float(), true)
-        shown, filled = true.masked_fill(hidden, 0), torch.where(hidden, answer, true)
-        return self._image(shown), self._image(filled), self._image(hidden)
+        predicted = self.to_pixels(self.network(x0, masking).float(), true)
+        masked, filled = true.masked_fill(hidden, 0), torch.where(hidden, predicted, true)
+        return self._image(masked), self._image(filled), self._image(hidden)
 
     def _image(self, patches: Tensor) -> Tensor:
-        """The inverse of `patches`."""
+        """Return the images of patches, the inverse of `patches`."""
         return unpatchify(to_grid(patches, self.network.grid[0]), self.network.patch)

@@ -1,4 +1,4 @@
-"""Pictures of what a network restores and of what a tokenizer sees."""
+"""Diagnostic pictures of denoisers, masked autoencoders and tokenizers."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ GAP = 2  # pixels between tiles
 class DenoisingPanel:
     """clean | noised | denoised at four noise levels, and the PSNR of each.
 
-    The levels are at 1/8, 3/8, 5/8 and 7/8 of the schedule; images and noise are the same at every look.
+    The levels are at 1/8, 3/8, 5/8 and 7/8 of the schedule; images and noise are the same in every picture.
 
     Args:
         objective: a denoiser.
-        batch: what it is shown; all are measured, `shown` of them, evenly spread, are drawn.
-        every: steps between looks.
+        batch: images; all are measured, `shown` of them, evenly spaced, are in the picture.
+        every: steps between pictures.
         shown: rows of the picture.
     """
 
@@ -39,35 +39,35 @@ class DenoisingPanel:
         self.clean = (objective.task(batch)[0] + 1) / 2  # (B, C, H, W)
 
     def __call__(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
-        drawn = _spread(len(self.clean), self.shown)
-        message = [self.batch.images[drawn]] if self.clean.shape[1] == 1 else []  # beside a mask, what it is of
-        columns, scalars = [*message, self.clean[drawn]], {}
+        rows = _spread(len(self.clean), self.shown)
+        images = [self.batch.images[rows]] if self.clean.shape[1] == 1 else []  # beside masks
+        columns, scalars = [*images, self.clean[rows]], {}
         for eighth in self.EIGHTHS:
-            noised, denoised = self._restored(eighth)
-            columns += [noised[drawn], denoised[drawn]]
+            noised, denoised = self._denoise(eighth)
+            columns += [noised[rows], denoised[rows]]
             scalars[f"psnr_noised/{eighth}_8"] = psnr(noised, self.clean)
             scalars[f"psnr_denoised/{eighth}_8"] = psnr(denoised, self.clean)
-        return scalars, {"clean_noised_denoised": tiled(torch.stack([in_colour(x) for x in columns], dim=1))}
+        return scalars, {"clean_noised_denoised": tile(torch.stack([to_rgb(x) for x in columns], dim=1))}
 
-    def _restored(self, eighth: int) -> tuple[Tensor, Tensor]:
-        """Noised and denoised images in [0, 1]."""
+    def _denoise(self, eighth: int) -> tuple[Tensor, Tensor]:
+        """Return noised and denoised images in [0, 1]."""
         step = min(eighth * self.objective.schedule.T // 8, self.objective.usable - 1)
         t = torch.full((len(self.clean),), step, device=self.clean.device)
         rng = BatchGenerator([seed_of(eighth)], self.clean.device)
-        noised, denoised = self.objective.denoised(self.batch, self.objective.schedule.at(t), rng)
+        noised, denoised = self.objective.denoise(self.batch, self.objective.schedule.at(t), rng)
         return ((noised + 1) / 2).clamp(0, 1), ((denoised + 1) / 2).clamp(0, 1)
 
 
 class MaskingPanel:
-    """original | masked | hidden patches filled in, seen ones pasted; and the PSNR on hidden patches.
+    """original | masked | masked patches filled in; and the PSNR on masked patches.
 
-    Images and masks are the same at every look. Where answers are standardised (norm_pix), each gets the mean and
-    deviation of the true patch: the picture and the PSNR know brightness and contrast, the network does not tell.
+    Images and masks are the same in every picture. With norm_pix predicted patches get the mean and deviation of the
+    true patch, so that the PSNR does not measure brightness and contrast.
 
     Args:
         objective: a masked autoencoder.
-        batch: what it is shown; all are measured, `shown` of them, evenly spread, are drawn.
-        every: steps between looks.
+        batch: images; all are measured, `shown` of them, evenly spaced, are in the picture.
+        every: steps between pictures.
         shown: rows of the picture.
     """
 
@@ -77,22 +77,24 @@ class MaskingPanel:
         self.objective, self.images, self.every, self.shown = objective, batch.images, every, shown
 
     def __call__(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
-        masked, filled, hidden = self.objective.filled(self.images, BatchGenerator([seed_of(0)], self.images.device))
+        masked, filled, hidden = self.objective.fill_masked(
+            self.images, BatchGenerator([seed_of(0)], self.images.device)
+        )
         masked, filled = (((x + 1) / 2).clamp(0, 1) for x in (masked, filled))
-        drawn = _spread(len(self.images), self.shown)
-        columns = [x[drawn] for x in (self.images, masked, filled)]
-        pictures = {"original_masked_filled": tiled(torch.stack(columns, dim=1))}
-        answers, truth = (x[hidden].reshape(len(x), -1) for x in (filled, self.images))  # as many hidden of each image
-        return {"psnr_hidden": psnr(answers, truth)}, pictures
+        rows = _spread(len(self.images), self.shown)
+        columns = [x[rows] for x in (self.images, masked, filled)]
+        pictures = {"original_masked_filled": tile(torch.stack(columns, dim=1))}
+        predicted, truth = (x[hidden].reshape(len(x), -1) for x in (filled, self.images))  # (B, numbers masked)
+        return {"psnr_hidden": psnr(predicted, truth)}, pictures
 
 
 class ReconstructionPanel:
-    """original | reconstruction, and how near they are.
+    """original | reconstruction; and their PSNR and SSIM.
 
     Args:
-        tokenizer: one in training.
-        images: (B, 3, H, W) in [0, 1]; all are measured, `shown` of them, evenly spread, are drawn.
-        every: steps between looks.
+        tokenizer: fitted or in training.
+        images: (B, 3, H, W) in [0, 1]; all are measured, `shown` of them, evenly spaced, are in the picture.
+        every: steps between pictures.
         shown: columns of the picture.
     """
 
@@ -102,26 +104,26 @@ class ReconstructionPanel:
         self.tokenizer, self.images, self.every, self.shown = tokenizer, images, every, shown
 
     def __call__(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
-        answers = reconstructed(self.tokenizer, self.images)
-        drawn = _spread(len(self.images), self.shown)
-        picture = tiled(torch.stack([self.images[drawn], answers[drawn]]))
+        reconstructed = reconstruct_images(self.tokenizer, self.images)
+        rows = _spread(len(self.images), self.shown)
+        picture = tile(torch.stack([self.images[rows], reconstructed[rows]]))
         statistics = self.tokenizer.statistics(2 * self.images - 1)
-        return {**fidelity(answers, self.images), **statistics}, {"original_reconstruction": picture}
+        return {**fidelity(reconstructed, self.images), **statistics}, {"original_reconstruction": picture}
 
 
-def reconstructed(tokenizer: Tokenizer, images: Tensor) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1] encoded and decoded, clipped to [0, 1]."""
+def reconstruct_images(tokenizer: Tokenizer, images: Tensor) -> Tensor:
+    """Encode and decode images (B, 3, H, W) in [0, 1], clipped to [0, 1]."""
     return ((tokenizer.from_raw(tokenizer.to_raw(2 * images - 1)).float() + 1) / 2).clamp(0, 1)
 
 
-def fidelity(answers: Tensor, images: Tensor) -> dict[str, float]:
-    """PSNR (dB) and, where images are large enough for its window, SSIM, means over images (B, 3, H, W) in [0, 1]."""
-    found = {"psnr": psnr(answers, images)}
-    return {**found, "ssim": ssim(answers, images)} if min(images.shape[2:]) >= MIN_SIDE else found
+def fidelity(predicted: Tensor, images: Tensor) -> dict[str, float]:
+    """Return the mean PSNR (dB) of images (B, 3, H, W) in [0, 1], and the SSIM if they are as large as its window."""
+    figures = {"psnr": psnr(predicted, images)}
+    return {**figures, "ssim": ssim(predicted, images)} if min(images.shape[2:]) >= MIN_SIDE else figures
 
 
 class FilterPanel:
-    """The tokenizer's filters, each scaled to its own range; drawn once."""
+    """Picture of the tokenizer's filters, each scaled to its own range; written once."""
 
     name = "filters"
     every = 0
@@ -134,39 +136,39 @@ class FilterPanel:
 
 
 def _spread(count: int, shown: int) -> Tensor:
-    """`shown` of `count` rows, evenly spread."""
+    """Return `shown` of `count` row numbers, evenly spaced."""
     return torch.linspace(0, count - 1, min(shown, count)).round().long()
 
 
 def filter_tiles(tokenizer: Tokenizer) -> Tensor:
-    """All filters of a tokenizer, eight in a row: (3, H, W) in [0, 1], 1/2 where a filter adds nothing."""
+    """Tile all filters of a tokenizer, eight in a row: (3, H, W) in [0, 1], 1/2 where a filter is 0."""
     filters = tokenizer.filters()  # (d, 3, p, q)
     high = filters.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
     tiles = filters / high / 2 + 0.5
     columns = min(8, len(tiles))
     padding = torch.full((-len(tiles) % columns, *tiles.shape[1:]), 0.5, device=tiles.device)
-    return tiled(rearrange(torch.cat([tiles, padding]), "(r c) k p q -> r c k p q", c=columns))
+    return tile(rearrange(torch.cat([tiles, padding]), "(r c) k p q -> r c k p q", c=columns))
 
 
-def in_colour(x: Tensor) -> Tensor:
-    """Pictures (..., 1 or 3, H, W) as (..., 3, H, W)."""
+def to_rgb(x: Tensor) -> Tensor:
+    """Expand pictures (..., 1 or 3, H, W) to (..., 3, H, W)."""
     return x.expand(*x.shape[:-3], 3, *x.shape[-2:])
 
 
-def tiled(grid: Tensor, least: int = 64) -> Tensor:
-    """Tiles (rows, columns, 3, H, W) in [0, 1] as one picture (3, H', W'), small ones enlarged to `least` pixels."""
+def tile(grid: Tensor, least: int = 64) -> Tensor:
+    """Tile (rows, columns, 3, H, W) in [0, 1] as one picture (3, H', W'), enlarging tiles to `least` pixels."""
     times = max(1, least // grid.shape[-2])
     grid = grid.repeat_interleave(times, -2).repeat_interleave(times, -1)
     framed = torch.nn.functional.pad(grid, (0, GAP, 0, GAP), value=1.0)
     return rearrange(framed, "r c k h w -> k (r h) (c w)")[:, :-GAP, :-GAP]
 
 
-def panels_of(objective: PretrainingObjective, batch: Batch, every: int) -> Sequence[Panel]:
-    """Return the pictures that are drawn in the course of a pretraining.
+def build_panels(objective: PretrainingObjective, batch: Batch, every: int) -> Sequence[Panel]:
+    """Build the diagnostic pictures of a pretraining.
 
     Args:
-        objective: the objective.
-        batch: images that are shown.
+        objective: denoising or masked.
+        batch: images of the pictures.
         every: steps between pictures.
     """
     if isinstance(objective, Denoise):

@@ -1,4 +1,4 @@
-"""Training a tokenizer to give back what it was shown."""
+"""Training of tokenizers by their reconstruction loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The space that the network sees and the space that it answers in: latent or image.
+"""Input and output spaces of a denoiser: latent or image.
 
 Steps 10 to 12 of arXiv 2401.14404 move them from the latent to the image, one at a time.
 """
@@ -13,11 +13,11 @@ from ldae.tokenizers.base import Tokenizer
 
 
 class InputSpace(ABC):
-    """What the network is shown of a latent.
+    """Map from a latent to the network's input.
 
     Attributes:
-        shape: (C, H, W) of what it is shown.
-        latent: whether it is the latent itself.
+        shape: (C, H, W) of the input.
+        latent: the input is the latent itself.
     """
 
     latent = False
@@ -31,7 +31,7 @@ class InputSpace(ABC):
 
     @abstractmethod
     def view(self, z: Tensor) -> Tensor:
-        """(B, d, h, w) -> (B, C, H, W)."""
+        """Return the network's input of a latent: (B, d, h, w) -> (B, C, H, W)."""
 
 
 class LatentInput(InputSpace):
@@ -48,7 +48,7 @@ class LatentInput(InputSpace):
 
 
 class ImageInput(InputSpace):
-    """The latent inverted into image space (step 10): the noise stays in the latent's d dimensions."""
+    """The latent decoded to an image (step 10): the noise stays in the d dimensions of the latent."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -59,11 +59,11 @@ class ImageInput(InputSpace):
 
 
 class OutputSpace(ABC):
-    """What counts as clean, and how an answer becomes an image.
+    """Space of the clean signal that the network predicts.
 
     Attributes:
         shape: (C, H, W) of the prediction.
-        latent: whether it is the space that the noise was added in.
+        latent: it is the space that the noise is added in.
     """
 
     latent = False
@@ -77,14 +77,14 @@ class OutputSpace(ABC):
 
     @abstractmethod
     def clean(self, x0: Tensor, z0: Tensor) -> Tensor:
-        """The clean signal, given the image (B, 3, H, W) and its latent (B, d, h, w)."""
+        """Return the clean signal of an image (B, 3, H, W) and its latent (B, d, h, w)."""
 
     def to_image(self, clean: Tensor) -> Tensor:
-        """A clean signal of this space as an image, (B, 3, H, W), unclipped."""
+        """Convert a clean signal of this space to an image, (B, 3, H, W), unclipped."""
         return clean
 
     def to_latent(self, clean: Tensor) -> Tensor:
-        """A clean signal of this space as a latent, (B, d, h, w)."""
+        """Convert a clean signal of this space to a latent, (B, d, h, w)."""
         return self.tokenizer.encode(clean)
 
 
@@ -108,7 +108,7 @@ class LatentOutput(OutputSpace):
 
 
 class ProjectedOutput(OutputSpace):
-    """The clean latent inverted into image space: the image less what the tokenizer lost (step 11)."""
+    """The clean latent decoded to an image: the tokenizer's reconstruction (step 11)."""
 
     def clean(self, x0: Tensor, z0: Tensor) -> Tensor:
         return self.tokenizer.decode(z0)

@@ -1,4 +1,4 @@
-"""What every task promises."""
+"""Interface of tasks."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ldae.core.types import Batch, BatchGenerator, Cond
 
 
 class Task(ABC):
-    """batch -> (x0, cond).
+    """Map from a batch to (x0, cond).
 
     Attributes:
-        classes: how many classes the denoiser can be told; 0 if it is told none.
-        image_channels: channels of the image that the denoiser is given (`cond.image`); 0 if it is given none.
+        classes: number of classes that the denoiser is conditioned on; 0 for none.
+        image_channels: channels of the conditioning image (`cond.image`); 0 for none.
         channels: of x0.
     """
 
@@ -24,16 +24,15 @@ class Task(ABC):
 
     @abstractmethod
     def __call__(self, batch: Batch) -> tuple[Tensor, Cond]:
-        """x0 (B, channels, H, W) in [-1, 1] and what the denoiser is told."""
+        """Return x0, (B, channels, H, W) in [-1, 1], and the condition of the denoiser."""
 
-    def in_training(self, cond: Cond, rng: BatchGenerator) -> Cond:
-        """What the denoiser is told in training, where a part of it may be withheld or disturbed at random. All as it
-        is, by default."""
+    def augment_cond(self, cond: Cond, rng: BatchGenerator) -> Cond:
+        """Return the condition with the augmentations of training, such as dropped labels; by default unchanged."""
         return cond
 
-    def reading(self, images: Tensor) -> tuple[Tensor, Cond]:
-        """What a network that is read for features is shown of images alone, (B, 3, H, W) in [0, 1]: x0 and cond.
+    def from_images(self, images: Tensor) -> tuple[Tensor, Cond]:
+        """Return x0 and cond of images alone, (B, 3, H, W) in [0, 1], for feature extraction.
 
-        By default the images, and nothing is told.
+        By default x0 is the image, and cond is empty.
         """
         return 2 * images - 1, Cond()

@@ -19,12 +19,11 @@ class Images(Task):
 
 
 class Labelled(Task):
-    """x0 = 2 image - 1; the denoiser is told the class, in training not always (arXiv 2207.12598, Alg. 1).
+    """x0 = 2 image - 1 with the class as condition, dropped at random in training (Alg. 1, arXiv 2207.12598).
 
     Args:
         classes: K, of the data set.
-        dropout: probability that a label is withheld in training; the network then learns the unconditional
-            distribution too, which guidance needs.
+        dropout: probability of the null class in training; classifier-free guidance needs it above 0.
     """
 
     def __init__(self, classes: Count, dropout: Fraction = 0.1):
@@ -33,8 +32,8 @@ class Labelled(Task):
     def __call__(self, batch: Batch) -> tuple[Tensor, Cond]:
         return 2 * batch.images - 1, Cond(label=batch.labels)
 
-    def in_training(self, cond: Cond, rng: BatchGenerator) -> Cond:
-        """Each label becomes K, the label of no class, with probability `dropout`."""
+    def augment_cond(self, cond: Cond, rng: BatchGenerator) -> Cond:
+        """Replace each label by the null class K with probability `dropout`."""
         assert cond.label is not None
-        withheld = rng.uniform(cond.label.shape) < self.dropout  # (B,)
-        return replace(cond, label=torch.where(withheld, self.classes, cond.label))
+        dropped = rng.uniform(cond.label.shape) < self.dropout  # (B,)
+        return replace(cond, label=torch.where(dropped, self.classes, cond.label))

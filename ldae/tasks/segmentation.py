@@ -1,4 +1,4 @@
-"""Figure and ground told apart (SegDiff, arXiv 2112.00390)."""
+"""Segmentation by diffusion (SegDiff, arXiv 2112.00390)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from ldae.tasks.base import Task
 
 
 class Segmentation(Task):
-    """x0 = 2 mask - 1, one channel; the denoiser is given the image (arXiv 2112.00390)."""
+    """x0 = 2 mask - 1, one channel, conditioned on the image (arXiv 2112.00390)."""
 
     image_channels = 3
     channels = 1
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Cond]:
-        """x0 (B, 1, H, W), -1 or 1, and the image.
+        """Return x0, (B, 1, H, W) of -1 or 1, and the image as condition.
 
         Raises:
             ConfigError: the data set has no masks.
@@ -27,6 +27,6 @@ class Segmentation(Task):
             )
         return 2 * batch.masks - 1, Cond(image=2 * batch.images - 1)
 
-    def reading(self, images: Tensor) -> tuple[Tensor, Cond]:
-        """No mask is known, so 0 everywhere, half-way between figure and ground; and the images."""
+    def from_images(self, images: Tensor) -> tuple[Tensor, Cond]:
+        """Return x0 = 0, midway between foreground and background, and the images as condition."""
         return images.new_zeros(images.shape[0], 1, *images.shape[2:]), Cond(image=2 * images - 1)

@@ -1,4 +1,4 @@
-"""Small images made large (SR3, arXiv 2104.07636)."""
+"""Super-resolution (SR3, arXiv 2104.07636)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ldae.tasks.base import Task
 
 
 class SuperResolution(Task):
-    """x0 = 2 image - 1; the denoiser is given the image at 1/factor of its size.
+    """x0 = 2 image - 1, conditioned on the image at 1/factor of its size.
 
-    In training the small image may be blurred, by a Gaussian of 3 x 3 pixels whose sigma is drawn for each image, and a
-    cascade's later stages then forgive the flaws of what the earlier ones made. The paper does not say how strongly;
-    sigma in 0.4..0.6 is what later cascades took (arXiv 2106.15282).
+    In training the small image may be blurred by a 3 x 3 Gaussian whose sigma is drawn for each image, so that a stage
+    of a cascade tolerates the errors of the previous one. The paper gives no strength; later cascades use sigma in
+    0.4..0.6 (arXiv 2106.15282).
 
     Args:
-        factor: large over small.
+        factor: ratio of the sides of large and small images.
         size: side of the large images, in pixels; a multiple of factor.
         blur_low, blur_high: bounds of sigma in pixels of the small image; 0 and 0 for no blur.
 
@@ -39,24 +39,24 @@ class SuperResolution(Task):
         self.factor, self.size, self.blur = factor, size, (blur_low, blur_high)
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Cond]:
-        return self.reading(batch.images)
+        return self.from_images(batch.images)
 
-    def reading(self, images: Tensor) -> tuple[Tensor, Cond]:
-        """The images, and of them what is told in super-resolution too."""
-        return 2 * images - 1, Cond(image=2 * lower(images, self.factor) - 1)
+    def from_images(self, images: Tensor) -> tuple[Tensor, Cond]:
+        """Return x0 and the downsampled images as condition, of images (B, 3, H, W) in [0, 1]."""
+        return 2 * images - 1, Cond(image=2 * downsample(images, self.factor) - 1)
 
-    def in_training(self, cond: Cond, rng: BatchGenerator) -> Cond:
-        """The small image blurred, if that is asked for."""
+    def augment_cond(self, cond: Cond, rng: BatchGenerator) -> Cond:
+        """Blur the small image by a random sigma in [blur_low, blur_high]."""
         low, high = self.blur
         if not high:
             return cond
         assert cond.image is not None
         sigma = low + (high - low) * rng.uniform((len(cond.image),))  # (B,)
-        return replace(cond, image=blurred(cond.image, sigma))
+        return replace(cond, image=blur(cond.image, sigma))
 
 
-def lower(images: Tensor, factor: int) -> Tensor:
-    """Images at 1/factor of their size: antialiased bicubic (a = -1/2), clipped as a file of them would be.
+def downsample(images: Tensor, factor: int) -> Tensor:
+    """Downsample images by a factor: antialiased bicubic (a = -1/2), clipped to [0, 1].
 
     Args:
         images: (B, C, H, W) in [0, 1]; factor divides H and W.
@@ -69,13 +69,13 @@ def lower(images: Tensor, factor: int) -> Tensor:
     return small.clamp(0, 1)
 
 
-def upper(low: Tensor, size: int) -> Tensor:
-    """Square images (B, C, h, h) enlarged to (B, C, size, size), bicubic (a = -1/2). Overshoots the range at edges."""
+def upsample(low: Tensor, size: int) -> Tensor:
+    """Upsample square images (B, C, h, h) to (B, C, size, size), bicubic (a = -1/2), unclipped."""
     return F.interpolate(low, (size, size), mode="bicubic", antialias=True)
 
 
-def blurred(images: Tensor, sigma: Tensor) -> Tensor:
-    """Each image convolved with a Gaussian of its own sigma, cut to 3 x 3 weights that sum to 1; borders repeated.
+def blur(images: Tensor, sigma: Tensor) -> Tensor:
+    """Blur each image by a Gaussian of its own sigma, 3 x 3 weights of sum 1, borders replicated.
 
     Args:
         images: (B, C, H, W), of any range.

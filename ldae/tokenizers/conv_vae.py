@@ -1,5 +1,7 @@
-"""The convolutional tokenizer of latent diffusion with a KL bottleneck (arXiv 2112.10752): steps 0 to 4 of
-arXiv 2401.14404. What it is trained with beside its KL, a perceptual loss or a GAN, is the objective's."""
+"""The convolutional KL tokenizer of latent diffusion (arXiv 2112.10752): steps 0 to 4 of arXiv 2401.14404.
+
+Its perceptual and adversarial losses belong to the objective (ldae.objectives.autoencode).
+"""
 
 from __future__ import annotations
 
@@ -17,17 +19,17 @@ from ldae.tokenizers.base import Tokenizer
 
 
 class ConvTokenizer(Tokenizer):
-    """Residual convolutions down to a feature map, a bottleneck, and up again (arXiv 2012.09841, 2112.10752).
+    """Convolutional encoder, bottleneck and decoder (arXiv 2012.09841, 2112.10752).
 
     Args:
         image_shape: (3, H, H).
         z_channels: channels of the latent.
-        encoded: channels that the encoder hands to the bottleneck.
+        encoded: channels of the encoder's output.
         channels: of the first level.
         multipliers: of `channels`, one for each level; f = 2^(levels - 1).
         blocks: residual blocks of a level (the decoder has one more).
-        token: side of the square of latents that a transformer reads as one token; d = z_channels token^2.
-        attention: sides of feature maps with attention in each block, beside the one in the middle.
+        token: side of the square of latents in one token of a transformer; d = z_channels token^2.
+        attention: sides of feature maps with attention in each block; the middle always has it.
         scaling: `one` latent scale for all channels or one for `each`.
 
     Raises:
@@ -63,7 +65,7 @@ class ConvTokenizer(Tokenizer):
         return self.shape[1] // self.token, self.shape[2] // self.token
 
     @property
-    def costly(self) -> bool:
+    def is_costly(self) -> bool:
         return True
 
     @property
@@ -72,32 +74,33 @@ class ConvTokenizer(Tokenizer):
 
     @property
     def last_weight(self) -> Tensor:
-        """The weight of the decoder's last convolution; the GAN's weight is read off the gradients there."""
+        """Return the weight of the decoder's last convolution, for the adaptive weight of the GAN loss."""
         last = self.decoder[-1]
         assert isinstance(last, nn.Conv2d)
         return last.weight
 
-    def fit(self, batches: Iterable[Tensor]) -> None:
-        """Nothing to fit before training; the latent scale comes from `calibrate` after it."""
+    def fit(self, batches: Iterable[Tensor]) -> Tokenizer:
+        """Do nothing: the latent scale is measured by `calibrate` after training."""
+        return self
 
     @abstractmethod
     def reconstruct(self, x: Tensor, rng: BatchGenerator) -> tuple[Tensor, Tensor, Metrics]:
-        """One pass in training.
+        """Reconstruct images in training.
 
         Args:
             x: (B, 3, H, W) in [-1, 1].
+            rng: of the posterior.
 
         Returns:
-            The reconstruction (B, 3, H, W), the bottleneck's own loss (B,) in units of an error averaged over
-            the numbers of an image, and what was measured.
+            Reconstruction (B, 3, H, W), regulariser of the bottleneck (B,) per pixel and channel, and metrics.
         """
 
 
 class ConvVAE(ConvTokenizer):
-    """Posterior N(m, s^2); the regulariser is kl * KL[N(m, s^2) | N(0, I)].
+    """KL autoencoder: posterior N(m, s^2), regulariser kl * KL[N(m, s^2) | N(0, I)].
 
-    The KL divergence is summed over an image, as is the error that it is weighed against in latent diffusion:
-    `kl` means nothing without that. Here both are then divided by the 3 H W numbers of an image. With channels 128,
+    Latent diffusion sums the KL divergence and the error over an image, and `kl` is relative to that; here both are
+    then divided by the 3 H W numbers of an image. With channels 128,
     multipliers (1, 2, 4, 4), blocks 2 and z_channels 4 it is the f8 autoencoder of 83,653,863 parameters.
 
     Args: as ConvTokenizer, and
@@ -124,7 +127,7 @@ class ConvVAE(ConvTokenizer):
         self.unmoments = nn.Conv2d(z_channels, z_channels, 1)
 
     def gaussian(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the raw latents, each (B, z_channels, h, w) float32."""
+        """Return mean and log-variance of the raw latents, each (B, z_channels, h, w) float32."""
         mean, log_variance = self.moments(self.encoder(x)).float().chunk(2, dim=1)
         return mean, log_variance.clamp(-30, 20)
 

@@ -21,7 +21,7 @@ from ldae.tokenizers.patch_moments import PatchMoments
 
 
 def check_patch(image_shape: tuple[int, int, int], patch: int, d: int | None = None) -> tuple[int, int, int]:
-    """(d, h, w) of the latents, D for d = None.
+    """Return (d, h, w) of the latents, with D = 3 p^2 for d = None.
 
     Raises:
         ConfigError: the patch does not tile the image, or d exceeds D = 3 p^2.
@@ -36,7 +36,7 @@ def check_patch(image_shape: tuple[int, int, int], patch: int, d: int | None = N
 
 
 class PatchLinear(Tokenizer):
-    """z = V (x - mean), x = U^T z + mean for each patch; the three kinds differ in how V and U come about."""
+    """Linear map of each patch, z = V (x - mean), x = U^T z + mean; subclasses fit V and U."""
 
     def __init__(self, image_shape: tuple[int, int, int], patch: int, d: int, scaling: Literal["one", "each"]):
         super().__init__(image_shape, check_patch(image_shape, patch, d), scaling)
@@ -46,20 +46,20 @@ class PatchLinear(Tokenizer):
 
     @property
     def encoder(self) -> Tensor:
-        """V, (d, D)."""
+        """Return V, (d, D)."""
         raise NotImplementedError
 
     @property
     def decoder(self) -> Tensor:
-        """U, (d, D)."""
+        """Return U, (d, D)."""
         raise NotImplementedError
 
     def centred(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) -> patches less the mean patch, (B, D, h, w)."""
+        """Return patches less the mean patch: (B, 3, H, W) -> (B, D, h, w)."""
         return patchify(x, self.patch) - self.mean.reshape(-1, 1, 1)
 
     def rows(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) -> patches one below the other, (B h w, D)."""
+        """Return patches as rows: (B, 3, H, W) -> (B h w, D)."""
         return rearrange(x, "b c (h p) (w q) -> (b h w) (p q c)", p=self.patch, q=self.patch)
 
     def to_raw(self, x: Tensor) -> Tensor:
@@ -71,9 +71,9 @@ class PatchLinear(Tokenizer):
 
 
 class PatchPCA(PatchLinear):
-    """V V^T = I_d: the leading eigenvectors of the covariance of training patches; U = V.
+    """PCA of patches: V the leading d eigenvectors of their covariance, U = V (Sec. 4.2, arXiv 2401.14404).
 
-    The full D x D basis is kept: the loss of step 12 reads a residue on all of it.
+    The full D x D basis is kept, for the loss of step 12 (PCAWeighted).
 
     Args:
         image_shape: (3, H, W).
@@ -104,20 +104,20 @@ class PatchPCA(PatchLinear):
         return self.basis[: self.d]
 
     def rotate(self, residue: Tensor) -> Tensor:
-        """An image difference (B, 3, H, W) on the full basis: (B, D, h, w). Keeps lengths."""
+        """Project an image difference (B, 3, H, W) on the full basis: (B, D, h, w), an isometry."""
         self.check_fitted()
         return _apply(self.basis, patchify(residue, self.patch))
 
     @torch.no_grad()
-    def fit(self, batches: Iterable[Tensor]) -> None:
-        """The exact covariance of all patches, streamed, and its eigenvectors.
+    def fit(self, batches: Iterable[Tensor]) -> Tokenizer:
+        """Fit the eigenvectors of the exact covariance of all patches, in one pass over images in [-1, 1].
 
-        Signs are fixed: the largest entry of every eigenvector is positive.
+        The largest entry of every eigenvector is positive.
         """
-        found = PatchMoments(self.D, self.rows)
+        sums = PatchMoments(self.D, self.rows)
         for x in batches:
-            found.add(x)
-        mean, covariance = found.moments
+            sums.add(x)
+        mean, covariance = sums.moments
         values, vectors = torch.linalg.eigh(covariance)
         basis = vectors.flip(1).T
         largest = basis.gather(1, basis.abs().argmax(1, keepdim=True))
@@ -125,10 +125,11 @@ class PatchPCA(PatchLinear):
         self.basis.copy_(basis * largest.sign())
         self.eigenvalues.copy_(values.flip(0).clamp(min=0))
         self.set_scale(self.eigenvalues[: self.d])
+        return self
 
 
 class PatchAE(PatchLinear):
-    """||x - U^T V x||^2 by gradient descent, U and V untied.
+    """Linear autoencoder of patches: ||x - U^T V x||^2 by gradient descent, U and V untied.
 
     Args: as PatchPCA.
     """
@@ -137,8 +138,8 @@ class PatchAE(PatchLinear):
         self, image_shape: tuple[int, int, int], patch: Count, d: Count, scaling: Literal["one", "each"] = "one"
     ):
         super().__init__(image_shape, patch, d, scaling)
-        start = torch.randn(2, d, self.D) * self.D**-0.5
-        self.V, self.U = nn.Parameter(start[0]), nn.Parameter(start[1])
+        V, U = torch.randn(2, d, self.D) * self.D**-0.5
+        self.V, self.U = nn.Parameter(V), nn.Parameter(U)
 
     @property
     def encoder(self) -> Tensor:
@@ -153,17 +154,18 @@ class PatchAE(PatchLinear):
         return True
 
     @torch.no_grad()
-    def fit(self, batches: Iterable[Tensor]) -> None:
-        """The mean patch, before training; the latent scale comes from `calibrate` after it."""
+    def fit(self, batches: Iterable[Tensor]) -> Tokenizer:
+        """Fit the mean patch before training; the latent scale is measured by `calibrate` after it."""
         total, count = torch.zeros(self.D).double(), 0
         for x in batches:
             patches = patchify(x, self.patch).cpu().double()
             total += patches.sum((0, 2, 3))
             count += patches[:, 0].numel()
         self.mean.copy_(total / count)
+        return self
 
     def loss(self, x: Tensor, rng: BatchGenerator) -> tuple[Tensor, Metrics]:
-        """Squared error summed over a patch, mean over patches."""
+        """Return the squared error, summed over a patch, mean over patches."""
         patches = self.centred(x)
         return self._scored(patches, _apply(self.V, patches))
 
@@ -174,11 +176,11 @@ class PatchAE(PatchLinear):
 
 
 class PatchVAE(PatchAE):
-    """||x - U^T z||^2 + kl * KL[N(V x, s^2) | N(0, I)], z drawn from N(V x, s^2); latents are the means.
+    """VAE of patches: ||x - U^T z||^2 + kl * KL[N(V x, s^2) | N(0, I)], z ~ N(V x, s^2); latents are the means.
 
-    The paper writes KL[V x | N] and gives no weight: kl = 1. The log-variance is linear in x like the mean. At that
-    weight every direction of patch space whose variance is below 1/2 collapses: patches of 16 x 16 at 256 px keep 16
-    dimensions, those of 4 x 4 at 32 px few, so `kl` is a key.
+    The paper writes KL[V x | N] without a weight, so kl = 1. The log-variance is linear in x, as the mean. At kl = 1
+    every direction of patch space with a variance below 1/2 collapses: patches of 16 x 16 at 256 px keep 16 dimensions,
+    those of 4 x 4 at 32 px fewer, which a smaller `kl` keeps.
 
     Args: as PatchPCA, and
         kl: weight of the KL divergence (nats, summed over d).
@@ -197,7 +199,7 @@ class PatchVAE(PatchAE):
         self.log_variance = nn.Conv2d(self.D, d, kernel_size=1)
 
     def loss(self, x: Tensor, rng: BatchGenerator) -> tuple[Tensor, Metrics]:
-        """Squared error plus kl * KL, both summed over a patch, mean over patches."""
+        """Return the squared error plus kl * KL, both summed over a patch, mean over patches."""
         patches = self.centred(x)
         mean, log_variance = _apply(self.V, patches), self.log_variance(patches).clamp(-30, 20)
         raw = mean + torch.exp(log_variance / 2) * rng.normal(mean.shape)

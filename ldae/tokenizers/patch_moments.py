@@ -1,4 +1,4 @@
-"""Mean and covariance of patches as they come: exact, and for 8-bit images in whole numbers."""
+"""Streamed mean and covariance of patches, in exact integer arithmetic for 8-bit images."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-ROWS = 65536  # at once; so many products of int8 add up to 2^30 at most
-AT_ONCE = 1 << 17  # numbers that are looked at together: what comes of them stays in a core's cache
-FEWEST = 32  # rows of a matrix that torch multiplies as int8
+ROWS = 65536  # per product: sums of this many int8 products stay below 2^30
+AT_ONCE = 1 << 17  # numbers per chunk, so that intermediate results stay in a core's cache
+FEWEST = 32  # rows of the smallest matrix that torch multiplies as int8
 
 
 @dataclass
@@ -20,8 +20,8 @@ class Sums:
 
     Attributes:
         shift: (D,) or () in the rows' own units, float64.
-        scale: what the rows were multiplied with.
-        count: how many rows.
+        scale: factor that the rows were multiplied by.
+        count: number of rows.
         total, outer: sum of the rows (D,) and of their outer products (D, D), float64.
     """
 
@@ -33,33 +33,32 @@ class Sums:
 
     @property
     def mean(self) -> Tensor:
-        """(D,) float64."""
+        """Return the mean of the rows, (D,) float64."""
         return self.shift + self.total / (self.count * self.scale)
 
     @property
     def scatter(self) -> Tensor:
-        """Sum of outer products about the mean, (D, D) float64."""
+        """Return the sum of outer products about the mean, (D, D) float64."""
         return (self.outer - torch.outer(self.total, self.total) / self.count) / self.scale**2
 
 
 class PatchMoments:
-    """Sums over patches; memory does not grow with their number.
+    """Streamed sums over patches, in constant memory.
 
-    Pixels of 8 bits are whole numbers k of 0 to 255 at x = 2 k / 255 - 1. On a CPU their products of k - 128 are summed
-    without rounding, so that all CPUs return the same bits: as int8 where there are instructions for it (VNNI), several
-    times as fast as in float64, elsewhere in float64. All other numbers are summed in float64, about the first batch's
-    mean so that large means cost no digits.
+    8-bit pixels are integers k in 0..255 at x = 2 k / 255 - 1. On a CPU the products of k - 128 are summed exactly, so
+    that every CPU gives the same bits: as int8 on CPUs with VNNI, several times as fast, else in float64. Other numbers
+    are summed in float64 about the first batch's mean, against cancellation.
 
     Args:
         size: D, numbers of a patch.
-        rows: images (B, ...) -> their patches, one below the other (n, D), of the same type.
+        rows: images (B, ...) -> their patches (n, D), of the same dtype.
     """
 
     def __init__(self, size: int, rows: Callable[[Tensor], Tensor]):
         self.size, self.rows, self.parts = size, rows, dict[str, Sums]()
 
     def add(self, images: Tensor) -> None:
-        """Takes in images (B, ...) float32; as bytes, if they are, a quarter of the memory is moved about."""
+        """Add images (B, ...) float32."""
         levels = whole_levels(images) if images.device.type == "cpu" else None
         for part in self.rows(images if levels is None else levels).split(ROWS):
             if levels is None:
@@ -69,7 +68,7 @@ class PatchMoments:
 
     @property
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean (D,) and covariance (D, D), float64."""
+        """Return mean (D,) and covariance (D, D), float64."""
         parts = list(self.parts.values())
         count = sum(part.count for part in parts)
         assert count, "no images to fit on"
@@ -105,7 +104,7 @@ class PatchMoments:
 
 
 def whole_levels(x: Tensor) -> Tensor | None:
-    """k - 128 as int8 where all of x, (B, ...), are 2 k / 255 - 1 with k of 0 to 255; None elsewhere."""
+    """Return k - 128 as int8 if every number of x, (B, ...), is 2 k / 255 - 1 with k in 0..255; else None."""
     levels = torch.empty(x.shape, dtype=torch.int8)
     for part, out in zip(x.flatten().split(AT_ONCE), levels.flatten().split(AT_ONCE), strict=True):
         k = part.add(1).mul_(127.5).round_()

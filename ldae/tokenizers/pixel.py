@@ -1,4 +1,4 @@
-"""Pixels as latents: whole images as they are, or the patches of Fig. 5, arXiv 2401.14404."""
+"""Pixels as latents: the image itself, or patches (Fig. 5, arXiv 2401.14404)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ldae.tokenizers.patch_linear import check_patch
 
 
 class Pixel(Tokenizer):
-    """Identity on patches: d = 3 p^2 numbers a token, centred and scaled, nothing lost.
+    """Identity on patches: d = 3 p^2 numbers per token, centred and scaled; invertible.
 
     Args:
         image_shape: (3, H, W).
@@ -38,12 +38,12 @@ class Pixel(Tokenizer):
         return unpatchify(raw + self.mean, self.patch)
 
     def rotate(self, residue: Tensor) -> Tensor:
-        """An image difference (B, 3, H, W) on the pixel basis: (B, D, h, w)."""
+        """Project an image difference (B, 3, H, W) on the pixel basis: (B, D, h, w)."""
         return patchify(residue, self.patch)
 
     @torch.no_grad()
-    def fit(self, batches: Iterable[Tensor]) -> None:
-        """Mean and variance of each of the D numbers, float64."""
+    def fit(self, batches: Iterable[Tensor]) -> Tokenizer:
+        """Fit mean and variance of each of the D numbers in float64, in one pass over images in [-1, 1]."""
         total, square, count = torch.zeros(self.shape[0]).double(), torch.zeros(self.shape[0]).double(), 0
         for x in batches:
             patches = patchify(x, self.patch).cpu().double()
@@ -54,10 +54,11 @@ class Pixel(Tokenizer):
         self.mean.copy_(mean.reshape(-1, 1, 1))
         self.eigenvalues.copy_(square / count - mean**2)
         self.set_scale(self.eigenvalues)
+        return self
 
 
 class Identity(Tokenizer):
-    """z = x: no patches, no mean taken off, scale 1 (the space of DDPM, arXiv 2006.11239). Fitted from the start.
+    """z = x, without centring, scale 1 (the space of DDPM, arXiv 2006.11239); needs no fit.
 
     Args:
         image_shape: (C, H, W).
@@ -68,7 +69,7 @@ class Identity(Tokenizer):
         self.fitted.fill_(True)
 
     @property
-    def bounded(self) -> bool:
+    def is_bounded(self) -> bool:
         return True
 
     def to_raw(self, x: Tensor) -> Tensor:
@@ -77,5 +78,6 @@ class Identity(Tokenizer):
     def from_raw(self, raw: Tensor) -> Tensor:
         return raw
 
-    def fit(self, batches: Iterable[Tensor]) -> None:
-        """Nothing to fit."""
+    def fit(self, batches: Iterable[Tensor]) -> Tokenizer:
+        """Do nothing."""
+        return self

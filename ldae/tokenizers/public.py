@@ -1,7 +1,7 @@
-"""Weights of public KL autoencoders (Stable Diffusion's, DiT's) in the names that our modules have.
+"""Conversion of public KL autoencoders (Stable Diffusion's, DiT's) to and from ConvVAE.
 
-Two layouts are known: that of diffusers' AutoencoderKL and that of latent diffusion's own code. The networks are the
-same; attention's q, k and v are one convolution here.
+Two layouts are read: of diffusers' AutoencoderKL and of latent diffusion's code. The networks are the same, but
+q, k and v of attention are one convolution here.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from ldae.tokenizers.conv_vae import ConvVAE
 
 @dataclass(frozen=True)
 class Layout:
-    """Names of one code base. `{d}` is down or up, `{i}` the level in that order, `{j}` the block.
+    """Parameter names of a code base. `{d}` is down or up, `{i}` the level, `{j}` the block.
 
     Attributes:
         mark: a name that only this layout has.
-        descending: whether the decoder's levels are counted from the image inwards.
+        res, attention, resample, middle, norm, shortcut, inner: templates of module names.
+        descending: the decoder's levels are counted from the image inwards.
     """
 
     mark: str
@@ -64,18 +65,17 @@ LATENT_DIFFUSION = Layout(
 
 
 def load_public(path: Path, vae: ConvVAE) -> None:
-    """Fills `vae` from a safetensors file in one of the two layouts. Its latent scale is still to be measured.
+    """Load a safetensors file in one of the two layouts into `vae`; its latent scale has to be measured.
 
     Raises:
         CheckpointError: the file is in neither, or of a network of another size.
     """
     tensors = load_tensors(path)
-    layout = next((known for known in (DIFFUSERS, LATENT_DIFFUSION) if known.mark in tensors), None)
+    layout = next((layout for layout in (DIFFUSERS, LATENT_DIFFUSION) if layout.mark in tensors), None)
     if layout is None:
         raise CheckpointError(f"{path} is neither a tokenizer of ours nor a KL autoencoder of diffusers or its like")
     try:
-        own = from_layout(tensors, vae, layout)
-        missing, unexpected = vae.load_state_dict(own, strict=False)
+        missing, unexpected = vae.load_state_dict(from_layout(tensors, vae, layout), strict=False)
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path} is of another network: {str(error).splitlines()[-1].strip()}") from None
     if unexpected or set(missing) - {"scale", "fitted"}:
@@ -83,25 +83,25 @@ def load_public(path: Path, vae: ConvVAE) -> None:
 
 
 def from_layout(theirs: Mapping[str, Tensor], vae: ConvVAE, layout: Layout) -> dict[str, Tensor]:
-    """Their tensors by our names."""
-    found = {}
-    for ours, names, shape in correspondence(vae, layout):
+    """Convert tensors of a layout to ConvVAE's names."""
+    converted = {}
+    for ours, names, shape in name_pairs(vae, layout):
         parts = [theirs[name].reshape(theirs[name].shape[0], *shape[1:]) for name in names]
-        found[ours] = torch.cat(parts) if len(parts) > 1 else parts[0]
-    return found
+        converted[ours] = torch.cat(parts) if len(parts) > 1 else parts[0]
+    return converted
 
 
 def to_layout(vae: ConvVAE, layout: Layout) -> dict[str, Tensor]:
-    """The inverse of from_layout; attention as 1 x 1 convolutions."""
-    own = vae.state_dict()
-    found: dict[str, Tensor] = {}
-    for ours, names, _ in correspondence(vae, layout):
-        found |= dict(zip(names, own[ours].chunk(len(names)), strict=True))
-    return {name: value.contiguous() for name, value in found.items()}
+    """Convert ConvVAE's tensors to a layout, attention as 1 x 1 convolutions."""
+    state = vae.state_dict()
+    converted: dict[str, Tensor] = {}
+    for ours, names, _ in name_pairs(vae, layout):
+        converted |= dict(zip(names, state[ours].chunk(len(names)), strict=True))
+    return {name: value.contiguous() for name, value in converted.items()}
 
 
-def correspondence(vae: ConvVAE, layout: Layout) -> Iterator[tuple[str, list[str], torch.Size]]:
-    """(our name, their names, our shape) of every weight; three names where theirs are parts of ours."""
+def name_pairs(vae: ConvVAE, layout: Layout) -> Iterator[tuple[str, list[str], torch.Size]]:
+    """Yield (our name, the layout's names, our shape) of every weight; q, k and v are three names for one of ours."""
     shapes = {name: value.shape for name, value in vae.state_dict().items()}
     modules = {"moments": "quant_conv", "unmoments": "post_quant_conv"}
     for side, direction in (("encoder", "down"), ("decoder", "up")):
@@ -115,33 +115,33 @@ def correspondence(vae: ConvVAE, layout: Layout) -> Iterator[tuple[str, list[str
 
 
 def _modules(network: nn.Sequential, direction: str, layout: Layout) -> Iterator[tuple[int, str]]:
-    """(position in our sequence, their name) of the modules that have weights."""
-    kinds = list(network)
-    levels = 1 + sum(isinstance(m, (Downsample, Upsample)) for m in kinds)
+    """Yield (position in our sequence, the layout's name) of the modules that have weights."""
+    modules = list(network)
+    levels = 1 + sum(isinstance(m, (Downsample, Upsample)) for m in modules)
     first_level = 1 if direction == "down" else 4
-    middle = len(kinds) - 6 if direction == "down" else 1
+    middle = len(modules) - 6 if direction == "down" else 1
     yield 0, "conv_in"
     yield from ((middle + k, layout.middle[k]) for k in range(3))
-    yield len(kinds) - 3, layout.norm
-    yield len(kinds) - 1, "conv_out"
+    yield len(modules) - 3, layout.norm
+    yield len(modules) - 1, "conv_out"
     level, block = 0, 0
-    for k in range(first_level, first_level + len(kinds) - 7):
+    for k in range(first_level, first_level + len(modules) - 7):
         i = levels - 1 - level if direction == "up" and layout.descending else level
-        if isinstance(kinds[k], (Downsample, Upsample)):
+        if isinstance(modules[k], (Downsample, Upsample)):
             yield k, layout.resample[direction].format(i=i)
             level, block = level + 1, 0
-        elif isinstance(kinds[k], SpatialAttention):
+        elif isinstance(modules[k], SpatialAttention):
             yield k, layout.attention.format(d=direction, i=i, j=block - 1)
         else:
-            assert isinstance(kinds[k], ResBlock)
+            assert isinstance(modules[k], ResBlock)
             yield k, layout.res.format(d=direction, i=i, j=block)
             block += 1
 
 
 def _tails(tail: str, layout: Layout) -> list[str]:
-    """Their names below a module for one of ours: `qkv.weight` is three, `skip.bias` the shortcut's."""
-    name, _, kind = tail.rpartition(".")
+    """Return the layout's names of a parameter of ours, inside their module: three for `qkv.weight`."""
+    name, _, parameter = tail.rpartition(".")
     if name == "qkv":
-        return [f"{layout.inner[part]}.{kind}" for part in "qkv"]
-    changed = {"skip": layout.shortcut, **layout.inner}.get(name, name)
-    return [f"{changed}.{kind}" if changed else kind]
+        return [f"{layout.inner[part]}.{parameter}" for part in "qkv"]
+    renamed = {"skip": layout.shortcut, **layout.inner}.get(name, name)
+    return [f"{renamed}.{parameter}" if renamed else parameter]

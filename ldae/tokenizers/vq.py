@@ -1,4 +1,4 @@
-"""The convolutional tokenizer with a codebook: VQGAN (arXiv 2012.09841)."""
+"""The convolutional VQ tokenizer of VQGAN (arXiv 2012.09841)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ldae.tokenizers.conv_vae import ConvTokenizer
 
 
 class VQ(ConvTokenizer):
-    """Latents are replaced by the nearest of K codes before they are decoded (Sec. 3.1, arXiv 2012.09841).
+    """VQ autoencoder: latents are replaced by the nearest of K codes before decoding (Sec. 3.1, arXiv 2012.09841).
 
-    A latent for diffusion is taken before that, and decoding quantises it, as latent diffusion does with its
-    VQ tokenizers (App. D, arXiv 2112.10752).
+    `encode` returns latents before quantisation and `decode` quantises them, as latent diffusion does (App. D,
+    arXiv 2112.10752).
 
     Args: as ConvTokenizer, and
         codes: K, the size of the codebook.
-        commitment: beta, the weight of the pull on the encoder. (The published code of VQGAN puts it on the
-            other term, as its comment admits; here it is where the paper has it.)
+        commitment: beta, weight of the commitment loss of the encoder, as in the paper. (The code of VQGAN applies it
+            to the other term, as its comment says.)
         regulariser: weight of the whole codebook loss.
     """
 
@@ -53,7 +53,7 @@ class VQ(ConvTokenizer):
         return self.decoder(self.after(self.quantise(raw)[0]))
 
     def quantise(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """The nearest codes: (B, z_channels, h, w) -> the codes, of the same shape, and their indices (B, h, w)."""
+        """Return the nearest codes of latents (B, z_channels, h, w), of the same shape, and their indices (B, h, w)."""
         flat = rearrange(raw, "b c h w -> (b h w) c")
         distance = (self.codebook**2).sum(1) - 2 * flat @ self.codebook.T  # ||z||^2 is the same for all codes
         index = rearrange(distance.argmin(1), "(b h w) -> b h w", b=raw.shape[0], h=raw.shape[2])
@@ -63,18 +63,20 @@ class VQ(ConvTokenizer):
         raw = self.to_raw(x)
         with torch.autocast(x.device.type, enabled=False):
             codes, index = self.quantise(raw)
-            pull = ((raw.detach() - codes) ** 2).mean((1, 2, 3))  # (B,) moves the codes
-            commit = ((raw - codes.detach()) ** 2).mean((1, 2, 3))  # (B,) moves the encoder
-        through = raw + (codes - raw).detach()  # the gradient passes as if nothing had been replaced
+            codebook = ((raw.detach() - codes) ** 2).mean((1, 2, 3))  # (B,) gradient for the codes
+            commitment = ((raw - codes.detach()) ** 2).mean((1, 2, 3))  # (B,) gradient for the encoder
+        straight_through = raw + (codes - raw).detach()  # straight-through gradient
         one = torch.ones((), device=x.device)
-        measured = {"codebook": (pull.detach().sum(), one * len(x)), "codes_in_batch": (one * len(index.unique()), one)}
-        return self.decoder(self.after(through)), self.regulariser * (pull + self.commitment * commit), measured
+        used = one * len(index.unique())
+        metrics = {"codebook": (codebook.detach().sum(), one * len(x)), "codes_in_batch": (used, one)}
+        losses = self.regulariser * (codebook + self.commitment * commitment)  # (B,)
+        return self.decoder(self.after(straight_through)), losses, metrics
 
     @torch.no_grad()
     def statistics(self, x: Tensor) -> dict[str, float]:
-        """Beside the latents' moments, the share of codes in use and their perplexity, exp of the entropy."""
+        """Return moments of the latents, the fraction of codes in use and their perplexity, exp of the entropy."""
         index = self.quantise(self.to_raw(x))[1]
-        share = torch.bincount(index.flatten(), minlength=len(self.codebook)).double() / index.numel()
-        entropy = -torch.xlogy(share, share).sum()
-        used = {"codes_used": float((share > 0).double().mean()), "code_perplexity": float(entropy.exp())}
-        return {**super().statistics(x), **used}
+        frequency = torch.bincount(index.flatten(), minlength=len(self.codebook)).double() / index.numel()
+        entropy = -torch.xlogy(frequency, frequency).sum()
+        usage = {"codes_used": float((frequency > 0).double().mean()), "code_perplexity": float(entropy.exp())}
+        return {**super().statistics(x), **usage}

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from ldae.core.types import BatchGenerator
 from ldae.diffusion.corruptions.base import State
 from ldae.diffusion.corruptions.blur import Blur
-from ldae.diffusion.samplers import Degrade, Improved, sample
+from ldae.diffusion.samplers import Degradation, Improved, sample
 from ldae.diffusion.schedules import Steps
-from ldae.diffusion.trajectory import Prediction, stages
+from ldae.diffusion.trajectory import Prediction, build_trajectory
 
 T = 50
 FILE = "deblurring-diffusion-pytorch/deblurring_diffusion_pytorch/deblurring_diffusion_pytorch.py"
@@ -39,17 +39,17 @@ def blur(batch: int) -> Work:
     """Ours: a batch blurred, each image to its own step."""
     x, t = pictures(batch)
     corruption, level = cifar_blur(), Steps(T).at(t)
-    return lambda: corruption.observed(x, level, State()), batch
+    return lambda: corruption.corrupt(x, level, State()), batch
 
 
 def sampler(batch: int) -> Work:
     """Ours: a trajectory of all steps with a network that takes no time."""
     x, _ = pictures(batch)
     corruption, schedule = cifar_blur(), Steps(T)
-    visited = stages(schedule, torch.arange(T).flip(0))
-    rule = Improved().bound(Degrade(corruption, State()))
-    start = corruption.at(x, visited[0].level(x), State())
-    return lambda: sample(lambda z, stage: Prediction(z), rule, start, visited, BatchGenerator([0])), batch
+    visited = build_trajectory(schedule, torch.arange(T).flip(0))
+    rule = Improved().bind(Degradation(corruption, State()))
+    x_T = corruption.at(x, visited[0].level(x), State())
+    return lambda: sample(lambda z, step: Prediction(z), rule, x_T, visited, BatchGenerator([0])), batch
 
 
 def official(folder: str, site: str | None) -> Any:

@@ -97,7 +97,7 @@ def extraction(images: int, bare: bool, precision: PrecisionName) -> Work:
     held = MemoryImages.of(Path(), pixels, [str(i) for i in range(images)], np.zeros(images, np.int64))
     cell, device = FeatureKey(encoder.layer, encoder.t), torch.device("cpu")
     level = objective.schedule.at(torch.full((128,), encoder.t))
-    seen = objective.clean_input(torch.rand(128, 3, 32, 32), level, None)
+    seen = objective.encoder_input(torch.rand(128, 3, 32, 32), level, None)
 
     @torch.no_grad()
     def forward() -> None:

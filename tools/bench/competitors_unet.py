@@ -16,7 +16,7 @@ from ldae.app.session import Session
 from ldae.core.types import Cond
 from ldae.diffusion.samplers import DDIM, Small, sample
 from ldae.diffusion.spacing import Linear
-from ldae.diffusion.trajectory import stages
+from ldae.diffusion.trajectory import build_trajectory
 from ldae.engine.precision import PrecisionName
 from ldae.objectives.denoise import Denoise
 from ldae.sampling.generate import Generator, SamplerConfig
@@ -27,7 +27,7 @@ STEPS = 4  # of a trajectory that is timed
 def ddim(argv: Sequence[str], batch: int, precision: PrecisionName) -> Work:
     """Some steps of DDIM from noise: ours, with the network that `words` of pretrain.py make."""
     generator = generating(argv, precision)
-    noise = generator.noise(generator.rng(range(batch)), batch)
+    noise = generator.initial_noise(generator.rng(range(batch)), batch)
     rng = generator.rng(range(batch))
     return counted_work(lambda: generator.sample(noise, rng))
 
@@ -37,7 +37,7 @@ def generating(argv: Sequence[str], precision: PrecisionName) -> Generator:
     objective = Session(resolved(compose("pretrain", list(argv)))).parts.objective
     assert isinstance(objective, Denoise)
     objective.denoiser.eval()
-    visited = stages(objective.schedule, Linear(STEPS).steps(objective.schedule.T))
+    visited = build_trajectory(objective.schedule, Linear(STEPS).steps(objective.schedule.T))
     return Generator(objective, SamplerConfig(DDIM(), visited, clip=True, precision=precision))
 
 
@@ -146,9 +146,9 @@ def segmenting(argv: Sequence[str], batch: int, precision: PrecisionName, once: 
     noise, sampler = torch.randn(batch, *shape), generator.sampler
 
     def steps() -> Tensor:
-        cond = generator.prepared(message) if once else message
-        predict = lambda x, stage: generator.predict(x, stage, cond)  # noqa: E731
-        return sample(predict, Small(), noise, sampler.stages, generator.rng(range(batch)), clip=True)
+        cond = generator.precompute(message) if once else message
+        predict = lambda x, step: generator.predict(x, step, cond)  # noqa: E731
+        return sample(predict, Small(), noise, sampler.trajectory, generator.rng(range(batch)), clip=True)
 
     return steps, batch * STEPS
 

@@ -96,7 +96,7 @@ def _perceptual(session: Session, batch: Batch) -> float:
 
 def _encodes_once(session: Session, objective: Objective) -> bool:
     """Whether pretraining will keep latents (see _latents.py)."""
-    return isinstance(objective, Denoise) and objective.tokenizer.costly and session.parts.augment.n == 0
+    return isinstance(objective, Denoise) and objective.tokenizer.is_costly and session.parts.augment.n == 0
 
 
 def _images(session: Session, batch: int) -> Batch:

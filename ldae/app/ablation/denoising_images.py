@@ -24,7 +24,7 @@ from ldae.core.types import Batch, BatchGenerator
 from ldae.engine.logging import save_png
 from ldae.export.encoder import load_run
 from ldae.objectives.denoise import Denoise
-from ldae.objectives.panels import in_colour, tiled
+from ldae.objectives.panels import tile, to_rgb
 
 SHOWN = 8
 SIXTEENTHS = (1, 2, 4, 8, 14)  # of the schedule's steps
@@ -61,9 +61,9 @@ def denoising_images(objective: Denoise, batch: Batch) -> Iterator[tuple[int, to
     for sixteenth in SIXTEENTHS:
         t = min(sixteenth * objective.schedule.T // 16, objective.usable - 1)
         level = objective.schedule.at(torch.full((len(clean),), t))
-        answers = objective.denoised(batch, level, BatchGenerator([seed_of(sixteenth)]))
+        answers = objective.denoise(batch, level, BatchGenerator([seed_of(sixteenth)]))
         rows = [clean, *((x + 1) / 2 for x in answers)]
-        yield t, tiled(torch.stack([in_colour(x.clamp(0, 1)) for x in rows]), least=32)
+        yield t, tile(torch.stack([to_rgb(x.clamp(0, 1)) for x in rows]), least=32)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def columns_of(objective: Denoise, batch: Batch) -> list[Column]:
     for i, t in enumerate(steps_of(objective.schedule, RATIOS)):
         level = objective.schedule.at(torch.full((len(clean),), t))
         ratio = float(level.sigma[0] / level.gamma[0])
-        noised, denoised = ((x + 1) / 2 for x in objective.denoised(batch, level, BatchGenerator([seed_of(i)])))
+        noised, denoised = ((x + 1) / 2 for x in objective.denoise(batch, level, BatchGenerator([seed_of(i)])))
         columns += [Column(f"noised,\nnoise {ratio:.1f} x signal", noised), Column("denoised", denoised)]
     return columns
 

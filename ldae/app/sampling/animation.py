@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldae.core.files import open_atomic
 from ldae.diffusion.trajectory import SamplingStep
-from ldae.objectives.panels import in_colour, tiled
+from ldae.objectives.panels import tile, to_rgb
 from ldae.sampling.generate import Generator
 
 FRAMES = 48  # at most
@@ -27,15 +27,15 @@ class Animation:
 
     def __init__(self, generator: Generator, shown: int = 8):
         self.generator, self.shown = generator, shown
-        steps = len(generator.sampler.stages) - 1
+        steps = len(generator.sampler.trajectory) - 1
         self.kept = set(torch.linspace(0, steps - 1, min(FRAMES, steps)).round().long().tolist())
         self.frames: list[Image.Image] = []
 
-    def __call__(self, i: int, stage: SamplingStep, x: Tensor, x0: Tensor) -> None:
+    def __call__(self, i: int, step: SamplingStep, x: Tensor, x0: Tensor) -> None:
         """Takes a frame, if one is due at the i-th step."""
         if i in self.kept:
-            rows = [in_colour(self.generator.image(z[: self.shown])).cpu() for z in (x, x0)]
-            picture = (tiled(torch.stack(rows)) * 255).round().to(torch.uint8)
+            rows = [to_rgb(self.generator.to_image(z[: self.shown])).cpu() for z in (x, x0)]
+            picture = (tile(torch.stack(rows)) * 255).round().to(torch.uint8)
             self.frames.append(Image.fromarray(picture.movedim(0, -1).numpy()))
 
     def save(self, path: Path) -> None:

@@ -14,11 +14,11 @@ from ldae.core.errors import ConfigError
 from ldae.core.types import Natural, NonNegative
 from ldae.diffusion.schedules import NoiseSchedule
 from ldae.diffusion.targets import usable_steps
-from ldae.diffusion.trajectory import stages
+from ldae.diffusion.trajectory import build_trajectory
 from ldae.engine.runtime import describe_hardware
 from ldae.export.encoder import Run, load_run
 from ldae.objectives.denoise import Denoise
-from ldae.sampling.generate import Generator, SamplerConfig, usual_rule
+from ldae.sampling.generate import Generator, SamplerConfig, default_sampler
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ def generator_of(config: Mapping[str, Any]) -> tuple[Generator, Run]:
         raise ConfigError("run", settings.run, f"is of {type(objective).__name__}, which denoises nothing")
     schedule: NoiseSchedule = parts.sampling_schedule if "sampling_schedule" in parts.config else objective.schedule
     usable = usable_steps(schedule, objective.target)
-    visited = stages(schedule, parts.spacing.steps(usable), objective.schedule)
-    rule = parts.sampler if "sampler" in parts.config else usual_rule(objective)
-    clip = objective.tokenizer.bounded if settings.clip is None else settings.clip
+    visited = build_trajectory(schedule, parts.spacing.steps(usable), objective.schedule)
+    rule = parts.sampler if "sampler" in parts.config else default_sampler(objective)
+    clip = objective.tokenizer.is_bounded if settings.clip is None else settings.clip
     sampler = SamplerConfig(rule, visited, clip, settings.guidance, settings.precision)
     return Generator(objective, sampler, settings.seed), run
 

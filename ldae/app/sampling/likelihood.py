@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     settings: LikelihoodSettings = own_settings(LikelihoodSettings, config)
     generator, run = generator_of(config)
     rule = generator.sampler.rule
-    if not generator.objective.tokenizer.bounded:
+    if not generator.objective.tokenizer.is_bounded:
         raise ConfigError("run", config["run"], "is of latents; a likelihood of images needs tokenizer=identity")
     if not isinstance(rule, Ancestral):
         raise ConfigError("sampler", type(rule).__name__, "has no variance; use ddpm, ddpm_large or learned")
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
         announce(precision)
         images = spread(getattr(session.splits(), settings.split), settings.count)
         batches = in_order(images, settings.batch, session.world.device, 0, session.stop.poll)
-        passes = -(-len(images) // settings.batch) * (len(generator.sampler.stages) - 1)
+        passes = -(-len(images) // settings.batch) * (len(generator.sampler.trajectory) - 1)
         progress = Progress(session.progress, passes, title="bounding")
         generator.on_step = progress.advance
         found = [bound_of(generator, rule, batch) for batch in batches]
@@ -83,6 +83,6 @@ def main(argv: Sequence[str]) -> None:
 def bound_of(generator: Generator, rule: Ancestral, batch: Batch) -> Bound:
     """The bound of each image of a batch."""
     x0, cond = generator.objective.task(batch)
-    message, rng = generator.prepared(cond), generator.rng(batch.index.tolist())
-    predict = lambda x, stage: generator.predict(x, stage, message)  # noqa: E731
-    return nll_bound(predict, rule, x0, generator.sampler.stages, rng, clip=generator.sampler.clip)
+    message, rng = generator.precompute(cond), generator.rng(batch.index.tolist())
+    predict = lambda x, step: generator.predict(x, step, message)  # noqa: E731
+    return nll_bound(predict, rule, x0, generator.sampler.trajectory, rng, clip=generator.sampler.clip)

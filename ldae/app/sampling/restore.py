@@ -34,7 +34,7 @@ from ldae.core.types import Batch, Count, Fraction, Range
 from ldae.data.transforms import simulate_strokes
 from ldae.engine.logging import save_png
 from ldae.engine.run_folder import RunFolder
-from ldae.objectives.panels import in_colour, tiled
+from ldae.objectives.panels import tile, to_rgb
 from ldae.sampling.generate import Generator
 from ldae.sampling.restore import Columns, Edit, Enlarge, Guide, Interpolate, Invert, Restoration, Segment, Undo
 from ldae.tasks.segmentation import Segmentation
@@ -174,12 +174,12 @@ def restored(
     for k, batch in enumerate(pictures):
         film = Animation(restoration.generator) if settings.gif and not k else None
 
-        def watch(i: int, stage: Any, x: Tensor, x0: Tensor, film: Animation | None = film) -> None:
+        def callback(i: int, step: Any, x: Tensor, x0: Tensor, film: Animation | None = film) -> None:
             session.stop.poll()
             if film:
-                film(i, stage, x, x0)
+                film(i, step, x, x0)
 
-        found.append({name: x.cpu() for name, x in restoration(batch, watch).items()})
+        found.append({name: x.cpu() for name, x in restoration(batch, callback).items()})
         if film:
             film.save(folder.path / "way.gif")
     progress.close()
@@ -188,11 +188,11 @@ def restored(
 
 def show(columns: Columns, pictures: Pictures, settings: RestoreSettings, folder: RunFolder) -> None:
     """The strip; and for pictures of the user's own, a strip for each and its last column alone."""
-    coloured = torch.stack([in_colour(x) for x in columns.values()], dim=1)  # (N, columns, 3, H, W)
+    coloured = torch.stack([to_rgb(x) for x in columns.values()], dim=1)  # (N, columns, 3, H, W)
     rows = torch.linspace(0, len(coloured) - 1, min(settings.shown, len(coloured))).round().long()
-    save_png(folder.path / "strip.png", tiled(coloured[rows]))
+    save_png(folder.path / "strip.png", tile(coloured[rows]))
     for i, name in enumerate(pictures.names or []):
-        save_png(folder.path / f"{name}.png", tiled(coloured[i : i + 1]))
+        save_png(folder.path / f"{name}.png", tile(coloured[i : i + 1]))
 
 
 def set_reader(settings: RestoreSettings, restoration: Restoration, session: Session, pictures: Pictures) -> Reader:

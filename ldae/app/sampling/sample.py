@@ -43,7 +43,7 @@ from ldae.diffusion.samplers import Cold
 from ldae.diffusion.trajectory import SamplingStep
 from ldae.engine.logging import save_png
 from ldae.engine.run_folder import RunFolder
-from ldae.objectives.panels import in_colour, tiled
+from ldae.objectives.panels import tile, to_rgb
 from ldae.sampling.generate import Generator
 from ldae.tasks.super_resolution import SuperResolution
 
@@ -277,14 +277,14 @@ class Sampling:
     def _draw(self, k: int, index: range, progress: Progress) -> None:
         film = Animation(self.generator, shown=8) if self.settings.gif and not k else None
 
-        def watch(i: int, stage: SamplingStep, x: Tensor, x0: Tensor) -> None:
+        def callback(i: int, step: SamplingStep, x: Tensor, x0: Tensor) -> None:
             self.session.stop.poll()
             progress.advance()
             if film:
-                film(i, stage, x, x0)
+                film(i, step, x, x0)
 
         cond = self.conditions.of(index, self.generator.device)
-        pixels = (self.generator.from_noise(list(index), cond, watch) * 255).round().to(torch.uint8)
+        pixels = (self.generator.from_noise(list(index), cond, callback) * 255).round().to(torch.uint8)
         save_tensors(self.shard(k), {IMAGES: rearrange(pixels, "b c h w -> b h w c")})
         if film:
             film.save(self.folder.path / "way.gif")
@@ -312,12 +312,12 @@ class Sampling:
     def _figures(self, images: np.ndarray) -> tuple[dict[str, float], list[str]]:
         if self.comparison is None:
             return {}, []
-        return self.comparison.figures(in_colour(torch.from_numpy(images).movedim(-1, 1).float() / 255))
+        return self.comparison.figures(to_rgb(torch.from_numpy(images).movedim(-1, 1).float() / 255))
 
 
 def grid(images: np.ndarray) -> Tensor:
     """Up to 64 images (N, H, W, C) uint8 in rows of eight."""
-    x = in_colour(torch.from_numpy(images).movedim(-1, 1).float() / 255)
+    x = to_rgb(torch.from_numpy(images).movedim(-1, 1).float() / 255)
     columns = min(8, len(x))
     padding = torch.ones(-len(x) % columns, *x.shape[1:])
-    return tiled(rearrange(torch.cat([x, padding]), "(r c) k h w -> r c k h w", c=columns))
+    return tile(rearrange(torch.cat([x, padding]), "(r c) k h w -> r c k h w", c=columns))

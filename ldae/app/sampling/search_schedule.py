@@ -29,7 +29,7 @@ from ldae.core.types import Count, Fraction, Positive
 from ldae.diffusion.schedules import DDPMLinear, NoiseSchedule, Quadratic
 from ldae.diffusion.spacing import All
 from ldae.diffusion.targets import usable_steps
-from ldae.diffusion.trajectory import stages
+from ldae.diffusion.trajectory import build_trajectory
 from ldae.sampling.generate import Generator
 from ldae.sampling.restore import Enlarge
 from ldae.tasks.super_resolution import SuperResolution
@@ -117,8 +117,8 @@ def schedules(settings: SearchSettings) -> Iterator[tuple[str, float, float, Noi
 def scores(generator: Generator, schedule: NoiseSchedule, pictures: Pictures, reader: Reader) -> dict[str, float]:
     """Distances of the enlarged hold-out images to those themselves, and their PSNR."""
     steps = All().steps(usable_steps(schedule, generator.objective.target))
-    visited = stages(schedule, steps, generator.objective.schedule)
-    other = Generator(generator.objective, replace(generator.sampler, stages=visited), generator.seed)
+    visited = build_trajectory(schedule, steps, generator.objective.schedule)
+    other = Generator(generator.objective, replace(generator.sampler, trajectory=visited), generator.seed)
     enlarge = Enlarge(other)
     found = [enlarge(batch) for batch in pictures]
     columns = {name: torch.cat([columns[name].cpu() for columns in found]) for name in found[0]}

@@ -34,7 +34,7 @@ def train_images(session: Session, objective: Objective, splits: Splits, tokeniz
     message = session.parts.task.image_channels > 0
     if session.config["latents"] == "never" or random or message or not isinstance(objective, Denoise):
         return images
-    if not (objective.input.latent and objective.output.latent and objective.tokenizer.costly):
+    if not (objective.input.latent and objective.output.latent and objective.tokenizer.is_costly):
         return images
     folder = session.cache / "latents" / json_hash([tokenizer, splits.fingerprint])[:20]
     if session.world.main and not _whole(folder):

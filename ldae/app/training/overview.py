@@ -16,7 +16,7 @@ from ldae.data.images import Splits
 from ldae.engine.blocks import evaluating
 from ldae.engine.runtime import describe_hardware
 from ldae.engine.settings import TrainSettings
-from ldae.export.encoder import usual_t
+from ldae.export.encoder import default_timestep
 from ldae.objectives.base import Objective, PretrainingObjective
 
 # groups of a config that make a recipe, in the order in which an image meets them
@@ -62,7 +62,7 @@ def encoder_parameters(objective: PretrainingObjective, size: int) -> int:
     image = torch.zeros(1, 3, size, size, device=trained[0].device)
     layer = network.encoder_layer
     with evaluating([objective]), torch.enable_grad():
-        tokens = objective.tokens(image, [layer], usual_t(objective), None)[layer]
+        tokens = objective.tokens(image, [layer], default_timestep(objective), None)[layer]
         gradients = torch.autograd.grad(tokens.sum(), trained, allow_unused=True)
     return sum(p.numel() for p, gradient in zip(trained, gradients, strict=True) if gradient is not None)
 

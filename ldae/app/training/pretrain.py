@@ -31,10 +31,10 @@ from ldae.core.errors import ConfigError
 from ldae.data.images import Splits
 from ldae.engine.run_folder import RunFolder
 from ldae.engine.trainer import RunContext, Trainer
-from ldae.export.encoder import MODEL, TOKENIZER_FILE, start_of
+from ldae.export.encoder import MODEL, TOKENIZER_FILE, build_untrained
 from ldae.objectives.base import PretrainingObjective
 from ldae.objectives.denoise import Denoise
-from ldae.objectives.panels import panels_of
+from ldae.objectives.panels import build_panels
 
 
 def main(argv: Sequence[str]) -> None:
@@ -90,7 +90,7 @@ def pretrain(config: dict[str, Any]) -> Path:
             "peak_rate": optim.peak(settings.batch),
         }
         watched = session.world.main or settings.shard
-        start = None if settings.shard else partial(start_of, config, run.path, tokenizer)
+        start = None if settings.shard else partial(build_untrained, config, run.path, tokenizer)
         evaluations = monitors(session, objective, splits, total, watching, start) if watched else []
         if session.world.main:
             print(overview(session, splits, objective, settings, total, run.path), flush=True)
@@ -165,7 +165,7 @@ def monitors(
         return []
     every = max(1, math.ceil(total / settings.num_evals))
     shown = preview(session, splits.holdout if len(splits.holdout) else splits.train, settings.panel_images)
-    found: list[Any] = [*panels_of(objective, shown, every)]
+    found: list[Any] = [*build_panels(objective, shown, every)]
     if (count := settings.bank(session.world.device.type)) and len(splits.holdout) and len(splits.classes) > 1:
         found.append(OnlineKNN(session, objective, splits, every, count, start))
     return found

@@ -34,7 +34,7 @@ from ldae.data.images import ImageSet
 from ldae.engine.logging import save_png
 from ldae.engine.run_folder import RunFolder
 from ldae.export.encoder import TOKENIZER_FILE
-from ldae.objectives.panels import ReconstructionPanel, fidelity, reconstructed
+from ldae.objectives.panels import ReconstructionPanel, fidelity, reconstruct_images
 from ldae.tokenizers.base import Tokenizer, load_tokenizer
 from ldae.tokenizers.conv_vae import ConvVAE
 from ldae.tokenizers.public import load_public
@@ -87,7 +87,7 @@ def report(session: Session, images: ImageSet, run: RunFolder) -> None:
     shown = preview(session, images, PANEL_IMAGES).images
     scalars, pictures = ReconstructionPanel(tokenizer, shown, every=0)(0)
     batches = [(x + 1) / 2 for x in session.images(images)]
-    answers = torch.cat([reconstructed(tokenizer, x) for x in batches])
+    answers = torch.cat([reconstruct_images(tokenizer, x) for x in batches])
     quality = {**scalars, **fidelity(answers, torch.cat(batches))}
     split = session.config["split"]
     write_json(run.path / "reconstruction.json", {"split": split, "images": len(images), **quality})

@@ -1,4 +1,4 @@
-"""What every corruption promises."""
+"""Interface of corruptions."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ldae.core.types import BatchGenerator, NoiseLevel
 
 @dataclass(frozen=True)
 class State:
-    """What was drawn once for an image and holds along its whole trajectory; each corruption has its own fields."""
+    """Random state of a corruption, fixed along the trajectory of an image; subclasses add fields."""
 
 
 @dataclass(frozen=True)
 class Mixed(State):
-    """What an image is mixed with.
+    """State of a corruption that mixes an image with a second signal.
 
     Attributes:
         eps: (B, ...) noise, or another image, shaped like what it corrupts.
@@ -30,9 +30,8 @@ class Corruption(ABC):
     """x0 -> x_t at a noise level; D(x0, t + 1) of Cold Diffusion (arXiv 2208.09392), whose D(x0, 0) is x0.
 
     Attributes:
-        mixes: whether x_t = gamma x0 + sigma eps, its state a `Mixed`: what targets other than x0 are built from.
-        of_images: whether it means something for images in [-1, 1] alone, at the size that it was made for: any but
-            Gaussian noise. Cold Diffusion's rules undo it.
+        is_additive: x_t = gamma x0 + sigma eps with a `Mixed` state; targets other than x0 need it.
+        pixel_only: it is defined for images in [-1, 1] of one size, not for latents; Cold Diffusion's rules invert it.
     """
 
     is_additive = False
@@ -40,15 +39,15 @@ class Corruption(ABC):
 
     @abstractmethod
     def draw(self, x0: Tensor, rng: BatchGenerator) -> State:
-        """What is random in the corruption of `x0`, (B, ...)."""
+        """Draw the random state of the corruption of `x0`, (B, ...)."""
 
     @abstractmethod
     def at(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:
-        """x_t, shaped like `x0`; each image at its own level, t of 0 and above."""
+        """Return x_t, shaped like `x0`, each image at its own level, t >= 0."""
 
-    def observed(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:
-        """x_t as a network is trained on it and as a restoration starts from it.
+    def corrupt(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:
+        """Return x_t as the input of a network and of a restoration.
 
-        Differs from `at` where the published one is rounded to 8 bits there, but not in a sampler's D.
+        Differs from `at`, the D of a sampler, where the published code quantises the input to 8 bits.
         """
         return self.at(x0, level, state)

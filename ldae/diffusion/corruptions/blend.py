@@ -1,4 +1,4 @@
-"""One image turns into another."""
+"""Blending of two images."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class Blend(Gaussian):
     def __init__(self) -> None:
         self.pool: Tensor | None = None
 
-    def show(self, images: Tensor) -> None:
-        """Gives the images that are blended in: (M, 3, H, W) uint8, of the size of what they are blended with."""
+    def set_images(self, images: Tensor) -> None:
+        """Set the images that are blended in, (M, 3, H, W) uint8, of the size of x0."""
         self.pool = images
 
     def draw(self, x0: Tensor, rng: BatchGenerator) -> Mixed:
-        """An image of the pool for each of `x0`, every one as likely.
+        """Draw an image of the pool, uniformly, for each of `x0`.
 
         Raises:
-            ConfigError: there are none, or they have another size.
+            ConfigError: the pool is missing, or its images have another size.
         """
         if self.pool is None:
-            raise ConfigError("part", "Blend", "has no images to blend in; give it some by show(images)")
+            raise ConfigError("part", "Blend", "has no images to blend in; give it some by set_images(images)")
         if self.pool.shape[1:] != x0.shape[1:]:
             sizes = f"{tuple(self.pool.shape[1:])} to blend into {tuple(x0.shape[1:])}"
             raise ConfigError("part", "Blend", f"was given images of {sizes}; resize them")

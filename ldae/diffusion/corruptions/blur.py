@@ -1,4 +1,4 @@
-"""Gaussian blur, step after step."""
+"""Repeated Gaussian blur."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from ldae.core.errors import ConfigError
 from ldae.core.types import BatchGenerator, Count, NoiseLevel, NonNegative, Positive
 from ldae.diffusion.corruptions.base import Corruption, State
-from ldae.diffusion.corruptions.tables import Separable, in_8_bits
+from ldae.diffusion.corruptions.tables import Separable, quantize_8_bit
 from ldae.diffusion.schedules import NoiseSchedule
 
 
@@ -19,13 +19,13 @@ class Blur(Corruption):
     """x_t = G_t * ... * G_0 * x0, G_i a Gaussian of sigma_i = (first + step i) e^(growth i) (arXiv 2208.09392).
 
     Args:
-        schedule: its T alone counts.
+        schedule: gives T.
         image_shape: (C, n, n).
-        kernel: taps of a Gaussian, odd; it is cut off there, which shortens a wide one a lot.
+        kernel: taps of a Gaussian, odd; wide Gaussians are truncated.
         first, step, growth: sigma_i in pixels. step = growth = 0: constant; growth = 0: linear; step = 0: exponential.
         padding: `reflect` does not repeat the border; `circular` preserves the mean of a channel.
-        mean_at_end: at the last step every pixel is the mean of its channel, as generation wants it.
-        discrete: what the network is shown is cut to 8 bits.
+        mean_at_end: the last step maps every pixel to the mean of its channel, for generation.
+        discrete: quantise the network's input to 8 bits.
 
     Raises:
         ConfigError: the kernel is even, or too wide to reflect an image in.
@@ -66,20 +66,26 @@ class Blur(Corruption):
     def at(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:
         return self.blurred(x0, level.t)
 
-    def observed(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:
+    def corrupt(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:
         x_t = self.at(x0, level, state)
-        return in_8_bits(x_t) if self.discrete else x_t
+        return quantize_8_bit(x_t) if self.discrete else x_t
 
 
 def taps(sigma: float, count: int) -> Tensor:
-    """A Gaussian at `count` whole numbers around 0, scaled to sum 1: (count,) float64."""
+    """Return a Gaussian at `count` integers around 0, normalised to sum 1: (count,) float64."""
     offset = torch.arange(count, dtype=torch.float64) - count // 2
     weights = torch.exp(-(offset**2) / (2 * sigma**2))
     return weights / weights.sum()
 
 
 def convolution(weights: Tensor, n: int, fold: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """The (n, n) matrix that convolves a line of n pixels with symmetric `weights`; `fold` says what lies outside."""
+    """Return the (n, n) matrix that convolves a line of n pixels with symmetric `weights`.
+
+    Args:
+        weights: (count,).
+        n: pixels.
+        fold: (positions outside 0..n-1, n) -> the pixels that pad them.
+    """
     count = len(weights)
     row = torch.arange(n)[:, None].expand(n, count)
     column = fold(row + torch.arange(count) - count // 2, n)

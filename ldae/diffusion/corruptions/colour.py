@@ -1,4 +1,4 @@
-"""Colour that fades."""
+"""Desaturation."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from ldae.diffusion.schedules import NoiseSchedule
 class Colour(Corruption):
     """x_t = w_t x0 + (1 - w_t) mean over the channels, w_t = 1 - (t + 1) / T: grey at T-1.
 
-    The published steps keep the share 1 - (1/T) / (1 - t/T) of the colour that is left (code of arXiv 2208.09392);
-    their product is this.
+    w_t is the product of the published factors 1 - (1/T) / (1 - t/T) of each step (code of arXiv 2208.09392).
 
     Args:
-        schedule: its T alone counts.
+        schedule: gives T.
     """
 
     pixel_only = True

@@ -1,4 +1,4 @@
-"""An image that a flat colour closes in on, from the border to the centre."""
+"""Masking with a flat colour, from the border to the centre."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class ColourMask(Corruption):
     """x_t = (1 - w_t) x0 + w_t c with a flat random colour c ~ U[-1/2, 1/2]^3 (Sec. 5, arXiv 2208.09392).
 
     w_t is the product of the first T - 1 - t masks 1 - exp(-r^2 / (2 beta_i^2)), beta_i = first + step i: the
-    published schedule, reversed. At t = T-1 all is colour, at T-2 the centre pixel alone is not.
+    published schedule, reversed. At t = T-1 all pixels have the colour, at T-2 all but the centre.
 
     Args:
-        schedule: its T alone counts.
+        schedule: gives T.
         image_shape: (3, n, n); the centre is pixel (n / 2 - 1, n / 2 - 1).
         first, step: beta_i, a standard deviation in pixels.
     """

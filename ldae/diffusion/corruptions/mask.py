@@ -1,4 +1,4 @@
-"""A Gaussian hole that grows."""
+"""Masking with a growing Gaussian hole."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 from ldae.core.types import BatchGenerator, NoiseLevel, NonNegative, Positive
 from ldae.diffusion.corruptions.base import Corruption, State
-from ldae.diffusion.corruptions.tables import Table, in_8_bits
+from ldae.diffusion.corruptions.tables import Table, quantize_8_bit
 from ldae.diffusion.schedules import NoiseSchedule
 
 
 @dataclass(frozen=True)
 class Placed(State):
-    """Where the hole is.
+    """Position of the hole.
 
     Attributes:
         centre: (B, 2) int64, row and column; -1 is one pixel outside.
@@ -27,14 +27,14 @@ class Placed(State):
 class Mask(Corruption):
     """x_t = x0 prod_i (1 - exp(-r^2 / (2 beta_i^2))) over i <= t, beta_i = first + step i (arXiv 2208.09392).
 
-    r is the distance to the centre in pixels. What is masked becomes 0, mid-grey.
+    r is the distance to the centre in pixels. Masked pixels are 0, mid-grey.
 
     Args:
-        schedule: its T alone counts.
+        schedule: gives T.
         image_shape: (C, n, n).
         first, step: beta_i, a standard deviation in pixels.
         centred: the centre is pixel (n / 2 - 1, n / 2 - 1); else it is uniform on -1..n-1 in each axis.
-        discrete: what the network is shown is cut to 8 bits.
+        discrete: quantise the network's input to 8 bits.
     """
 
     pixel_only = True
@@ -61,29 +61,29 @@ class Mask(Corruption):
         assert isinstance(state, Placed)
         return x0 * around(state.centre, self.kept, level.t, self.n)
 
-    def observed(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:
+    def corrupt(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:
         x_t = self.at(x0, level, state)
-        return in_8_bits(x_t) if self.discrete else x_t
+        return quantize_8_bit(x_t) if self.discrete else x_t
 
 
 def holes(beta: Tensor, reach: int) -> Tensor:
-    """1 - exp(-r^2 / (2 beta^2)) for beta (S,) and every r^2 up to `reach` pixels in both axes: (S, 2 reach^2 + 1)."""
+    """Return 1 - exp(-r^2 / (2 beta^2)) for beta (S,) and every r^2 up to 2 reach^2: (S, 2 reach^2 + 1)."""
     r2 = torch.arange(2 * reach**2 + 1, dtype=beta.dtype)
     return -torch.expm1(-r2 / (2 * beta[:, None] ** 2))
 
 
 def around(centre: Tensor, table: Table, t: Tensor, n: int) -> Tensor:
-    """Rows `t` of a table over r^2, spread around centres (B, 2): (B, 1, n, n)."""
+    """Evaluate rows `t` of a table over r^2 around centres (B, 2): (B, 1, n, n)."""
     row, column = ((torch.arange(n, device=t.device) - c[:, None]) ** 2 for c in centre.unbind(1))  # (B, n) each
     r2 = row[:, :, None] + column[:, None]  # (B, n, n)
     return table.on(t.device)[t[:, None, None], r2][:, None]
 
 
 def middle(x0: Tensor, n: int) -> Tensor:
-    """The pixel that published masks have in their middle, (n / 2 - 1, n / 2 - 1), for each image: (B, 2)."""
+    """Return the centre of the published masks, (n / 2 - 1, n / 2 - 1), for each image: (B, 2)."""
     return torch.full((len(x0), 2), n // 2 - 1, device=x0.device)
 
 
 def reach(n: int) -> int:
-    """How far from the middle a pixel can be in one axis."""
+    """Return the largest distance of a pixel from the centre along one axis."""
     return n - n // 2

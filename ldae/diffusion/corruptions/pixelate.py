@@ -1,4 +1,4 @@
-"""Half the resolution at every step."""
+"""Repeated halving of the resolution."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ldae.diffusion.schedules import NoiseSchedule
 
 
 class Pixelate(Corruption):
-    """For i = 0..t: down to n / 2^(i+1) pixels, and up to n again by nearest neighbours (arXiv 2208.09392).
+    """For i = 0..t: resize to n / 2^(i+1) pixels, and to n again by nearest neighbours (arXiv 2208.09392).
 
-    Every step begins with the n pixels of the one before, and nothing is smoothed before it is thinned out: a
-    bicubic step then weighs 4 pixels of an image by (-3, 19, 19, -3) / 32, and from the second on, where these 4
-    lie in two blocks, it is their mean. `bilinear` and `area` are the mean of blocks at every step.
+    Every step resizes the n pixels of the previous one, without antialiasing. A bicubic step then weighs 4 pixels by
+    (-3, 19, 19, -3) / 32; from the second step on these 4 lie in two blocks, and the result is their mean. `bilinear`
+    and `area` are the mean of blocks at every step.
 
     Args:
-        schedule: its T alone counts.
+        schedule: gives T.
         image_shape: (C, n, n).
-        filter: of the way down.
+        filter: of the resizing to n / 2^(i+1).
 
     Raises:
         ConfigError: the image cannot be halved T times.
@@ -52,7 +52,7 @@ class Pixelate(Corruption):
 
 
 def _halved(n: int, block: int, mode: str) -> Tensor:
-    """The matrix that takes a line of n pixels to n / block and back, (n, n) float64."""
+    """Return the matrix that resizes a line of n pixels to n / block and back, (n, n) float64."""
     line = torch.eye(n, dtype=torch.float64)[None, None]
     small = F.interpolate(line, size=(n // block, n), mode=mode)[0, 0]  # columns stay: (n / block, n)
     return small.repeat_interleave(block, 0)

@@ -22,11 +22,11 @@ LUMA = (0.299, 0.587, 0.114)  # of red, green, blue in grey
 
 @dataclass(frozen=True)
 class Snowfall(State):
-    """The flakes of an image.
+    """Snow flakes of an image.
 
     Attributes:
-        flakes: (B, n, n) a blurred normal field; where it is above a step's threshold there is snow.
-        vertical: (B,) bool, whether they fall along columns rather than rows.
+        flakes: (B, n, n) magnified Gaussian field; pixels above a step's threshold are snow.
+        vertical: (B,) bool, motion blur along columns rather than rows.
     """
 
     flakes: Tensor
@@ -34,23 +34,23 @@ class Snowfall(State):
 
 
 class Snow(Corruption):
-    """x_t = clip(x + s_t + rot180(s_t)) with x of [0, 1], s_t the flakes above a threshold, blurred along their way.
+    """x_t = clip(x + s_t + rot180(s_t)) with x of [0, 1], s_t the flakes above a threshold, motion-blurred.
 
-    Always of the clean image, not of x_{t-1} (code of arXiv 2208.09392, its levels 1 to 4). Every image has
-    flakes and a direction of its own, where that code draws them once for a batch. Pairs of numbers are those of
-    the first and the last step, the others lie evenly between them.
+    A function of the clean image, not of x_{t-1} (code of arXiv 2208.09392, its levels 1 to 4). Flakes and direction
+    are drawn for every image, where that code draws them once for a batch. Pairs of numbers are the values at the
+    first and the last step, linearly interpolated between them.
 
     Args:
-        schedule: its T alone counts.
+        schedule: gives T.
         image_shape: (3, n, n).
         mean, std: of the field of flakes.
         zoom: its magnification.
         kernel: taps of the motion blur, odd.
-        threshold, sigma: the least flake that is seen; the motion blur in pixels.
-        brightness: share of x beside a brightened grey, in max(x, 1.5 grey + 0.5); null leaves x as it is.
+        threshold, sigma: the smallest visible flake; the motion blur in pixels.
+        brightness: weight of x against a brightened grey, in max(x, 1.5 grey + 0.5); null leaves x as it is.
 
     Raises:
-        ConfigError: the kernel is even, or a pair has not two numbers.
+        ConfigError: the kernel is even, or a pair is not of two numbers.
     """
 
     pixel_only = True
@@ -70,33 +70,33 @@ class Snow(Corruption):
         if kernel % 2 == 0:
             raise ConfigError("kernel", kernel, "must be odd")
         self.n, self.mean, self.std, self.zoom = image_shape[-1], mean, std, zoom
-        self.threshold = Table(_between("threshold", threshold, schedule.T))  # (T,)
-        widths = _between("sigma", sigma, schedule.T).tolist()
+        self.threshold = Table(_interpolate("threshold", threshold, schedule.T))  # (T,)
+        widths = _interpolate("sigma", sigma, schedule.T).tolist()
         self.streaks = Table(torch.stack([_streak(taps(width, kernel), self.n) for width in widths]))  # (T, n, n)
-        self.share = Table(_between("brightness", brightness or (1.0, 1.0), schedule.T))
+        self.share = Table(_interpolate("brightness", brightness or (1.0, 1.0), schedule.T))
 
     def draw(self, x0: Tensor, rng: BatchGenerator) -> Snowfall:
         side = math.ceil(self.n / self.zoom)
         field = self.mean + self.std * rng.normal((len(x0), side, side))
-        return Snowfall(magnified(field, self.zoom, self.n), rng.uniform((len(x0),)) > 0.5)
+        return Snowfall(magnify(field, self.zoom, self.n), rng.uniform((len(x0),)) > 0.5)
 
     def at(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:
         assert isinstance(state, Snowfall)
-        x, s = (x0 + 1) / 2, self.layer(level.t, state)[:, None]
+        x, s = (x0 + 1) / 2, self.snow_layer(level.t, state)[:, None]
         share = expand(self.share[level.t], x)
         x = share * x + (1 - share) * torch.maximum(x, 1.5 * _grey(x) + 0.5)
         return (x + s + s.flip(-2, -1)).clamp(0, 1) * 2 - 1
 
-    def layer(self, t: Tensor, state: Snowfall) -> Tensor:
-        """Snow at steps `t`, (B,), on one side: (B, n, n) of 0 and above."""
+    def snow_layer(self, t: Tensor, state: Snowfall) -> Tensor:
+        """Return the snow s_t at steps `t`, (B,): (B, n, n), non-negative."""
         threshold, vertical = expand(self.threshold[t], state.flakes), state.vertical[:, None, None]
         seen = torch.where(state.flakes >= threshold, state.flakes, 0).clamp(0, 1)
         along = torch.where(vertical, seen.mT, seen) @ self.streaks[t]
         return torch.where(vertical, along.mT, along)
 
 
-def magnified(field: Tensor, zoom: float, n: int) -> Tensor:
-    """(B, c, c) by linear interpolation between its corners to c zoom pixels; of those the middle, (B, n, n)."""
+def magnify(field: Tensor, zoom: float, n: int) -> Tensor:
+    """Magnify fields (B, c, c) to c zoom pixels by linear interpolation and crop the centre, (B, n, n)."""
     side = round(field.shape[-1] * zoom)
     large = F.interpolate(field[:, None], size=side, mode="bilinear", align_corners=True)[:, 0]
     begin = (side - n) // 2
@@ -104,7 +104,7 @@ def magnified(field: Tensor, zoom: float, n: int) -> Tensor:
 
 
 def _streak(weights: Tensor, n: int) -> Tensor:
-    """The (n, n) matrix that convolves a line of n pixels with symmetric `weights`, nothing outside."""
+    """Return the (n, n) matrix that convolves a line of n pixels with symmetric `weights`, zero-padded."""
     distance = (torch.arange(n)[:, None] - torch.arange(n)).abs()
     return F.pad(weights[len(weights) // 2 :], (0, n))[distance]
 
@@ -114,7 +114,7 @@ def _grey(x: Tensor) -> Tensor:
     return torch.einsum("bchw,c->bhw", x, weights)[:, None]
 
 
-def _between(key: str, ends: tuple[float, ...], count: int) -> Tensor:
+def _interpolate(key: str, ends: tuple[float, ...], count: int) -> Tensor:
     if len(ends) != 2:
         raise ConfigError(key, ends, "must be two numbers, of the first and the last step")
     return torch.linspace(ends[0], ends[1], count, dtype=torch.float64)

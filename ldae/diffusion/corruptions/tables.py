@@ -1,4 +1,4 @@
-"""What corruptions work out beforehand, for every step."""
+"""Precomputed tables of corruptions, one row per step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Table:
-    """Numbers of every step, (T, ...); float32, a copy on each device that asks.
+    """Table with a row for every step, (T, ...) float32, cached on each device.
 
     Args:
         rows: (T, ...) float64.
@@ -20,18 +20,18 @@ class Table:
         self.copies: dict[torch.device, Tensor] = {}
 
     def on(self, device: torch.device) -> Tensor:
-        """All rows, (T, ...)."""
+        """Return all rows on a device, (T, ...)."""
         if device not in self.copies:
             self.copies[device] = self.rows.to(device)
         return self.copies[device]
 
     def __getitem__(self, t: Tensor) -> Tensor:
-        """The rows of steps `t`, (B,) int64: (B, ...), on its device."""
+        """Return the rows of steps `t`, (B,) int64, on its device: (B, ...)."""
         return self.on(t.device)[t]
 
 
 class Separable:
-    """x -> A_t x A_t^T for every channel, with A_t the product of the matrices of the steps up to t.
+    """Separable linear map x -> A_t x A_t^T of every channel, A_t the product of the matrices of steps 0..t.
 
     Args:
         steps: one (n, n) float64 matrix for each step, the first applied first.
@@ -44,15 +44,14 @@ class Separable:
         self.table = Table(torch.stack(product))  # (T, n, n)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """(B, C, n, n) and a step for each, (B,) int64 -> (B, C, n, n)."""
+        """Apply A_t to images (B, C, n, n), with a step for each, (B,) int64."""
         a = self.table[t][:, None]  # (B, 1, n, n)
         return a @ x @ a.mT
 
 
-def in_8_bits(x: Tensor) -> Tensor:
-    """Numbers of [-1, 1] on the 256 levels of an image file, cut off rather than rounded.
+def quantize_8_bit(x: Tensor) -> Tensor:
+    """Quantise numbers of [-1, 1] to 256 levels, truncating.
 
-    So that what is kept of a nearly erased image below 8 bits does not tell it (the published code's `discrete`,
-    arXiv 2208.09392).
+    It removes the traces of an erased image below 8 bits (`discrete` in the code of arXiv 2208.09392).
     """
     return ((x + 1) * 0.5 * 255).trunc() / 255 * 2 - 1

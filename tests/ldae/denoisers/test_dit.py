@@ -101,7 +101,7 @@ def test_the_condition_is_the_levels_vector_plus_the_classes():
     net, t, y = randomised(network()), level(0, 7, 999), torch.tensor([2, 5, 0])
     hidden = F.silu(sinusoid(t.t, 256) @ net.level.linear.weight.T + net.level.linear.bias)
     expected = hidden @ net.level.second.weight.T + net.level.second.bias + net.labels.table.weight[y]
-    assert torch.allclose(net.condition(t, Cond(label=y)), expected, atol=1e-5)
+    assert torch.allclose(net.embed_condition(t, Cond(label=y)), expected, atol=1e-5)
 
 
 def test_no_label_is_the_null_row():
@@ -163,20 +163,20 @@ def test_a_patch_of_the_latent_is_the_grid_of_its_tokens():
 
 def test_labels_are_withheld_at_their_rate_and_replaced_by_the_null_row():
     task, label = Labelled(classes=10, dropout=0.1), torch.arange(100_000) % 10
-    told = task.in_training(Cond(label=label), BatchGenerator([3])).label
+    told = task.augment_cond(Cond(label=label), BatchGenerator([3])).label
     withheld = told == 10
     assert withheld.float().mean().item() == pytest.approx(0.1, abs=0.005)
     assert torch.equal(told[~withheld], label[~withheld])
     assert torch.bincount(label[withheld]).float().std() < 60  # no class in particular
-    assert torch.equal(Labelled(10, dropout=0.0).in_training(Cond(label=label), BatchGenerator([3])).label, label)
-    assert (Labelled(10, dropout=1.0).in_training(Cond(label=label), BatchGenerator([3])).label == 10).all()
+    assert torch.equal(Labelled(10, dropout=0.0).augment_cond(Cond(label=label), BatchGenerator([3])).label, label)
+    assert (Labelled(10, dropout=1.0).augment_cond(Cond(label=label), BatchGenerator([3])).label == 10).all()
 
 
 def test_which_labels_are_withheld_does_not_depend_on_who_works_on_them():
     task, label = Labelled(classes=10, dropout=0.5), torch.arange(64) % 10
-    whole = task.in_training(Cond(label=label), BatchGenerator([5, 6, 7, 8])).label
+    whole = task.augment_cond(Cond(label=label), BatchGenerator([5, 6, 7, 8])).label
     halves = [
-        task.in_training(Cond(label=half), BatchGenerator(s)).label
+        task.augment_cond(Cond(label=half), BatchGenerator(s)).label
         for half, s in zip(label.chunk(2), ([5, 6], [7, 8]), strict=True)
     ]
     assert torch.equal(whole, torch.cat(halves))

@@ -211,7 +211,7 @@ def test_answers_on_visible_patches_do_not_count():
 def test_standardised_patches_have_mean_0_and_unbiased_deviation_1():
     objective, pixels = Masked(Images(), network()), images()
     pixels[0] = 0.3  # flat
-    target = objective.standardised(objective.patches(2 * pixels - 1))
+    target = objective.standardise(objective.patches(2 * pixels - 1))
     assert target[1:].mean(-1).abs().max() < 1e-5
     assert (target[1:].std(-1, correction=1) - 1).abs().max() < 1e-3
     assert target[0].abs().max() < 1e-3
@@ -220,10 +220,10 @@ def test_standardised_patches_have_mean_0_and_unbiased_deviation_1():
     wave = (
         torch.where(torch.arange(48) % 2 == 0, 1e-3, -1e-3) * (47 / 48) ** 0.5
     )  # of variance 1e-6, as much as is added
-    faint = objective.standardised((0.3 + wave).expand(1, 1, 48))
+    faint = objective.standardise((0.3 + wave).expand(1, 1, 48))
     assert faint.std(correction=1).item() == pytest.approx(0.5**0.5, rel=1e-3)
     plain = Masked(Images(), network(), norm_pix=False)
-    assert torch.equal(plain.standardised(patches), patches)
+    assert torch.equal(plain.standardise(patches), patches)
 
 
 @torch.no_grad()
@@ -238,7 +238,7 @@ def test_answering_nothing_loses_n_less_one_over_n():
 @torch.no_grad()
 def test_common_brightness_and_contrast_do_not_change_what_is_asked_for():
     objective, pixels = Masked(Images(), network()), images()
-    a, b = (objective.standardised(objective.patches(x)) for x in (pixels, 0.2 + 0.5 * pixels))
+    a, b = (objective.standardise(objective.patches(x)) for x in (pixels, 0.2 + 0.5 * pixels))
     assert torch.allclose(a, b, atol=1e-3)
 
 
@@ -261,7 +261,7 @@ def test_the_class_token_has_no_position_and_token_n_is_row_n_over_w():
     assert torch.allclose(net.positions[1:], _reference_positions(32, 4, 4), atol=1e-6)
     assert torch.allclose(net.decoder_positions[1:], _reference_positions(24, 4, 4), atol=1e-6)
     x[0, :, 8:12, 4:8] = 1  # row 2, column 1 of a 4 x 4 grid
-    differs = (net.tokens_of(x) - net.tokens_of(torch.zeros_like(x))).abs().sum(-1)[0]
+    differs = (net.embed_patches(x) - net.embed_patches(torch.zeros_like(x))).abs().sum(-1)[0]
     assert differs.nonzero().flatten().tolist() == [2 * 4 + 1]
 
 
@@ -303,9 +303,9 @@ def test_hiding_three_quarters_costs_a_quarter_and_attention_a_sixteenth():
     net, x, N = network(size=64), images(2, 64), 256
     found = {}
     for name, kept in (("full", N), ("masked", count_visible(N, 0.75))):
-        tokens = Masking(torch.arange(N).expand(2, N), kept).gather_visible(net.tokens_of(x))
+        tokens = Masking(torch.arange(N).expand(2, N), kept).gather_visible(net.embed_patches(x))
         with FlopCounterMode(display=False) as counter:
-            net._through(tokens, net.layers)
+            net._encode(tokens, net.layers)
         found[name] = counter.get_flop_counts()["Global"]
     linear, matrices = (found["masked"][op] / found["full"][op] for op in (torch.ops.aten.addmm, torch.ops.aten.bmm))
     assert linear == pytest.approx(65 / 257)
@@ -318,7 +318,7 @@ def test_reading_gives_every_patch_of_the_whole_image():
     found = net.encode(x)
     assert list(found) == [1, 2, 3]
     assert all(tokens.shape == (6, 16, 32) for tokens in found.values())
-    z = torch.cat([net.class_token.expand(6, 1, 32), net.tokens_of(x)], dim=1)
+    z = torch.cat([net.class_token.expand(6, 1, 32), net.embed_patches(x)], dim=1)
     for layer, block in enumerate(net.blocks, start=1):
         z = block(z)
         read = F.layer_norm(z, (32,), net.norm.weight, net.norm.bias, 1e-6) if layer == 3 else z
@@ -337,7 +337,7 @@ def test_the_encoder_has_one_level_and_no_noise():
     assert torch.equal(encoder(pixels), objective.network.encode(2 * pixels - 1)[3].mean(1))
     tokens = encoder.tokens(pixels, [2, 3], class_token=True)
     assert torch.equal(tokens[3][:, 1:], encoder.tokens(pixels, [3])[3])
-    read = objective.network._through(objective.network.tokens_of(2 * pixels - 1), [2, 3])
+    read = objective.network._encode(objective.network.embed_patches(2 * pixels - 1), [2, 3])
     assert all(torch.equal(tokens[layer][:, 0], read[layer][:, 0]) for layer in (2, 3))
     with pytest.raises(ConfigError, match=r"t=10 must be in 0\.\.0"):
         Encoder(objective, t=10)
@@ -369,7 +369,7 @@ def test_the_panel_shows_what_is_hidden_and_measures_it_alone():
     net, pixels = network(), images()
     objective = Masked(Images(), net)
     panel = MaskingPanel(objective, batch_of(pixels), every=1, shown=2)
-    shown, filled, hidden = objective.filled(pixels, BatchGenerator([4]))
+    shown, filled, hidden = objective.fill_masked(pixels, BatchGenerator([4]))
     assert (shown[hidden] == 0).all()
     for x in (shown, filled):
         assert torch.allclose(x[~hidden], (2 * pixels - 1)[~hidden], atol=1e-6)
@@ -377,7 +377,7 @@ def test_the_panel_shows_what_is_hidden_and_measures_it_alone():
     scalars, pictures = panel(0)
     assert pictures["original_masked_filled"].shape == (3, 2 * 66 - 2, 3 * 66 - 2)
     assert torch.allclose(pictures["original_masked_filled"][:, :64:4, :64:4], pixels[0], atol=1e-6)
-    truth = objective.standardised(objective.patches(2 * pixels - 1))
+    truth = objective.standardise(objective.patches(2 * pixels - 1))
     net.register_forward_hook(lambda *_: truth)
     assert scalars["psnr_hidden"] < 30 < 100 < panel(0)[0]["psnr_hidden"]
 

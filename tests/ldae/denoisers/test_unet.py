@@ -197,7 +197,7 @@ def test_nearly_clean_levels_are_told_apart():
     """gamma^2 = 0.999999 and 0.9999 (sr3.md, test 6), and both from a clean input."""
     net = network(channels=32, **VARIANTS["sr3"])
     codes = [net.level(level(0, gamma=math.sqrt(g)))[0] for g in (1.0, 0.999999, 0.9999, 0.99)]
-    waves = [sinusoid(net.level.reading(level(0, gamma=math.sqrt(g))), 32)[0] for g in (0.999999, 0.9999)]
+    waves = [sinusoid(net.level.scalar(level(0, gamma=math.sqrt(g))), 32)[0] for g in (0.999999, 0.9999)]
     assert (waves[0] - waves[1]).norm() > 0.1
     assert (codes[1] - codes[2]).norm() > 1e-2
     assert (codes[0] - codes[1]).norm() > 1e-4

@@ -105,9 +105,9 @@ def test_features_worked_out_once_give_the_same_bits():
     x = normal(1, 2, 3, 8, 8)
     small = replace(cond, image=normal(2, 2, 3, 4, 4))
     for given, wrapped in ((cond, net), (small, net), (cond, Guided(net, 1.0, 3))):
-        ready = wrapped.prepared(given)
+        ready = wrapped.precompute(given)
         assert ready.features.shape == (2, 16, 8, 8)
-        assert wrapped.prepared(ready) is ready
+        assert wrapped.precompute(ready) is ready
         for t in (3, 900):
             expected = net(x, level(t, t), given)
             assert torch.equal(net(x, level(t, t), ready), expected)
@@ -117,8 +117,8 @@ def test_features_worked_out_once_give_the_same_bits():
 def test_where_there_is_no_encoder_nothing_is_worked_out():
     vit = ViTDenoiser((3, 8, 8), (3, 8, 8), (4, 4), width=16, encoder_depth=1, decoder_depth=1, heads=2)
     cond = told(2)
-    assert network(**VARIANTS["sr3"]).prepared(cond) is cond
-    assert vit.prepared(cond) is cond
+    assert network(**VARIANTS["sr3"]).precompute(cond) is cond
+    assert vit.precompute(cond) is cond
 
 
 def _reference_rrdb(p, x):

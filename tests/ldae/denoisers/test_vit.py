@@ -155,7 +155,7 @@ def test_encode_gives_what_forward_passes_on_and_stops_early():
 def test_token_n_is_the_patch_at_row_n_over_w_and_column_n_mod_w():
     net, x = network(), torch.zeros(1, 3, 16, 16)
     x[0, :, 8:12, 4:8] = 1  # row 2, column 1 of a 4 x 4 grid
-    changed = (net.tokens_of(x) - net.tokens_of(torch.zeros_like(x))).abs().sum(-1)[0]
+    changed = (net.embed_patches(x) - net.embed_patches(torch.zeros_like(x))).abs().sum(-1)[0]
     assert changed.nonzero().flatten().tolist() == [2 * 4 + 1]
 
 

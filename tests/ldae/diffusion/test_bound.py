@@ -10,13 +10,13 @@ from oracles import Normal, Told
 
 from ldae.core.errors import ConfigError
 from ldae.core.types import BatchGenerator
-from ldae.diffusion.bound import nll_bound, prior, steps_back, term
+from ldae.diffusion.bound import nll_bound, prior, reverse_steps, term
 from ldae.diffusion.samplers import Large, Learned, Small
 from ldae.diffusion.schedules import Cosine, DDPMLinear, LinearSigma, Steps
 from ldae.diffusion.spacing import All, Linear, Stride
 from ldae.diffusion.targets import X0, Eps
 from ldae.diffusion.timesteps import LossAware
-from ldae.diffusion.trajectory import CLEAN, Prediction, SamplingStep, stages
+from ldae.diffusion.trajectory import CLEAN, Prediction, SamplingStep, build_trajectory
 from ldae.diffusion.variance import LearnedRange
 
 
@@ -24,13 +24,13 @@ def normal(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-FULL = stages(DDPMLinear(), All().steps(1000))
+FULL = build_trajectory(DDPMLinear(), All().steps(1000))
 
 
-def at(t, way=FULL):
+def at(t, trajectory=FULL):
     """The step from t: its stages, and what the bound has of it."""
-    (k,) = (k for k, stage in enumerate(way) if stage.t == t)
-    return way[k], steps_back(way)[k]
+    (k,) = (k for k, step in enumerate(trajectory) if step.t == t)
+    return trajectory[k], reverse_steps(trajectory)[k]
 
 
 @pytest.mark.parametrize("t", [1, 10, 500, 999])
@@ -45,7 +45,7 @@ def test_a_term_is_a_weighted_error_in_eps_and_in_x0(t):
     weight = back.beta**2 / (2 * back.beta_tilde * (1 - back.beta) * now.sigma**2)
     in_eps = weight * (eps - guess).square().mean(1) / math.log(2)
     torch.testing.assert_close(bits, in_eps, rtol=1e-5, atol=0)
-    snr = [(stage.gamma / stage.sigma) ** 2 for stage in (then, now)]
+    snr = [(step.gamma / step.sigma) ** 2 for step in (then, now)]
     in_x0 = 0.5 * (snr[0] - snr[1]) * (x0 - said.x0).square().mean(1) / math.log(2)
     torch.testing.assert_close(bits, in_x0, rtol=1e-5, atol=0)
     if t == 500:
@@ -73,9 +73,9 @@ def test_the_large_variance_costs_a_constant_more(t):
 def test_what_the_noisiest_stage_keeps_is_the_published_number():
     """Test 13: at most 2.911e-5 bits, for |x0| = 1."""
     assert prior(torch.ones(1, 4).double(), FULL[0]).item() == pytest.approx(2.911e-5, rel=1e-3)
-    stage = SamplingStep(0, 0.0, 1.0)
-    assert prior(normal(1, 2, 4), stage).tolist() == [0, 0]
-    wide = stages(LinearSigma(sigma_max=3.0), torch.tensor([999]))[0]  # from N(0, 1 + 9)
+    step = SamplingStep(0, 0.0, 1.0)
+    assert prior(normal(1, 2, 4), step).tolist() == [0, 0]
+    wide = build_trajectory(LinearSigma(sigma_max=3.0), torch.tensor([999]))[0]  # from N(0, 1 + 9)
     expected = 0.5 * (math.log(10 / 9) - 1 + 0.9 + 0.25 / 10) / math.log(2)
     assert prior(torch.full((1, 4), 0.5), wide).item() == pytest.approx(expected, rel=1e-4)
 
@@ -84,9 +84,9 @@ def test_what_the_noisiest_stage_keeps_is_the_published_number():
 def test_terms_are_those_that_a_learned_variance_is_trained_with(T):
     """Over all steps, the final one too; of one t, T / 1000 of it (section 5.4)."""
     schedule = DDPMLinear(T=T)
-    variance, way = LearnedRange(schedule, Eps()), stages(schedule, All().steps(T))
+    variance, trajectory = LearnedRange(schedule, Eps()), build_trajectory(schedule, All().steps(T))
     for t in (0, 1, 2, T // 2, T - 1):
-        now, back = at(t, way)
+        now, back = at(t, trajectory)
         x0, eps = normal(1, 4, 3, 8, 8).clamp(-1, 1), normal(2, 4, 3, 8, 8)
         x, out = now.mixed(x0, eps), torch.cat([eps + 0.5 * normal(3, 4, 3, 8, 8), normal(4, 4, 3, 8, 8)], 1)
         said = Prediction(Eps().to_x0(variance.prediction(out), x, now.level(x)), variance.interpolation(out))
@@ -101,13 +101,16 @@ def test_shares_run_from_the_narrowest_to_the_widest():
     assert (variance.interpolation(-answer) == 1).all()
 
 
-@pytest.mark.parametrize("way", [FULL, stages(DDPMLinear(), Linear(50).steps(1000))], ids=["all", "50"])
-def test_the_last_steps_variance_is_that_of_the_one_before(way):
+FIFTY = build_trajectory(DDPMLinear(), Linear(50).steps(1000))
+
+
+@pytest.mark.parametrize("trajectory", [FULL, FIFTY], ids=["all", "50"])
+def test_the_last_steps_variance_is_that_of_the_one_before(trajectory):
     """Section 3: ln beta_tilde with entry 0 replaced by entry 1; section 5.3: for the large one as well."""
-    *_, before, last = steps_back(way)
+    *_, before, last = reverse_steps(trajectory)
     said = Prediction(torch.zeros(1), torch.full((1,), 0.25))
     assert last.final
-    assert last.beta == pytest.approx(1 - way[-2].gamma ** 2)
+    assert last.beta == pytest.approx(1 - trajectory[-2].gamma ** 2)
     assert Small().log_variance(said, last) == Small().log_variance(said, before)
     assert Large().log_variance(said, last) == Small().log_variance(said, before)
     mixed = 0.25 * math.log(last.beta) + 0.75 * math.log(before.beta_tilde)
@@ -119,10 +122,10 @@ def levels(x):
     return ((x.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
-def excess(rule, data, way):
+def excess(rule, data, trajectory):
     """What a rule's variance v costs where w is the true one, in bits: (ln(v / w) + w / v - 1) / 2 of each step."""
     nats = 0.0
-    for now, back in list(zip(way[:-1], steps_back(way), strict=True))[:-1]:
+    for now, back in list(zip(trajectory[:-1], reverse_steps(trajectory), strict=True))[:-1]:
         w = back.beta_tilde + back.clean**2 * data.left(now)
         v = math.exp(rule.log_variance(Prediction(torch.zeros(1)), back))
         nats += 0.5 * (math.log(v / w) + w / v - 1)
@@ -146,21 +149,24 @@ def test_the_bound_of_normal_data_is_its_entropy_where_prediction_and_variance_a
 
 def test_the_bound_clips_the_prediction():
     """A prediction that is off by far outside of [-1, 1] costs nothing at white."""
-    x0, way = torch.ones(4, 8), stages(Cosine(), Stride([20]).steps(1000))
-    outside = lambda x, stage: Prediction(x0 + 5)  # noqa: E731
-    clipped = nll_bound(outside, Small(), x0, way, BatchGenerator([0]))
+    x0, trajectory = torch.ones(4, 8), build_trajectory(Cosine(), Stride([20]).steps(1000))
+    outside = lambda x, step: Prediction(x0 + 5)  # noqa: E731
+    clipped = nll_bound(outside, Small(), x0, trajectory, BatchGenerator([0]))
     assert torch.equal(
-        clipped.steps, nll_bound(lambda x, stage: Prediction(x0), Small(), x0, way, BatchGenerator([0])).steps
+        clipped.steps, nll_bound(lambda x, step: Prediction(x0), Small(), x0, trajectory, BatchGenerator([0])).steps
     )
-    assert nll_bound(outside, Small(), x0, way, BatchGenerator([0]), clip=False).total.min() > 10 * clipped.total.max()
+    assert (
+        nll_bound(outside, Small(), x0, trajectory, BatchGenerator([0]), clip=False).total.min()
+        > 10 * clipped.total.max()
+    )
 
 
 def test_a_likelihood_needs_noise_at_every_step_and_two_of_them():
-    predict, x0 = (lambda x, stage: Prediction(x)), torch.zeros(1, 2)
+    predict, x0 = (lambda x, step: Prediction(x)), torch.zeros(1, 2)
     with pytest.raises(ConfigError, match=r"spacing.count=1 is too few for a likelihood"):
         nll_bound(predict, Small(), x0, [FULL[0], CLEAN], BatchGenerator([0]))
     with pytest.raises(ConfigError, match="t=0 is reached without noise, but a likelihood needs some"):
-        nll_bound(predict, Small(), x0, stages(LinearSigma(), All().steps(1000)), BatchGenerator([0]))
+        nll_bound(predict, Small(), x0, build_trajectory(LinearSigma(), All().steps(1000)), BatchGenerator([0]))
 
 
 # --- importance sampling of t

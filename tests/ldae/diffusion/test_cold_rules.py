@@ -11,13 +11,13 @@ from ldae.core.errors import ConfigError
 from ldae.core.types import BatchGenerator, expand
 from ldae.diffusion.corruptions.base import Corruption, State
 from ldae.diffusion.corruptions.gaussian import Gaussian
-from ldae.diffusion.samplers import DDIM, Degrade, Direct, Improved, Restart, sample
+from ldae.diffusion.samplers import DDIM, Degradation, Direct, Improved, Restart, sample
 from ldae.diffusion.schedules import Cosine, Steps
 from ldae.diffusion.spacing import All, Linear
-from ldae.diffusion.trajectory import CLEAN, Prediction, stages
+from ldae.diffusion.trajectory import CLEAN, Prediction, build_trajectory
 
 T = 20
-WAY = stages(Steps(T), All().steps(T))
+TRAJECTORY = build_trajectory(Steps(T), All().steps(T))
 
 
 def normal(seed, *shape):
@@ -25,7 +25,7 @@ def normal(seed, *shape):
 
 
 def always(x0):
-    return lambda x, stage: Prediction(x0)
+    return lambda x, step: Prediction(x0)
 
 
 class Fading(Corruption):
@@ -42,13 +42,18 @@ class Fading(Corruption):
 def test_what_is_added_by_steps_is_taken_off_whatever_the_network_says():
     """Test 1: D(x, s) = x + s e, and predictions that are noise."""
     x0, e = normal(1, 3, 8), 0.1 * normal(2, 3, 8)
-    rule = Improved().bound(lambda x, stage: x + (stage.t + 1) * e)
-    for way in (WAY, stages(Steps(T), Linear(4).steps(T))):
+    rule = Improved().bind(lambda x, step: x + (step.t + 1) * e)
+    for trajectory in (TRAJECTORY, build_trajectory(Steps(T), Linear(4).steps(T))):
         seen = []
-        noise = lambda x, stage: Prediction(normal(stage.t, 3, 8))  # noqa: E731
-        start = x0 + (way[0].t + 1) * e
+        noise = lambda x, step: Prediction(normal(step.t, 3, 8))  # noqa: E731
+        x_T = x0 + (trajectory[0].t + 1) * e
         end = sample(
-            noise, rule, start, way, BatchGenerator([0]), watch=lambda i, s, x, _, seen=seen: seen.append((s.t, x))
+            noise,
+            rule,
+            x_T,
+            trajectory,
+            BatchGenerator([0]),
+            callback=lambda i, s, x, _, seen=seen: seen.append((s.t, x)),
         )
         torch.testing.assert_close(end, x0, rtol=0, atol=1e-12)
         for t, x in seen:
@@ -60,9 +65,9 @@ def test_a_constant_error_ends_as_the_last_degradation_leaves_it_out(kept):
     """Test 2: D(x, s) = A_s x, x0 predicted with an error d: x ends (I - A_T) d off, however many steps."""
     families = [torch.eye(8, dtype=torch.float64), *(normal(s, 8, 8) / 4 for s in range(T))]
     x0, d = normal(30, 3, 8), 0.3 * normal(31, 3, 8)
-    way = [*WAY[:: T // kept][:kept], CLEAN]
-    rule = Improved().bound(lambda x, stage: x @ families[stage.t + 1].T)
-    end = sample(always(x0 + d), rule, x0 @ families[T].T, way, BatchGenerator([0]))
+    trajectory = [*TRAJECTORY[:: T // kept][:kept], CLEAN]
+    rule = Improved().bind(lambda x, step: x @ families[step.t + 1].T)
+    end = sample(always(x0 + d), rule, x0 @ families[T].T, trajectory, BatchGenerator([0]))
     torch.testing.assert_close(end - x0, d - d @ families[T].T, rtol=0, atol=1e-10)
 
 
@@ -71,22 +76,24 @@ def test_a_constant_error_ends_as_the_last_degradation_leaves_it_out(kept):
 def test_a_perfect_network_restores_exactly(rule, corruption):
     """Test 3: and every x on the way is D(x0, s), because what was drawn is drawn once."""
     schedule = Steps(T) if isinstance(corruption, Fading) else Cosine(T)
-    way, x0, seen = stages(schedule, All().steps(T)), normal(1, 3, 8).float(), []
-    degrade = Degrade(corruption, corruption.draw(x0, BatchGenerator([4])))
+    trajectory, x0, seen = build_trajectory(schedule, All().steps(T)), normal(1, 3, 8).float(), []
+    degrade = Degradation(corruption, corruption.draw(x0, BatchGenerator([4])))
     assert torch.equal(degrade(x0, CLEAN), x0)
-    watch = lambda i, s, x, _: seen.append((s, x))  # noqa: E731
-    end = sample(always(x0), rule.bound(degrade), degrade(x0, way[0]), way, BatchGenerator([0]), watch=watch)
+    callback = lambda i, s, x, _: seen.append((s, x))  # noqa: E731
+    end = sample(
+        always(x0), rule.bind(degrade), degrade(x0, trajectory[0]), trajectory, BatchGenerator([0]), callback=callback
+    )
     torch.testing.assert_close(end, x0, rtol=0, atol=1e-5)
-    for stage, x in seen:
-        torch.testing.assert_close(x, degrade(x0, stage), rtol=0, atol=1e-5)
+    for step, x in seen:
+        torch.testing.assert_close(x, degrade(x0, step), rtol=0, atol=1e-5)
 
 
 def test_what_was_added_beside_the_degradation_stays_or_is_forgotten():
     """Test 3: algorithm 2 carries it to the end unchanged, algorithm 1 does not know of it."""
     x0 = normal(1, 3, 8)
-    degrade, extra = Degrade(Fading(), State()), 0.002 * normal(2, 3, 8)
+    degrade, extra = Degradation(Fading(), State()), 0.002 * normal(2, 3, 8)
     ends = [
-        sample(always(x0), rule.bound(degrade), degrade(x0, WAY[0]) + extra, WAY, BatchGenerator([0]))
+        sample(always(x0), rule.bind(degrade), degrade(x0, TRAJECTORY[0]) + extra, TRAJECTORY, BatchGenerator([0]))
         for rule in (Improved(), Restart())
     ]
     torch.testing.assert_close(ends[0], x0 + extra, rtol=0, atol=1e-6)
@@ -95,28 +102,28 @@ def test_what_was_added_beside_the_degradation_stays_or_is_forgotten():
 
 def test_both_algorithms_are_one_where_the_prediction_degrades_to_x():
     """Section 1: D(x0, s) = x at every s."""
-    x0, degrade = normal(1, 3, 8), Degrade(Fading(), State())
-    for now, then in pairwise(WAY):
+    x0, degrade = normal(1, 3, 8), Degradation(Fading(), State())
+    for now, then in pairwise(TRAJECTORY):
         x = degrade(x0, now)
         first, second = (
-            rule.bound(degrade)(x, Prediction(x0), now, then, BatchGenerator([0])) for rule in (Restart(), Improved())
+            rule.bind(degrade)(x, Prediction(x0), now, then, BatchGenerator([0])) for rule in (Restart(), Improved())
         )
         torch.testing.assert_close(first, second, rtol=0, atol=1e-6)
 
 
-def estimated(x, x0, stage, forgetful=False):
+def estimated(x, x0, step, forgetful=False):
     """The z of the paper's second sampler; without x, as some notes print it, it is no estimate of noise."""
-    return ((0 if forgetful else x) - stage.gamma * x0) / stage.sigma
+    return ((0 if forgetful else x) - step.gamma * x0) / step.sigma
 
 
 def test_estimated_noise_is_ddim():
     """Test 4: algorithms 2 and 1 with z estimated from x are DDIM with eta = 0."""
-    way, x, x0 = stages(Cosine(200), Linear(20).steps(200)), normal(1, 3, 8), normal(2, 3, 8)
-    for now, then in pairwise(way):
+    trajectory, x, x0 = build_trajectory(Cosine(200), Linear(20).steps(200)), normal(1, 3, 8), normal(2, 3, 8)
+    for now, then in pairwise(trajectory):
         expected = DDIM()(x, Prediction(x0), now, then, BatchGenerator([0]))
         for rule in (Improved(), Restart()):
             found, wrong = (
-                rule.bound(lambda y, stage, z=z: stage.mixed(y, z))(x, Prediction(x0), now, then, BatchGenerator([0]))
+                rule.bind(lambda y, step, z=z: step.mixed(y, z))(x, Prediction(x0), now, then, BatchGenerator([0]))
                 for z in (estimated(x, x0, now), estimated(x, x0, now, forgetful=True))
             )
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
@@ -126,14 +133,14 @@ def test_estimated_noise_is_ddim():
 
 def test_fixed_noise_restores_what_it_degraded_and_says_how_far_from_it_pure_noise_is():
     """Test 5: from z itself, -sqrt(a_T) x0 + (1 - sqrt(1 - a_T)) z is left: 2.5e-4 of them at cosine, T = 200."""
-    way, x0 = stages(Cosine(200), All().steps(200)), normal(1, 3, 8)
+    trajectory, x0 = build_trajectory(Cosine(200), All().steps(200)), normal(1, 3, 8)
     state = Gaussian().draw(x0, BatchGenerator([4]))
-    degrade = lambda x, stage: stage.mixed(x, state.eps.double())  # noqa: E731
-    rule, z = Improved().bound(degrade), state.eps.double()
-    end = sample(always(x0), rule, degrade(x0, way[0]), way, BatchGenerator([0]))
+    degrade = lambda x, step: step.mixed(x, state.eps.double())  # noqa: E731
+    rule, z = Improved().bind(degrade), state.eps.double()
+    end = sample(always(x0), rule, degrade(x0, trajectory[0]), trajectory, BatchGenerator([0]))
     torch.testing.assert_close(end, x0, rtol=0, atol=1e-5)
-    from_noise = sample(always(x0), rule, z, way, BatchGenerator([0]))
-    left = -way[0].gamma * x0 + (1 - way[0].sigma) * z
+    from_noise = sample(always(x0), rule, z, trajectory, BatchGenerator([0]))
+    left = -trajectory[0].gamma * x0 + (1 - trajectory[0].sigma) * z
     torch.testing.assert_close(from_noise - x0, left, rtol=0, atol=1e-10)
     assert 1e-5 < left.abs().max() < 1e-3
 
@@ -141,21 +148,23 @@ def test_fixed_noise_restores_what_it_degraded_and_says_how_far_from_it_pure_noi
 def test_direct_asks_the_network_once():
     requested = []
 
-    def predict(x, stage):
-        requested.append(stage)
+    def predict(x, step):
+        requested.append(step)
         return Prediction(2 * x)
 
     x = normal(1, 3)
-    assert torch.equal(sample(predict, Direct(), x, WAY, BatchGenerator([0])), 2 * x)
-    assert requested == [WAY[0]]
+    assert torch.equal(sample(predict, Direct(), x, TRAJECTORY, BatchGenerator([0])), 2 * x)
+    assert requested == [TRAJECTORY[0]]
     assert torch.equal(sample(predict, Direct(), x, [CLEAN], BatchGenerator([0])), x)
 
 
 def test_a_cold_rule_must_be_told_how_to_degrade_and_binding_leaves_the_part_as_it_was():
     part = Improved()
-    bound = part.bound(Degrade(Fading(), State()))
+    bound = part.bind(Degradation(Fading(), State()))
     assert isinstance(bound, Improved)
-    assert torch.isfinite(sample(always(normal(1, 2, 3)), bound, normal(2, 2, 3), WAY, BatchGenerator([0]))).all()
-    with pytest.raises(ConfigError, match=r"bind it by rule.bound\(Degrade\(corruption, state\)\)"):
-        sample(always(normal(1, 2, 3)), part, normal(2, 2, 3), WAY, BatchGenerator([0]))
-    assert DDIM().bound(Degrade(Fading(), State())).eta == 0
+    assert torch.isfinite(
+        sample(always(normal(1, 2, 3)), bound, normal(2, 2, 3), TRAJECTORY, BatchGenerator([0]))
+    ).all()
+    with pytest.raises(ConfigError, match=r"bind it: rule.bind\(Degradation\(corruption, state\)\)"):
+        sample(always(normal(1, 2, 3)), part, normal(2, 2, 3), TRAJECTORY, BatchGenerator([0]))
+    assert DDIM().bind(Degradation(Fading(), State())).eta == 0

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ldae.core.errors import ConfigError
 from ldae.core.types import BatchGenerator
-from ldae.diffusion.corruptions.snow import Snow, Snowfall, magnified
+from ldae.diffusion.corruptions.snow import Snow, Snowfall, magnify
 from ldae.diffusion.schedules import Cosine
 
 LEVEL_3 = dict(mean=0.55, std=0.3, zoom=2.5, kernel=11, threshold=(1.15, 0.7), sigma=(0.05, 16.0))
@@ -76,7 +76,7 @@ def test_flakes_are_magnified_as_ndimage_does(zoom, n):
         large = ndimage.zoom(field[k].double().numpy(), zoom, order=1)
         begin = (len(large) - n) // 2
         expected = torch.from_numpy(large[begin : begin + n, begin : begin + n])
-        assert torch.allclose(magnified(field, zoom, n)[k].double(), expected, atol=1e-5)
+        assert torch.allclose(magnify(field, zoom, n)[k].double(), expected, atol=1e-5)
 
 
 def test_flakes_have_their_moments_and_fall_either_way_as_often():

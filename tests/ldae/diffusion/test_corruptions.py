@@ -129,7 +129,7 @@ def test_what_8_bits_cut_off_at_the_start_is_kept_by_one_algorithm_and_forgotten
     corruption, schedule = built(name, T=20)
     x0, level = images(2), schedule.at(torch.full((2,), 19))
     state = corruption.draw(x0, BatchGenerator([1]))
-    x_T, shown = corruption.at(x0, level, state), corruption.observed(x0, level, state)
+    x_T, shown = corruption.at(x0, level, state), corruption.corrupt(x0, level, state)
     cut = shown - x_T
     assert cut.min() > -2 / 255 - 1e-6
     assert cut.max() < 1e-6
@@ -201,7 +201,7 @@ def test_colour_fades_by_equal_steps_to_grey():
 def test_blend_mixes_with_images_of_the_pool_each_as_often():
     pool = torch.arange(4, dtype=torch.uint8)[:, None, None, None].expand(4, *SHAPE) * 85  # 0, 85, 170, 255
     corruption, schedule, x0 = Blend(), Cosine(T=200), images(2000)
-    corruption.show(pool)
+    corruption.set_images(pool)
     state = corruption.draw(x0, BatchGenerator([0]))
     level = schedule.at(torch.arange(2000) % 200)
     alpha = (schedule.gamma[level.t] ** 2).float()[:, None, None, None]
@@ -214,8 +214,8 @@ def test_blend_mixes_with_images_of_the_pool_each_as_often():
 
 def test_blend_without_fitting_partners_says_so():
     corruption, x0 = Blend(), images(2)
-    with pytest.raises(ConfigError, match=r"no images to blend in; give it some by show"):
+    with pytest.raises(ConfigError, match=r"no images to blend in; give it some by set_images"):
         corruption.draw(x0, BatchGenerator([0]))
-    corruption.show(torch.zeros(3, 3, 8, 8, dtype=torch.uint8))
+    corruption.set_images(torch.zeros(3, 3, 8, 8, dtype=torch.uint8))
     with pytest.raises(ConfigError, match=r"\(3, 8, 8\) to blend into \(3, 32, 32\)"):
         corruption.draw(x0, BatchGenerator([0]))

@@ -10,31 +10,31 @@ import torch
 from oracles import Exact, Normal, TwoModes
 
 from ldae.core.types import BatchGenerator
-from ldae.diffusion.editing import edited, invert, slerp
+from ldae.diffusion.editing import edit, invert, slerp
 from ldae.diffusion.posterior import StepBack
-from ldae.diffusion.samplers import DDIM, Large, Small, noised, sample, start
+from ldae.diffusion.samplers import DDIM, Large, Small, add_noise, initial_noise, sample
 from ldae.diffusion.schedules import Cosine, DDPMLinear, LinearSigma
 from ldae.diffusion.spacing import All, Linear
-from ldae.diffusion.trajectory import CLEAN, Prediction, nearest_stage, stages
+from ldae.diffusion.trajectory import CLEAN, Prediction, build_trajectory, nearest_step
 
 # n -> gain and deviation of an edit, given the guide: DDPMLinear, T = 1000, s = 0.5
 EDITS = {200: (0.32579, 0.47272), 300: (0.14104, 0.49500), 500: (0.02088, 0.49989), 700: (0.00175, 0.50000)}
 DATA = Normal(0.5)
-FULL = stages(DDPMLinear(), All().steps(1000))
+FULL = build_trajectory(DDPMLinear(), All().steps(1000))
 
 
 def normal(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def tail(n, way=FULL, T=1000):
-    return way[nearest_stage(way, n / T, T) :]
+def tail(n, trajectory=FULL, T=1000):
+    return trajectory[nearest_step(trajectory, n / T, T) :]
 
 
-def propagated(way):
+def propagated(trajectory):
     """Gain from the guide and deviation given it, by the coefficients alone."""
-    gain, variance = way[0].gamma, way[0].sigma ** 2
-    for now, then in pairwise(way):
+    gain, variance = trajectory[0].gamma, trajectory[0].sigma ** 2
+    for now, then in pairwise(trajectory):
         back = StepBack.between(now, then)
         k = back.clean * DATA.gain(now) + back.noisy
         gain, variance = k * gain, k**2 * variance + Exact(DATA).variance(now, then)
@@ -44,13 +44,13 @@ def propagated(way):
 @pytest.mark.parametrize("n", EDITS)
 def test_an_edit_of_normal_data_is_the_closed_form(n):
     """Spec, B4. The last step returns a mean: the deviation misses its 1e-4 or so of variance."""
-    way = tail(n)
-    assert way[0].t == n - 1
+    trajectory = tail(n)
+    assert trajectory[0].t == n - 1
     gain, deviation = EDITS[n]
-    assert propagated(way)[0] == pytest.approx(gain, abs=1e-5)
-    assert propagated(way)[1] == pytest.approx(deviation, abs=2e-4)
+    assert propagated(trajectory)[0] == pytest.approx(gain, abs=1e-5)
+    assert propagated(trajectory)[1] == pytest.approx(deviation, abs=2e-4)
     guide = 2 * normal(n, 50_000)
-    found = edited(DATA, Exact(DATA), guide, way, BatchGenerator([n + 1]))
+    found = edit(DATA, Exact(DATA), guide, trajectory, BatchGenerator([n + 1]))
     measured = ((found * guide).mean() / (guide**2).mean()).item()
     assert measured == pytest.approx(gain, abs=0.005)
     assert (found - measured * guide).std().item() == pytest.approx(deviation, rel=0.01)
@@ -59,29 +59,29 @@ def test_an_edit_of_normal_data_is_the_closed_form(n):
 @pytest.mark.parametrize("count", [100, 20])
 def test_fewer_steps_from_the_same_level_are_the_same_edit(count):
     """Test 11: what is kept of the guide is a matter of the level, not of the number of steps."""
-    few = stages(DDPMLinear(), Linear(count).steps(1000))
+    few = build_trajectory(DDPMLinear(), Linear(count).steps(1000))
     n = 1 + few[len(few) // 2].t
     assert propagated(tail(n, few))[0] == pytest.approx(propagated(tail(n))[0], rel=1e-9)
     assert propagated(tail(n, few))[1] == pytest.approx(propagated(tail(n))[1], rel=1e-4)
     seen = {}
-    sample(DATA, DDIM(), normal(1, 8), few, BatchGenerator([0]), watch=lambda i, s, x, _: seen.update({s: x}))
+    sample(DATA, DDIM(), normal(1, 8), few, BatchGenerator([0]), callback=lambda i, s, x, _: seen.update({s: x}))
     end = sample(DATA, DDIM(), seen[tail(n, few)[0]], tail(n, few), BatchGenerator([0]))
     assert torch.equal(end, seen[CLEAN])
 
 
 def test_no_noise_gives_the_guide_back_and_all_of_it_forgets_the_guide():
     """Test 8; T = 100 rescaled, where alpha_bar ends at 2e-5."""
-    way, guide = stages(DDPMLinear(T=100), All().steps(100)), normal(1, 200_000)
-    assert torch.equal(edited(DATA, Small(), guide, tail(0, way, 100), BatchGenerator([0]), repeats=3), guide)
-    found = edited(DATA, Exact(DATA), guide, tail(100, way, 100), BatchGenerator([0]))
+    trajectory, guide = build_trajectory(DDPMLinear(T=100), All().steps(100)), normal(1, 200_000)
+    assert torch.equal(edit(DATA, Small(), guide, tail(0, trajectory, 100), BatchGenerator([0]), repeats=3), guide)
+    found = edit(DATA, Exact(DATA), guide, tail(100, trajectory, 100), BatchGenerator([0]))
     assert abs(torch.corrcoef(torch.stack([found, guide]))[0, 1]) < 0.01
 
 
 def test_an_edit_moves_further_from_the_guide_the_more_noise_there_is():
     """Test 10; at the end by twice the data's variance, as two that know nothing of each other."""
-    way, guide = stages(DDPMLinear(T=100), All().steps(100)), 0.5 * normal(1, 20_000)
+    trajectory, guide = build_trajectory(DDPMLinear(T=100), All().steps(100)), 0.5 * normal(1, 20_000)
     away = [
-        (edited(DATA, Exact(DATA), guide, tail(n, way, 100), BatchGenerator([3])) - guide).square().mean().item()
+        (edit(DATA, Exact(DATA), guide, tail(n, trajectory, 100), BatchGenerator([3])) - guide).square().mean().item()
         for n in (0, 10, 20, 30, 40, 50, 60, 80)
     ]
     assert away[0] == 0
@@ -93,12 +93,12 @@ def test_an_edit_moves_further_from_the_guide_the_more_noise_there_is():
 @pytest.mark.parametrize("schedule", [DDPMLinear(T=50), LinearSigma(T=50)], ids=lambda s: type(s).__name__)
 def test_what_is_kept_stays_and_the_rest_changes(schedule, repeats):
     """Test 9; the clean stage has no noise, so that what is kept is the guide itself."""
-    way, guide = stages(schedule, All().steps(50))[20:], normal(1, 2, 3, 8, 8)
+    trajectory, guide = build_trajectory(schedule, All().steps(50))[20:], normal(1, 2, 3, 8, 8)
     keep = torch.zeros(2, 1, 8, 8)
     keep[:, :, :, :4] = 1
 
     def run(keep):
-        return edited(DATA, Small(), guide, way, BatchGenerator([5]), keep=keep, repeats=repeats)
+        return edit(DATA, Small(), guide, trajectory, BatchGenerator([5]), keep=keep, repeats=repeats)
 
     found = run(keep)
     assert torch.equal(found[..., :4], guide[..., :4])
@@ -108,50 +108,53 @@ def test_what_is_kept_stays_and_the_rest_changes(schedule, repeats):
 
 
 def test_what_is_kept_has_the_level_after_the_step_and_one_noise():
-    way, guide, seen = stages(DDPMLinear(T=50), All().steps(50))[20:], normal(1, 4, 3), []
-    edited(
+    trajectory, guide, seen = build_trajectory(DDPMLinear(T=50), All().steps(50))[20:], normal(1, 4, 3), []
+    edit(
         DATA,
         Small(),
         guide,
-        way,
+        trajectory,
         BatchGenerator([5]),
         keep=torch.ones(4, 3),
-        watch=lambda i, stage, x, _: seen.append((stage, x)),
+        callback=lambda i, step, x, _: seen.append((step, x)),
     )
     eps = BatchGenerator([5]).normal((4, 3))
-    assert [stage for stage, _ in seen] == list(way[1:])
-    for stage, x in seen:
-        torch.testing.assert_close(x, stage.gamma * guide + stage.sigma * eps)
+    assert [step for step, _ in seen] == list(trajectory[1:])
+    for step, x in seen:
+        torch.testing.assert_close(x, step.gamma * guide + step.sigma * eps)
 
 
 def test_every_repeat_starts_from_the_last_ones_result():
     """Two repeats are two edits, the second of the first's result."""
-    way, guide = tail(300)[::30], normal(1, 8)
+    trajectory, guide = tail(300)[::30], normal(1, 8)
     rng = BatchGenerator([5])
-    first = edited(DATA, DDIM(), guide, [*way, CLEAN], rng)
-    second = edited(DATA, DDIM(), first, [*way, CLEAN], rng)
-    assert torch.equal(edited(DATA, DDIM(), guide, [*way, CLEAN], BatchGenerator([5]), repeats=2), second)
+    first = edit(DATA, DDIM(), guide, [*trajectory, CLEAN], rng)
+    second = edit(DATA, DDIM(), first, [*trajectory, CLEAN], rng)
+    assert torch.equal(edit(DATA, DDIM(), guide, [*trajectory, CLEAN], BatchGenerator([5]), repeats=2), second)
 
 
 def test_noising_to_a_level_is_the_corruption():
-    stage, guide = FULL[400], normal(1, 50)
+    step, guide = FULL[400], normal(1, 50)
     assert torch.equal(
-        noised(guide, stage, BatchGenerator([2])), stage.gamma * guide + stage.sigma * BatchGenerator([2]).normal((50,))
+        add_noise(guide, step, BatchGenerator([2])), step.gamma * guide + step.sigma * BatchGenerator([2]).normal((50,))
     )
-    assert torch.equal(noised(guide, CLEAN, BatchGenerator([2])), guide)
+    assert torch.equal(add_noise(guide, CLEAN, BatchGenerator([2])), guide)
 
 
 def test_the_true_mask_comes_out_of_a_hundred_steps():
     """Test 4: eps of the true mask; before rounding within 1e-3, the rounded mean of several runs exactly."""
     mask = (normal(1, 2, 1, 8, 8) > 0).float()
-    way = stages(DDPMLinear(T=100), All().steps(100))
+    trajectory = build_trajectory(DDPMLinear(T=100), All().steps(100))
 
-    def predict(x, stage):
-        eps = (x - stage.gamma * (2 * mask - 1)) / stage.sigma
-        return Prediction((x - stage.sigma * eps) / stage.gamma)
+    def predict(x, step):
+        eps = (x - step.gamma * (2 * mask - 1)) / step.sigma
+        return Prediction((x - step.sigma * eps) / step.gamma)
 
     runs = torch.stack(
-        [sample(predict, Large(), start(mask.shape, way[0], d), way, d) for d in map(BatchGenerator, ([1], [2]))]
+        [
+            sample(predict, Large(), initial_noise(mask.shape, trajectory[0], d), trajectory, d)
+            for d in map(BatchGenerator, ([1], [2]))
+        ]
     )
     assert (runs - (2 * mask - 1)).abs().max() < 1e-3
     assert torch.equal(((runs + 1) / 2).mean(0).round(), mask)
@@ -165,16 +168,16 @@ def test_what_is_encoded_and_decoded_comes_back_the_better_the_more_steps():
     data, errors = TwoModes(), []
     x0 = data.drawn((4000,), 1)
     for count in (10, 20, 50, 100, 200):
-        way = stages(DDPMLinear(), Linear(count).steps(1000))
-        back = sample(data, DDIM(), invert(data, x0, way), way, BatchGenerator([0]))
+        trajectory = build_trajectory(DDPMLinear(), Linear(count).steps(1000))
+        back = sample(data, DDIM(), invert(data, x0, trajectory), trajectory, BatchGenerator([0]))
         errors.append((back - x0).square().mean().item())
     assert all(a > b for a, b in pairwise(errors)), errors
     assert errors[-1] < 1e-3
 
 
 def test_what_is_encoded_is_normal():
-    way, x0 = stages(DDPMLinear(), Linear(500).steps(1000)), TwoModes().drawn((20_000,), 1)
-    z = invert(TwoModes(), x0, way)
+    trajectory, x0 = build_trajectory(DDPMLinear(), Linear(500).steps(1000)), TwoModes().drawn((20_000,), 1)
+    z = invert(TwoModes(), x0, trajectory)
     assert z.mean().abs() < 0.03
     assert z.std().item() == pytest.approx(1, abs=0.02)
     below = torch.stack([(z < q).float().mean() for q in (-1.0, 0.0, 1.0)])
@@ -184,15 +187,15 @@ def test_what_is_encoded_is_normal():
 @pytest.mark.parametrize("schedule", [DDPMLinear(), Cosine(), LinearSigma()], ids=lambda s: type(s).__name__)
 def test_inversion_undoes_a_chain_whose_noise_the_network_knows(schedule):
     """Where eps is seen rightly at every level, up and down are one line."""
-    way = stages(schedule, Linear(20).steps(1000))
+    trajectory = build_trajectory(schedule, Linear(20).steps(1000))
     x0, eps = normal(1, 64).double(), normal(2, 64).double()
 
-    def predict(x, stage):
-        return Prediction((x - stage.sigma * eps) / stage.gamma)
+    def predict(x, step):
+        return Prediction((x - step.sigma * eps) / step.gamma)
 
-    top = invert(predict, x0, way)
-    torch.testing.assert_close(top, way[0].mixed(x0, eps), rtol=0, atol=1e-9)
-    torch.testing.assert_close(sample(predict, DDIM(), top, way, BatchGenerator([0])), x0, rtol=0, atol=1e-9)
+    top = invert(predict, x0, trajectory)
+    torch.testing.assert_close(top, trajectory[0].mixed(x0, eps), rtol=0, atol=1e-9)
+    torch.testing.assert_close(sample(predict, DDIM(), top, trajectory, BatchGenerator([0])), x0, rtol=0, atol=1e-9)
 
 
 def test_slerp_turns_by_equal_angles():

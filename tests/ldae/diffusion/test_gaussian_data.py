@@ -12,11 +12,11 @@ from oracles import Exact, Normal, Told
 from ldae.core.types import BatchGenerator
 from ldae.diffusion.corruptions.gaussian import Gaussian
 from ldae.diffusion.posterior import StepBack
-from ldae.diffusion.samplers import DDIM, Large, Learned, Small, sample, start
+from ldae.diffusion.samplers import DDIM, Large, Learned, Small, initial_noise, sample
 from ldae.diffusion.schedules import ContinuousGamma, Cosine, DDPMLinear, LinearSigma
 from ldae.diffusion.spacing import All, Linear, Quadratic, Stride
 from ldae.diffusion.targets import Eps
-from ldae.diffusion.trajectory import Prediction, stages
+from ldae.diffusion.trajectory import Prediction, build_trajectory
 from ldae.objectives.losses import L1, L2
 
 COUNTS = (1000, 100, 20, 10)
@@ -40,10 +40,10 @@ DETERMINISTIC = {
 TABLE = [("small", SMALL), ("large", LARGE), ("exact", EXACT), ("eta0", DETERMINISTIC)]
 
 
-def propagated(data, way, kind):
+def propagated(data, trajectory, kind):
     """The samples' deviation by the coefficients alone."""
-    eta, variance = 1.0 - (kind == "eta0"), math.hypot(way[0].gamma, way[0].sigma) ** 2
-    for now, then in pairwise(way):
+    eta, variance = 1.0 - (kind == "eta0"), math.hypot(trajectory[0].gamma, trajectory[0].sigma) ** 2
+    for now, then in pairwise(trajectory):
         back = StepBack.between(now, then, eta)
         added = {
             "small": back.beta_tilde,
@@ -59,18 +59,18 @@ def propagated(data, way, kind):
 def test_the_samples_deviation_is_the_closed_form(kind, table):
     for s, row in table.items():
         for count, expected in zip(COUNTS, row, strict=True):
-            way = stages(DDPMLinear(), Linear(count).steps(1000))
-            assert propagated(Normal(s), way, kind) == pytest.approx(expected, abs=1e-5), (s, count)
+            trajectory = build_trajectory(DDPMLinear(), Linear(count).steps(1000))
+            assert propagated(Normal(s), trajectory, kind) == pytest.approx(expected, abs=1e-5), (s, count)
 
 
 class Three:
     """Normal data of s = 1, 0.5 and 0.1 at once, (3, N)."""
 
-    def __init__(self, way):
-        self.rows = [Told(Normal(s), way) for s in (1.0, 0.5, 0.1)]
+    def __init__(self, trajectory):
+        self.rows = [Told(Normal(s), trajectory) for s in (1.0, 0.5, 0.1)]
 
-    def __call__(self, x, stage):
-        found = [told(row, stage) for told, row in zip(self.rows, x, strict=True)]
+    def __call__(self, x, step):
+        found = [told(row, step) for told, row in zip(self.rows, x, strict=True)]
         return Prediction(torch.stack([f.x0 for f in found]), torch.stack([f.interpolation for f in found]))
 
 
@@ -81,8 +81,14 @@ RULES = {"small": Small(), "large": Large(), "exact": Learned(), "eta0": DDIM()}
 @pytest.mark.parametrize(("kind", "table"), TABLE, ids=[kind for kind, _ in TABLE])
 def test_two_hundred_thousand_samples_have_it(kind, table, count):
     """Within 0.5 %; standard errors are a third of that."""
-    way = stages(DDPMLinear(), Linear(count).steps(1000))
-    x = sample(Three(way), RULES[kind], start((3, 200_000), way[0], BatchGenerator([8])), way, BatchGenerator([9]))
+    trajectory = build_trajectory(DDPMLinear(), Linear(count).steps(1000))
+    x = sample(
+        Three(trajectory),
+        RULES[kind],
+        initial_noise((3, 200_000), trajectory[0], BatchGenerator([8])),
+        trajectory,
+        BatchGenerator([9]),
+    )
     expected = [row[COUNTS.index(count)] for row in table.values()]
     assert x.std(dim=1).tolist() == pytest.approx(expected, rel=0.005)
     assert x.mean(dim=1).abs().max() < 0.01
@@ -92,8 +98,8 @@ def test_two_hundred_thousand_samples_have_it(kind, table, count):
 @pytest.mark.parametrize("schedule", [DDPMLinear(), Cosine(), LinearSigma()], ids=lambda s: type(s).__name__)
 def test_with_the_true_variance_every_step_keeps_the_marginal(schedule, spacing):
     """For any stride, and for gamma = 1 as well."""
-    data, way = Normal(0.5), stages(schedule, spacing.steps(1000))
-    for now, then in pairwise(way):
+    data, trajectory = Normal(0.5), build_trajectory(schedule, spacing.steps(1000))
+    for now, then in pairwise(trajectory):
         if now.sigma and then.sigma:
             back = StepBack.between(now, then)
             k = back.clean * data.gain(now) + back.noisy
@@ -124,17 +130,17 @@ def test_sr3_is_ancestral_sampling_with_the_large_variance(schedule):
     def eps_of(y, gamma2):
         return (1 - gamma2).sqrt() * y + 0.05 * torch.sin(2 * y)
 
-    def predict(y, stage):
-        gamma2 = torch.tensor(stage.gamma**2, dtype=torch.float64)
-        return Prediction((y - stage.sigma * eps_of(y, gamma2)) / stage.gamma)
+    def predict(y, step):
+        gamma2 = torch.tensor(step.gamma**2, dtype=torch.float64)
+        return Prediction((y - step.sigma * eps_of(y, gamma2)) / step.gamma)
 
-    way = stages(schedule, All().steps(schedule.T))
+    trajectory = build_trajectory(schedule, All().steps(schedule.T))
     y = torch.randn(4, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = sample(predict, Large(), y, way, BatchGenerator([2]))
+    found = sample(predict, Large(), y, trajectory, BatchGenerator([2]))
     torch.testing.assert_close(
         found, _reference_sr3(eps_of, y, schedule.gamma**2, BatchGenerator([2])), rtol=0, atol=1e-5
     )
-    assert sample(predict, Large(), 5 * y, way, BatchGenerator([2]), clip=True).abs().max() <= 1
+    assert sample(predict, Large(), 5 * y, trajectory, BatchGenerator([2]), clip=True).abs().max() <= 1
 
 
 CONDITION = torch.tensor([[-0.8], [0.0], [0.3], [0.9]])  # m(x) of four images, as many numbers of each
@@ -143,9 +149,11 @@ CONDITION = torch.tensor([[-0.8], [0.0], [0.3], [0.9]])  # m(x) of four images, 
 @pytest.mark.parametrize("schedule", RAMPS, ids=lambda s: str(s.T))
 def test_sr3_of_unit_data_is_right_whatever_the_number_of_steps(schedule):
     """sr3.md, test 5: mean within 0.01 of m(x), deviation within 1 %."""
-    way, data = stages(schedule, All().steps(schedule.T)), Normal(1.0, CONDITION)
-    assert way[0].gamma ** 2 < 1e-2
-    found = sample(data, Large(), start((4, 25_000), way[0], BatchGenerator([1])), way, BatchGenerator([2]))
+    trajectory, data = build_trajectory(schedule, All().steps(schedule.T)), Normal(1.0, CONDITION)
+    assert trajectory[0].gamma ** 2 < 1e-2
+    found = sample(
+        data, Large(), initial_noise((4, 25_000), trajectory[0], BatchGenerator([1])), trajectory, BatchGenerator([2])
+    )
     off = found - CONDITION
     assert off.mean().abs() < 0.01
     assert off.mean(1).abs().max() < 0.02  # a quarter of the numbers each
@@ -154,8 +162,10 @@ def test_sr3_of_unit_data_is_right_whatever_the_number_of_steps(schedule):
 
 @pytest.mark.parametrize("schedule", RAMPS, ids=lambda s: str(s.T))
 def test_sr3_of_certain_data_is_right_with_the_small_variance(schedule):
-    way, data = stages(schedule, All().steps(schedule.T)), Normal(1e-4, CONDITION)
-    found = sample(data, Small(), start((4, 64), way[0], BatchGenerator([1])), way, BatchGenerator([2]))
+    trajectory, data = build_trajectory(schedule, All().steps(schedule.T)), Normal(1e-4, CONDITION)
+    found = sample(
+        data, Small(), initial_noise((4, 64), trajectory[0], BatchGenerator([1])), trajectory, BatchGenerator([2])
+    )
     assert (found - CONDITION).abs().max() < 1e-3
 
 

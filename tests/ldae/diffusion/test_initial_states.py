@@ -41,9 +41,9 @@ def blur(schedule=None):
 def coarse(corruption=None, seed=0, steps=T, **settings):
     """Fitted on 500 images in uneven batches."""
     schedule = Cosine(T=steps)
-    start = CoarseGaussian(corruption or blur(), schedule, SHAPE, **settings)
-    start.fit(images(500, seed).split(64))
-    return start
+    init = CoarseGaussian(corruption or blur(), schedule, SHAPE, **settings)
+    init.fit(images(500, seed).split(64))
+    return init
 
 
 def improved(corruption, schedule, x, state, restore):
@@ -59,21 +59,21 @@ def improved(corruption, schedule, x, state, restore):
 
 
 def test_the_fit_is_a_mixture_of_one_component():
-    start = coarse()
+    init = coarse()
     means = images(500).mean((2, 3)).double()
     expected = GaussianMixture(1, covariance_type="full", reg_covar=0).fit(means.numpy())
-    assert torch.allclose(start.mean, torch.from_numpy(expected.means_[0]), atol=1e-6)
-    covariance = start.root @ start.root.T
+    assert torch.allclose(init.mean, torch.from_numpy(expected.means_[0]), atol=1e-6)
+    covariance = init.root @ init.root.T
     assert torch.allclose(covariance, torch.from_numpy(expected.covariances_[0]), atol=1e-6)
     assert covariance[0, 1] > 0.03
     assert covariance[0, 2] < -0.02
 
 
 def test_draws_have_the_moments_of_the_training_images():
-    start = coarse()
-    v = start.draw(100_000, BatchGenerator([1]))[0][:, :, 0, 0].double()
-    assert torch.allclose(v.mean(0), start.mean, atol=3e-3)
-    assert torch.allclose(v.T.cov(), start.root @ start.root.T, atol=2e-3)
+    init = coarse()
+    v = init.draw(100_000, BatchGenerator([1]))[0][:, :, 0, 0].double()
+    assert torch.allclose(v.mean(0), init.mean, atol=3e-3)
+    assert torch.allclose(v.T.cov(), init.root @ init.root.T, atol=2e-3)
 
 
 def test_the_start_of_a_blur_is_flat_but_for_its_noise():
@@ -88,11 +88,11 @@ def test_the_start_of_a_blur_is_flat_but_for_its_noise():
 @pytest.mark.parametrize("noise", [0.0, 0.002])
 def test_perfect_symmetry_stays_and_broken_symmetry_grows(noise):
     """Spec, test 11: R commutes with translations; without noise nothing in the image can differ from the rest."""
-    start, schedule = coarse(noise=noise), Cosine(T=T)
+    init, schedule = coarse(noise=noise), Cosine(T=T)
     weight = 0.5 * torch.randn(3, 3, 3, 3, generator=generator(5))
     restore = lambda x, s: torch.tanh(4 * F.conv2d(F.pad(x, [1] * 4, mode="circular"), weight) + 0.1 * s)  # noqa: E731
-    x_T, state = start.draw(4, BatchGenerator([1]))
-    x_0 = improved(start.corruption, schedule, x_T, state, restore)
+    x_T, state = init.draw(4, BatchGenerator([1]))
+    x_0 = improved(init.corruption, schedule, x_T, state, restore)
     spread = x_0.amax((2, 3)) - x_0.amin((2, 3))
     assert spread.max() < 1e-5 if noise == 0 else spread.min() > 0.004
 
@@ -110,41 +110,41 @@ def test_noise_of_the_start_stays_in_the_image():
 @pytest.mark.parametrize(("steps", "side"), [(2, 4), (3, 2)])
 def test_the_start_of_a_pixelation_has_its_blocks(steps, side):
     corruption = Pixelate(Cosine(T=steps), SHAPE)
-    start, x0 = coarse(corruption, steps=steps, side=side), images(500)
+    init, x0 = coarse(corruption, steps=steps, side=side), images(500)
     x_T = corruption.at(x0, Cosine(T=steps).at(torch.full((500,), steps - 1)), State())
     v = x_T[:, :, :: 16 // side, :: 16 // side].flatten(1).double()  # (500, 3 side^2)
-    assert torch.allclose(start.mean, v.mean(0), atol=1e-6)
-    assert torch.allclose(start.root @ start.root.T, v.T.cov(correction=0), atol=1e-6)
-    drawn, _ = start.draw(8, BatchGenerator([1]))
+    assert torch.allclose(init.mean, v.mean(0), atol=1e-6)
+    assert torch.allclose(init.root @ init.root.T, v.T.cov(correction=0), atol=1e-6)
+    drawn, _ = init.draw(8, BatchGenerator([1]))
     blocks = F.interpolate(drawn[:, :, :: 16 // side, :: 16 // side], size=16, mode="nearest-exact")
     assert torch.equal(drawn, blocks)
-    assert torch.allclose(drawn.double(), start_of(start, 8), atol=1e-6)
+    assert torch.allclose(drawn.double(), expected_blocks(init, 8), atol=1e-6)
 
 
-def start_of(start, count):
+def expected_blocks(init, count):
     """The blocks in place, number by number."""
-    z = BatchGenerator([1]).normal((count, len(start.mean))).double()
-    v = (start.mean + z @ start.root.T).reshape(count, 3, start.side, start.side)
+    z = BatchGenerator([1]).normal((count, len(init.mean))).double()
+    v = (init.mean + z @ init.root.T).reshape(count, 3, init.side, init.side)
     return F.interpolate(v, size=16, mode="nearest-exact")
 
 
 def test_grey_images_give_grey_starts():
-    start = CoarseGaussian(blur(), Cosine(T=T), SHAPE)
+    init = CoarseGaussian(blur(), Cosine(T=T), SHAPE)
     grey = images(200)[:, :1].expand(200, *SHAPE)
-    start.fit([grey])
-    drawn = start.draw(50, BatchGenerator([1]))[0]
+    init.fit([grey])
+    drawn = init.draw(50, BatchGenerator([1]))[0]
     assert torch.allclose(drawn[:, 0], drawn[:, 2], atol=1e-5)
     assert drawn.std() > 0.1
 
 
 def test_a_fit_is_kept_as_tensors(tmp_path):
-    start = coarse()
-    save_tensors(tmp_path / "start.safetensors", start.state_dict(), {})
+    init = coarse()
+    save_tensors(tmp_path / "start.safetensors", init.state_dict(), {})
     again = CoarseGaussian(blur(), Cosine(T=T), SHAPE)
     with pytest.raises(ConfigError, match="not fitted"):
         again.draw(2, BatchGenerator([1]))
     again.load_state_dict(load_tensors(tmp_path / "start.safetensors"))
-    assert torch.equal(again.draw(5, BatchGenerator([1]))[0], start.draw(5, BatchGenerator([1]))[0])
+    assert torch.equal(again.draw(5, BatchGenerator([1]))[0], init.draw(5, BatchGenerator([1]))[0])
 
 
 def test_a_start_that_cannot_be_is_refused():
@@ -159,7 +159,7 @@ def test_a_start_that_cannot_be_is_refused():
 
 def test_partners_are_noise_colours_and_images():
     schedule, blend = Cosine(T=T), Blend()
-    blend.show(torch.randint(256, (3, *SHAPE), dtype=torch.uint8, generator=generator(1)))
+    blend.set_images(torch.randint(256, (3, *SHAPE), dtype=torch.uint8, generator=generator(1)))
     noise, flat, image = (
         MixedSignal(c, SHAPE).draw(500, BatchGenerator([1]))[0]
         for c in (Gaussian(), ColourMask(schedule, SHAPE, first=1.0, step=0.5), blend)

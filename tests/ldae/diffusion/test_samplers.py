@@ -11,20 +11,20 @@ from oracles import TwoModes
 
 from ldae.core.errors import ConfigError
 from ldae.core.types import BatchGenerator
-from ldae.diffusion.samplers import DDIM, Improved, Large, Learned, Restart, Small, noised, sample, start
+from ldae.diffusion.samplers import DDIM, Improved, Large, Learned, Restart, Small, add_noise, initial_noise, sample
 from ldae.diffusion.schedules import DDPMLinear, LinearSigma
 from ldae.diffusion.spacing import All, Linear, Quadratic, Stride, Trailing
-from ldae.diffusion.trajectory import CLEAN, Prediction, stages
+from ldae.diffusion.trajectory import CLEAN, Prediction, build_trajectory
 
 
 def normal(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def network(x, stage):
+def network(x, step):
     """Some smooth eps of x and t, as what it says of x0."""
-    eps = stage.sigma * x + 0.05 * torch.sin(2 * x + stage.t / 50)
-    return Prediction((x - stage.sigma * eps) / stage.gamma)
+    eps = step.sigma * x + 0.05 * torch.sin(2 * x + step.t / 50)
+    return Prediction((x - step.sigma * eps) / step.gamma)
 
 
 # --- whole chains
@@ -77,7 +77,7 @@ def test_ancestral_sampling_is_ddpms_on_the_kept_steps(rule, variance, spacing, 
     """With `Large`, the sigma-hat rows of DDIM's table (spec, test 7)."""
     schedule, x = DDPMLinear(), normal(3, 4, 16)
     steps = spacing.steps(1000)
-    found = sample(network, rule, x, stages(schedule, steps), BatchGenerator([5]), clip=clip)
+    found = sample(network, rule, x, build_trajectory(schedule, steps), BatchGenerator([5]), clip=clip)
     expected = _reference_ddpm(eps_of, x, steps, schedule.gamma**2, BatchGenerator([5]), variance, clip)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert found.std() > 0.01
@@ -89,7 +89,7 @@ def test_ancestral_sampling_is_ddpms_on_the_kept_steps(rule, variance, spacing, 
 def test_ddim_is_its_paper(eta, spacing, clip):
     schedule, x = DDPMLinear(), normal(3, 4, 16)
     steps = spacing.steps(1000)
-    found = sample(network, DDIM(eta), x, stages(schedule, steps), BatchGenerator([5]), clip=clip)
+    found = sample(network, DDIM(eta), x, build_trajectory(schedule, steps), BatchGenerator([5]), clip=clip)
     expected = _reference_ddim(eps_of, x, steps, schedule.gamma**2, BatchGenerator([5]), eta, clip)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
@@ -98,8 +98,10 @@ def test_ddim_is_its_paper(eta, spacing, clip):
 @pytest.mark.parametrize("spacing", CHAINS, ids=lambda s: type(s).__name__)
 def test_ddim_with_eta_one_is_ancestral_sampling(spacing, clip):
     """Spec, test 6; with clipping it takes an eps that changes along with x0."""
-    way, x = stages(DDPMLinear(), spacing.steps(1000)), normal(3, 4, 16)
-    found, expected = (sample(network, rule, x, way, BatchGenerator([5]), clip=clip) for rule in (DDIM(1.0), Small()))
+    trajectory, x = build_trajectory(DDPMLinear(), spacing.steps(1000)), normal(3, 4, 16)
+    found, expected = (
+        sample(network, rule, x, trajectory, BatchGenerator([5]), clip=clip) for rule in (DDIM(1.0), Small())
+    )
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     if clip:
         assert found.abs().max() <= 1
@@ -108,32 +110,37 @@ def test_ddim_with_eta_one_is_ancestral_sampling(spacing, clip):
 @pytest.mark.parametrize("spacing", [All(), Linear(100), Linear(10), Quadratic(10), Stride([2])])
 def test_ddim_with_the_true_noise_passes_through_the_true_levels(spacing):
     """Spec, test 8. In float32 roundings grow by 1 / gamma, to 2e-4 over 1000 steps."""
-    x0, eps, way = normal(1, 4, 16), normal(2, 4, 16), stages(DDPMLinear(), spacing.steps(1000))
+    x0, eps, trajectory = normal(1, 4, 16), normal(2, 4, 16), build_trajectory(DDPMLinear(), spacing.steps(1000))
     seen = []
 
-    def predict(x, stage):
-        return Prediction((x - stage.sigma * eps) / stage.gamma)
+    def predict(x, step):
+        return Prediction((x - step.sigma * eps) / step.gamma)
 
     end = sample(
-        predict, DDIM(), way[0].mixed(x0, eps), way, BatchGenerator([0]), watch=lambda i, s, x, _: seen.append((s, x))
+        predict,
+        DDIM(),
+        trajectory[0].mixed(x0, eps),
+        trajectory,
+        BatchGenerator([0]),
+        callback=lambda i, s, x, _: seen.append((s, x)),
     )
     torch.testing.assert_close(end, x0, rtol=0, atol=1e-9)
-    assert [s for s, _ in seen] == list(way[1:])
-    for stage, x in seen:
-        torch.testing.assert_close(x, stage.mixed(x0, eps), rtol=0, atol=1e-9)
+    assert [s for s, _ in seen] == list(trajectory[1:])
+    for step, x in seen:
+        torch.testing.assert_close(x, step.mixed(x0, eps), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(("interpolation", "rule"), [(0.0, Small()), (1.0, Large())])
 def test_the_ends_of_a_learned_variance_are_the_fixed_ones(interpolation, rule):
     """On the kept steps, with the betas between those (spec, test 14)."""
-    way, x = stages(DDPMLinear(), Linear(40).steps(1000)), normal(3, 4, 16)
+    trajectory, x = build_trajectory(DDPMLinear(), Linear(40).steps(1000)), normal(3, 4, 16)
 
-    def predict(x, stage):
-        return Prediction(network(x, stage).x0, torch.full_like(x, interpolation))
+    def predict(x, step):
+        return Prediction(network(x, step).x0, torch.full_like(x, interpolation))
 
     torch.testing.assert_close(
-        sample(predict, Learned(), x, way, BatchGenerator([5])),
-        sample(network, rule, x, way, BatchGenerator([5])),
+        sample(predict, Learned(), x, trajectory, BatchGenerator([5])),
+        sample(network, rule, x, trajectory, BatchGenerator([5])),
         rtol=0,
         atol=1e-6,
     )
@@ -141,13 +148,17 @@ def test_the_ends_of_a_learned_variance_are_the_fixed_ones(interpolation, rule):
 
 def test_a_learned_variance_must_have_been_learned():
     with pytest.raises(ConfigError, match="sampler='Learned' needs a variance that was learned"):
-        sample(network, Learned(), normal(1, 4), stages(DDPMLinear(), Linear(4).steps(1000)), BatchGenerator([0]))
+        sample(
+            network, Learned(), normal(1, 4), build_trajectory(DDPMLinear(), Linear(4).steps(1000)), BatchGenerator([0])
+        )
 
 
 def test_two_modes_keep_their_weights_and_widths():
     """Spec, test 17: within 1 % and 3 % at S = 1000."""
-    data, way = TwoModes(), stages(DDPMLinear(), All().steps(1000))
-    x = sample(data, DDIM(1.0), start((20_000,), way[0], BatchGenerator([1])), way, BatchGenerator([2]))
+    data, trajectory = TwoModes(), build_trajectory(DDPMLinear(), All().steps(1000))
+    x = sample(
+        data, DDIM(1.0), initial_noise((20_000,), trajectory[0], BatchGenerator([1])), trajectory, BatchGenerator([2])
+    )
     left = x < 0
     assert left.float().mean().item() == pytest.approx(0.3, abs=0.01)
     assert x[left].std().item() == pytest.approx(0.25, rel=0.03)
@@ -161,27 +172,32 @@ def test_two_modes_keep_their_weights_and_widths():
 def test_the_network_is_told_the_schedules_own_steps():
     told = []
 
-    def predict(x, stage):
-        level = stage.level(x)
+    def predict(x, step):
+        level = step.level(x)
         told.append((level.t.tolist(), level.gamma[0].item()))
         return Prediction(x)
 
     schedule = DDPMLinear()
-    sample(predict, Small(), normal(1, 2, 3), stages(schedule, Linear(4).steps(1000)), BatchGenerator([0]))
+    sample(predict, Small(), normal(1, 2, 3), build_trajectory(schedule, Linear(4).steps(1000)), BatchGenerator([0]))
     assert told == [([t, t], schedule.gamma[t].float().item()) for t in (750, 500, 250, 0)]
 
 
 def test_a_chain_goes_on_from_where_it_was_left():
     """Bit by bit, from the x and the draws that it had; and an image does not depend on its neighbours."""
-    way, x, kept = stages(DDPMLinear(), Linear(20).steps(1000)), normal(3, 4, 16).float(), {}
+    trajectory, x, kept = build_trajectory(DDPMLinear(), Linear(20).steps(1000)), normal(3, 4, 16).float(), {}
     rng = BatchGenerator([1, 2, 3, 4])
     whole = sample(
-        network, Small(), x, way, BatchGenerator([1, 2, 3, 4]), watch=lambda i, s, x, _: kept.update({i: (s, x)})
+        network,
+        Small(),
+        x,
+        trajectory,
+        BatchGenerator([1, 2, 3, 4]),
+        callback=lambda i, s, x, _: kept.update({i: (s, x)}),
     )
-    half = sample(network, Small(), x, way[:8], rng)
+    half = sample(network, Small(), x, trajectory[:8], rng)
     assert torch.equal(half, kept[6][1])
-    assert torch.equal(sample(network, Small(), half, way[7:], rng), whole)
-    alone = torch.cat([sample(network, Small(), x[i : i + 1], way, BatchGenerator([i + 1])) for i in range(4)])
+    assert torch.equal(sample(network, Small(), half, trajectory[7:], rng), whole)
+    alone = torch.cat([sample(network, Small(), x[i : i + 1], trajectory, BatchGenerator([i + 1])) for i in range(4)])
     assert torch.equal(alone, whole)
 
 
@@ -192,10 +208,16 @@ def test_one_stage_is_no_step():
 
 
 def test_clipping_holds_the_prediction_not_x():
-    way, seen = stages(DDPMLinear(), Linear(10).steps(1000)), []
+    trajectory, seen = build_trajectory(DDPMLinear(), Linear(10).steps(1000)), []
     x = 3 * normal(1, 64)
     end = sample(
-        network, Large(), x, way, BatchGenerator([0]), clip=True, watch=lambda i, s, x, x0: seen.append((x, x0))
+        network,
+        Large(),
+        x,
+        trajectory,
+        BatchGenerator([0]),
+        clip=True,
+        callback=lambda i, s, x, x0: seen.append((x, x0)),
     )
     assert max(x0.abs().max() for _, x0 in seen) == 1
     assert max(x.abs().max() for x, _ in seen) > 1
@@ -203,14 +225,19 @@ def test_clipping_holds_the_prediction_not_x():
 
 
 def test_amended_values_are_what_the_next_step_starts_from():
-    way, seen = stages(DDPMLinear(), Linear(5).steps(1000)), []
+    trajectory, seen = build_trajectory(DDPMLinear(), Linear(5).steps(1000)), []
 
-    def predict(x, stage):
+    def predict(x, step):
         seen.append(x.clone())
         return Prediction(x)
 
     end = sample(
-        predict, Small(), normal(1, 3), way, BatchGenerator([0]), amend=lambda x, stage: torch.full_like(x, stage.t)
+        predict,
+        Small(),
+        normal(1, 3),
+        trajectory,
+        BatchGenerator([0]),
+        constrain=lambda x, step: torch.full_like(x, step.t),
     )
     assert [x[0].item() for x in seen[1:]] == [600, 400, 200, 0]
     assert end.tolist() == [-1, -1, -1]
@@ -218,8 +245,8 @@ def test_amended_values_are_what_the_next_step_starts_from():
 
 @pytest.mark.parametrize("schedule", [DDPMLinear(), LinearSigma()], ids=lambda s: type(s).__name__)
 def test_sampling_starts_from_what_unit_data_would_be_there(schedule):
-    stage = stages(schedule, torch.tensor([999]))[0]
-    x = start((100_000,), stage, BatchGenerator([3]))
-    data = noised(normal(4, 100_000).float(), stage, BatchGenerator([5]))
-    assert x.std().item() == pytest.approx(math.hypot(stage.gamma, stage.sigma), rel=0.01)
+    step = build_trajectory(schedule, torch.tensor([999]))[0]
+    x = initial_noise((100_000,), step, BatchGenerator([3]))
+    data = add_noise(normal(4, 100_000).float(), step, BatchGenerator([5]))
+    assert x.std().item() == pytest.approx(math.hypot(step.gamma, step.sigma), rel=0.01)
     assert data.std().item() == pytest.approx(x.std().item(), rel=0.02)

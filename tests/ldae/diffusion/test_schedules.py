@@ -9,7 +9,7 @@ import torch
 
 from ldae.core.errors import ConfigError
 from ldae.core.types import BatchGenerator
-from ldae.diffusion.schedules import ConstantSigma, Cosine, DDPMLinear, LinearGamma2, LinearSigma
+from ldae.diffusion.schedules import Blank, ConstantSigma, Cosine, DDPMLinear, LinearGamma2, LinearSigma
 
 
 def test_ddpm_linear_has_the_published_check_values():
@@ -70,3 +70,14 @@ def test_draws_are_uniform_over_all_steps_and_levels_are_those_of_the_table():
     assert (share - 0.1).abs().max() < 0.005
     assert torch.equal(level.sigma, schedule.sigma[level.t].float())
     assert level.sigma.dtype == torch.float32
+
+
+@pytest.mark.parametrize("schedule", [Cosine(T=50), LinearSigma(T=50), Blank()], ids=lambda s: type(s).__name__)
+def test_a_plot_has_gamma_sigma_and_the_signal_share_over_t(schedule, tmp_path):
+    figure = schedule.plot(tmp_path / "schedule.png")
+    assert (tmp_path / "schedule.png").stat().st_size > 1000
+    gamma, sigma, share = (torch.tensor(line.get_ydata()) for line in figure.axes[0].get_lines())
+    assert torch.equal(gamma, schedule.gamma)
+    assert torch.equal(sigma, schedule.sigma)
+    assert torch.equal(share.nan_to_num(), (gamma**2 / (gamma**2 + sigma**2)).nan_to_num())
+    assert list(figure.axes[0].get_lines()[0].get_xdata()) == list(range(schedule.T))

@@ -14,7 +14,7 @@ from ldae.core.errors import ConfigError
 from ldae.diffusion.schedules import Cosine, DDPMLinear, LinearGamma2, LinearSigma, Steps
 from ldae.diffusion.spacing import All, Exact, Linear, Quadratic, Stride, Trailing
 from ldae.diffusion.targets import X0, Eps, V, usable_steps
-from ldae.diffusion.trajectory import CLEAN, nearest_signal, nearest_stage, stages
+from ldae.diffusion.trajectory import CLEAN, build_trajectory, nearest_signal, nearest_step
 
 MANY = [All(), Linear(10), Linear(7), Trailing(7), Quadratic(50), Stride([10]), Stride([3, 1, 5]), Exact(10)]
 
@@ -66,11 +66,11 @@ def test_the_steps_that_can_be_visited_are_those_whose_prediction_determines_x0(
     T, usable = schedule.T, usable_steps(schedule, target)
     assert usable == T - (isinstance(schedule, LinearGamma2) and isinstance(target, Eps))
     for spacing in (All(), Trailing(min(7, usable)), Linear(min(7, usable)), *([Stride([2])] if usable > 1 else [])):
-        found = stages(schedule, spacing.steps(usable))
+        found = build_trajectory(schedule, spacing.steps(usable))
         if not isinstance(spacing, Linear):
             assert found[0].t == usable - 1
-        for stage in found:
-            answer = target.to_x0(torch.ones(1, 2), torch.ones(1, 2), stage.level(torch.ones(1, 2)))
+        for step in found:
+            answer = target.to_x0(torch.ones(1, 2), torch.ones(1, 2), step.level(torch.ones(1, 2)))
             assert torch.isfinite(answer).all()
 
 
@@ -117,19 +117,19 @@ def test_what_a_schedule_does_not_have_is_refused(make, sentence):
 
 def test_stages_have_the_schedules_numbers_and_end_clean():
     schedule = DDPMLinear()
-    found = stages(schedule, Linear(5).steps(1000))
-    assert [stage.t for stage in found] == [800, 600, 400, 200, 0, -1]
+    found = build_trajectory(schedule, Linear(5).steps(1000))
+    assert [step.t for step in found] == [800, 600, 400, 200, 0, -1]
     assert found[-1] == CLEAN
-    assert [stage.gamma for stage in found[:-1]] == schedule.gamma[[800, 600, 400, 200, 0]].tolist()
-    assert all(stage.gamma**2 + stage.sigma**2 == pytest.approx(1, abs=1e-12) for stage in found)
+    assert [step.gamma for step in found[:-1]] == schedule.gamma[[800, 600, 400, 200, 0]].tolist()
+    assert all(step.gamma**2 + step.sigma**2 == pytest.approx(1, abs=1e-12) for step in found)
 
 
 @pytest.mark.parametrize("spacing", [All(), Linear(100), Linear(10)], ids=["all", "100", "10"])
 def test_where_an_edit_starts_is_a_matter_of_noise_not_of_the_number_of_stages(spacing):
     """n = t0 T steps of noise are those up to index n - 1; by alpha-bar, 0.0786 is that of 500 of 1000 steps."""
-    found = stages(DDPMLinear(), spacing.steps(1000))
+    found = build_trajectory(DDPMLinear(), spacing.steps(1000))
     k = 1000 // (len(found) - 1)
-    assert abs(found[nearest_stage(found, 0.5, 1000)].t - 499) <= k // 2
+    assert abs(found[nearest_step(found, 0.5, 1000)].t - 499) <= k // 2
     assert abs(found[nearest_signal(found, 0.0785872)].t - 499) <= k // 2
-    assert found[nearest_stage(found, 0.0, 1000)] == found[nearest_signal(found, 1.0)] == CLEAN
-    assert nearest_stage(found, 1.0, 1000) == 0
+    assert found[nearest_step(found, 0.0, 1000)] == found[nearest_signal(found, 1.0)] == CLEAN
+    assert nearest_step(found, 1.0, 1000) == 0

@@ -10,11 +10,11 @@ import torch
 
 from ldae.core.types import BatchGenerator
 from ldae.diffusion.posterior import Posterior, StepBack
-from ldae.diffusion.samplers import DDIM, Large, Learned, Small, sample, start
+from ldae.diffusion.samplers import DDIM, Large, Learned, Small, initial_noise, sample
 from ldae.diffusion.schedules import Blank, ConstantSigma, Cosine, DDPMLinear, LinearGamma2, LinearSigma
 from ldae.diffusion.spacing import All, Linear, Quadratic, Stride, Trailing
 from ldae.diffusion.targets import V
-from ldae.diffusion.trajectory import CLEAN, Prediction, SamplingStep, stages
+from ldae.diffusion.trajectory import CLEAN, Prediction, SamplingStep, build_trajectory
 
 PRESERVING = [DDPMLinear(), Cosine(), LinearGamma2(), DDPMLinear(T=50)]
 KINDS = [*PRESERVING, LinearSigma(), LinearSigma(T=100, sigma_max=3.0)]
@@ -26,7 +26,7 @@ def normal(seed, *shape):
 
 
 def pairs(schedule, spacing):
-    found = stages(schedule, spacing.steps(schedule.T))
+    found = build_trajectory(schedule, spacing.steps(schedule.T))
     return list(pairwise(found))
 
 
@@ -56,7 +56,7 @@ def test_steps_of_the_schedule_are_its_posterior(schedule):
 def test_noise_composed_step_by_step_is_the_closed_form(schedule):
     """1 - alpha_bar from single steps (spec, test 2), and alpha_bar of the kept steps from the betas between (9)."""
     for spacing in (All(), Linear(10), Quadratic(10)):
-        kept = stages(schedule, spacing.steps(schedule.T))[::-1]
+        kept = build_trajectory(schedule, spacing.steps(schedule.T))[::-1]
         product, variance = 1.0, 0.0
         for then, now in pairwise(kept):
             beta = StepBack.between(now, then).beta
@@ -97,16 +97,19 @@ def test_the_mean_tells_x0():
 def test_equal_stages_are_one():
     """A pair of equal steps, or a schedule of one level, changes nothing, whatever the rule."""
     x, found = normal(1, 8), Prediction(normal(2, 8), torch.zeros(8))
-    for stage in (stages(DDPMLinear(), torch.tensor([300]))[0], stages(ConstantSigma(), torch.tensor([3]))[0]):
+    for step in (
+        build_trajectory(DDPMLinear(), torch.tensor([300]))[0],
+        build_trajectory(ConstantSigma(), torch.tensor([3]))[0],
+    ):
         for rule in (Small(), Large(), Learned(), DDIM(), DDIM(0.5), DDIM(1.0)):
-            torch.testing.assert_close(rule(x, found, stage, stage, BatchGenerator([0])), x)
+            torch.testing.assert_close(rule(x, found, step, step, BatchGenerator([0])), x)
 
 
 def test_stages_that_grow_noisier_are_refused():
-    up = stages(DDPMLinear(), torch.tensor([300, 400]))
+    up = build_trajectory(DDPMLinear(), torch.tensor([300, 400]))
     for rule in (Small(), DDIM()):
         with pytest.raises(ValueError, match="t=400 is noisier than t=300"):
-            sample(lambda x, stage: Prediction(x), rule, normal(1, 4), up, BatchGenerator([0]))
+            sample(lambda x, step: Prediction(x), rule, normal(1, 4), up, BatchGenerator([0]))
 
 
 @pytest.mark.parametrize("rule", [Small(), Large(), DDIM(), DDIM(0.5), DDIM(1.0)], ids=lambda r: type(r).__name__)
@@ -115,25 +118,28 @@ def test_levels_without_noise_or_without_signal_are_defined(rule):
     x, found = normal(1, 8), Prediction(normal(2, 8))
     assert torch.equal(rule(x, found, SamplingStep(0, 1.0, 0.0), CLEAN, BatchGenerator([0])), x)
     assert torch.equal(
-        rule(torch.zeros(8), found, stages(Blank(), torch.tensor([0]))[0], CLEAN, BatchGenerator([0])), found.x0
+        rule(torch.zeros(8), found, build_trajectory(Blank(), torch.tensor([0]))[0], CLEAN, BatchGenerator([0])),
+        found.x0,
     )
-    way = stages(LinearGamma2(T=10), All().steps(10))
-    assert way[0].gamma == 0
+    trajectory = build_trajectory(LinearGamma2(T=10), All().steps(10))
+    assert trajectory[0].gamma == 0
 
-    def predict(x, stage):
-        return Prediction(V().to_x0(torch.tanh(x), x, stage.level(x)))
+    def predict(x, step):
+        return Prediction(V().to_x0(torch.tanh(x), x, step.level(x)))
 
     assert torch.isfinite(
-        sample(predict, rule, start((2, 3), way[0], BatchGenerator([1])), way, BatchGenerator([2]))
+        sample(
+            predict, rule, initial_noise((2, 3), trajectory[0], BatchGenerator([1])), trajectory, BatchGenerator([2])
+        )
     ).all()
 
 
 def test_a_step_to_where_there_is_no_noise_adds_none():
     """l-DAE's cleanest level has sigma = 0 before the clean stage: one draw fewer than steps, and x stays there."""
-    way = stages(LinearSigma(T=4), All().steps(4))
+    trajectory = build_trajectory(LinearSigma(T=4), All().steps(4))
     rng, other, seen = BatchGenerator([0]), BatchGenerator([0]), []
-    predict = lambda x, stage: Prediction(0.5 * x)  # noqa: E731
-    sample(predict, Large(), normal(1, 5), way, rng, watch=lambda i, stage, x, x0: seen.append((x, x0)))
+    predict = lambda x, step: Prediction(0.5 * x)  # noqa: E731
+    sample(predict, Large(), normal(1, 5), trajectory, rng, callback=lambda i, step, x, x0: seen.append((x, x0)))
     for _ in range(2):  # 3 -> 2 -> 1; then 1 -> 0 and 0 -> clean draw nothing
         other.normal((5,))
     assert torch.equal(rng.normal((5,)), other.normal((5,)))

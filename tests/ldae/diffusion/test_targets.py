@@ -58,7 +58,7 @@ def test_one_error_expressed_in_three_targets(t):
 def test_a_target_knows_how_it_magnifies_an_error_in_x0(schedule, target):
     _, level, _, x_t = corrupted(schedule, 700)
     in_x0 = target.to_x0(torch.full_like(x_t, 0.1), x_t, level) - target.to_x0(torch.zeros_like(x_t), x_t, level)
-    torch.testing.assert_close(0.01 / (in_x0**2).mean((1, 2, 3)), target.magnified(level), rtol=1e-3, atol=0)
+    torch.testing.assert_close(0.01 / (in_x0**2).mean((1, 2, 3)), target.error_scale(level), rtol=1e-3, atol=0)
 
 
 def test_eps_cannot_tell_x0_where_nothing_of_it_is_left():
@@ -82,7 +82,7 @@ def test_min_snr_caps_the_weight_of_an_error_in_x0_whatever_the_target():
     snr = SNR()(level)
     assert (snr > 5).tolist() == [True, False, False, False]
     for target in (X0(), Eps(), V()):
-        costs = MinSNR(target)(level) * target.magnified(level)
+        costs = MinSNR(target)(level) * target.error_scale(level)
         torch.testing.assert_close(costs, snr.clamp(max=5))
     torch.testing.assert_close(MinSNR(Eps())(level), (5 / snr).clamp(max=1))
     torch.testing.assert_close(MinSNR(V())(level), snr.clamp(max=5) / (snr + 1), rtol=1e-5, atol=0)

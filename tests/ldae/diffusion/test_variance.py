@@ -12,7 +12,7 @@ from ldae.config.build import Parts
 from ldae.core.errors import ConfigError
 from ldae.core.types import Batch, BatchGenerator, expand
 from ldae.diffusion.corruptions.base import Mixed
-from ldae.diffusion.posterior import Posterior, discretised_nll, divergence
+from ldae.diffusion.posterior import Posterior, discretised_nll, gaussian_kl
 from ldae.diffusion.schedules import Cosine, DDPMLinear, LinearGamma2, LinearSigma
 from ldae.diffusion.targets import X0, Eps, V
 from ldae.diffusion.variance import LearnedRange
@@ -25,7 +25,7 @@ def normal(seed, *shape):
     return torch.randn(*(shape or SHAPE), generator=torch.Generator().manual_seed(seed))
 
 
-def noised(schedule, *t):
+def add_noise(schedule, *t):
     """x0, eps, x_t and the level of steps `t`, one image each."""
     level = schedule.at(torch.tensor(t))
     x0, eps = normal(1, len(t), *SHAPE[1:]), normal(2, len(t), *SHAPE[1:])
@@ -51,17 +51,17 @@ def test_posterior_has_the_betas_of_the_schedule():
 
 def test_the_mean_at_the_last_step_is_x0():
     schedule = DDPMLinear()
-    x0, _, x_t, level = noised(schedule, 0, 0)
+    x0, _, x_t, level = add_noise(schedule, 0, 0)
     assert torch.allclose(Posterior(schedule).mean(x0, x_t, level), x0, atol=1e-6)
 
 
 def test_divergence_is_torchs():
     mean, other = normal(3), normal(4)
     log_variance, other_log = normal(5), normal(6)
-    found = divergence(mean, log_variance, other, other_log)
+    found = gaussian_kl(mean, log_variance, other, other_log)
     expected = kl_divergence(Normal(mean, (log_variance / 2).exp()), Normal(other, (other_log / 2).exp()))
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
-    assert torch.equal(divergence(mean, log_variance, mean, log_variance), torch.zeros(SHAPE))
+    assert torch.equal(gaussian_kl(mean, log_variance, mean, log_variance), torch.zeros(SHAPE))
 
 
 LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
@@ -99,7 +99,7 @@ def test_v_goes_from_the_narrowest_to_the_widest_and_beyond():
 @pytest.mark.parametrize("target", [Eps(), X0(), V()], ids=lambda t: type(t).__name__)
 def test_the_truth_with_the_true_variance_costs_nothing(target):
     schedule = DDPMLinear()
-    x0, eps, x_t, level = noised(schedule, 1, 10, 100, 500, 900, 999)
+    x0, eps, x_t, level = add_noise(schedule, 1, 10, 100, 500, 900, 999)
     answer = torch.cat([target.of(x0, Mixed(eps), level), -torch.ones(SHAPE)], 1)
     vb = LearnedRange(schedule, target).bound(answer, x0, x_t, level)
     assert vb.abs().max() < 1e-5
@@ -108,7 +108,7 @@ def test_the_truth_with_the_true_variance_costs_nothing(target):
 def test_with_the_narrowest_variance_the_term_is_the_weighted_error():
     """Index 500: 0.005514462 times the mean squared error in eps, in nats (spec, section 5.2)."""
     schedule = DDPMLinear()
-    x0, eps, x_t, level = noised(schedule, 500, 500, 500)
+    x0, eps, x_t, level = add_noise(schedule, 500, 500, 500)
     answer = torch.cat([eps + 0.3 * normal(9, 3, *SHAPE[1:]), -torch.ones_like(eps)], 1)
     vb = LearnedRange(schedule, Eps()).bound(answer, x0, x_t, level)
     error = ((answer[:, :4] - eps) ** 2).flatten(1).mean(1)
@@ -143,7 +143,7 @@ def _reference_vb(out, x0, x_t, t):
 @pytest.mark.parametrize(("t", "tolerance"), [(0, 0.01), (1, 1e-4), (10, 1e-4), (500, 1e-4), (999, 1e-4)])
 def test_the_term_is_that_of_improved_ddpm(t, tolerance):
     schedule = DDPMLinear()
-    x0, eps, x_t, level = noised(schedule, t, t)
+    x0, eps, x_t, level = add_noise(schedule, t, t)
     out = torch.cat([eps + 0.5 * normal(9, 2, *SHAPE[1:]), normal(10, 2, *SHAPE[1:])], 1)
     vb = LearnedRange(schedule, Eps()).bound(out, x0, x_t, level)
     expected = [_reference_vb(o, clean, noisy, t).item() for o, clean, noisy in zip(out, x0, x_t, strict=True)]
@@ -153,7 +153,7 @@ def test_the_term_is_that_of_improved_ddpm(t, tolerance):
 @pytest.mark.parametrize("t", [0, 1, 500])
 def test_the_term_teaches_the_variance_and_not_the_prediction(t):
     schedule = DDPMLinear()
-    x0, _, x_t, level = noised(schedule, t, t)
+    x0, _, x_t, level = add_noise(schedule, t, t)
     out = normal(9, 2, 8, 8, 8).requires_grad_()
     variance = LearnedRange(schedule, Eps())
     variance.bound(out, x0, x_t, level).sum().backward()
@@ -165,7 +165,7 @@ def test_the_term_teaches_the_variance_and_not_the_prediction(t):
 def test_gradient_descent_on_the_term_finds_the_variance_of_the_error():
     """The best ln variance is ln(beta_tilde + mean squared error of the posterior's mean)."""
     schedule = DDPMLinear()
-    x0, eps, x_t, level = noised(schedule, 5, 5)
+    x0, eps, x_t, level = add_noise(schedule, 5, 5)
     variance, q = LearnedRange(schedule, Eps()), Posterior(schedule)
     wrong = eps + 1.0
     v = torch.zeros_like(eps, requires_grad=True)
@@ -188,7 +188,7 @@ def test_a_fixed_variance_adds_nothing_and_leaves_the_answer_as_it_is(config):
     assert terms == {}
     assert objective.prediction(out) is out
     assert objective.interpolation(out) is None
-    assert type(objective).answers == 1
+    assert type(objective).outputs_per_channel == 1
 
 
 @pytest.mark.parametrize(
@@ -244,14 +244,14 @@ def test_denoised_images_come_from_the_prediction_alone(config):
     parts, batch = learner(config)
     objective, d = parts.objective, parts.tokenizer.shape[0]
     level = parts.schedule.at(torch.full((16,), 300))
-    _, before = objective.denoised(batch, level, BatchGenerator([5]))
+    _, before = objective.denoise(batch, level, BatchGenerator([5]))
     layer = parts.denoiser.head.linear
     with torch.no_grad():
         layer.bias.view(-1, 2 * d)[:, d:] += 1  # numbers of a token: (row, column, channel)
-    assert torch.equal(objective.denoised(batch, level, BatchGenerator([5]))[1], before)
+    assert torch.equal(objective.denoise(batch, level, BatchGenerator([5]))[1], before)
     with torch.no_grad():
         layer.bias.view(-1, 2 * d)[:, :d] += 1
-    assert not torch.allclose(objective.denoised(batch, level, BatchGenerator([5]))[1], before, atol=1e-3)
+    assert not torch.allclose(objective.denoise(batch, level, BatchGenerator([5]))[1], before, atol=1e-3)
 
 
 def test_an_image_as_answer_has_no_variance_to_learn(config):

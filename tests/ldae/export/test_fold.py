@@ -9,7 +9,7 @@ from unets import randomised
 from ldae.config.build import Parts
 from ldae.core.errors import ConfigError
 from ldae.export.encoder import Encoder
-from ldae.export.fold import folded, plain_vit
+from ldae.export.fold import fold, plain_vit
 
 SIZES = ("denoiser.width=64", "denoiser.heads=2", "denoiser.encoder_depth=2", "denoiser.decoder_depth=2")
 LDAE = ("experiment=deconstruct/12_ldae", "data=cifar10")
@@ -48,11 +48,11 @@ def test_a_tokenizer_that_mixes_patches_of_the_vit_is_refused(config, images):
     argv = (*LDAE, "denoiser=dit_s_2", *SIZES, "data.d=16", "tokenizer.scaling=one")
     encoder = Encoder(system_of(config, images, *argv).objective, t=10)
     with pytest.raises(ConfigError, match="cannot be folded: the tokenizer's patches are larger"):
-        folded(encoder)
+        fold(encoder)
 
 
 def test_what_is_no_vit_is_refused(config, images):
     small = ("denoiser.channels=8", "denoiser.multipliers=[1,2]", "denoiser.attention=[16]")
     encoder = Encoder(system_of(config, images, "experiment=ddpm/cifar10_cpu", *small).objective)
     with pytest.raises(ConfigError, match="denoiser='UNet' cannot be folded: it must be a ViT on clean input"):
-        folded(encoder)
+        fold(encoder)

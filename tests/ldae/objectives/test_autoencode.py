@@ -63,7 +63,7 @@ def test_the_adaptive_weight_has_bounds_and_needs_gradients():
 
 def test_before_its_start_there_is_no_adversarial_loss_and_no_turn():
     waiting, absent = objective(start=10), objective(start=10)
-    absent.opponents = {}
+    absent.discriminators = {}
     assert waiting.trainable_modules["discriminator"].is_active(9) is False
     assert waiting.is_active(9)
     absent.is_active(9)
@@ -78,7 +78,7 @@ def test_before_its_start_there_is_no_adversarial_loss_and_no_turn():
 
 def test_with_a_head_start_the_discriminator_learns_before_the_tokenizer_feels_it():
     early, absent = objective(start=2, head_start=3), objective()
-    absent.opponents = {}
+    absent.discriminators = {}
     for step, learns, felt in ((1, False, False), (2, True, False), (4, True, False), (5, True, True)):
         early.is_active(step), absent.is_active(step)
         assert early.trainable_modules["discriminator"].is_active(step) is learns

@@ -9,7 +9,7 @@ from sklearn.datasets import load_sample_images
 from ldae.config.build import Parts
 from ldae.core.errors import ConfigError
 from ldae.core.types import Batch, BatchGenerator
-from ldae.export.encoder import Encoder, numbers_of
+from ldae.export.encoder import Encoder, hash_images
 from ldae.export.fold import plain_vit
 from ldae.nn.patchify import patchify
 from ldae.objectives.losses import L2, PCAWeighted
@@ -143,8 +143,8 @@ def test_noise_is_in_the_latent_alone(config, images):
     parts = system_of(config, images)
     objective, tokenizer = parts.objective, parts.tokenizer
     level = parts.schedule.at(torch.full((24,), 700))
-    clean = objective.clean_input(images, level, None)
-    noised = objective.clean_input(images, level, BatchGenerator([0]))
+    clean = objective.encoder_input(images, level, None)
+    noised = objective.encoder_input(images, level, BatchGenerator([0]))
     beyond = tokenizer.rotate(noised - clean)
     assert beyond[:, :16].std() > 0.1
     assert beyond[:, 16:].abs().max() < 1e-4
@@ -160,7 +160,7 @@ def test_an_untouched_answer_denoises_to_the_truth_for_every_target(config, imag
         state = objective.corruption.draw(z0, BatchGenerator([5]))
         answer = objective.target.of(z0, state, level)
         objective.denoiser.forward = lambda *_, answer=answer: answer
-        noised, denoised = objective.denoised(batch_of(images), level, BatchGenerator([5]))
+        noised, denoised = objective.denoise(batch_of(images), level, BatchGenerator([5]))
         assert torch.allclose(denoised, tokenizer.decode(z0), atol=1e-3)
         assert (noised - denoised).abs().mean() > 0.05
 
@@ -226,8 +226,10 @@ def test_the_noise_of_an_encoders_input_is_normal_and_another_one_for_every_imag
 
     def noise(seed=0, t=800, first=0):
         encoder = Encoder(objective, t=t, noised=True, seed=seed)
-        rng = encoder._draws(same, torch.arange(first, first + 200))
-        return ((objective.tokenizer.encode(objective.clean_input(same, level, rng)) - z0) / level.sigma[0]).flatten(1)
+        rng = encoder._rng(same, torch.arange(first, first + 200))
+        return ((objective.tokenizer.encode(objective.encoder_input(same, level, rng)) - z0) / level.sigma[0]).flatten(
+            1
+        )
 
     z0 = objective.tokenizer.encode(2 * same - 1)
     eps = noise()  # (200, 16 * 64)
@@ -239,10 +241,10 @@ def test_the_noise_of_an_encoders_input_is_normal_and_another_one_for_every_imag
 
 
 def test_images_without_numbers_share_noise_only_if_they_are_equal(images):
-    numbers = numbers_of(images)
+    numbers = hash_images(images)
     assert len(set(numbers)) == 24
-    assert numbers_of(images.flip(0)) == numbers[::-1]
-    assert numbers_of(images + 1e-4) == numbers
+    assert hash_images(images.flip(0)) == numbers[::-1]
+    assert hash_images(images + 1e-4) == numbers
 
 
 def test_the_panel_measures_noise_and_shows_it(config, images):

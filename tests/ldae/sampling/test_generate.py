@@ -11,8 +11,8 @@ from ldae.core.types import Batch, Cond
 from ldae.diffusion.editing import slerp
 from ldae.diffusion.samplers import DDIM, Direct, Improved, Large
 from ldae.diffusion.spacing import Trailing
-from ldae.diffusion.trajectory import stages
-from ldae.sampling.generate import Generator, SamplerConfig, usual_rule
+from ldae.diffusion.trajectory import build_trajectory
+from ldae.sampling.generate import Generator, SamplerConfig, default_sampler
 from ldae.sampling.restore import Edit, Enlarge, Guide, Interpolate, Invert, Segment, Undo
 
 SMALL = ("data=digits", "denoiser.channels=8", "denoiser.multipliers=[1,2]", "denoiser.attention=[]", "augment=centre")
@@ -36,8 +36,8 @@ def batch_of(size=8, count=6, masks=False):
 
 
 def generator_of(objective, rule=None, steps=10, **sampler):
-    visited = stages(objective.schedule, Trailing(min(steps, objective.T)).steps(objective.T))
-    return Generator(objective, SamplerConfig(rule or usual_rule(objective), visited, **sampler), seed=3)
+    visited = build_trajectory(objective.schedule, Trailing(min(steps, objective.T)).steps(objective.T))
+    return Generator(objective, SamplerConfig(rule or default_sampler(objective), visited, **sampler), seed=3)
 
 
 def perfect(objective, truth):
@@ -71,7 +71,7 @@ def test_latents_of_l_dae_are_sampled_by_the_same_loop(config):
     level = objective.schedule.at(torch.full((6,), 500))
     assert torch.allclose(objective.predict(torch.randn(z0.shape), level).x0, z0, atol=1e-4)
     made = generator.from_noise(range(6))
-    assert torch.allclose(made, generator.image(z0), atol=1e-4)
+    assert torch.allclose(made, generator.to_image(z0), atol=1e-4)
 
 
 def test_guidance_of_one_changes_nothing_and_needs_classes(config):
@@ -80,7 +80,7 @@ def test_guidance_of_one_changes_nothing_and_needs_classes(config):
     plain, guided = (generator_of(told, DDIM(), guidance=s) for s in (1.0, 3.0))
     cond = Cond(label=torch.tensor([1, 2]))
     assert (plain.from_noise([0, 1], cond) - guided.from_noise([0, 1], cond)).abs().max() > 1e-4
-    with pytest.raises(ConfigError, match=r"guidance=3[.]0 needs a network that is told classes"):
+    with pytest.raises(ConfigError, match=r"guidance=3[.]0 needs a class-conditional network"):
         generator_of(objective_of(config, *argv), guidance=3.0)
 
 
@@ -96,9 +96,9 @@ def test_a_perfect_network_undoes_every_degradation(config, corruption):
     objective = objective_of(config, f"experiment={experiment}/cifar10_cpu", *argv)
     batch = batch_of(32)
     if corruption == "blend":
-        objective.corruption.show((255 * batch_of(32, 9).images).byte())
+        objective.corruption.set_images((255 * batch_of(32, 9).images).byte())
     perfect(objective, 2 * batch.images - 1)
-    assert isinstance(usual_rule(objective), Improved)
+    assert isinstance(default_sampler(objective), Improved)
     columns = Undo(generator_of(objective, steps=objective.T))(batch)
     assert list(columns) == ["input", "degraded", "direct", "sampled"]
     assert (columns["degraded"] - batch.images).abs().mean() > 0.05
@@ -122,7 +122,7 @@ def test_enlarging_is_told_the_small_image_and_measured_by_it(config):
 def test_the_regression_is_one_call_that_sees_no_noise(config):
     argv = [w for w in SMALL if not w.startswith("data")]
     objective = objective_of(config, "experiment=sr3/cifar10_regression_cpu", *argv)
-    assert isinstance(usual_rule(objective), Direct)
+    assert isinstance(default_sampler(objective), Direct)
     seen, forward = [], objective.denoiser.forward
     objective.denoiser.forward = lambda x, *rest: seen.append(x) or forward(x, *rest)
     Enlarge(generator_of(objective))(batch_of(32, 2))
@@ -188,4 +188,4 @@ def test_between_two_pictures_lies_the_arc_between_their_noises(config):
 def test_a_latent_that_is_not_finite_is_no_image(config):
     generator = generator_of(objective_of(config, "experiment=ddpm/cifar10_cpu", *SMALL))
     with pytest.raises(NonFiniteError, match="what was sampled is not finite: use precision=fp32"):
-        generator.image(torch.full((1, 3, 8, 8), torch.nan))
+        generator.to_image(torch.full((1, 3, 8, 8), torch.nan))

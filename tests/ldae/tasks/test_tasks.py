@@ -17,7 +17,7 @@ from ldae.core.types import Batch, BatchGenerator, Cond
 from ldae.metrics.image_quality import consistency
 from ldae.tasks.images import Images
 from ldae.tasks.segmentation import Segmentation
-from ldae.tasks.super_resolution import SuperResolution, blurred, lower, upper
+from ldae.tasks.super_resolution import SuperResolution, blur, downsample, upsample
 
 TASKS = sorted(p.stem for p in (CONFIGS / "task").glob("*.yaml"))
 
@@ -46,18 +46,18 @@ def test_every_task_keeps_what_it_promises(config, photographs, name):
         batch_of(photographs),
     )
     task = parts.task
-    for x0, cond in (task(batch), task.reading(batch.images)):
+    for x0, cond in (task(batch), task.from_images(batch.images)):
         assert x0.shape == (64, task.channels, 32, 32)
         assert x0.abs().max() <= 1
         assert (0 if cond.image is None else cond.image.shape[1]) == task.image_channels
         assert cond.image is None or cond.image.abs().max() <= 1
-    told = task.in_training(task(batch)[1], BatchGenerator([0]))
+    told = task.augment_cond(task(batch)[1], BatchGenerator([0]))
     assert (told.label is None) == (task.classes == 0)
     assert parts.tokenizer.image_shape == (task.channels, 32, 32)
 
 
 def test_images_alone_are_read_as_they_are(photographs):
-    x0, cond = Images().reading(photographs)
+    x0, cond = Images().from_images(photographs)
     assert torch.equal(x0, 2 * photographs - 1)
     assert cond == Cond()
 
@@ -67,13 +67,13 @@ def test_images_alone_are_read_as_they_are(photographs):
 
 @pytest.mark.parametrize("factor", [2, 4, 8])
 def test_the_small_image_is_pillows(photographs, factor):
-    small = lower(photographs, factor)
+    small = downsample(photographs, factor)
     assert small.shape == (64, 3, 32 // factor, 32 // factor)
     for image, found in zip(photographs[:8, 0].numpy(), small[:8, 0], strict=True):
         theirs = Image.fromarray(image).resize((32 // factor,) * 2, Image.Resampling.BICUBIC)
         assert np.abs(np.asarray(theirs).clip(0, 1) - found.numpy()).max() < 1e-5
         large = Image.fromarray(found.numpy()).resize((32, 32), Image.Resampling.BICUBIC)
-        assert np.abs(np.asarray(large) - upper(found[None, None], 32)[0, 0].numpy()).max() < 1e-5
+        assert np.abs(np.asarray(large) - upsample(found[None, None], 32)[0, 0].numpy()).max() < 1e-5
 
 
 def test_flipped_images_have_flipped_small_ones(photographs):
@@ -83,22 +83,22 @@ def test_flipped_images_have_flipped_small_ones(photographs):
     other, told = task(batch_of(photographs))
     assert torch.equal(x0, other.flip(3))
     torch.testing.assert_close(cond.image, told.image.flip(3), rtol=0, atol=1e-6)
-    torch.testing.assert_close(cond.image, 2 * lower(flipped.images, 4) - 1)
+    torch.testing.assert_close(cond.image, 2 * downsample(flipped.images, 4) - 1)
 
 
 def test_bicubic_is_less_consistent_than_the_truth(photographs):
     """Spec, test 8: the error of what is made small again; 0 for the truth."""
-    low = lower(photographs, 4)
-    assert consistency(low, lower(photographs, 4)) == 0
-    assert consistency(low, lower(upper(low, 32).clamp(0, 1), 4)) > 1
-    assert consistency(low, lower(photographs.roll(1, 0), 4)) > 1000
+    low = downsample(photographs, 4)
+    assert consistency(low, downsample(photographs, 4)) == 0
+    assert consistency(low, downsample(upsample(low, 32).clamp(0, 1), 4)) > 1
+    assert consistency(low, downsample(photographs.roll(1, 0), 4)) > 1000
 
 
 def test_bicubic_is_nearer_the_truth_than_nearest_neighbours(photographs):
-    low = lower(photographs, 4)
+    low = downsample(photographs, 4)
     nearest = low.repeat_interleave(4, 2).repeat_interleave(4, 3)
     error = lambda x: ((x - photographs) ** 2).mean()  # noqa: E731
-    assert error(upper(low, 32).clamp(0, 1)) < 0.95 * error(nearest)
+    assert error(upsample(low, 32).clamp(0, 1)) < 0.95 * error(nearest)
 
 
 def _reference_blur(image, sigma):
@@ -111,23 +111,23 @@ def _reference_blur(image, sigma):
 
 def test_blur_is_a_gaussian_for_each_image(photographs):
     sigma = torch.linspace(0.2, 2.0, 64)
-    found = blurred(photographs, sigma)
+    found = blur(photographs, sigma)
     for i in (0, 20, 40, 63):
         torch.testing.assert_close(found[i], _reference_blur(photographs[i], float(sigma[i])), rtol=0, atol=1e-6)
-    assert torch.equal(blurred(photographs, torch.zeros(64)), photographs)
+    assert torch.equal(blur(photographs, torch.zeros(64)), photographs)
     grey = torch.full((2, 3, 8, 8), 0.3)
-    torch.testing.assert_close(blurred(grey, torch.tensor([0.5, 5.0])), grey)
+    torch.testing.assert_close(blur(grey, torch.tensor([0.5, 5.0])), grey)
 
 
 def test_blur_is_drawn_between_its_bounds_for_each_image(photographs):
     task = SuperResolution(4, 32, blur_low=0.4, blur_high=0.6)
     cond = task(batch_of(photographs))[1]
-    told = task.in_training(cond, BatchGenerator([5, 6]))
+    told = task.augment_cond(cond, BatchGenerator([5, 6]))
     sigma = 0.4 + 0.2 * BatchGenerator([5, 6]).uniform((64,))
-    assert torch.equal(told.image, blurred(cond.image, sigma))
+    assert torch.equal(told.image, blur(cond.image, sigma))
     assert sigma.unique().numel() > 60
     halves = [
-        task.in_training(Cond(image=part), BatchGenerator([seed])).image
+        task.augment_cond(Cond(image=part), BatchGenerator([seed])).image
         for part, seed in zip(cond.image.chunk(2), (5, 6), strict=True)
     ]
     assert torch.equal(torch.cat(halves), told.image)
@@ -135,7 +135,7 @@ def test_blur_is_drawn_between_its_bounds_for_each_image(photographs):
 
 def test_without_blur_nothing_is_drawn(photographs):
     rng, cond = BatchGenerator([3]), SuperResolution(4, 32)(batch_of(photographs))[1]
-    assert SuperResolution(4, 32).in_training(cond, rng) is cond
+    assert SuperResolution(4, 32).augment_cond(cond, rng) is cond
     assert torch.equal(rng.normal((2,)), BatchGenerator([3]).normal((2,)))
 
 
@@ -149,10 +149,10 @@ def test_blur_is_for_training_alone(config):
     batch = batch_of(torch.rand(16, 3, 8, 8))
     for mode in (True, False):
         objective.train(mode)(batch, BatchGenerator([7]))
-    (shown, _, in_training), (again, _, in_evaluation) = calls
-    low = 2 * lower(batch.images, 4) - 1
+    (shown, _, augment_cond), (again, _, in_evaluation) = calls
+    low = 2 * downsample(batch.images, 4) - 1
     assert torch.equal(in_evaluation.image, low)
-    assert (in_training.image - low).flatten(1).abs().amax(1).min() > 1e-3
+    assert (augment_cond.image - low).flatten(1).abs().amax(1).min() > 1e-3
     assert torch.equal(shown, again)
 
 
@@ -180,7 +180,7 @@ def test_masks_are_minus_one_and_one_and_the_image_is_given(photographs):
 
 
 def test_of_images_alone_no_mask_is_known(photographs):
-    x0, cond = Segmentation().reading(photographs)
+    x0, cond = Segmentation().from_images(photographs)
     assert x0.shape == (64, 1, 32, 32)
     assert not x0.any()
     assert torch.equal(cond.image, Segmentation()(batch_of(photographs))[1].image)
@@ -192,7 +192,7 @@ def test_a_set_without_masks_is_named(photographs):
 
 
 def test_a_segmentation_has_one_channel_to_noise(config, photographs):
-    batch = batch_of(lower(photographs, 4))
+    batch = batch_of(downsample(photographs, 4))
     for tokenizer, shape in (("identity", (1, 8, 8)), ("pixel", (4, 4, 4))):
         argv = ("task=segmentation", f"tokenizer={tokenizer}", "loss=l2")
         parts = Parts(config("pretrain", *argv))

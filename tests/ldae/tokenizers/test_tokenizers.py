@@ -128,7 +128,7 @@ def test_identity_is_the_pixels_bit_for_bit_and_fitted_from_the_start(images, tm
         assert torch.equal(tokenizer.encode(x, BatchGenerator([0])), x)
         assert torch.equal(tokenizer.decode(3 * x), 3 * x)
         assert tokenizer.shape == (channels, 32, 32)
-        assert (tokenizer.costly, tokenizer.needs_training, len(list(tokenizer.parameters()))) == (False, False, 0)
+        assert (tokenizer.is_costly, tokenizer.needs_training, len(list(tokenizer.parameters()))) == (False, False, 0)
         assert torch.equal(tokenizer.filters()[..., 0, 0], torch.eye(channels))
         sha = save_tokenizer(tmp_path / "t", tokenizer, {}, "data")
         assert load_tokenizer(tmp_path / "t", Identity((channels, 32, 32)), sha) == sha
@@ -284,3 +284,35 @@ def test_an_unfitted_tokenizer_refuses_to_encode_and_decode_until_it_is_fitted_o
 def test_a_residue_has_no_coordinates_on_a_basis_that_was_never_fitted():
     with pytest.raises(NotFittedError):
         PatchPCA(SHAPE, 4, 16).rotate(torch.zeros(1, *SHAPE))
+
+
+def test_a_tokenizer_is_used_by_its_constructor_alone(images):
+    tokenizer = PatchPCA(image_shape=SHAPE, patch=4, d=16).fit(images.split(64))
+    z = tokenizer.encode(images[:5])
+    assert z.shape == (5, 16, 8, 8)
+    assert tokenizer.decode(z).shape == (5, *SHAPE)
+    assert torch.equal(z, fitted(images).encode(images[:5]))
+
+
+@pytest.mark.parametrize("kind", [PatchPCA, PatchAE, PatchVAE])
+def test_fit_returns_the_tokenizer(images, kind):
+    tokenizer = kind(SHAPE, 4, 16)
+    assert tokenizer.fit(images.split(64)) is tokenizer
+
+
+def test_a_plot_has_the_filters_and_reconstructions(images, tmp_path):
+    tokenizer = fitted(images)
+    filters = tokenizer.plot(tmp_path / "filters.png")
+    assert (tmp_path / "filters.png").stat().st_size > 1000
+    (mosaic,) = filters.axes[0].get_images()
+    assert mosaic.get_array().shape == (5, 16 * 5, 3)  # 16 filters of 4 x 4 in a row, with borders
+    first = tokenizer.filters()[0]
+    expected = (first / first.abs().max() + 1) / 2
+    np.testing.assert_allclose(mosaic.get_array()[:4, :4], expected.movedim(0, -1), atol=1e-6)
+    figure = tokenizer.plot(images=images[:6])
+    assert [axes.get_title() for axes in figure.axes] == ["filters", "original above reconstruction"]
+    picture = figure.axes[1].get_images()[0].get_array()
+    assert picture.shape == (2 * 33, 6 * 33, 3)
+    np.testing.assert_allclose(picture[:32, :32], ((images[0] + 1) / 2).movedim(0, -1), atol=1e-6)
+    decoded = (tokenizer.decode(tokenizer.encode(images[:1]))[0] + 1) / 2
+    np.testing.assert_allclose(picture[33:65, :32], decoded.clamp(0, 1).movedim(0, -1), atol=1e-5)
