@@ -25,7 +25,7 @@ class Guided(Denoiser):
         scale: s.
         predicted: channels of the prediction; the output may have more.
         channels: `all`, or 3 to compare with DiT's published figures, whose samplers guided the first three of
-            four latent channels; s = 1.5 on three was found to be worth about 1.375 on all four.
+            four latent channels; s = 1.5 on three is equivalent to about 1.375 on all four.
     """
 
     def __init__(self, network: Denoiser, scale: float, predicted: int, channels: Literal["all", 3] = "all"):

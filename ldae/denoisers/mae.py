@@ -150,7 +150,7 @@ def _grid(image_shape: tuple[int, int, int], p: int) -> tuple[int, int]:
 
 
 def _positions(width: int, grid: tuple[int, int]) -> Tensor:
-    """(1 + N, D): zeros for the class token, then the patches row by row."""
+    """Return positions (1 + N, D): zeros for the class token, then those of the patches row by row."""
     return F.pad(sincos_positions(width, *grid), (0, 0, 1, 0))
 
 

@@ -1,1 +1,1 @@
-"""The mathematics of corruption and restoration. Imports torch only; knows no network."""
+"""Diffusion mathematics: schedules, corruptions, targets, weights and samplers, without networks."""

@@ -64,11 +64,11 @@ def nll_bound(
         prediction = predict(x, now)
         if clip:
             prediction = replace(prediction, x0=prediction.x0.clamp(-1, 1))
-        terms.append(term(prediction, rule, x0, x, back))
-    return Bound(prior(x0, trajectory[0]), torch.stack(terms))
+        terms.append(step_bound(prediction, rule, x0, x, back))
+    return Bound(prior_bound(x0, trajectory[0]), torch.stack(terms))
 
 
-def prior(x0: Tensor, step: SamplingStep) -> Tensor:
+def prior_bound(x0: Tensor, step: SamplingStep) -> Tensor:
     """Return L_T = KL[q(x_T | x0) | p(x_T)], (B,) bits per dimension, p(x_T) that of `initial_noise`.
 
     Args:
@@ -79,7 +79,7 @@ def prior(x0: Tensor, step: SamplingStep) -> Tensor:
     return _bits(gaussian_kl(step.gamma * x0, end[0], torch.zeros_like(x0), end[1]))
 
 
-def term(prediction: Prediction, rule: Ancestral, x0: Tensor, x: Tensor, back: StepBack) -> Tensor:
+def step_bound(prediction: Prediction, rule: Ancestral, x0: Tensor, x: Tensor, back: StepBack) -> Tensor:
     """Return KL[q(x_then | x_now, x0) | p(x_then | x_now)], or -ln p(x0 | x) of the final step.
 
     Args:

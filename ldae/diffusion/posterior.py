@@ -52,7 +52,7 @@ def discretised_nll(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class StepBack:
-    """q(x_then | x_now, x_0) = N(clean x_0 + noisy x_now, variance); numbers are float64.
+    """Posterior q(x_then | x_now, x_0) = N(clean x_0 + noisy x_now, variance); numbers are float64.
 
     For any (gamma, sigma), variance preserving or not. With alpha = gamma_now / gamma_then, a step of the corruption
     is x_now = alpha x_then + N(0, beta), beta = sigma_now^2 - alpha^2 sigma_then^2. Bayes' rule gives the mean

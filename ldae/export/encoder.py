@@ -89,7 +89,7 @@ def load_run(
     Args:
         run: folder that pretraining wrote.
         step: which checkpoint; the newest if None.
-        weights: averaged, last, or none: the random network at initialisation, without its zero initialisation.
+        weights: averaged, last, or untrained: random weights in place of those that are initialised to zero.
 
     Raises:
         CheckpointError: no whole checkpoint, a run of version 0.1, or a tokenizer that is not the run's.

@@ -64,28 +64,28 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
     Raises:
         ConfigError: they are of another network; names the first differing keys.
     """
-    own = model.state_dict()
-    patches = [name for name in (PATCHES,) if name in own and name in tensors]
-    if any(own[name].shape[1:] != tensors[name].shape[1:] for name in patches):
+    state = model.state_dict()
+    patches = [name for name in (PATCHES,) if name in state and name in tensors]
+    if any(state[name].shape[1:] != tensors[name].shape[1:] for name in patches):
         raise _unfit(
-            path, _differences(own, tensors, patches)
+            path, _differences(state, tensors, patches)
         )  # timm would resample the patch embedding to an untrained size
     converted = _convert(model, tensors, path)
-    if differing := _differences(own, converted, dict.fromkeys([*own, *converted])):
+    if differing := _differences(state, converted, dict.fromkeys([*state, *converted])):
         raise _unfit(path, differing)
     model.load_state_dict(converted)
 
 
-def _differences(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor], names: Iterable[str]) -> list[str]:
+def _differences(state: Mapping[str, Tensor], loaded: Mapping[str, Tensor], names: Iterable[str]) -> list[str]:
     """Return sentences on the differences between a network's tensors and loaded ones."""
     differences = []
     for name in names:
         if name not in loaded:
             differences.append(f"{name} is missing")
-        elif name not in own:
+        elif name not in state:
             differences.append(f"{name} is not expected")
-        elif own[name].shape != loaded[name].shape:
-            differences.append(f"{name} is {tuple(loaded[name].shape)}, not {tuple(own[name].shape)}")
+        elif state[name].shape != loaded[name].shape:
+            differences.append(f"{name} is {tuple(loaded[name].shape)}, not {tuple(state[name].shape)}")
     return differences
 
 
@@ -95,9 +95,9 @@ def _convert(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> dic
     try:
         converted: dict[str, Tensor] = convert(dict(tensors), model) if convert else dict(tensors)
     except (KeyError, RuntimeError, ValueError, TypeError, IndexError) as error:
-        own = model.state_dict()
+        state = model.state_dict()
         differing = _differences(
-            own, tensors, [name for name in [*own, *tensors] if (name in own) != (name in tensors)]
+            state, tensors, [name for name in [*state, *tensors] if (name in state) != (name in tensors)]
         )
         raise _unfit(path, differing or [f"{type(error).__name__}: {_first_line(error)}"]) from None
     converted.pop("mask_token", None)  # used in pretraining only

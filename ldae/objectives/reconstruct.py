@@ -13,7 +13,7 @@ from ldae.tokenizers.base import Tokenizer
 
 
 class Reconstruct(Objective):
-    """The tokenizer's own loss on clean images (AE, VAE).
+    """Loss of the tokenizer on clean images (AE, VAE).
 
     Args:
         task: batch -> (x0, cond).

@@ -1,1 +1,1 @@
-"""What a batch of data means: batch -> (x0, cond)."""
+"""Tasks: maps from a batch to (x0, cond)."""

@@ -26,7 +26,7 @@ class SuperResolution(Task):
         blur_low, blur_high: bounds of sigma in pixels of the small image; 0 and 0 for no blur.
 
     Raises:
-        ConfigError: the factor does not divide the size, or the bounds are the wrong way round.
+        ConfigError: the factor does not divide the size, or blur_low exceeds blur_high.
     """
 
     image_channels = 3

@@ -77,11 +77,11 @@ class PatchMoments:
         scatter = sum((part.scatter for part in parts), torch.zeros(self.size, self.size).double())
         return mean, (scatter + sum(apart, torch.zeros_like(scatter))) / count
 
-    def _sums(self, kind: str, shift: Tensor, scale: float) -> Sums:
-        if kind not in self.parts:
+    def _sums(self, key: str, shift: Tensor, scale: float) -> Sums:
+        if key not in self.parts:
             zeros = torch.zeros(self.size, self.size, dtype=torch.float64)
-            self.parts[kind] = Sums(shift, scale, 0, zeros[0].clone(), zeros)
-        return self.parts[kind]
+            self.parts[key] = Sums(shift, scale, 0, zeros[0].clone(), zeros)
+        return self.parts[key]
 
     def _add_floats(self, rows: Tensor) -> None:
         sums = self._sums("floats", rows.mean(0).cpu(), 1.0)

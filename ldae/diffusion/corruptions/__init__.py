@@ -1,1 +1,1 @@
-"""Corruptions: how a clean image or latent becomes x_t. One path per file."""
+"""Corruptions from x0 to x_t, one per module."""

@@ -73,7 +73,7 @@ class Snow(Corruption):
         self.threshold = Table(_interpolate("threshold", threshold, schedule.T))  # (T,)
         widths = _interpolate("sigma", sigma, schedule.T).tolist()
         self.streaks = Table(torch.stack([_streak(taps(width, kernel), self.n) for width in widths]))  # (T, n, n)
-        self.share = Table(_interpolate("brightness", brightness or (1.0, 1.0), schedule.T))
+        self.brightness = Table(_interpolate("brightness", brightness or (1.0, 1.0), schedule.T))
 
     def draw(self, x0: Tensor, rng: BatchGenerator) -> Snowfall:
         side = math.ceil(self.n / self.zoom)
@@ -83,15 +83,15 @@ class Snow(Corruption):
     def at(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:
         assert isinstance(state, Snowfall)
         x, s = (x0 + 1) / 2, self.snow_layer(level.t, state)[:, None]
-        share = expand(self.share[level.t], x)
-        x = share * x + (1 - share) * torch.maximum(x, 1.5 * _grey(x) + 0.5)
+        w = expand(self.brightness[level.t], x)
+        x = w * x + (1 - w) * torch.maximum(x, 1.5 * _grey(x) + 0.5)
         return (x + s + s.flip(-2, -1)).clamp(0, 1) * 2 - 1
 
     def snow_layer(self, t: Tensor, state: Snowfall) -> Tensor:
         """Return the snow s_t at steps `t`, (B,): (B, n, n), non-negative."""
         threshold, vertical = expand(self.threshold[t], state.flakes), state.vertical[:, None, None]
-        seen = torch.where(state.flakes >= threshold, state.flakes, 0).clamp(0, 1)
-        along = torch.where(vertical, seen.mT, seen) @ self.streaks[t]
+        visible = torch.where(state.flakes >= threshold, state.flakes, 0).clamp(0, 1)
+        along = torch.where(vertical, visible.mT, visible) @ self.streaks[t]
         return torch.where(vertical, along.mT, along)
 
 

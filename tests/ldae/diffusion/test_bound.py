@@ -10,7 +10,7 @@ from oracles import Normal, Told
 
 from ldae.core.errors import ConfigError
 from ldae.core.types import BatchGenerator
-from ldae.diffusion.bound import nll_bound, prior, reverse_steps, term
+from ldae.diffusion.bound import nll_bound, prior_bound, reverse_steps, step_bound
 from ldae.diffusion.samplers import Large, Learned, Small
 from ldae.diffusion.schedules import Cosine, DDPMLinear, LinearSigma, Steps
 from ldae.diffusion.spacing import All, Linear, Stride
@@ -41,7 +41,7 @@ def test_a_term_is_a_weighted_error_in_eps_and_in_x0(t):
     guess = eps + 0.3 * normal(3, 64, 3)
     x = now.mixed(x0, eps)
     said = Prediction((x - now.sigma * guess) / now.gamma)
-    bits = term(said, Small(), x0, x, back)
+    bits = step_bound(said, Small(), x0, x, back)
     weight = back.beta**2 / (2 * back.beta_tilde * (1 - back.beta) * now.sigma**2)
     in_eps = weight * (eps - guess).square().mean(1) / math.log(2)
     torch.testing.assert_close(bits, in_eps, rtol=1e-5, atol=0)
@@ -61,23 +61,26 @@ def test_the_large_variance_costs_a_constant_more(t):
     now, back = at(t)
     x0, eps = normal(1, 64, 3).double(), normal(2, 64, 3).double()
     x, ratio = now.mixed(x0, eps), back.beta_tilde / back.beta
-    exact = term(Prediction(x0), Large(), x0, x, back)
+    exact = step_bound(Prediction(x0), Large(), x0, x, back)
     expected = 0.5 * (-math.log(ratio) + ratio - 1) / math.log(2)
     torch.testing.assert_close(exact, torch.full_like(exact, expected), rtol=1e-6, atol=1e-12)
-    assert (term(Prediction(x0), Small(), x0, x, back) == 0).all()
+    assert (step_bound(Prediction(x0), Small(), x0, x, back) == 0).all()
     wrong = Prediction(x0 + 0.1)
-    parts = [term(wrong, rule, x0, x, back) - term(Prediction(x0), rule, x0, x, back) for rule in (Large(), Small())]
+    parts = [
+        step_bound(wrong, rule, x0, x, back) - step_bound(Prediction(x0), rule, x0, x, back)
+        for rule in (Large(), Small())
+    ]
     torch.testing.assert_close(parts[0], ratio * parts[1], rtol=1e-6, atol=0)
 
 
 def test_what_the_noisiest_stage_keeps_is_the_published_number():
     """Test 13: at most 2.911e-5 bits, for |x0| = 1."""
-    assert prior(torch.ones(1, 4).double(), FULL[0]).item() == pytest.approx(2.911e-5, rel=1e-3)
+    assert prior_bound(torch.ones(1, 4).double(), FULL[0]).item() == pytest.approx(2.911e-5, rel=1e-3)
     step = SamplingStep(0, 0.0, 1.0)
-    assert prior(normal(1, 2, 4), step).tolist() == [0, 0]
+    assert prior_bound(normal(1, 2, 4), step).tolist() == [0, 0]
     wide = build_trajectory(LinearSigma(sigma_max=3.0), torch.tensor([999]))[0]  # from N(0, 1 + 9)
     expected = 0.5 * (math.log(10 / 9) - 1 + 0.9 + 0.25 / 10) / math.log(2)
-    assert prior(torch.full((1, 4), 0.5), wide).item() == pytest.approx(expected, rel=1e-4)
+    assert prior_bound(torch.full((1, 4), 0.5), wide).item() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("T", [1000, 100])
@@ -91,7 +94,7 @@ def test_terms_are_those_that_a_learned_variance_is_trained_with(T):
         x, out = now.mixed(x0, eps), torch.cat([eps + 0.5 * normal(3, 4, 3, 8, 8), normal(4, 4, 3, 8, 8)], 1)
         said = Prediction(Eps().to_x0(variance.prediction(out), x, now.level(x)), variance.interpolation(out))
         trained = variance.bound(out, x0, x, now.level(x))
-        torch.testing.assert_close(trained, T / 1000 * term(said, Learned(), x0, x, back), rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(trained, T / 1000 * step_bound(said, Learned(), x0, x, back), rtol=1e-3, atol=1e-6)
 
 
 def test_shares_run_from_the_narrowest_to_the_widest():
@@ -242,9 +245,9 @@ def test_the_bound_alone_reaches_the_prediction_and_counts_a_thousandfold():
     terms, gradients = [], []
     for alone in (False, True):
         out = normal(3, 8, 6, 4, 4).requires_grad_()
-        term = LearnedRange(schedule, Eps(), alone).bound(out, x0, x_t, level)
-        term.sum().backward()
-        terms.append(term.detach())
+        step_bound = LearnedRange(schedule, Eps(), alone).bound(out, x0, x_t, level)
+        step_bound.sum().backward()
+        terms.append(step_bound.detach())
         gradients.append(out.grad[:, :3])
     torch.testing.assert_close(terms[1], 1000 * terms[0])
     assert not gradients[0].any()
