@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldae.core.errors import CheckpointError, UsageError
-from ldae.engine.checkpoint import listed, verify
+from ldae.engine.checkpoint import list_checkpoints, verify
 
 
 def main(argv: Sequence[str]) -> None:
@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) != 2 or argv[0] not in ("list", "verify"):
         raise UsageError("usage: ldae checkpoint list|verify RUN")
     root = Path(argv[1]) / "checkpoints"
-    found = listed(root)
+    found = list_checkpoints(root)
     if not found:
         raise CheckpointError(f"{root} has no checkpoint")
     damaged = [report(path) for path in found].count(False)

@@ -11,7 +11,7 @@ from typing import Any
 from ldae.config.version import check_version
 from ldae.core.files import read_sealed_json
 from ldae.engine.precision import Precision, resolve_precision
-from ldae.engine.runtime import pick_device
+from ldae.engine.runtime import resolve_device
 
 KEY = "precision"
 
@@ -31,7 +31,7 @@ def settle_precision(
     Raises:
         ConfigError: a precision is none of auto, fp32, bf16; or there is no such device.
     """
-    device = pick_device(str(config.get("device", "auto")))
+    device = resolve_device(str(config.get("device", "auto")))
     found: dict[str, Precision] = {}
 
     def settled(node: Mapping[str, Any], old: Any, path: str) -> dict[str, Any]:

@@ -32,8 +32,8 @@ from ldae.data.transforms import Augment
 from ldae.diffusion.corruptions.base import Corruption
 from ldae.diffusion.corruptions.blend import Blend
 from ldae.engine.distributed import World, join_world, leave_world
-from ldae.engine.run_folder import RunFolder, check_same, differences
-from ldae.engine.runtime import keep_freed_memory, pick_device, use_threads
+from ldae.engine.run_folder import RunFolder, check_same_config, differences
+from ldae.engine.runtime import keep_freed_memory, resolve_device, set_threads
 from ldae.engine.settings import TrainSettings
 from ldae.engine.signals import StopFlag
 from ldae.engine.threads import AdaptiveThreads
@@ -65,7 +65,7 @@ class Runtime:
     def prepare(self) -> None:
         """Sets allocator and threads. Call it before tensors are made."""
         keep_freed_memory()
-        use_threads(self.threads)
+        set_threads(self.threads)
 
     def adaptive_threads(self, device: str) -> AdaptiveThreads | None:
         """Return what adapts the number of threads to the load; None where a number is set, on a GPU, or where
@@ -105,7 +105,7 @@ class Session:
             raise ConfigError("allow", config["allow"], "must be a list of keys, e.g. allow=[train.steps]")
         conform("data.classes", config["data"].get("classes"), Count | None)  # not every network asks for it
         self.runtime: Runtime = settings_of(config, "runtime", Runtime)
-        self.device = pick_device(str(config["device"]))
+        self.device = resolve_device(str(config["device"]))
         self.config, self.precision = settle_precision({"version": ldae.__version__, **config}, saved)
         self.runtime.prepare()
         self.threads = self.runtime.adaptive_threads(self.device)
@@ -129,7 +129,7 @@ class Session:
             if self.world.main:
                 run.acquire()
             try:
-                with self.world.watching(), self.stop.at_once():
+                with self.world.report_lost_processes(), self.stop.at_once():
                     if self.world.main:
                         self._clean()
                     yield
@@ -279,7 +279,7 @@ def prepare_machine(config: Mapping[str, Any]) -> str:
     Raises:
         ConfigError: a key cannot work.
     """
-    device = pick_device(str(config["device"]))
+    device = resolve_device(str(config["device"]))
     runtime: Runtime = settings_of(config, "runtime", Runtime)
     runtime.prepare()
     return device
@@ -342,7 +342,7 @@ def finished(run: RunFolder, config: Mapping[str, Any]) -> bool:
     """
     path = run.path / "config.json"
     saved = read_sealed_json(path) if path.exists() else config
-    check_same(saved, config, [*IGNORED_ON_RESUME, *config["allow"]])
+    check_same_config(saved, config, [*IGNORED_ON_RESUME, *config["allow"]])
     return run.status().get("state") == "done" and not differences(saved, config, IGNORED_ON_RESUME)
 
 
@@ -356,7 +356,7 @@ def begin(run: RunFolder, config: Mapping[str, Any], splits: Splits) -> None:
     sizes = {name: len(getattr(splits, name)) for name in ("train", "holdout", "test")}
     known = {"fingerprint": splits.fingerprint, "images": sizes, "classes": list(splits.classes)}
     if path.exists():
-        check_same(read_sealed_json(path), known, ["unreadable", "notes", *config["allow"]])
+        check_same_config(read_sealed_json(path), known, ["unreadable", "notes", *config["allow"]])
     unreadable = [list(pair) for pair in splits.bad]
     write_sealed_json(path, {**known, "unreadable": unreadable, "notes": list(splits.notes)})
     write_sealed_json(run.path / "config.json", dict(config))

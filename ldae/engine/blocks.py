@@ -1,4 +1,4 @@
-"""How networks are run: their blocks compiled, or without keeping activations; in eval mode for a while."""
+"""Compilation and activation checkpointing of the blocks of networks, and their eval mode."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
-_COMPILER = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # the one that torch.compile calls
+_COMPILER = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as torch.compile chooses it
 
 
 def prepare_blocks(networks: Iterable[nn.Module], compiled: bool, recomputed: bool) -> None:
-    """Sets up every module that says `compiles`, in place; names of parameters and what is computed stay as they are.
+    """Compile or checkpoint every module with an attribute `compiles`, in place; results and names stay the same.
 
     Args:
-        compiled: by torch.compile, each block for itself; not on a CPU without a C++ compiler, which is said.
-        recomputed: a block's activations are not kept for the backward pass but computed again (arXiv 1604.06174).
+        networks: networks of the blocks.
+        compiled: whether torch.compile compiles each block; without a C++ compiler on a CPU, a warning instead.
+        recomputed: whether the backward pass recomputes the activations in a block (arXiv 1604.06174).
     """
     networks = list(networks)
     if compiled and not _can_compile(networks):
@@ -33,7 +34,7 @@ def prepare_blocks(networks: Iterable[nn.Module], compiled: bool, recomputed: bo
         )
         compiled = False
     if compiled:
-        _compile_apart()
+        _use_own_compile_cache()
     blocks: list[Any] = [m for network in networks for m in network.modules() if hasattr(m, "compiles")]
     for block in blocks:
         if recomputed:
@@ -47,10 +48,10 @@ def _can_compile(networks: Iterable[nn.Module]) -> bool:
     return not on_cpu or shutil.which(_COMPILER) is not None
 
 
-def _compile_apart() -> None:
-    """Has torch.compile keep what it makes in a folder of this process, unless $TORCHINDUCTOR_CACHE_DIR names one.
+def _use_own_compile_cache() -> None:
+    """Give torch.compile a cache folder of this process, unless $TORCHINDUCTOR_CACHE_DIR is set.
 
-    Its own cache is for all processes, and one that is killed while the C++ compiler writes leaves half a file there,
+    The default folder is common to all processes, and a process killed during a compilation leaves a truncated file,
     on which every later process fails.
     """
     if CACHE not in os.environ:
@@ -59,13 +60,13 @@ def _compile_apart() -> None:
 
 
 @contextlib.contextmanager
-def evaluating(networks: Any) -> Iterator[None]:
-    """The networks are in eval mode while the block lasts."""
-    training = [(network, network.training) for network in networks]
-    for network, _ in training:
+def eval_mode(networks: Any) -> Iterator[None]:
+    """Put networks into eval mode for the block, and restore their modes after it."""
+    modes = [(network, network.training) for network in networks]
+    for network, _ in modes:
         network.eval()
     try:
         yield
     finally:
-        for network, was in training:
-            network.train(was)
+        for network, is_training in modes:
+            network.train(is_training)

@@ -1,7 +1,7 @@
-"""Checkpoints that are whole or absent, and that are known to be whole before they are used.
+"""Atomic checkpoints, verified before use.
 
-A checkpoint is a folder of safetensors files and a manifest with the size and SHA-256 of each: tensors load
-silently from a file with flipped bits, so our own hash is what detects damage. Nothing is pickled.
+A checkpoint is a folder of safetensors files and a manifest with the size and SHA-256 of each file, since safetensors
+does not detect flipped bits. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from ldae.core.files import (
     write_json,
 )
 
-ATTEMPTS = 20  # to read the newest checkpoint of a run that goes on writing
-FORMAT, FIRST = "ldae-checkpoint-2", "ldae-checkpoint-1"  # the first had no hash of the manifest itself
+ATTEMPTS = 20  # at reading the newest checkpoint of a run that is still writing
+FORMAT, FORMAT_1 = "ldae-checkpoint-2", "ldae-checkpoint-1"  # format 1 has no hash of the manifest
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Checkpoint:
     """A verified checkpoint.
 
     Attributes:
-        path: its folder.
-        manifest: its manifest.json.
-        hash: SHA-256 of that file: it names the checkpoint, since the file holds the hash of every other.
+        path: folder of the checkpoint.
+        manifest: content of manifest.json.
+        hash: SHA-256 of manifest.json, which identifies the checkpoint, since it contains all other hashes.
     """
 
     path: Path
@@ -53,57 +53,57 @@ class Checkpoint:
         return int(self.manifest["step"])
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of one of its files, e.g. `ema`, on the CPU."""
+        """Return the tensors of a file of the checkpoint, e.g. `ema`, on the CPU."""
         return load_tensors(self.path / f"{name}.safetensors")
 
 
-def folder_of(root: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+def checkpoint_folder(root: Path, step: int) -> Path:
+    """Return the folder of the checkpoint of a step."""
     return root / f"step-{step:09d}"
 
 
-def listed(root: Path) -> list[Path]:
-    """Checkpoint folders below `root`, the newest first; verified or not."""
+def list_checkpoints(root: Path) -> list[Path]:
+    """Return the checkpoint folders below `root`, newest first, without verification."""
     return sorted(root.glob("step-*"), reverse=True) if root.is_dir() else []
 
 
 def verify(path: Path) -> Checkpoint:
-    """The checkpoint in `path`, every file held against its hash.
+    """Return the checkpoint in `path` after a comparison of every file with its hash.
 
     Raises:
-        CheckpointError: naming what is missing or damaged.
-        StorageError: the operating system cannot read it.
+        CheckpointError: a file is missing or damaged.
+        StorageError: the operating system cannot read a file.
     """
     try:
-        return _verified(path)
+        return _verify(path)
     except OSError as error:
         raise wrap_read_error(Path(error.filename or path), error) from None
 
 
-def _verified(path: Path) -> Checkpoint:
-    manifest = _manifest_of(path)
+def _verify(path: Path) -> Checkpoint:
+    manifest = _read_manifest(path)
     files = manifest.get("files")
     if not isinstance(files, dict) or not files or not isinstance(manifest.get("step"), int):
         raise CheckpointError(f"{path}: manifest.json lists no files or no step")
-    if not all(isinstance(known, dict) and {"size", "sha256"} <= known.keys() for known in files.values()):
+    if not all(isinstance(entry, dict) and {"size", "sha256"} <= entry.keys() for entry in files.values()):
         raise CheckpointError(f"{path}: manifest.json lists a file without its size or hash")
-    for name, known in files.items():
+    for name, entry in files.items():
         file = path / name
         if not file.is_file():
             raise CheckpointError(f"{path}: {name} is missing")
-        if file.stat().st_size != known["size"] or sha256(file) != known["sha256"]:
+        if file.stat().st_size != entry["size"] or sha256(file) != entry["sha256"]:
             raise CheckpointError(f"{path}: {name} is damaged (its SHA-256 is not the manifest's)")
     return Checkpoint(path, manifest, sha256(path / "manifest.json"))
 
 
-def _manifest_of(path: Path) -> dict[str, Any]:
-    """Return the manifest of the checkpoint in `path`, checked against its own hash.
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """Return the manifest of the checkpoint in `path` after a comparison with its own hash.
 
     Raises:
-        CheckpointError: it is missing or damaged.
+        CheckpointError: the manifest is missing or damaged.
     """
     manifest = read_json(path / "manifest.json")
-    if manifest.get("format") not in (FORMAT, FIRST):
+    if manifest.get("format") not in (FORMAT, FORMAT_1):
         raise CheckpointError(f"{path}: manifest.json is not of format {FORMAT}")
     if manifest["format"] == FORMAT and manifest.get("own") != content_hash(manifest):
         raise CheckpointError(f"{path}: manifest.json is damaged (its SHA-256 is not the one it names)")
@@ -113,52 +113,56 @@ def _manifest_of(path: Path) -> dict[str, Any]:
 def publish(
     root: Path, tensors: Mapping[str, Mapping[str, Tensor]], manifest: Mapping[str, Any], keep: int
 ) -> Checkpoint:
-    """Writes a checkpoint, verifies it, and only then removes the oldest beyond `keep`.
+    """Write a checkpoint, verify it, and then remove the oldest beyond `keep`.
 
     Args:
         root: folder of checkpoints.
         tensors: file name without suffix -> named tensors.
-        manifest: what else to record; `step` among it.
-        keep: how many to keep, at least 2.
+        manifest: further entries of the manifest, with `step`.
+        keep: number of checkpoints to keep, at least 2.
 
     Raises:
-        StorageError: the disk is full or fails; what was there before is untouched.
+        StorageError: the disk is full or fails; earlier checkpoints are intact.
     """
-    target = folder_of(root, int(manifest["step"]))
+    target = checkpoint_folder(root, int(manifest["step"]))
     with publish_folder(target) as temporary:
         files = {}
         for name, named in tensors.items():
             path = temporary / f"{name}.safetensors"
             save_tensors(path, named, sealed=False)  # the manifest has its hash
             files[path.name] = {"size": path.stat().st_size, "sha256": sha256(path)}
-        whole = json.loads(json.dumps({**manifest, "format": FORMAT, "files": files}))  # as it will be read
-        write_json(temporary / "manifest.json", {**whole, "own": content_hash(whole)})
-    done = verify(target)
-    for old in listed(root)[max(2, keep) :]:
+        content = json.loads(json.dumps({**manifest, "format": FORMAT, "files": files}))  # as a reader will get it
+        write_json(temporary / "manifest.json", {**content, "own": content_hash(content)})
+    checkpoint = verify(target)
+    for old in list_checkpoints(root)[max(2, keep) :]:
         remove_folder(old)
-    return done
+    return checkpoint
 
 
-def recorded(root: Path, key: str) -> Any:
-    """Return what the newest readable manifest below `root` says of `key`; None where there is none."""
-    for path in listed(root):
+def read_latest_record(root: Path, key: str) -> Any:
+    """Return the value of `key` in the newest readable manifest below `root`; None if there is none."""
+    for path in list_checkpoints(root):
         with contextlib.suppress(CheckpointError):
-            return _manifest_of(path).get(key)
+            return _read_manifest(path).get(key)
     return None
 
 
 def newest(root: Path, set_aside: bool = True) -> Checkpoint | None:
-    """The newest checkpoint that verifies, or None where there never was one.
+    """Return the newest intact checkpoint, or None if there never was one.
 
-    Damaged ones are reported and, with `set_aside`, renamed to `.bad-...`. Those that the run that writes them removes
-    meanwhile are passed over.
+    A warning names each damaged checkpoint; with `set_aside` it is renamed to `.bad-...`. Checkpoints that a running
+    training removes meanwhile are skipped.
+
+    Args:
+        root: folder of checkpoints.
+        set_aside: whether to rename damaged checkpoints.
 
     Raises:
-        CheckpointError: there are checkpoints and none is whole.
+        CheckpointError: there are checkpoints and none is intact.
     """
     for _ in range(ATTEMPTS):
         reasons, removed = [], False
-        for path in listed(root):
+        for path in list_checkpoints(root):
             try:
                 return verify(path)
             except CheckpointError as error:

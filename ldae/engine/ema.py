@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights; what is probed and shown."""
+"""Exponential moving average (EMA) of the weights."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class EMA:
-    """average <- m average + (1 - m) weights after every step; m rises to `decay`.
+    """average <- m average + (1 - m) weights after every step, with m rising to `decay`.
 
-    m = min(decay, (1 + n) / (10 + n)) after n steps, so that a short run's average forgets its start.
-    decay = 0 keeps the weights themselves.
+    m = min(decay, (1 + n) / (10 + n)) after n steps, so that the initial weights vanish from the average of a short
+    run. With decay = 0 the average equals the weights.
 
     Args:
-        weights: the live parameters by name; they are read, and swapped while `applied`.
-        decay: 0 <= decay < 1.
+        weights: live parameters by name, which `applied` replaces for a while.
+        decay: maximum of m, in [0, 1).
     """
 
     def __init__(self, weights: Mapping[str, Tensor], decay: float):
@@ -27,7 +27,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Takes in the weights after step `step` >= 1."""
+        """Update the average with the weights after step `step` >= 1."""
         m = min(self.decay, (1 + step) / (10 + step))
         if m == 0:
             torch._foreach_copy_(list(self.average.values()), list(self.weights.values()))
@@ -36,19 +36,19 @@ class EMA:
 
     @torch.no_grad()
     def load(self, average: Mapping[str, Tensor]) -> None:
-        """Continues from a saved average."""
+        """Replace the average by a saved one."""
         for name, value in average.items():
             self.average[name].copy_(value)
 
     @contextlib.contextmanager
     @torch.no_grad()
     def applied(self) -> Iterator[None]:
-        """While the block lasts, the network has the averaged weights."""
+        """Replace the weights of the network by the average for the block, and restore them after it."""
         live, average = list(self.weights.values()), list(self.average.values())
-        kept = [w.detach().clone() for w in live]
+        backup = [w.detach().clone() for w in live]
         torch._foreach_copy_(live, average)
         try:
             yield
         finally:
             with torch.no_grad():
-                torch._foreach_copy_(live, kept)
+                torch._foreach_copy_(live, backup)

@@ -1,7 +1,7 @@
-"""Networks whose weights, gradients, moments and averages are divided among the processes (FSDP2, arXiv 2304.11277).
+"""Sharding of weights, gradients, optimizer moments and averages over processes (FSDP2, arXiv 2304.11277).
 
-Of a divided tensor each process holds its rows, and a whole one comes about for as long as a block computes. Files hold
-whole tensors, so that a run goes on with any number of processes, divided or not.
+Each process has some rows of a sharded tensor; the full tensor exists only while a block computes. Checkpoints contain
+full tensors, so that a run can resume with any number of processes, sharded or not.
 """
 
 from __future__ import annotations
@@ -18,49 +18,50 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ldae.engine.distributed import World
 
-READ_BY = ("encode",)  # what else than forward computes with the weights
+FORWARD_METHODS = ("encode",)  # methods beside forward that use the weights
 
 
-def divide(networks: Iterable[nn.Module], world: World) -> None:
-    """Divides networks in place, each block for itself; names of parameters stay as they are.
+def shard(networks: Iterable[nn.Module], world: World) -> None:
+    """Shard the weights of networks in place, block by block; the names of parameters stay the same.
 
-    No whole weights outlive a forward pass: a look with the averages would leave them to the next step.
+    Full weights are freed after each forward pass, since those of an evaluation with averages must not remain.
     """
     mesh = init_device_mesh(world.device.type, (world.size,))
     for network in networks:
         network.to(world.device)
-        parts: list[Any] = [*(m for m in network.modules() if hasattr(m, "compiles")), network]
-        for part in parts:
-            fully_shard(part, mesh=mesh, reshard_after_forward=True)
-        for name in READ_BY:
+        modules: list[Any] = [*(m for m in network.modules() if hasattr(m, "compiles")), network]
+        for module in modules:
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        for name in FORWARD_METHODS:
             if hasattr(network, name):
                 register_fsdp_forward_method(network, name)
 
 
 @contextlib.contextmanager
-def unsynchronised(network: nn.Module) -> Iterator[None]:
-    """Gradients are kept to themselves by each process while the block lasts; nothing changes in an undivided one."""
-    divided: Any = network if isinstance(network, FSDPModule) else None
-    if divided is not None:
-        divided.set_requires_gradient_sync(False)
+def no_gradient_sync(network: nn.Module) -> Iterator[None]:
+    """Accumulate the gradients of a sharded network locally in the block, without communication."""
+    sharded: Any = network if isinstance(network, FSDPModule) else None
+    if sharded is not None:
+        sharded.set_requires_gradient_sync(False)
     try:
         yield
     finally:
-        if divided is not None:
-            divided.set_requires_gradient_sync(True)
+        if sharded is not None:
+            sharded.set_requires_gradient_sync(True)
 
 
-def own_rows(value: Tensor) -> Tensor:
-    """What this process holds of a tensor, sharing its memory; all of it where it is not divided."""
+def local_shard(value: Tensor) -> Tensor:
+    """Return this process's rows of a tensor, with the same memory; all rows if it is not sharded."""
     value = value.detach()
     return value.to_local() if isinstance(value, DTensor) else value
 
 
-def whole(value: Tensor, like: Tensor | None = None) -> Tensor:
-    """A tensor with the rows of all processes; every one of them has to call this.
+def gather_full(value: Tensor, like: Tensor | None = None) -> Tensor:
+    """Return the full tensor with the rows of all processes, each of which has to call this.
 
     Args:
-        like: the divided tensor that `value` holds this process's rows of, if `value` does not know it.
+        value: sharded tensor, unsharded tensor, or this process's rows.
+        like: sharded tensor with the layout of `value`, if `value` is this process's rows.
     """
     if isinstance(like, DTensor) and not isinstance(value, DTensor):
         value = DTensor.from_local(
@@ -69,8 +70,8 @@ def whole(value: Tensor, like: Tensor | None = None) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def divided_like(like: Tensor, value: Tensor) -> Tensor:
-    """A whole tensor, divided and placed as `like` is. Every process has the same `value`.
+def shard_like(like: Tensor, value: Tensor) -> Tensor:
+    """Return a full tensor, the same on all processes, with the sharding and device of `like`.
 
     Raises:
         RuntimeError: the shapes differ.
@@ -84,17 +85,17 @@ def divided_like(like: Tensor, value: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def fill(network: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Puts whole tensors into a network, divided or not.
+def load_full(network: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Load full tensors into a network, sharded or not.
 
     Raises:
-        RuntimeError: names or shapes are not the network's.
+        RuntimeError: names or shapes differ from the network's.
     """
     if not isinstance(network, FSDPModule):
         network.load_state_dict(tensors)
         return
-    own = network.state_dict()
-    if own.keys() != tensors.keys():
-        raise RuntimeError(f"names differ: {sorted(own.keys() ^ tensors.keys())[:3]}")
-    for name, value in own.items():
-        value.copy_(divided_like(value, tensors[name]))
+    state = network.state_dict()
+    if state.keys() != tensors.keys():
+        raise RuntimeError(f"names differ: {sorted(state.keys() ^ tensors.keys())[:3]}")
+    for name, value in state.items():
+        value.copy_(shard_like(value, tensors[name]))

@@ -1,4 +1,4 @@
-"""Nothing NaN or infinite reaches the weights, and all processes stop after the same step."""
+"""Checks of every step: NaN or infinite values never reach the weights, and all processes stop after the same step."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ldae.engine.signals import StopFlag
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known of a step once its gradients are.
+    """Result of the check of a step.
 
     Attributes:
-        step: its number, from 1.
-        losses, norms: by player.
-        batch: this process's share.
-        flags: (2,) float32, 1 or 0: something is NaN or infinite on a process; one was asked to stop.
-        arrived: when the flags are on the host; None if they are.
+        step: number of the step, from 1.
+        losses, norms: loss and gradient norm of each trainable module.
+        batch: this process's rows of the batch.
+        flags: (2,) float32, 1 or 0: a value is NaN or infinite on any process; a signal stopped any process.
+        arrived: event after the copy of the flags to the host; None if they are there.
     """
 
     step: int
@@ -37,26 +37,27 @@ class Verdict:
     arrived: torch.cuda.Event | None
 
     def read(self) -> tuple[bool, bool]:
-        """Whether something is wrong, whether to stop; waits until the device has come to it."""
+        """Return (whether a value is not finite, whether to stop), once the device has computed them."""
         if self.arrived is not None:
             self.arrived.synchronize()
-        bad, requested = self.flags.tolist()
-        return bool(bad), bool(requested)
+        bad, stopped = self.flags.tolist()
+        return bool(bad), bool(stopped)
 
 
 class Guard:
-    """Judges every step before the optimisers move.
+    """Check of every step before the optimizers update the weights.
 
     Attributes:
-        deferred: whether a verdict is read after the next step has been begun, so that the host need not wait for the
-            device at every step; optimisers are then told on the device to leave the weights alone (`found_inf`).
-        stopping: whether some process was asked to stop, as far as verdicts were read.
+        deferred: whether a verdict is read during the next step, so that the host does not wait for the device at
+            every step; on the device, `found_inf` then makes the optimizers skip the update.
+        stopping: whether a verdict so far says that a signal stopped any process.
 
     Args:
-        world, stop: of this process.
-        folder: for the report on a step that is not finite.
-        made_of: (batch, step from 0, player) -> what that step was made of, for the report.
-        deferred: as above.
+        world: process group.
+        stop: stop flag of this process.
+        folder: folder of the report on a step that is not finite.
+        describe_step: (batch, step from 0, module) -> images and noise levels of the step, for the report.
+        deferred: see the attribute.
     """
 
     def __init__(
@@ -64,59 +65,69 @@ class Guard:
         world: World,
         stop: StopFlag,
         folder: Path,
-        made_of: Callable[[Batch, int, str], Mapping[str, Any]],
+        describe_step: Callable[[Batch, int, str], Mapping[str, Any]],
         deferred: bool,
     ):
-        self.world, self.stop, self.folder, self.made_of, self.deferred = world, stop, folder, made_of, deferred
+        self.world, self.stop, self.folder, self.describe_step, self.deferred = (
+            world,
+            stop,
+            folder,
+            describe_step,
+            deferred,
+        )
         self.pending: Verdict | None = None
         self.stopping = False
 
-    def judge(self, step: int, losses: Mapping[str, Tensor], norms: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """Has all processes agree on step number `step`; 1 if it must not be made, else 0, on the device.
+    def check(self, step: int, losses: Mapping[str, Tensor], norms: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Agree with all processes on step number `step`.
+
+        Returns:
+            A float32 scalar on the device: 1 if the update must be skipped, else 0.
 
         Raises:
-            NonFiniteError: the step, or the one before it, has something NaN or infinite.
+            NonFiniteError: the loss or gradient of this step or the one before is NaN or infinite.
         """
-        self.settle()
+        self.resolve()
         values = torch.stack([value.float() for value in (*losses.values(), *norms.values())])
         bad = (~torch.isfinite(values)).any().float()
-        flags = self.world.highest(torch.stack([bad, torch.full_like(bad, float(bool(self.stop.requested)))]))
-        self.pending = Verdict(step, losses, norms, batch, *_on_its_way(flags))
+        flags = self.world.max(torch.stack([bad, torch.full_like(bad, float(bool(self.stop.signal_name)))]))
+        self.pending = Verdict(step, losses, norms, batch, *_copy_to_host(flags))
         if not self.deferred:
-            self.settle()
+            self.resolve()
         return flags[0]
 
-    def settle(self) -> None:
-        """Reads the verdict that is pending, if there is one.
+    def resolve(self) -> None:
+        """Read the pending verdict, if there is one.
 
         Raises:
-            NonFiniteError: as it says.
+            NonFiniteError: a loss or gradient is NaN or infinite.
         """
-        found, self.pending = self.pending, None
-        if found is None:
+        verdict, self.pending = self.pending, None
+        if verdict is None:
             return
-        bad, requested = found.read()
-        self.stopping = self.stopping or requested  # agreed by all: each of them stops after this step
-        if requested and not self.stop.requested:
-            self.stop.requested = "a signal to another process"
+        bad, stopped = verdict.read()
+        self.stopping = self.stopping or stopped  # the same on all processes, which stop after this step
+        if stopped and not self.stop.signal_name:
+            self.stop.signal_name = "a signal to another process"
         if bad:
-            self._refuse(found)
+            self._raise(verdict)
 
-    def _refuse(self, found: Verdict) -> None:
-        names = [name for name, loss in found.losses.items() if not torch.isfinite(loss + found.norms[name])]
-        name = next(iter(names or found.losses))  # none: it was on another process
-        loss, norm = float(found.losses[name]), float(found.norms[name])
-        report = {"step": found.step, "player": name, "loss": str(loss), "norm": str(norm)}
-        where = self.folder / f"nonfinite-rank{self.world.rank}.json"
-        write_json(where, {**report, **self.made_of(found.batch, found.step - 1, name)})
+    def _raise(self, verdict: Verdict) -> None:
+        """Write the report on a step that is not finite, and raise NonFiniteError."""
+        names = [name for name, loss in verdict.losses.items() if not torch.isfinite(loss + verdict.norms[name])]
+        name = next(iter(names or verdict.losses))  # no name: the value is on another process
+        loss, norm = float(verdict.losses[name]), float(verdict.norms[name])
+        report = {"step": verdict.step, "module": name, "loss": str(loss), "norm": str(norm)}
+        path = self.folder / f"nonfinite-rank{self.world.rank}.json"
+        write_json(path, {**report, **self.describe_step(verdict.batch, verdict.step - 1, name)})
         raise NonFiniteError(
-            f"loss {loss:g}, gradient norm {norm:g} at step {found.step}; the step was not made. "
-            f"The batch and its noise levels are in {where}. Lower optim.blr, or look at those images"
+            f"loss {loss:g}, gradient norm {norm:g} at step {verdict.step}; the step was not made. "
+            f"The batch and its noise levels are in {path}. Lower optim.blr, or look at those images"
         )
 
 
-def _on_its_way(flags: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """Flags being copied to the host, and when they have arrived."""
+def _copy_to_host(flags: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Start a copy of flags to the host; return the copy, and the event after it or None on a CPU."""
     if flags.device.type != "cuda":
         return flags, None
     host = torch.empty(flags.shape, pin_memory=True)

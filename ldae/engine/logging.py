@@ -1,4 +1,4 @@
-"""Write a training's figures: metrics.jsonl, TensorBoard, and how far it is."""
+"""Logs of a training: metrics.jsonl, TensorBoard, and the progress report."""
 
 from __future__ import annotations
 
@@ -21,53 +21,60 @@ from ldae.engine.run_folder import RunFolder
 
 
 class Meter:
-    """Sums of what players measured since the last report, kept on the device."""
+    """Sums of metrics since the last row of the log, on the device."""
 
     def __init__(self) -> None:
         self.sums: dict[str, tuple[Tensor, Tensor]] = {}
 
     def add(self, prefix: str, metrics: Metrics) -> None:
-        """Takes in (sum, count) pairs."""
+        """Add (sum, count) pairs under names with a prefix."""
         for name, (total, count) in metrics.items():
             key = prefix + name
             old = self.sums.get(key)
             self.sums[key] = (total, count) if old is None else (old[0] + total, old[1] + count)
 
-    def take(self, summed: Any) -> dict[str, float]:
-        """The means over all processes; vectors become name/0, name/1, ... . Starts anew."""
-        found: dict[str, float] = {}
+    def take(self, reduce_sum: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Return the means over all processes, and reset the sums.
+
+        Args:
+            reduce_sum: sum of a tensor over all processes.
+
+        Returns:
+            {name: mean}; the entries of a vector are name/0, name/1, ...
+        """
+        averages: dict[str, float] = {}
         for name, (total, count) in sorted(self.sums.items()):
-            means = summed(total) / summed(count)
+            means = reduce_sum(total) / reduce_sum(count)
             for i, mean in enumerate(means.flatten().tolist()):
-                if not math.isnan(mean):  # a bucket that met no image
-                    found[name if means.ndim == 0 else f"{name}/{i}"] = mean
+                if not math.isnan(mean):  # 0 / 0: an entry without images
+                    averages[name if means.ndim == 0 else f"{name}/{i}"] = mean
         self.sums = {}
-        return found
+        return averages
 
 
 class RunLog:
-    """Write rows to metrics.jsonl and scalars and images to TensorBoard, and report the progress.
+    """Writer of metrics.jsonl, of scalars and images for TensorBoard, and of the progress report.
 
     Args:
-        run: where to write.
-        step: the step that this process begins at; later rows of an earlier process are dropped.
-        progress: of the steps.
+        run: folder of the run.
+        step: first step of this process; later rows of an earlier process are dropped.
+        progress: progress report of the steps.
     """
 
     def __init__(self, run: RunFolder, step: int, progress: Progress):
         from torch.utils.tensorboard import SummaryWriter
 
         self._hook = threading.excepthook
-        threading.excepthook = quiet_about_board(self._hook)
+        threading.excepthook = ignore_tensorboard_errors(self._hook)
         with wrap_write_errors(run.metrics):
-            forget_after(run.metrics, step)
+            truncate_metrics(run.metrics, step)
             self.file = open(run.metrics, "a", buffering=1)
         with wrap_write_errors(run.tensorboard):
             self.board = SummaryWriter(str(run.tensorboard), purge_step=step + 1)
         self.progress, self.path, self.events = progress, run.metrics, run.tensorboard
 
     def row(self, step: int, values: Mapping[str, Any]) -> None:
-        """One line of metrics.jsonl; its numbers also go to TensorBoard."""
+        """Write a line of metrics.jsonl, and its numbers to TensorBoard."""
         with wrap_write_errors(self.path):
             self.file.write(json.dumps({"step": step, **values}) + "\n")
         with wrap_write_errors(self.events):
@@ -76,7 +83,7 @@ class RunLog:
                     self.board.add_scalar(name, value, step)
 
     def image(self, name: str, picture: Tensor, step: int) -> None:
-        """A (3, H, W) picture in [0, 1] to TensorBoard and to RUN/pictures/NAME.png (the newest)."""
+        """Write an image, (3, H, W) in [0, 1], to TensorBoard, and replace RUN/pictures/NAME.png by it."""
         with wrap_write_errors(self.events):
             self.board.add_image(name, picture, step)
         path = self.path.parent / "pictures" / f"{name.replace('/', '-')}.png"
@@ -85,7 +92,7 @@ class RunLog:
             save_png(path, picture)
 
     def advance(self, loss: float | None) -> None:
-        """Count a step as done; show `loss` from now on if there is one."""
+        """Count a step as done, and update the loss in the progress report if there is one."""
         if loss is not None:
             self.progress.show("loss", f"loss {loss:.4g}", first=True)
         self.progress.advance()
@@ -93,7 +100,7 @@ class RunLog:
     def warn_of_rising_loss(self) -> None:
         """Print a warning if the mean loss of the last tenth of the rows is above that of the first tenth.
 
-        Fewer than 10 rows are not judged, nor are trainings in which several modules have losses of their own.
+        There is no warning for fewer than 10 rows, or for several modules with losses of their own.
         """
         rows = map(json.loads, self.path.read_text().splitlines())
         losses = [row["loss"] for row in rows if "loss" in row]
@@ -105,10 +112,10 @@ class RunLog:
             message = (
                 f"warning: the loss ends at {last:.4g}, above {first:.4g} at its start (the last and the first tenth)"
             )
-            print(f"{message}: what was trained is worth nothing; lower the learning rate", file=sys.stderr)
+            print(f"{message}: the training failed; lower the learning rate", file=sys.stderr)
 
     def flush(self) -> None:
-        """Brings everything written so far to the disk; the rows, at least, to the disk itself."""
+        """Flush TensorBoard's events to the operating system, and the rows of metrics.jsonl to disk."""
         with wrap_write_errors(self.path):
             self.file.flush()
             os.fsync(self.file.fileno())
@@ -117,7 +124,7 @@ class RunLog:
             self.board.flush()
 
     def close(self) -> None:
-        """Write what is left."""
+        """Close all files and the progress report."""
         self.progress.close()
         with wrap_write_errors(self.path):
             self.file.close()
@@ -129,30 +136,30 @@ class RunLog:
 Hook = Callable[[threading.ExceptHookArgs], Any]
 
 
-def quiet_about_board(others: Hook) -> Hook:
-    """Return a hook that prints no errors of TensorBoard's writing thread: the writer's next call raises them."""
+def ignore_tensorboard_errors(default: Hook) -> Hook:
+    """Return an exception hook that ignores OSErrors in TensorBoard's thread, since its next call raises them too."""
 
     def hook(args: threading.ExceptHookArgs) -> None:
-        own = type(args.thread).__module__.startswith("tensorboard.")
-        if not (own and isinstance(args.exc_value, OSError)):
-            others(args)
+        is_tensorboard = type(args.thread).__module__.startswith("tensorboard.")
+        if not (is_tensorboard and isinstance(args.exc_value, OSError)):
+            default(args)
 
     return hook
 
 
 def save_png(path: Path, picture: Tensor) -> None:
-    """Writes a (3, H, W) or grey (1, H, W) picture in [0, 1]."""
+    """Write an image, (3, H, W) or grey (1, H, W), in [0, 1], as PNG."""
     from PIL import Image
 
     pixels = (picture.expand(3, -1, -1).clamp(0, 1) * 255).round().to(torch.uint8).movedim(0, -1).cpu().numpy()
     Image.fromarray(pixels).save(path)
 
 
-def forget_after(path: Path, step: int) -> None:
-    """Drops rows of metrics.jsonl beyond `step`, and a torn last line: a resumed run writes them again.
+def truncate_metrics(path: Path, step: int) -> None:
+    """Drop the rows of metrics.jsonl after `step` and an incomplete last line, which a resumed run writes again.
 
-    A row of a monitor (it has a key `monitor`) is written before the step of its number, one of a loss after
-    it; so the monitors' rows at `step` go too.
+    A monitor's row (it has a key `monitor`) precedes the step of its number, a loss follows it. So the monitors' rows
+    at `step` are dropped too.
     """
     if not path.exists():
         return

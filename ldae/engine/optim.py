@@ -1,4 +1,4 @@
-"""The optimiser and the one place where a learning rate is scaled and scheduled."""
+"""Optimizers, and the scaling and schedule of the learning rate."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ldae.core.types import Fraction, NonNegative, Positive
 
 
 class Optim(ABC):
-    """Makes an optimiser and tells its learning rate at every step.
+    """Base class of optimizer settings with a warm-up and cosine schedule.
 
     Args:
         blr: base learning rate, for a batch of 256.
-        warmup: share of all steps over which the rate rises linearly from 0.
-        final: share of the peak rate that the cosine falls to.
+        warmup: fraction of all steps over which the rate rises linearly from 0.
+        final: final learning rate as a fraction of the peak.
     """
 
     def __init__(self, blr: float, warmup: float, final: float):
@@ -27,27 +27,27 @@ class Optim(ABC):
 
     @abstractmethod
     def build(self, network: nn.Module) -> torch.optim.Optimizer:
-        """An optimiser over what is trained of a network; `lr_scale` of a group, if it has one, multiplies its rate."""
+        """Return an optimizer of a network's trainable parameters; `lr_scale` of a group multiplies its rate."""
 
     def peak(self, batch: int) -> float:
-        """The highest learning rate: blr * batch / 256 (arXiv 1706.02677)."""
+        """Return the peak learning rate: blr * batch / 256 (arXiv 1706.02677)."""
         return self.blr * batch / 256
 
     def rate(self, step: int, steps: int, batch: int) -> float:
-        """The learning rate of step 0 <= step < steps: linear warm-up, then half a cosine."""
-        warm = self.warmup * steps
-        if step < warm:
-            return self.peak(batch) * (step + 1) / math.ceil(warm)
-        done = (step - warm) / max(1.0, steps - warm)
-        return self.peak(batch) * (self.final + (1 - self.final) * (1 + math.cos(math.pi * done)) / 2)
+        """Return the learning rate of step 0 <= step < steps: linear warm-up, then half a cosine."""
+        warmup_steps = self.warmup * steps
+        if step < warmup_steps:
+            return self.peak(batch) * (step + 1) / math.ceil(warmup_steps)
+        fraction = (step - warmup_steps) / max(1.0, steps - warmup_steps)
+        return self.peak(batch) * (self.final + (1 - self.final) * (1 + math.cos(math.pi * fraction)) / 2)
 
 
 class AdamW(Optim):
     """AdamW (arXiv 1711.05101), fused.
 
     Args: as Optim, and
-        weight_decay: of all weight matrices; biases and vectors are not decayed.
-        betas: two decay rates below 1.
+        weight_decay: weight decay of matrices; biases and vectors have none.
+        betas: decay rates of the two moments, below 1.
     """
 
     def __init__(
@@ -68,19 +68,19 @@ class AdamW(Optim):
         return torch.optim.AdamW(groups, lr=self.blr, betas=self.betas, fused=True)
 
     def groups(self, network: nn.Module) -> list[dict[str, Any]]:
-        """What is decayed and what is not."""
-        trained = [p for p in network.parameters() if p.requires_grad]
+        """Return the parameter groups with and without weight decay."""
+        trainable = [p for p in network.parameters() if p.requires_grad]
         return [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for p in trainable if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
         ]
 
 
 class LayerDecay(AdamW):
-    """AdamW with a rate that falls by a factor from each layer to the one before it (Sec. 4.1, arXiv 2106.08254).
+    """AdamW with layer-wise learning rate decay (Sec. 4.1, arXiv 2106.08254).
 
     Args: as AdamW, and
-        layer_decay: that factor; 1 for none.
+        layer_decay: learning rate of a layer divided by that of the next; 1 for none.
     """
 
     def __init__(
@@ -96,8 +96,8 @@ class LayerDecay(AdamW):
         self.layer_decay = layer_decay
 
     def groups(self, network: nn.Module) -> list[dict[str, Any]]:
-        """Those of timm, which knows the layers of its networks; layer i of L + 1 has lr_scale layer_decay^(L - i)."""
+        """Return timm's parameter groups by layer; layer i of L + 1 has lr_scale layer_decay^(L - i)."""
         from timm.optim import param_groups_layer_decay
 
-        free: set[str] = getattr(network, "no_weight_decay", set)()  # positions and the like
-        return param_groups_layer_decay(network, self.weight_decay, free, layer_decay=self.layer_decay)
+        undecayed: set[str] = getattr(network, "no_weight_decay", set)()  # e.g. position embeddings
+        return param_groups_layer_decay(network, self.weight_decay, undecayed, layer_decay=self.layer_decay)

@@ -1,4 +1,4 @@
-"""Precision of the networks' matrix products: what a device multiplies natively, and what `auto` is there."""
+"""Precision of matrix products: native support of bf16 by a device, and the choice of `auto`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ldae.core.errors import ConfigError
 PrecisionName = Literal["fp32", "bf16"]
 PrecisionSetting = Literal["auto", "fp32", "bf16"]
 SETTINGS = ("auto", "fp32", "bf16")
-SLOWDOWN = 14  # times as long as in fp32 a training step in bf16 takes on a CPU that emulates it (docs/scaling.md)
+SLOWDOWN = 14  # time of a training step in emulated bf16 on a CPU divided by that in fp32 (docs/scaling.md)
 
-# instruction sets of oneDNN without products of bf16, as the variables that limit it name them
+# environment variables that limit oneDNN's instruction set, and their values without products of bf16
 ONEDNN_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 WITHOUT_BF16 = ("sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2", "avx512_core", "avx512_core_vnni")
 
@@ -30,8 +30,8 @@ class Precision:
 
     Attributes:
         value: `fp32` or `bf16`.
-        reason: why, a clause.
-        emulated: whether the device emulates it, and is slower than in fp32.
+        reason: clause with the reason of the choice.
+        emulated: whether the device emulates the precision, slower than fp32.
     """
 
     value: PrecisionName
@@ -55,22 +55,23 @@ def resolve_precision(setting: str, device: str, saved: str | None = None, key: 
             multiplies it natively (not on mps, where autocast to bf16 needs macOS 14 and was not measured), else fp32.
         device: `cpu`, `cuda`, `cuda:N` or `mps`.
         saved: `fp32` or `bf16` of the run that is resumed, or None.
-        key: of the setting, for the error.
+        key: name of the setting, for the error.
 
     Raises:
         ConfigError: the setting is none of the three.
     """
     if setting not in SETTINGS:
         raise ConfigError(key, setting, f"is none of: {', '.join(SETTINGS)}")
-    kind = torch.device(device).type
+    device_type = torch.device(device).type
     native = multiplies_bf16(device)
     if setting == "bf16" or (setting == "auto" and saved == "bf16"):
-        return Precision("bf16", "as this run began" if setting == "auto" else "as set", not native and kind != "mps")
+        reason = "as this run began" if setting == "auto" else "as set"
+        return Precision("bf16", reason, not native and device_type != "mps")
     if setting == "fp32" or saved == "fp32":
         return Precision("fp32", "as this run began" if setting == "auto" else "as set")
-    if kind == "mps":
+    if device_type == "mps":
         return Precision("fp32", "the default on mps")
-    name = "GPU" if kind == "cuda" else "processor"
+    name = "GPU" if device_type == "cuda" else "processor"
     if native:
         return Precision("bf16", f"this {name} multiplies it natively")
     return Precision("fp32", f"this {name} has no native bf16 matmul")
@@ -82,11 +83,11 @@ def multiplies_bf16(device: str) -> bool:
     On a CPU: AVX512-BF16 or AMX-BF16 on x86, the bf16 extension on ARM under Linux, each through oneDNN, and no lower
     limit on oneDNN's instruction set in the environment. `ATEN_CPU_CAPABILITY` does not limit matrix products.
     """
-    kind = torch.device(device).type
-    if kind == "cuda":
+    device_type = torch.device(device).type
+    if device_type == "cuda":
         with torch.cuda.device(torch.device(device)):
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if kind != "cpu" or not torch.backends.mkldnn.is_available() or _onednn_is_limited():
+    if device_type != "cpu" or not torch.backends.mkldnn.is_available() or _is_onednn_limited():
         return False
     flags = _cpu_flags()
     if platform.machine().lower() in ("aarch64", "arm64"):
@@ -94,16 +95,16 @@ def multiplies_bf16(device: str) -> bool:
     return bool(flags & {"avx512_bf16", "amx_bf16"})
 
 
-def _onednn_is_limited() -> bool:
+def _is_onednn_limited() -> bool:
     limit = next((os.environ[name] for name in ONEDNN_LIMITS if os.environ.get(name)), "")
     if limit.lower() in WITHOUT_BF16:
         return True
     query = getattr(getattr(torch.ops, "mkldnn", None), "_is_mkldnn_bf16_supported", None)
-    return query is not None and not query()  # a limit by other means; below AVX512 alone
+    return query is not None and not query()  # a limit set otherwise; torch reports only those below AVX512
 
 
 def _cpu_flags() -> set[str]:
-    """The processor's extensions: by torch, or by the kernel where torch does not list them."""
+    """Return the processor's instruction set extensions, from torch or else from the kernel."""
     capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     flags = {name for name, value in capabilities.items() if value is True}
     if flags:

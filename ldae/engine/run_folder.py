@@ -1,4 +1,4 @@
-"""The folder of a run: its lock, its config, its status."""
+"""Folder of a run: lock, status, and comparison of configs."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from filelock import FileLock, Timeout
 from ldae.core.errors import Fault, Interrupted, LockedError, OutputError, UsageError
 from ldae.core.files import DISK_FULL, make_folder, remove_temporary, wrap_os_error, write_json
 
-BOOKKEEPING = frozenset({".lock", "status.json", "config.json", "data.json"})  # what a run leaves before its first step
+# files that a run writes before its first step
+BOOKKEEPING = frozenset({".lock", "status.json", "config.json", "data.json"})
 
 
 class RunFolder:
-    """RUN/ with status.json, metrics.jsonl, tensorboard/, checkpoints/ and what a tool adds.
+    """Folder of a run with status.json, metrics.jsonl, tensorboard/, checkpoints/ and files of the command.
 
     Args:
-        path: the folder; made when it is acquired.
-        derived: names of files in it that are made again from the config and the data alone.
+        path: path of the folder; `acquire` makes it.
+        derived: names of files that can be computed again from the config and the data.
     """
 
     def __init__(self, path: Path, derived: Collection[str] = ()):
@@ -43,11 +44,11 @@ class RunFolder:
         return self.path / "tensorboard"
 
     def acquire(self) -> None:
-        """Make the folder and hold it until this process ends, however it ends; remove what killed ones left in it.
+        """Make the folder, lock it until this process ends, and remove temporary files of killed processes.
 
         Raises:
-            LockedError: another process holds it.
-            OutputError: it cannot be made or written.
+            LockedError: another process has locked the folder.
+            OutputError: the folder cannot be made or written.
             StorageError: the disk is full.
         """
         try:
@@ -67,22 +68,22 @@ class RunFolder:
             raise OutputError(f"out={self.path} cannot be written ({error.strerror}); give another out=") from None
 
     def release(self) -> None:
-        """Lets another process have the folder."""
+        """Unlock the folder."""
         if self._lock is not None:
             self._lock.release()
 
     def discard_if_new(self, keep: Collection[str] = ()) -> None:
-        """Remove the folder, and those made for it, if this process made it and nothing but bookkeeping is in it.
+        """Remove the folder and its new parents if this process made it and it has only bookkeeping files.
 
         Args:
-            keep: names of files that stay.
+            keep: names of files to keep.
         """
         if self.path not in self._made:
             return
         entries = list(self.path.rglob("*"))
         if any(not p.is_dir() and (p.parent != self.path or p.name not in self._bookkeeping) for p in entries):
             return
-        for path in sorted(entries, reverse=True):  # what a folder holds comes before it
+        for path in sorted(entries, reverse=True):  # the content of a folder before the folder
             if path.is_dir():
                 path.rmdir()
             elif path.name not in keep:
@@ -93,54 +94,61 @@ class RunFolder:
             folder.rmdir()
 
     def status(self) -> dict[str, Any]:
-        """What status.json says, or an empty mapping."""
+        """Return the content of status.json, or an empty mapping."""
         try:
-            found = json.loads((self.path / "status.json").read_text())
+            status = json.loads((self.path / "status.json").read_text())
         except (OSError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return status if isinstance(status, dict) else {}
 
     def set_status(self, state: str, step: int, code: int = 0, message: str = "") -> None:
-        """Writes {state, step, code, message}: `running`, `done`, `interrupted` or `failed`."""
+        """Write status.json.
+
+        Args:
+            state: `running`, `done`, `interrupted` or `failed`.
+            step: number of steps made.
+            code: exit code.
+            message: error message.
+        """
         value = {"state": state, "step": step, "code": code, "message": message}
         write_json(self.path / "status.json", value)
 
     def set_failed(self, fault: Fault) -> None:
-        """Write the status that an error leaves, if the folder can still be written."""
+        """Write the status of a run that ended with a fault, if the folder is still writable."""
         state = "interrupted" if fault.code == Interrupted.code else "failed"
         with contextlib.suppress(OSError, Fault):
             self.set_status(state, self.status().get("step", 0), fault.code, str(fault))
 
 
-def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every leaf of nested mappings."""
+def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of every leaf of nested mappings."""
     if isinstance(config, Mapping) and config:
         for key, value in config.items():
-            yield from flat(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, config
 
 
 def differences(
-    saved: Mapping[str, Any], current: Mapping[str, Any], free: Collection[str]
+    saved: Mapping[str, Any], current: Mapping[str, Any], ignored: Collection[str]
 ) -> list[tuple[str, Any, Any]]:
-    """(key, saved value, current value) wherever two configs differ, but for keys at or below one in `free`."""
-    a, b = dict(flat(saved)), dict(flat(current))
-    free_key = lambda key: any(key == f or key.startswith(f + ".") for f in free)  # noqa: E731
+    """Return (key, saved value, current value) of all differences of two configs, except at or below ignored keys."""
+    a, b = dict(flatten(saved)), dict(flatten(current))
+    is_ignored = lambda key: any(key == name or key.startswith(name + ".") for name in ignored)  # noqa: E731
     return [
         (key, a.get(key), b.get(key))
         for key in sorted(a.keys() | b.keys())
-        if a.get(key) != b.get(key) and not free_key(key)
+        if a.get(key) != b.get(key) and not is_ignored(key)
     ]
 
 
-def check_same(saved: Mapping[str, Any], current: Mapping[str, Any], free: Collection[str]) -> None:
-    """Refuses to go on with another config than the run began with.
+def check_same_config(saved: Mapping[str, Any], current: Mapping[str, Any], ignored: Collection[str]) -> None:
+    """Refuse to resume a run with a different config.
 
     Raises:
-        UsageError: naming every difference that `free` does not allow.
+        UsageError: the configs differ; the message lists all differences except at or below ignored keys.
     """
-    if found := differences(saved, current, free):
-        listed = "; ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in found)
-        names = ",".join(key for key, _, _ in found)
-        raise UsageError(f"this run was begun otherwise: {listed}. Give another out=, or allow=[{names}] to go on so")
+    if changes := differences(saved, current, ignored):
+        text = "; ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in changes)
+        names = ",".join(key for key, _, _ in changes)
+        raise UsageError(f"this run was begun otherwise: {text}. Give another out=, or allow=[{names}] to go on so")

@@ -1,4 +1,4 @@
-"""The machine: threads, the allocator, the device."""
+"""Device, threads, memory allocator, and the hardware's description."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 
 from ldae.core.errors import ConfigError
 
-# glibc's mallopt: keep freed memory instead of returning it to the system at every step (up to 20 % faster).
+# options of glibc's mallopt; a step is up to 20 % faster if freed memory is not returned to the system
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc reuse large blocks, on Linux; elsewhere nothing happens. Call it before tensors are made."""
+    """Make glibc reuse large blocks of memory; do nothing on other systems. Call it before the first tensor."""
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
@@ -24,17 +24,17 @@ def keep_freed_memory() -> None:
         libc.mallopt(option, value)
 
 
-def use_threads(n: int) -> None:
-    """Threads of this process's matrix products; 0 leaves torch's own choice."""
+def set_threads(n: int) -> None:
+    """Set the number of threads of matrix products; 0 keeps torch's default."""
     if n:
         torch.set_num_threads(n)
 
 
-def pick_device(name: str) -> str:
-    """Return the device that a setting names; for `auto`, `cuda` where there is one, else `cpu`.
+def resolve_device(name: str) -> str:
+    """Return the device of a setting; for `auto`, `cuda` if available, else `cpu`.
 
     Raises:
-        ConfigError: the device is unknown, or not on this machine.
+        ConfigError: the device is unknown or not available.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -53,10 +53,10 @@ def pick_device(name: str) -> str:
 
 
 def describe_hardware(device: str = "auto") -> str:
-    """Return the name of the processor or card that figures are measured on.
+    """Return the name of the GPU or processor, the latter with its number of threads.
 
     Args:
-        device: type of the device; `auto` for the card where there is one.
+        device: type of the device; `auto` for the GPU if there is one.
     """
     if torch.cuda.is_available() and device != "cpu":
         return torch.cuda.get_device_name()
@@ -71,11 +71,11 @@ def describe_hardware(device: str = "auto") -> str:
 
 
 def peak_gib() -> float:
-    """GiB of memory that this process had at most."""
+    """Return the peak memory of this process in GiB."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(x.split()[1]) for x in lines if x.startswith("VmHWM")) / 2**20
-    except (OSError, StopIteration):  # no Linux; getrusage also counts what was there before exec
+    except (OSError, StopIteration):  # not Linux; getrusage also counts memory from before exec
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)

@@ -1,4 +1,4 @@
-"""How long and how to train: the keys of the config group `train`."""
+"""Training settings: the keys of the config group `train`."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from ldae.engine.precision import PrecisionSetting
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How long and how to train.
+    """Length and settings of a training.
 
     Attributes:
-        batch: images of one step over all processes.
-        steps, epochs: the length; one of the two.
-        accumulate: parts that a process's share of a batch is worked through in.
-        precision: of the networks' matrix products (ldae.engine.precision); weights, tokenizers and losses are fp32.
-        clip: highest norm of the gradient; 0 for none.
-        ema: decay of the weights' average; 0 for none.
-        compile: whether torch.compile works on each transformer block.
-        recompute: whether the activations within a block are computed again instead of kept: less memory, more time.
-        shard: whether weights, gradients, moments and averages are divided among the processes (FSDP2), for networks
-            that one of them cannot hold. One process alone divides nothing.
+        batch: global batch size, over all processes.
+        steps, epochs: length of the training; one of the two.
+        accumulate: number of parts of a process's batch for gradient accumulation.
+        precision: precision of matrix products (ldae.engine.precision); weights, tokenizers and losses are fp32.
+        clip: maximum norm of the gradient; 0 for no clipping.
+        ema: decay of the average of the weights; 0 for none.
+        compile: whether torch.compile compiles each transformer block.
+        recompute: whether activations in a block are recomputed in the backward pass: less memory, more time.
+        shard: whether weights, gradients, moments and averages are sharded over processes (FSDP2), for networks that
+            exceed the memory of one.
         log_every: steps between rows of metrics.jsonl.
         checkpoint_every: steps between checkpoints.
-        keep: checkpoints that are kept.
-        slices: slices of a batch with noise of their own (at most; the largest number that divides the batch).
-            Processes times accumulate must divide it: then the noise is the same however the work is shared.
+        keep: number of checkpoints to keep.
+        slices: maximum number of slices of a batch with separate noise seeds; it is lowered to a divisor of `batch`.
+            The number of processes times `accumulate` must divide it, so that the noise does not depend on them.
     """
 
     batch: Count
@@ -56,14 +56,14 @@ class TrainSettings:
             raise ConfigError("ema", self.ema, "must be below 1")
 
     def total_steps(self, steps_per_epoch: int) -> int:
-        """The run's length in steps."""
+        """Return the length of the training in steps."""
         return self.steps if self.steps is not None else max(1, round((self.epochs or 0) * steps_per_epoch))
 
     def slices_of(self, world_size: int) -> int:
-        """Slices of a global batch, each a part of one process's share.
+        """Return the number of slices of a global batch, each of which lies on one process.
 
         Raises:
-            ConfigError: they cannot be shared out evenly.
+            ConfigError: the processes and `accumulate` do not divide it.
         """
         slices = math.gcd(self.batch, self.slices)
         parts = world_size * self.accumulate

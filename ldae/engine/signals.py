@@ -1,4 +1,4 @@
-"""Signals: training answers them between two steps, everything else where they arrive; a second one ends at once."""
+"""Signal handling: a training stops between two steps, other work at once; a second signal ends the process."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ from types import FrameType
 
 from ldae.core.errors import Interrupted
 
-SECOND = 1.0  # seconds after which another signal is a second one; launchers and shells send the first twice
+SECOND = 1.0  # seconds after which a repeated signal counts as a second one; launchers and shells send the first twice
 
 
 class SignalArrived(KeyboardInterrupt):
-    """Leave a block where a signal arrives. It is no Exception, so that no handler of errors takes it for one."""
+    """Exception that leaves a block when a signal arrives; not an Exception, so that error handlers do not catch it."""
 
 
-def handled() -> list[signal.Signals]:
-    """Return the signals that are answered: SIGHUP (the terminal is closed) unless it is ignored, as under nohup."""
-    found = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
+def handled_signals() -> list[signal.Signals]:
+    """Return the signals with a handler: SIGHUP (the terminal is closed) unless it is ignored, as under nohup."""
+    signals = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
     hangup = getattr(signal, "SIGHUP", None)
-    return found if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN else [*found, hangup]
+    return signals if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN else [*signals, hangup]
 
 
 class StopFlag:
-    """Whether a signal has asked the run to stop.
+    """Flag that a signal sets to stop the run.
 
     Attributes:
-        asked: name of the signal, or an empty string.
+        signal_name: name of the signal, or an empty string.
     """
 
-    requested = ""
+    signal_name = ""
 
     def __init__(self) -> None:
-        self._first: float | None = None  # when the first signal came
+        self._first: float | None = None  # time of the first signal
         self._prompt = False
 
     def poll(self) -> None:
-        """Raises Interrupted once a signal has come."""
-        if self.requested:
-            raise Interrupted(f"stopped by {self.requested}; run the same command again to go on")
+        """Raise Interrupted if a signal has arrived."""
+        if self.signal_name:
+            raise Interrupted(f"stopped by {self.signal_name}; run the same command again to go on")
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopFlag]:
-        """Answer signals in the block: the first sets the flag, one that comes a second or more later ends the process.
+        """Handle signals in the block: the first sets the flag, another after a second or more ends the process.
 
-        That end is like a kill: nothing is saved, the exit code is 128 + the signal's number. Files are whole or absent
-        at any time, so that nothing saved before is lost.
+        The process then ends like a killed one, with the exit code 128 + the signal's number. It saves nothing, but
+        loses no earlier checkpoint, since files are written atomically.
         """
-        before = {number: signal.signal(number, self._note) for number in handled()}
+        before = {number: signal.signal(number, self._note) for number in handled_signals()}
         try:
             yield self
         finally:
@@ -59,9 +59,9 @@ class StopFlag:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Raise Interrupted where a signal arrives in the block, which has nothing to save.
+        """Raise Interrupted as soon as a signal arrives in the block.
 
-        Blocks may be nested; the innermost of `at_once` and `deferred` counts.
+        In nested blocks the innermost of `at_once` and `deferred` is valid.
         """
         before, self._prompt = self._prompt, True
         try:
@@ -69,13 +69,13 @@ class StopFlag:
             yield
         except SignalArrived:
             self.poll()
-            raise  # never: the flag is set before it is raised
+            raise  # unreachable: the flag is set before SignalArrived is raised
         finally:
             self._prompt = before
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Leave a signal in the block to `poll`: what it does is saved first."""
+        """Leave signals in the block to `poll`, so that a training can save its state first."""
         before, self._prompt = self._prompt, False
         try:
             yield
@@ -90,6 +90,6 @@ class StopFlag:
                     os.write(2, f"\nended at once by a second signal, {name}\n".encode())
                 os._exit(128 + number)
             return
-        self._first, self.requested = now, name
+        self._first, self.signal_name = now, name
         if self._prompt:
             raise SignalArrived(name)

@@ -1,4 +1,4 @@
-"""Threads of this process's matrix products, fewer while other processes keep cores of the machine busy."""
+"""Adaptive number of threads: fewer while other processes use cores of the machine."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pathlib import Path
 import torch
 
 INTERVAL = 1.0  # seconds over which the load is averaged
-COMPILED_INTERVAL = 10.0  # the same with compiled blocks: what is compiled for a number of threads takes seconds
-# A core counts as taken from the first share of it on that others use, and as free again below the second. With a
-# thread on a taken core all threads wait for that one at every matrix product (docs/speed.md).
-TAKEN, FREE = 0.45, 0.35
+COMPILED_INTERVAL = 10.0  # the same for compiled blocks, whose compilation for a number of threads takes seconds
+# A core counts as busy if other processes use at least the first fraction of it, and as free below the second. If a
+# thread runs on a busy core, all threads wait for it at every matrix product (docs/speed.md).
+BUSY, FREE = 0.45, 0.35
 
 
 class AdaptiveThreads:
-    """Keeps the number of threads at the number of cores that other processes leave free.
+    """Controller that keeps the number of threads at the number of free cores.
 
-    The load is read from /proc/stat; where there is none the number stays as it is. Changing it changes results by
-    rounding: a number that is set (`runtime.threads`) is not adapted.
+    The load comes from /proc/stat; on systems without it the number is constant. A change of the number changes results
+    by rounding, so a number that is set (`runtime.threads`) is not adapted.
 
     Args:
-        most: threads at most; torch's present number if None.
+        most: maximum number of threads; torch's current number if None.
     """
 
     def __init__(self, most: int | None = None):
@@ -36,19 +36,19 @@ class AdaptiveThreads:
         self.reset()
 
     def for_compiled_blocks(self) -> None:
-        """Choose between all threads and half of them alone, by the load of a longer time.
+        """Restrict the choice to all threads or half of them, with a longer interval.
 
-        torch.compile compiles anew for each number of threads, once, and keeps a limited number of results.
+        torch.compile compiles once for each number of threads, and caches a limited number of results.
         """
         self.numbers = sorted({max(1, self.most // 2), self.most})
         self.interval = COMPILED_INTERVAL
 
     def reset(self) -> None:
-        """Forget the load so far, as after a pause of this process."""
+        """Restart the measurement of the load, as after a pause of this process."""
         self.last = self._now() if self.most > 1 else None
 
     def update(self) -> None:
-        """Adapt the number of threads; to be called at every step, and cheap unless the interval is over."""
+        """Adapt the number of threads at the end of an interval; call it at every step."""
         if self.last is None or time.monotonic() - self.last[0] < self.interval:
             return
         now = self._now()
@@ -57,42 +57,45 @@ class AdaptiveThreads:
         seconds, busy, own = (b - a for a, b in zip(self.last, now, strict=True))
         self.last = now
         threads = torch.get_num_threads()
-        if (found := self.threads_beside((busy - own) / seconds, threads)) != threads:
-            torch.set_num_threads(found)
+        if (adapted := self.threads_for_load((busy - own) / seconds, threads)) != threads:
+            torch.set_num_threads(adapted)
 
-    def threads_beside(self, others: float, threads: int) -> int:
-        """Return the number of threads to use: the largest of `numbers` for which there are cores, else the least.
+    def threads_for_load(self, others: float, threads: int) -> int:
+        """Return the largest of `numbers` for which there are free cores, else the smallest.
 
         Args:
-            others: cores that other processes use, 0 to all, a mean over some time.
-            threads: the present number.
+            others: mean number of cores that other processes use.
+            threads: current number of threads.
         """
-        fewest, most = (len(self.cores) - math.ceil(others - bound) for bound in (FREE, TAKEN))
+        fewest, most = (len(self.cores) - math.ceil(others - bound) for bound in (FREE, BUSY))
         allowed = min(max(threads, fewest), most)
         return max((n for n in self.numbers if n <= allowed), default=self.numbers[0])
 
     def _now(self) -> tuple[float, float, float] | None:
-        """Time, core seconds of all processes on these cores, core seconds of this process; None if unknown."""
+        """Return time, core seconds of all processes, core seconds of this process; None if unknown."""
         busy = busy_seconds(self.cores)
         return None if busy is None else (time.monotonic(), busy, time.process_time())
 
 
 def cores() -> set[int]:
-    """Return the numbers of the cores that this process may use."""
+    """Return the numbers of the cores available to this process."""
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))
 
 
 def busy_seconds(cores: set[int], path: Path = Path("/proc/stat")) -> float | None:
-    """Return the seconds that some cores were busy since the start of the machine; None where that is not known.
+    """Return the busy seconds of cores since the start of the machine; None if unknown.
 
-    Processes of a lower priority than this one's do not count, unless its own was lowered too (nice above 0): they
-    give way. Columns of `path` as in proc_stat(5).
+    Processes of low priority (nice above 0) do not count, since they yield to this one, unless its own priority is low.
+
+    Args:
+        cores: numbers of the cores.
+        path: file with the columns of proc_stat(5).
     """
     try:
         lines = [line.split() for line in path.read_text().splitlines()]
-        rows = [[int(x) for x in argv[1:8]] for argv in lines if argv and argv[0] in {f"cpu{n}" for n in cores}]
+        rows = [[int(x) for x in row[1:8]] for row in lines if row and row[0] in {f"cpu{n}" for n in cores}]
         ticks = os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError):
         return None

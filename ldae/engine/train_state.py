@@ -13,7 +13,7 @@ from ldae.core.errors import CheckpointError
 from ldae.core.types import TrainableModule
 from ldae.engine.checkpoint import Checkpoint, publish
 from ldae.engine.ema import EMA
-from ldae.engine.fsdp import divided_like, fill, own_rows, whole
+from ldae.engine.fsdp import gather_full, load_full, local_shard, shard_like
 from ldae.engine.optim import Optim
 
 
@@ -44,7 +44,7 @@ class TrainState:
             if parameter.requires_grad
         }
         self.optimizers = {name: optim.build(network) for name, network in self.networks.items()}
-        self.ema = EMA({name: own_rows(value) for name, value in self.weights.items()}, decay)
+        self.ema = EMA({name: local_shard(value) for name, value in self.weights.items()}, decay)
         memories = {name: getattr(module, "memory", None) for name, module in modules.items()}
         self.memories: dict[str, nn.Module] = {name: m for name, m in memories.items() if m is not None}
 
@@ -69,14 +69,16 @@ class TrainState:
         Moments are named `MODULE.STATE.PARAMETER`. Tensors are whole: where they are sharded among processes, all of
         these have to call this.
         """
-        model = {f"{n}.{k}": whole(v) for n, network in self.networks.items() for k, v in network.state_dict().items()}
-        average = {name: whole(value, self.weights[name]) for name, value in self.ema.average.items()}
+        model = {
+            f"{n}.{k}": gather_full(v) for n, network in self.networks.items() for k, v in network.state_dict().items()
+        }
+        average = {name: gather_full(value, self.weights[name]) for name, value in self.ema.average.items()}
         moments = {}
         for name, optimizer in self.optimizers.items():
             parameters = {id(p): key for key, p in self.networks[name].named_parameters()}
             for parameter, state in optimizer.state.items():
                 for key, value in state.items():
-                    moments[f"{name}.{key}.{parameters[id(parameter)]}"] = whole(torch.as_tensor(value))
+                    moments[f"{name}.{key}.{parameters[id(parameter)]}"] = gather_full(torch.as_tensor(value))
         rng = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             rng["cuda"] = torch.cuda.get_rng_state()
@@ -92,19 +94,19 @@ class TrainState:
         """
         try:
             for name, network in self.networks.items():
-                fill(network, _of_module(checkpoint.tensors("model"), name))
+                load_full(network, _of_module(checkpoint.tensors("model"), name))
                 parameters = dict(network.named_parameters())
                 for key, value in _of_module(checkpoint.tensors("optim"), name).items():
                     moment, parameter_name = key.split(".", 1)
                     parameter = parameters[parameter_name]
                     # AdamW's `step` is a float on the CPU unless fused, then it lives with the parameter
                     self.optimizers[name].state[parameter][moment] = (
-                        divided_like(parameter.detach(), value)
+                        shard_like(parameter.detach(), value)
                         if value.shape == parameter.shape
                         else value.to(parameter.device)
                     )
             average = checkpoint.tensors("ema")
-            self.ema.load({k: own_rows(divided_like(self.weights[k], v)) for k, v in average.items()})
+            self.ema.load({k: local_shard(shard_like(self.weights[k], v)) for k, v in average.items()})
             for name, module in self.memories.items():
                 if module.state_dict():
                     module.load_state_dict(_of_module(checkpoint.tensors("memory"), name))

@@ -17,10 +17,10 @@ from ldae.core.files import remove_temporary
 from ldae.core.progress import Mode, Progress
 from ldae.core.rng import seed_of
 from ldae.core.types import Batch, BatchGenerator, TrainableModule
-from ldae.engine.blocks import evaluating, prepare_blocks
-from ldae.engine.checkpoint import Checkpoint, folder_of, newest
+from ldae.engine.blocks import eval_mode, prepare_blocks
+from ldae.engine.checkpoint import Checkpoint, checkpoint_folder, newest
 from ldae.engine.distributed import World
-from ldae.engine.fsdp import divide, unsynchronised, whole
+from ldae.engine.fsdp import gather_full, no_gradient_sync, shard
 from ldae.engine.guard import Guard
 from ldae.engine.logging import Meter, RunLog
 from ldae.engine.optim import Optim
@@ -124,11 +124,11 @@ class Trainer:
         if self.sharded:
             if not context.can_shard or len(modules) > 1:
                 raise ConfigError("train.shard", True, "is for pretraining (ldae pretrain) alone; use false")
-            divide(networks, self.world)
+            shard(networks, self.world)
         self.state = TrainState(modules, optim, settings.ema)
         self.parallel: dict[str, Any] = dict(modules)
         if not self.sharded:
-            self.parallel = {name: context.world.wrapped(module) for name, module in modules.items()}  # type: ignore[arg-type]
+            self.parallel = {name: context.world.wrap(module) for name, module in modules.items()}  # type: ignore[arg-type]
         self.meter, self.saved = Meter(), -1
         self._clock, self._since = time.perf_counter(), 0  # of the images per second
         self.guard = Guard(context.world, context.stop, context.run.path, self._inputs_of, self._is_deferred())
@@ -190,8 +190,8 @@ class Trainer:
             losses[name] = torch.stack(pieces).mean()
             gradients = [p.grad for p in state.parameters(name) if p.grad is not None]
             local_norms[name] = nn.utils.get_total_norm(gradients)
-            norms[name] = whole(local_norms[name])
-        skip = self.guard.judge(state.step + 1, losses, norms, batch)
+            norms[name] = gather_full(local_norms[name])
+        skip = self.guard.check(state.step + 1, losses, norms, batch)
         for name in active:  # no module moves before all are judged
             optimizer = state.optimizers[name]
             if self.settings.clip:
@@ -210,12 +210,12 @@ class Trainer:
         row: dict[str, Any] = {}
         step = self.state.step
         if step % self.settings.log_every == 0 or step == self.total:
-            self.guard.settle()
+            self.guard.resolve()
             for name, loss in losses.items():
-                value = float(self.world.summed(loss) / self.world.size)
+                value = float(self.world.sum(loss) / self.world.size)
                 row |= {f"{self._prefix(name)}loss": value, f"{self._prefix(name)}loss_hex": value.hex()}
                 row[f"{self._prefix(name)}gradient_norm"] = float(norms[name])
-            row |= self.meter.take(self.world.summed)
+            row |= self.meter.take(self.world.sum)
             seconds = time.perf_counter() - self._clock
             row["learning_rate"] = rate
             row["images_per_second"] = (step - self._since) * self.settings.batch / seconds
@@ -234,7 +234,7 @@ class Trainer:
             return  # with sharded weights every process has to take part
         last = [m for m in self.context.monitors if m.every and m not in due and step == self.total]
         eager = torch.compiler.set_stance("force_eager")  # nothing is compiled for the shapes of a few batches
-        evaluation = evaluating(self.state.networks.values())
+        evaluation = eval_mode(self.state.networks.values())
         with self._untimed(log), eager, self.state.ema.applied(), torch.no_grad(), evaluation:
             for monitor in due + last:
                 scalars, pictures = monitor(step)
@@ -253,7 +253,7 @@ class Trainer:
         if self.saved == step:
             return
         with self._untimed(log):
-            self.guard.settle()
+            self.guard.resolve()
             tensors = self.state.tensors() if self.world.main or self.sharded else {}
             if self.world.main:
                 if log is not None:
@@ -276,7 +276,7 @@ class Trainer:
         if step is None:
             return
         if checkpoint is None:
-            checkpoint = Checkpoint(folder_of(self.run.checkpoints, step), {"step": step})
+            checkpoint = Checkpoint(checkpoint_folder(self.run.checkpoints, step), {"step": step})
         self.state.load(checkpoint)
         self.saved = step
         self._check_length(checkpoint.manifest.get("total", self.total))
@@ -321,7 +321,7 @@ class Trainer:
     def _without_sync(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Keep a module's gradients on this process while the block lasts."""
         parallel = self.parallel[name]
-        return parallel.no_sync() if hasattr(parallel, "no_sync") else unsynchronised(self.state.networks[name])
+        return parallel.no_sync() if hasattr(parallel, "no_sync") else no_gradient_sync(self.state.networks[name])
 
     def _autocast(self) -> torch.autocast:
         enabled = self.precision.value == "bf16"

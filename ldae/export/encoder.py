@@ -17,7 +17,7 @@ from ldae.core.errors import CheckpointError, ConfigError
 from ldae.core.files import read_sealed_json
 from ldae.core.rng import seed_of
 from ldae.core.types import BatchGenerator
-from ldae.engine.checkpoint import ATTEMPTS, Checkpoint, folder_of, listed, newest, verify
+from ldae.engine.checkpoint import ATTEMPTS, Checkpoint, checkpoint_folder, list_checkpoints, newest, verify
 from ldae.objectives.base import PretrainingObjective
 from ldae.tokenizers.base import load_tokenizer
 
@@ -68,10 +68,10 @@ def find_checkpoint(run: Path, step: int | None = None) -> Checkpoint:
     """
     root = run / "checkpoints"
     if step is not None:
-        if not folder_of(root, step).exists():
-            steps = ", ".join(str(int(path.name.rpartition("-")[2])) for path in listed(root)) or "none"
+        if not checkpoint_folder(root, step).exists():
+            steps = ", ".join(str(int(path.name.rpartition("-")[2])) for path in list_checkpoints(root)) or "none"
             raise CheckpointError(f"run={run} has no checkpoint of step={step}; it has: {steps}")
-        return verify(folder_of(root, step))
+        return verify(checkpoint_folder(root, step))
     checkpoint = newest(root, set_aside=False)
     if checkpoint is None:
         raise CheckpointError(f"run={run} has no checkpoint; is it the folder that pretraining wrote (out=)?")

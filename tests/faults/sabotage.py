@@ -39,8 +39,8 @@ ALL = (
     Sabotage(
         "hashes of files",
         "ldae/engine/checkpoint.py",
-        'if file.stat().st_size != known["size"] or sha256(file) != known["sha256"]:',
-        'if file.stat().st_size != known["size"]:',
+        'if file.stat().st_size != entry["size"] or sha256(file) != entry["sha256"]:',
+        'if file.stat().st_size != entry["size"]:',
         f"{FAULTS}/test_storage.py::test_every_damage_is_detected[flipped]",
     ),
     Sabotage(
@@ -53,8 +53,8 @@ ALL = (
     Sabotage(
         "falling back to the checkpoint before",
         "ldae/engine/checkpoint.py",
-        "        for path in listed(root):\n            try:\n",
-        "        for path in listed(root)[:1]:\n            try:\n",
+        "        for path in list_checkpoints(root):\n            try:\n",
+        "        for path in list_checkpoints(root)[:1]:\n            try:\n",
         f"{FAULTS}/test_storage.py::test_a_cut_checkpoint_gives_way_to_the_one_before",
     ),
     Sabotage(
@@ -102,7 +102,7 @@ ALL = (
     Sabotage(
         "the poll of signals",
         "ldae/engine/signals.py",
-        "        if self.asked:\n",
+        "        if self.signal_name:\n",
         "        if False:\n",
         f"{FAULTS}/test_stops.py::test_a_signal_is_saved_answered_with_75_and_resumed[15]",
     ),
@@ -116,14 +116,14 @@ ALL = (
     Sabotage(
         "one answer of all processes to a signal",
         "ldae/engine/guard.py",
-        "flags = self.world.highest(torch.stack([bad, torch.full_like(bad, float(bool(self.stop.asked)))]))",
-        "flags = torch.stack([bad, torch.full_like(bad, float(bool(self.stop.asked)))])",
+        "flags = self.world.max(torch.stack([bad, torch.full_like(bad, float(bool(self.stop.signal_name)))]))",
+        "flags = torch.stack([bad, torch.full_like(bad, float(bool(self.stop.signal_name)))])",
         f"{FAULTS}/test_processes.py::test_a_signal_to_one_rank_stops_all_at_one_step",
     ),
     Sabotage(
         "the watch over processes that stand still",
         "ldae/app/session.py",
-        "with self.world.watching(), self.stop.at_once():",
+        "with self.world.report_lost_processes(), self.stop.at_once():",
         "with self.stop.at_once():",
         f"{FAULTS}/test_processes.py::test_a_rank_that_stands_still_is_named",
     ),

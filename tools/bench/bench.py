@@ -36,7 +36,7 @@ from ldae.core.errors import UsageError
 from ldae.core.files import write_json, write_text
 from ldae.core.types import Count, Natural, Positive
 from ldae.engine.precision import PrecisionName
-from ldae.engine.runtime import describe_hardware, use_threads
+from ldae.engine.runtime import describe_hardware, set_threads
 from linear_probe.results import markdown
 
 FEATURES, ALL = "features", "all"
@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> None:
     config, precision = settle_precision(resolved(compose("bench", [word for word in argv if "=" in word])))
     settings: BenchSettings = own_settings(BenchSettings, config)
     features: FeatureBench = own_settings(FeatureBench, config)
-    use_threads(settings.threads)
+    set_threads(settings.threads)
     known = {
         "command": portable_command(shlex.join(["python", "tools/bench", *argv])),
         "commit": commit(),

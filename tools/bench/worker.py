@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from interleaved import function
 
-from ldae.engine.runtime import peak_gib, use_threads
+from ldae.engine.runtime import peak_gib, set_threads
 
 WARM = 3  # calls before any is timed
 
@@ -25,7 +25,7 @@ class Work:
     """
 
     def __init__(self, message: Mapping[str, Any]):
-        use_threads(message["threads"])
+        set_threads(message["threads"])
         self.call: Callable[[], object]
         self.call, self.amount = function(message["make"])(**message["arguments"])
         for _ in range(WARM):

@@ -35,7 +35,7 @@ from ldae.app.session import own_settings
 from ldae.config.schema import construct
 from ldae.core.errors import ConfigError, Fault
 from ldae.core.types import Count, PossiblyEmpty
-from ldae.engine.runtime import pick_device
+from ldae.engine.runtime import resolve_device
 from ldae.engine.signals import StopFlag
 from linear_probe.rows import Row
 
@@ -210,7 +210,7 @@ def run(missing: Sequence[PlannedTrial], ablation_dir: AblationDir, budget: str,
         return teller
     config = missing[0].config
     threads = config["runtime"]["threads"] or max(1, cores() // parallel)
-    machine = Machine(threads, pick_device(str(config["device"])), stop)
+    machine = Machine(threads, resolve_device(str(config["device"])), stop)
     runner = Runner(ablation_dir, budget, machine)
     with stop.listening(), ThreadPoolExecutor(parallel) as pool:
         for future in [pool.submit(work, runner, job, teller) for job in unhindered(jobs_of(missing))]:

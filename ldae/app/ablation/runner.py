@@ -199,7 +199,7 @@ class Runner:
         while True:
             self.machine.stop.poll()
             code, message = run_child(PROGRAMS[tool], argv, self.ablation_dir.log(planned), self.machine.stop, look)
-            if self.machine.stop.requested:
+            if self.machine.stop.signal_name:
                 self.machine.stop.poll()
             if not code:
                 return
@@ -228,7 +228,7 @@ def run_child(
         requested = False
         while child.poll() is None:
             look()
-            if stop.requested and not requested:
+            if stop.signal_name and not requested:
                 child.terminate()  # it saves what it has
                 requested = True
             try:

@@ -20,7 +20,7 @@ from ldae.config.schema import conform
 from ldae.core.errors import ConfigError, Fault
 from ldae.core.files import json_hash
 from ldae.core.types import Count, PossiblyEmpty
-from ldae.engine.run_folder import flat
+from ldae.engine.run_folder import flatten
 
 PROBE = "probe."  # what the words of a probe begin with
 LARGE = 513  # width from which on a network is not made for a check alone
@@ -102,7 +102,9 @@ class PlannedTrial:
 def lasting(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """(key, value) of a pretraining's config, those that change nothing of what is computed left out."""
     return (
-        (k, v) for k, v in flat(config) if not any(k == free or k.startswith(f"{free}.") for free in IGNORED_ON_RESUME)
+        (k, v)
+        for k, v in flatten(config)
+        if not any(k == free or k.startswith(f"{free}.") for free in IGNORED_ON_RESUME)
     )
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from ldae.app.session import Session
 from ldae.data.images import Splits
-from ldae.engine.blocks import evaluating
+from ldae.engine.blocks import eval_mode
 from ldae.engine.runtime import describe_hardware
 from ldae.engine.settings import TrainSettings
 from ldae.export.encoder import default_timestep
@@ -61,7 +61,7 @@ def encoder_parameters(objective: PretrainingObjective, size: int) -> int:
     trained = [p for p in network.parameters() if p.requires_grad]
     image = torch.zeros(1, 3, size, size, device=trained[0].device)
     layer = network.encoder_layer
-    with evaluating([objective]), torch.enable_grad():
+    with eval_mode([objective]), torch.enable_grad():
         tokens = objective.tokens(image, [layer], default_timestep(objective), None)[layer]
         gradients = torch.autograd.grad(tokens.sum(), trained, allow_unused=True)
     return sum(p.numel() for p, gradient in zip(trained, gradients, strict=True) if gradient is not None)

@@ -23,7 +23,7 @@ from ldae.core.files import has_intact_tensors, json_hash, load_tensors, open_at
 from ldae.core.rng import permutation
 from ldae.core.types import Count, Fraction, Natural, NonNegative
 from ldae.data.images import ImageSet, Splits
-from ldae.engine.checkpoint import recorded
+from ldae.engine.checkpoint import read_latest_record
 from ldae.engine.logging import save_png
 from ldae.engine.optim import AdamW, Optim
 from ldae.engine.run_folder import RunFolder
@@ -52,7 +52,7 @@ def ensure_tokenizer(session: Session, splits: Splits, run: RunFolder) -> str:
         CheckpointError: the file in the run folder is damaged, or not the one that the run was begun with.
     """
     tokenizer: Tokenizer = session.parts.tokenizer
-    target, expected = run.path / TOKENIZER_FILE, recorded(run.checkpoints, "tokenizer")
+    target, expected = run.path / TOKENIZER_FILE, read_latest_record(run.checkpoints, "tokenizer")
     if not session.world.shared(target.exists()):
         source = given_weights(session) or _cached_tokenizer(session, splits)
         load_tokenizer(source, tokenizer, expected)

@@ -13,7 +13,7 @@ import torch
 
 from ldae.core.errors import CheckpointError, StorageError
 from ldae.core.files import publish_folder, read_json, write_json, write_text
-from ldae.engine.checkpoint import content_hash, listed, newest, publish, verify
+from ldae.engine.checkpoint import content_hash, list_checkpoints, newest, publish, verify
 
 
 def tensors(value):
@@ -34,14 +34,14 @@ def test_published_tensors_come_back(tmp_path):
 
 def test_the_oldest_go_and_two_always_stay(tmp_path):
     filled(tmp_path / "c", [1, 2, 3, 4], keep=3)
-    assert [p.name for p in listed(tmp_path / "c")] == ["step-000000004", "step-000000003", "step-000000002"]
+    assert [p.name for p in list_checkpoints(tmp_path / "c")] == ["step-000000004", "step-000000003", "step-000000002"]
     filled(tmp_path / "d", [1, 2, 3], keep=1)
-    assert len(listed(tmp_path / "d")) == 2
+    assert len(list_checkpoints(tmp_path / "d")) == 2
 
 
 def test_every_one_of_200_flipped_bits_is_detected(tmp_path):
     root, chance = filled(tmp_path / "c", [1]), random.Random(0)
-    checkpoint = listed(root)[0]
+    checkpoint = list_checkpoints(root)[0]
     files = [p for p in checkpoint.iterdir() if p.suffix == ".safetensors"]
     detected = 0
     for _ in range(200):
@@ -62,7 +62,7 @@ def test_every_one_of_200_flipped_bits_is_detected(tmp_path):
 @pytest.mark.parametrize("size", range(0, 1200, 100))
 def test_a_truncated_newest_gives_way_to_the_one_before(tmp_path, size, capsys):
     root = filled(tmp_path / "c", [1, 2])
-    path = listed(root)[0] / "model.safetensors"
+    path = list_checkpoints(root)[0] / "model.safetensors"
     path.write_bytes(path.read_bytes()[:size])
     assert newest(root).step == 1
     assert "model.safetensors is damaged" in capsys.readouterr().err
@@ -72,14 +72,14 @@ def test_a_truncated_newest_gives_way_to_the_one_before(tmp_path, size, capsys):
 @pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"format": "ldae-checkpoint-1", "step": 2, "files": {}}'])
 def test_a_damaged_manifest_gives_way_to_the_one_before(tmp_path, content):
     root = filled(tmp_path / "c", [1, 2])
-    manifest = listed(root)[0] / "manifest.json"
+    manifest = list_checkpoints(root)[0] / "manifest.json"
     manifest.unlink() if content is None else manifest.write_text(content)
     assert newest(root).step == 1
 
 
 def test_no_whole_checkpoint_is_an_error_never_a_fresh_start(tmp_path):
     root = filled(tmp_path / "c", [1])
-    (listed(root)[0] / "optim.safetensors").unlink()
+    (list_checkpoints(root)[0] / "optim.safetensors").unlink()
     for _ in range(2):  # also after it was set aside
         with pytest.raises(CheckpointError, match="whole"):
             newest(root)
@@ -88,7 +88,7 @@ def test_no_whole_checkpoint_is_an_error_never_a_fresh_start(tmp_path):
 
 def test_looking_without_setting_aside_changes_nothing(tmp_path):
     root = filled(tmp_path / "c", [1, 2])
-    (listed(root)[0] / "manifest.json").write_text("{}")
+    (list_checkpoints(root)[0] / "manifest.json").write_text("{}")
     before = sorted(p.name for p in root.rglob("*"))
     assert newest(root, set_aside=False).step == 1
     assert sorted(p.name for p in root.rglob("*")) == before
@@ -102,7 +102,7 @@ def test_a_pickle_in_a_checkpoints_place_is_never_opened(tmp_path):
         def __reduce__(self):
             return (open, (str(canary), "w"))
 
-    path = listed(root)[0] / "model.safetensors"
+    path = list_checkpoints(root)[0] / "model.safetensors"
     torch.save(Bomb(), path)
     manifest = read_json(path.parent / "manifest.json")
     from ldae.core.files import sha256
@@ -161,7 +161,7 @@ def test_a_removal_that_is_cut_short_leaves_no_part_of_a_checkpoint(tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         publish(root, tensors(3), {"step": 3, "epoch": 0}, 2)
     monkeypatch.undo()
-    assert [verify(path).step for path in listed(root)] == [3, 2]
+    assert [verify(path).step for path in list_checkpoints(root)] == [3, 2]
 
 
 @pytest.mark.case("A14", "checkpoints are read while others replace them")
@@ -208,7 +208,7 @@ def test_json_that_is_none_is_refused(tmp_path):
 
 
 def test_every_flipped_bit_of_a_manifest_is_detected(tmp_path):
-    path = listed(filled(tmp_path / "c", [1]))[0] / "manifest.json"
+    path = list_checkpoints(filled(tmp_path / "c", [1]))[0] / "manifest.json"
     whole = path.read_bytes()
     for bit in range(8 * len(whole)):
         path.write_bytes(whole[: bit // 8] + bytes([whole[bit // 8] ^ 1 << bit % 8]) + whole[bit // 8 + 1 :])
@@ -220,7 +220,7 @@ def test_every_flipped_bit_of_a_manifest_is_detected(tmp_path):
 
 
 def test_a_checkpoint_of_the_first_format_is_read(tmp_path):
-    path = listed(filled(tmp_path / "c", [1]))[0] / "manifest.json"
+    path = list_checkpoints(filled(tmp_path / "c", [1]))[0] / "manifest.json"
     manifest = read_json(path)
     del manifest["own"]
     write_json(path, manifest)

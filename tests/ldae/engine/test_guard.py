@@ -96,7 +96,7 @@ def test_a_stop_that_is_noticed_late_is_saved_and_goes_on_bit_for_bit(config, tm
     trainer(config, tmp_path / "straight").fit()
     stop = StopFlag()
     stopped = deferred(trainer(config, tmp_path / "stopped", stop=stop, log_every=100))
-    stop.requested = "SIGTERM"
+    stop.signal_name = "SIGTERM"
     with pytest.raises(Interrupted):
         stopped.fit()
     assert newest(tmp_path / "stopped" / "checkpoints").step == 2  # asked before the first, noticed at the second

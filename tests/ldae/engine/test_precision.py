@@ -12,7 +12,7 @@ import torch
 
 from ldae.core.errors import ConfigError
 from ldae.engine.precision import multiplies_bf16, resolve_precision
-from ldae.engine.runtime import pick_device
+from ldae.engine.runtime import resolve_device
 from ldae.tokenizers.patch_linear import PatchPCA
 
 ROOT = Path(__file__).parents[3]
@@ -74,10 +74,10 @@ def test_mps_is_fp32():
 )
 def test_a_device_is_accepted_where_torch_has_it(name, there, sentence):
     if there:
-        assert pick_device(name) == name
+        assert resolve_device(name) == name
     else:
         with pytest.raises(ConfigError, match=sentence):
-            pick_device(name)
+            resolve_device(name)
 
 
 def test_a_tokenizer_moves_to_a_device_without_float64():

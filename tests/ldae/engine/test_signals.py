@@ -54,7 +54,7 @@ def test_a_signal_that_is_ignored_stays_ignored():
         with flag.listening():
             signal.raise_signal(signal.SIGHUP)
             flag.poll()
-            assert not flag.requested
+            assert not flag.signal_name
     finally:
         signal.signal(signal.SIGHUP, before)
 

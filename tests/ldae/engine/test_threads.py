@@ -52,25 +52,25 @@ def on_cores():
     ],
 )
 def test_threads_are_as_many_as_cores_are_free(on_cores, count, most, now, others, then):
-    assert on_cores(count, most).threads_beside(others, now) == then
+    assert on_cores(count, most).threads_for_load(others, now) == then
 
 
 def test_the_choice_stays_within_its_bounds(on_cores):
     adaptive = on_cores(4, 3)
     for others in torch.linspace(0, 6, 61).tolist():
-        found = [adaptive.threads_beside(others, now) for now in (1, 2, 3)]
+        found = [adaptive.threads_for_load(others, now) for now in (1, 2, 3)]
         assert all(1 <= n <= 3 for n in found)
         assert found == sorted(found)  # more threads now never lead to fewer then
-        assert [adaptive.threads_beside(others, n) for n in found] == found  # and the choice is a fixed point
+        assert [adaptive.threads_for_load(others, n) for n in found] == found  # and the choice is a fixed point
 
 
 def test_compiled_blocks_get_all_threads_or_half_of_them(on_cores):
     adaptive = on_cores(8, 8)
     adaptive.for_compiled_blocks()
-    found = {adaptive.threads_beside(o, now) for o in torch.linspace(0, 9, 91).tolist() for now in (4, 8)}
+    found = {adaptive.threads_for_load(o, now) for o in torch.linspace(0, 9, 91).tolist() for now in (4, 8)}
     assert found == {4, 8}
-    assert [adaptive.threads_beside(o, 8) for o in (0.1, 1.0, 7.0)] == [8, 4, 4]
-    assert adaptive.threads_beside(0.0, 4) == 8
+    assert [adaptive.threads_for_load(o, 8) for o in (0.1, 1.0, 7.0)] == [8, 4, 4]
+    assert adaptive.threads_for_load(0.0, 4) == 8
 
 
 def test_torch_compile_compiles_once_for_each_number_of_threads(two_threads):

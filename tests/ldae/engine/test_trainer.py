@@ -23,9 +23,9 @@ from ldae.data.transforms import PadCrop
 from ldae.engine.checkpoint import newest
 from ldae.engine.distributed import World
 from ldae.engine.ema import EMA
-from ldae.engine.logging import forget_after
+from ldae.engine.logging import truncate_metrics
 from ldae.engine.optim import AdamW
-from ldae.engine.run_folder import RunFolder, check_same
+from ldae.engine.run_folder import RunFolder, check_same_config
 from ldae.engine.settings import TrainSettings
 from ldae.engine.signals import StopFlag
 from ldae.engine.trainer import RunContext, Trainer
@@ -132,7 +132,7 @@ class StopAt:
 
     def __call__(self, step):
         if step == self.at:
-            self.flag.requested = "SIGTERM"
+            self.flag.signal_name = "SIGTERM"
         return {}, {}
 
 
@@ -204,7 +204,7 @@ def test_bf16_learns_as_fp32_does(config, tmp_path):
 def test_compiled_blocks_have_the_golden_losses(config, tmp_path):
     compiled = trainer(config, tmp_path, compile=True)
     compiled.fit()
-    assert all(block._compiled_call_impl is not None for block in compiled.state.networks["denoiser"].blocks)
+    assert all(block._compiled_call_impl is not None for block in compiled.state.networks["model"].blocks)
     golden = json.loads(GOLDEN.read_text())["ldae/digits"]
     assert [row["loss"] for row in rows(tmp_path)] == pytest.approx(golden, rel=2e-4)
 
@@ -278,7 +278,7 @@ def test_a_nan_stops_before_the_step_and_names_the_images(config, tmp_path):
         broken.fit()
     assert newest(tmp_path / "checkpoints").step == 2
     good = newest(tmp_path / "checkpoints").tensors("model")
-    assert all(torch.equal(good[f"denoiser.{k}"], v) for k, v in broken.state.networks["denoiser"].state_dict().items())
+    assert all(torch.equal(good[f"model.{k}"], v) for k, v in broken.state.networks["model"].state_dict().items())
     report = json.loads((tmp_path / "nonfinite-rank0.json").read_text())
     assert report["step"] == 3
     assert len(report["images"]) == 64
@@ -339,7 +339,7 @@ def test_ema_without_decay_is_the_weights():
 def test_positions_are_not_averaged_and_have_no_gradient(config, tmp_path):
     made = trainer(config, tmp_path)
     assert not any("positions" in name for name in [*made.state.weights, *made.state.ema.average])
-    assert not made.state.networks["denoiser"].positions.requires_grad
+    assert not made.state.networks["model"].positions.requires_grad
 
 
 def test_a_finished_run_stays_as_it_is(config, tmp_path):
@@ -389,7 +389,7 @@ def test_rows_beyond_the_step_and_torn_ones_are_forgotten(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [{"step": 1, "loss": 1}, {"step": 2, "loss": 1}, {"step": 2, "monitor": "knn"}, {"step": 3, "loss": 1}]
     path.write_text("".join(json.dumps(x) + "\n" for x in lines) + '{"step": 4, "lo')
-    forget_after(path, 2)
+    truncate_metrics(path, 2)
     assert [json.loads(x) for x in path.read_text().splitlines()] == lines[:2]
 
 
@@ -418,8 +418,8 @@ def test_a_folder_is_held_by_one(tmp_path):
 def test_another_config_is_refused_by_name():
     saved, current = {"a": {"b": 1, "c": 2}, "seed": 0}, {"a": {"b": 1, "c": 3}, "seed": 1}
     with pytest.raises(UsageError, match=r"a\.c was 2, is 3; seed was 0, is 1\. .*allow=\[a\.c,seed\]"):
-        check_same(saved, current, free=[])
-    check_same(saved, current, free=["a", "seed"])
+        check_same_config(saved, current, ignored=[])
+    check_same_config(saved, current, ignored=["a", "seed"])
 
 
 @pytest.mark.parametrize("lengths", [{}, {"steps": 3, "epochs": 2.0}])
