@@ -9,9 +9,8 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from ldae.app.config_folder import CONFIGS
+from ldae.app.config_folder import CONFIGS, choices_of, groups_of
 from ldae.app.help import entries
-from ldae.app.listing import choices_of
 
 
 def completions(config: str | None, prefix: str) -> list[str]:
@@ -23,11 +22,10 @@ def completions(config: str | None, prefix: str) -> list[str]:
     """
     key, assigned, _ = prefix.partition("=")
     if assigned:
-        return [f"{key}={choice}" for choice in choices_of(key)] if (CONFIGS / key).is_dir() else []
+        return [f"{key}={choice}" for choice in choices_of(key)] if key in groups_of() else []
     text = "" if config is None else (CONFIGS / f"{config}.yaml").read_text(encoding="utf-8")
     keys = [key for key, _, _ in entries(text)]
-    groups = [path.name for path in sorted(CONFIGS.iterdir()) if path.is_dir() and not path.name.startswith("_")]
-    return [f"{word}=" for word in dict.fromkeys([*keys, *groups]) if word.startswith(prefix)]
+    return [f"{word}=" for word in dict.fromkeys([*keys, *groups_of()]) if word.startswith(prefix)]
 
 
 def complete(commands: Mapping[str, Any]) -> None:

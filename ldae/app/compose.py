@@ -12,15 +12,17 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ldae.app.config_folder import CONFIGS
+from ldae.app.config_folder import CONFIGS, choices_of, groups_of
 from ldae.app.overrides import ASSIGNMENT, parse_override, suggestion
-from ldae.core.errors import ConfigError, UsageError, did_you_mean
+from ldae.config.choices import CLASSES, settings_of
+from ldae.core.errors import ConfigError, UsageError
 
 
 def _share(part: float, whole: float | None, most: float) -> float:
@@ -30,6 +32,17 @@ def _share(part: float, whole: float | None, most: float) -> float:
 
 # ${share:100,${train.epochs},0.25}: a hundred epochs of warm-up as a share of them, a quarter of a shorter training
 OmegaConf.register_new_resolver("share", _share, replace=True)
+
+
+def _register_classes() -> None:
+    """Let Hydra choose the classes that need no file: `target=eps`, `override /target: eps`."""
+    store = ConfigStore.instance()
+    for group, classes in CLASSES.items():
+        for name, path in classes.items():
+            store.store(group=group, name=name, node=settings_of(path), provider="ldae")
+
+
+_register_classes()
 
 
 def compose(root: str, argv: Sequence[str], optional: Sequence[str] = ()) -> DictConfig:
@@ -118,7 +131,8 @@ def _as_here(override: Override, config: DictConfig) -> Override:
 
 
 def _is_group(override: Override, folder: Path | None) -> bool:
-    return any((root / override.key_or_group).is_dir() for root in (CONFIGS, folder) if root is not None)
+    group = override.key_or_group
+    return group in CLASSES or any((root / group).is_dir() for root in (CONFIGS, folder) if root is not None)
 
 
 def _without_config_dir(argv: Sequence[str]) -> tuple[list[str], Path | None]:
@@ -153,15 +167,14 @@ def _composed(root: str, overrides: list[str]) -> DictConfig:
 
 
 def _explained(error: HydraException) -> str:
-    """A missing choice gets the choices that there are; other errors their first line."""
+    """Return the first line of an error; of a missing choice, the choices that there are."""
     text = _first_line(error)
     missing = re.search(r"[Cc]ould not find '(\w+)/([\w/.-]+)'", text)
-    if missing is None or not (CONFIGS / missing[1]).is_dir():
+    if missing is None or missing[1] not in groups_of():
         return f"config: {text}"
     group, name = missing.groups()
-    deep = sorted(p.relative_to(CONFIGS / group).with_suffix("").as_posix() for p in (CONFIGS / group).rglob("*.yaml"))
-    there = [n for n in deep if not n.rsplit("/", 1)[-1].startswith("_")]
-    return f"{group}={name} does not exist; there are: {', '.join(there)}{did_you_mean(name, there)}"
+    names = list(choices_of(group))
+    return f"{group}={name} does not exist; there are: {', '.join(names)}{did_you_mean(name, names)}"
 
 
 def _check_key(override: Override, config: DictConfig) -> None:

@@ -7,16 +7,20 @@ ldae list tokenizers
 
 from __future__ import annotations
 
+import inspect
+import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ldae.app.config_folder import CONFIGS
+from ldae.app.config_folder import choices_of, groups_of
+from ldae.config.choices import class_of
 from ldae.core.errors import UsageError, did_you_mean
 
 
 def main(argv: Sequence[str]) -> None:
     """Print the groups, or the choices of those that are named."""
-    groups = sorted(p.name for p in CONFIGS.iterdir() if p.is_dir() and not p.name.startswith("_"))
+    groups = groups_of()
     if not argv:
         print("groups (ldae list GROUP shows the choices of one):\n")
         print("\n".join(f"  {name:<20} {len(choices_of(name)):>3} choices" for name in groups))
@@ -30,22 +34,17 @@ def main(argv: Sequence[str]) -> None:
         print("\n".join(f"{name}={choice:<{width}}  {summary(path)}" for choice, path in choices.items()))
 
 
-def choices_of(group: str) -> dict[str, Path]:
-    """Return {choice: file} of a group of configs; files that only others include are left out."""
-    folder = CONFIGS / group
-    found = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
-    return {name: path for name, path in found.items() if not name.rsplit("/", 1)[-1].startswith("_")}
+def summary(choice: Path | str) -> str:
+    """Return the first sentence about a choice: of its file's header, or of its class's docstring."""
+    if isinstance(choice, str):
+        return _first_sentence(inspect.getdoc(class_of(choice)) or "")
+    lines = [line for line in choice.read_text(encoding="utf-8").splitlines() if not line.startswith("# @")]
+    header = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    return _first_sentence(" ".join(line.lstrip("# ") for line in header))
 
 
-def summary(path: Path) -> str:
-    """Return the first sentence of a config's header."""
-    header = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.startswith("# @"):
-            continue
-        if not line.startswith("#"):
-            break
-        header.append(line.lstrip("# "))
-    text = " ".join(header)
-    first, _, _ = text.partition(". ")
-    return first.rstrip(".:")
+def _first_sentence(text: str) -> str:
+    """Return a text up to its first full stop that ends a sentence: not one after an abbreviation or a digit."""
+    paragraph = " ".join(text.split("\n\n")[0].split())
+    end = re.search(r"(?<!Fig)(?<!Sec)(?<!Eq)(?<!Tab)(?<!App)\.(?= [A-Z`]|$)", paragraph)
+    return paragraph[: end.start()] if end else paragraph.rstrip(".:")

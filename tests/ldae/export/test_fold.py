@@ -45,7 +45,7 @@ def test_what_is_linear_on_the_patches_of_the_vit_folds(config, images, argv):
 
 
 def test_a_tokenizer_that_mixes_patches_of_the_vit_is_refused(config, images):
-    argv = (*LDAE, "denoiser=dit_s_2", *SIZES, "data.d=16", "tokenizer.scaling=one")
+    argv = (*LDAE, "denoiser=dit_s", *SIZES, "data.d=16", "tokenizer.scaling=one")
     encoder = Encoder(system_of(config, images, *argv).objective, t=10)
     with pytest.raises(ConfigError, match="cannot be folded: the tokenizer's patches are larger"):
         fold(encoder)

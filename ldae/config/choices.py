@@ -1,0 +1,108 @@
+"""Choices of a config group that need no file: a class, whose constructor has all the settings and their defaults."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+# group -> {choice: class}; other choices are files of configs/GROUP
+CLASSES: Mapping[str, Mapping[str, str]] = {
+    "augment": {
+        "centre": "ldae.data.transforms.Centre",
+        "flip": "ldae.data.transforms.Flip",
+        "pad_crop": "ldae.data.transforms.PadCrop",
+        "rand_augment": "ldae.data.rand_augment.RandAugment",
+        "random_resized_crop": "ldae.data.transforms.RandomResizedCrop",
+    },
+    "corruption": {
+        "blend": "ldae.diffusion.corruptions.blend.Blend",
+        "colour": "ldae.diffusion.corruptions.colour.Colour",
+        "gaussian": "ldae.diffusion.corruptions.gaussian.Gaussian",
+        "pixelate": "ldae.diffusion.corruptions.pixelate.Pixelate",
+    },
+    "init": {
+        "mixed_signal": "ldae.diffusion.initial_states.MixedSignal",
+    },
+    "input": {
+        "image": "ldae.objectives.spaces.ImageInput",
+        "latent": "ldae.objectives.spaces.LatentInput",
+    },
+    "loss": {
+        "l1": "ldae.objectives.losses.L1",
+        "l2": "ldae.objectives.losses.L2",
+        "pca_weighted": "ldae.objectives.losses.PCAWeighted",
+    },
+    "output": {
+        "image": "ldae.objectives.spaces.OriginalOutput",
+        "latent": "ldae.objectives.spaces.LatentOutput",
+        "projection": "ldae.objectives.spaces.ProjectedOutput",
+    },
+    "sampler": {
+        "cold_improved": "ldae.diffusion.samplers.Improved",
+        "cold_restart": "ldae.diffusion.samplers.Restart",
+        "ddim": "ldae.diffusion.samplers.DDIM",
+        "ddpm": "ldae.diffusion.samplers.Small",
+        "ddpm_large": "ldae.diffusion.samplers.Large",
+        "direct": "ldae.diffusion.samplers.Direct",
+        "learned": "ldae.diffusion.samplers.Learned",
+    },
+    "schedule": {
+        "blank": "ldae.diffusion.schedules.Blank",
+        "constant_sigma": "ldae.diffusion.schedules.ConstantSigma",
+        "continuous_gamma": "ldae.diffusion.schedules.ContinuousGamma",
+        "cosine": "ldae.diffusion.schedules.Cosine",
+        "ddpm_linear": "ldae.diffusion.schedules.DDPMLinear",
+        "linear_gamma2": "ldae.diffusion.schedules.LinearGamma2",
+        "linear_sigma": "ldae.diffusion.schedules.LinearSigma",
+        "quadratic": "ldae.diffusion.schedules.Quadratic",
+        "steps": "ldae.diffusion.schedules.Steps",
+    },
+    "spacing": {
+        "all": "ldae.diffusion.spacing.All",
+        "exact": "ldae.diffusion.spacing.Exact",
+        "linear": "ldae.diffusion.spacing.Linear",
+        "quadratic": "ldae.diffusion.spacing.Quadratic",
+        "trailing": "ldae.diffusion.spacing.Trailing",
+    },
+    "target": {
+        "eps": "ldae.diffusion.targets.Eps",
+        "v": "ldae.diffusion.targets.V",
+        "x0": "ldae.diffusion.targets.X0",
+    },
+    "task": {
+        "images": "ldae.tasks.images.Images",
+        "segmentation": "ldae.tasks.segmentation.Segmentation",
+    },
+    "timesteps": {
+        "loss_aware": "ldae.diffusion.timesteps.LossAware",
+        "uniform": "ldae.diffusion.timesteps.Uniform",
+    },
+    "weight": {
+        "gamma2": "ldae.diffusion.weights.Gamma2",
+        "inverse_variance": "ldae.diffusion.weights.InverseVariance",
+        "min_snr": "ldae.diffusion.weights.MinSNR",
+        "one": "ldae.diffusion.weights.One",
+        "snr": "ldae.diffusion.weights.SNR",
+        "zero": "ldae.diffusion.weights.Zero",
+    },
+}
+
+
+def settings_of(path: str) -> dict[str, Any]:
+    """Return the config of a class: `part`, and every parameter that has a default.
+
+    Args:
+        path: dotted name of the class.
+    """
+    parameters = inspect.signature(class_of(path)).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    return {"part": path, **{key: list(v) if isinstance(v, tuple) else v for key, v in defaults.items()}}
+
+
+def class_of(path: str) -> type:
+    """Return the class of a dotted name out of `CLASSES`."""
+    module, _, name = path.rpartition(".")
+    found: type = getattr(importlib.import_module(module), name)
+    return found
