@@ -22,7 +22,7 @@ def step_index(level: NoiseLevel, T: int) -> Tensor:
 
 
 def scaled_index(level: NoiseLevel, T: int) -> Tensor:
-    """Return i 1000 / T, (B,): the range of DDPM's whatever T (`rescale_timesteps` in improved DDPM's code)."""
+    """Return i 1000 / T, (B,): the range of DDPM's for every T (`rescale_timesteps` in improved DDPM's code)."""
     return level.t * (1000 / T)
 
 

@@ -105,8 +105,8 @@ class MaskedAutoencoder(Network):
     def encode(self, x: Tensor, layers: Collection[int] | None = None, class_token: bool = False) -> dict[int, Tensor]:
         """Return the tokens of the patches of whole images after each of `layers` (all by default).
 
-        Nothing is masked. The last layer is the encoder's output, its final LayerNorm included, which is what MAE
-        probes; earlier layers are the outputs of the blocks. No block after the last of `layers` is computed.
+        Nothing is masked. The last layer is the encoder's output, its final LayerNorm included, as in MAE's linear
+        probing; earlier layers are the outputs of the blocks. No block after the last of `layers` is computed.
 
         Args:
             x: (B, 3, H, W) in [-1, 1].

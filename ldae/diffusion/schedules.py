@@ -218,9 +218,8 @@ class ContinuousGamma(NoiseSchedule):
         check_below_one(beta_first=beta_first, beta_last=beta_last)
         self.beta = torch.linspace(beta_first, beta_last, T, dtype=torch.float64)
         super().__init__(T)
-        self.gamma2_bounds = torch.cat(
-            [torch.ones(1, dtype=torch.float64), self.gamma**2]
-        )  # gamma^2 of -1, 0, ..., T-1
+        one = torch.ones(1, dtype=torch.float64)
+        self.gamma2_bounds = torch.cat([one, self.gamma**2])  # gamma^2 of t = -1, 0, ..., T-1
 
     def build_table(self) -> tuple[Tensor, Tensor]:
         return variance_preserving((1 - self.beta).cumprod(0))

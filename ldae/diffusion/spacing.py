@@ -54,7 +54,7 @@ class Counted(Spacing):
 class Linear(Counted):
     """floor(i T / S) for i = 0, ..., S-1, falling (App. D.2, arXiv 2010.02502: CelebA, LSUN).
 
-    Elsewhere called "leading". The noisiest step is T - T / S, whether S divides T or not.
+    Also called "leading". The noisiest step is floor((S - 1) T / S).
 
     Args:
         count: S.

@@ -56,7 +56,7 @@ class InverseVariance(Weight):
 
 
 class MinSNR(Weight):
-    """min(SNR, cap) on the error in x0, whatever the target (Sec. 3.4, arXiv 2303.09556).
+    """min(SNR, cap) on the error in x0, for every target (Sec. 3.4, arXiv 2303.09556).
 
     SNR = gamma^2 / sigma^2. With eps as the target it is min(1, cap / SNR), with v min(SNR, cap) / (SNR + 1). The cap
     limits the weight of nearly clean levels, where SNR is largest.

@@ -95,9 +95,8 @@ def _fold_vit(encoder: Encoder) -> Plain:
         raise ConfigError("tokenizer", type(tokenizer).__name__, "cannot be folded: it is not linear on patches")
     if tokenizer.shape[1] % network.grid[0]:
         raise ConfigError("denoiser", f"{network.grid} tokens", "cannot be folded: the tokenizer's patches are larger")
-    c = network.embed_condition(
-        _denoise(encoder).schedule.at(torch.tensor([encoder.t], device=network.positions.device))
-    )
+    level = _denoise(encoder).schedule.at(torch.tensor([encoder.t], device=network.positions.device))
+    c = network.embed_condition(level)  # (1, cond_width)
     weight, bias = patch_embedding(encoder)
     weights = {"pos_embed": network.positions[None], "patch_embed.proj.weight": weight, "patch_embed.proj.bias": bias}
     for i, block in enumerate(list(network.blocks)[: encoder.layer]):

@@ -67,9 +67,8 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
     state = model.state_dict()
     patches = [name for name in (PATCHES,) if name in state and name in tensors]
     if any(state[name].shape[1:] != tensors[name].shape[1:] for name in patches):
-        raise _unfit(
-            path, _differences(state, tensors, patches)
-        )  # timm would resample the patch embedding to an untrained size
+        # timm would resample the patch embedding to an untrained size
+        raise _unfit(path, _differences(state, tensors, patches))
     converted = _convert(model, tensors, path)
     if differing := _differences(state, converted, dict.fromkeys([*state, *converted])):
         raise _unfit(path, differing)

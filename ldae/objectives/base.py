@@ -79,7 +79,7 @@ class PretrainingObjective(Objective):
         """Refuse a class of networks that this objective cannot train.
 
         Raises:
-            ConfigError: naming the denoiser and what would do.
+            ConfigError: naming the denoiser and a suitable one.
         """
 
     def check_readable(self, t: int, noised: bool) -> None:

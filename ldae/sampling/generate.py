@@ -50,7 +50,7 @@ class SamplerConfig:
 
 
 class Generator:
-    """Sampler of a trained denoiser; an image is a function of (seed, index), whatever the batch or process.
+    """Sampler of a trained denoiser; an image is a function of (seed, index), not of its batch or process.
 
     Args:
         objective: trained, its network in eval mode.

@@ -120,7 +120,8 @@ def multiplies_int8() -> bool:
     """Return whether this CPU has instructions for products of int8, and torch's sums of them are exact.
 
     Without those instructions, or where a limit on oneDNN's instruction set (`ONEDNN_MAX_CPU_ISA`) keeps them from
-    being used, pairs of products saturate at 16 bits. The processor's flags do not show the limit; a product does.
+    being used, pairs of products saturate at 16 bits. The processor's flags do not report the limit, so a product is
+    tested.
     """
     capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     if not any(capabilities.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8")):

@@ -20,7 +20,7 @@ class Mixed(State):
     """State of a corruption that mixes an image with a second signal.
 
     Attributes:
-        eps: (B, ...) noise, or another image, shaped like what it corrupts.
+        eps: (B, ...) noise, or another image, shaped like x0.
     """
 
     eps: Tensor

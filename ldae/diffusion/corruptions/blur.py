@@ -101,5 +101,5 @@ def _reflect(position: Tensor, n: int) -> Tensor:
     return n - 1 - (n - 1 - position.abs()).abs()
 
 
-# padding -> the pixel of 0..n-1 that stands at a position outside
+# padding -> (positions, n) -> the pixels of 0..n-1 at these positions
 FOLDS = {"circular": _circular, "reflect": _reflect}

@@ -47,7 +47,7 @@ class Snow(Corruption):
         zoom: its magnification.
         kernel: taps of the motion blur, odd.
         threshold, sigma: the smallest visible flake; the motion blur in pixels.
-        brightness: weight of x against a brightened grey, in max(x, 1.5 grey + 0.5); null leaves x as it is.
+        brightness: weight of x against a brightened grey, in max(x, 1.5 grey + 0.5); null keeps x.
 
     Raises:
         ConfigError: the kernel is even, or a pair is not of two numbers.
