@@ -11,24 +11,22 @@ import torch
 import yaml
 
 from ldae.app.compose import CONFIGS
+from ldae.app.config_folder import choices_of
+from ldae.app.listing import summary
 from ldae.config.build import DIVIDING, GROUPS, HINTS, READING, Parts
+from ldae.config.choices import CLASSES, class_of, settings_of
 from ldae.config.schema import construct
 from ldae.core.errors import ConfigError, UsageError
 from ldae.diffusion.samplers import StepRule
 from ldae.diffusion.schedules import NoiseSchedule
 from ldae.diffusion.spacing import Spacing
-from ldae.engine.run_folder import flat
+from ldae.engine.run_folder import flatten as flat
 from ldae.engine.settings import TrainSettings
 
 EXPERIMENTS = sorted(
     p.relative_to(CONFIGS / "experiment").with_suffix("").as_posix() for p in CONFIGS.glob("experiment/*/*.yaml")
 )
-PARTS = sorted(
-    p.relative_to(CONFIGS).with_suffix("").as_posix()
-    for group in sorted(GROUPS)
-    for p in (CONFIGS / group).glob("*.yaml")
-    if not p.name.startswith("_")
-)
+PARTS = [f"{group}/{choice}" for group in sorted(GROUPS) for choice in choices_of(group)]
 # what a trained network is used with: composed by sample.yaml
 USED = {"sampler", "spacing", "init", "sampling_schedule"}
 HUGE = {"vit_b", "vit_l12", "vit_l", "mae_b", "mae_l"}
@@ -89,15 +87,27 @@ def test_every_part_is_what_its_group_promises(config, name):
 @pytest.mark.parametrize(
     "name", [p for p in PARTS if p.split("/")[0] in {"sampler", "spacing", "sampling_schedule", "schedule"}]
 )
-def test_every_sampler_spacing_and_schedule_can_be_built(name):
-    group = name.split("/")[0]
-    part = getattr(Parts({group: yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())}), group)
+def test_every_sampler_spacing_and_schedule_can_be_built(config, name):
+    group, choice = name.split("/")
+    part = getattr(Parts(config("sample" if group in USED else "pretrain", f"{group}={choice}")), group)
     assert isinstance(part, {"sampler": StepRule, "spacing": Spacing}.get(group, NoiseSchedule))
 
 
 @pytest.mark.parametrize("name", [p for p in PARTS if p.split("/")[1] not in HUGE])
-def test_every_config_says_what_it_is(name):
-    assert (CONFIGS / f"{name}.yaml").read_text().startswith("# ")
+def test_every_choice_says_what_it_is(name):
+    group, choice = name.split("/")
+    assert len(summary(choices_of(group)[choice])) >= 8
+
+
+def test_a_class_needs_no_file_where_its_constructor_has_all_settings():
+    for group, classes in CLASSES.items():
+        for choice, path in classes.items():
+            assert class_of(path).__name__ == path.rpartition(".")[2]
+            assert not (CONFIGS / group / f"{choice}.yaml").exists()
+    for group in CLASSES:
+        for path in (CONFIGS / group).glob("[!_]*.yaml"):
+            spec = yaml.safe_load(path.read_text())
+            assert "${" in path.read_text() or "defaults" in spec or settings_of(spec["part"]) != spec
 
 
 def test_neighbours_on_the_path_differ_in_the_named_keys_alone(config):

@@ -22,7 +22,7 @@ from yaml import YAMLError
 from ldae.app.config_folder import CONFIGS, choices_of, groups_of
 from ldae.app.overrides import ASSIGNMENT, parse_override, suggestion
 from ldae.config.choices import CLASSES, settings_of
-from ldae.core.errors import ConfigError, UsageError
+from ldae.core.errors import ConfigError, UsageError, did_you_mean
 
 
 def _share(part: float, whole: float | None, most: float) -> float:

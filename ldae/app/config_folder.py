@@ -23,4 +23,5 @@ def choices_of(group: str) -> dict[str, Path | str]:
     folder = CONFIGS / group
     files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yaml")}
     public = {name: path for name, path in files.items() if not name.rsplit("/", 1)[-1].startswith("_")}
-    return dict(sorted({**CLASSES.get(group, {}), **public}.items()))
+    choices: dict[str, Path | str] = {**CLASSES.get(group, {}), **public}
+    return dict(sorted(choices.items()))

@@ -45,7 +45,7 @@ def randomised(net, by=0.1):
 @pytest.mark.parametrize("size", SIZES)
 def test_the_papers_sizes_have_exactly_their_parameters(config, size):
     """On 32 x 32 x 4 latents in patches of 2, 1000 classes, variance learned; no image and no memory needed."""
-    parts = Parts(config("pretrain", "experiment=dit/imagenet_xl2", f"denoiser=dit_{size}_2"))
+    parts = Parts(config("pretrain", "experiment=dit/imagenet_xl2", f"denoiser=dit_{size}"))
     with torch.device("meta"):
         net = parts.denoiser
     assert sum(p.numel() for p in net.parameters() if p.requires_grad) == SIZES[size]
@@ -55,7 +55,7 @@ def test_the_papers_sizes_have_exactly_their_parameters(config, size):
 @pytest.mark.parametrize("patch", [2, 4, 8])
 @pytest.mark.parametrize("size", SIZES)
 def test_every_size_is_made_in_every_patch(config, size, patch):
-    parts = Parts(config("pretrain", "experiment=dit/imagenet_xl2", f"denoiser=dit_{size}_{patch}"))
+    parts = Parts(config("pretrain", "experiment=dit/imagenet_xl2", f"denoiser=dit_{size}", f"denoiser.patch={patch}"))
     with torch.device("meta"):
         net = parts.denoiser
     assert net.positions.shape[0] == (32 // patch) ** 2

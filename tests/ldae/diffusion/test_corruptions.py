@@ -10,7 +10,7 @@ import torch
 from corrupted import SHAPE, at, built, images
 from torch.nn import functional as F
 
-from ldae.app.compose import CONFIGS
+from ldae.app.config_folder import choices_of
 from ldae.core.errors import ConfigError
 from ldae.core.types import BatchGenerator
 from ldae.diffusion.corruptions.base import State
@@ -19,7 +19,7 @@ from ldae.diffusion.corruptions.colour import Colour
 from ldae.diffusion.corruptions.pixelate import Pixelate
 from ldae.diffusion.schedules import Cosine
 
-NAMES = sorted(p.stem for p in CONFIGS.glob("corruption/*.yaml") if not p.name.startswith("_"))
+NAMES = list(choices_of("corruption"))
 PUBLISHED = {"blur": 50, "blur_generation": 300, "mask": 50, "colour_mask": 750, "snow": 200, "colour": 20}
 BEYOND = {"gaussian": 10.0, "blend": math.sqrt(2), "pixelate": 1.375**2}  # the others stay within [-1, 1]
 

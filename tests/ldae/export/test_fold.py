@@ -12,6 +12,7 @@ from ldae.export.encoder import Encoder
 from ldae.export.fold import fold, plain_vit
 
 SIZES = ("denoiser.width=64", "denoiser.heads=2", "denoiser.encoder_depth=2", "denoiser.decoder_depth=2")
+DIT_S = ("denoiser=dit_s", *SIZES)
 LDAE = ("experiment=deconstruct/12_ldae", "data=cifar10")
 
 
@@ -33,8 +34,22 @@ def images():
     "argv",
     [
         (*LDAE, "denoiser=vit_64x4", "tokenizer=pixel", "data.patch=4"),
-        ("experiment=deconstruct/08_clean_latent", "data=cifar10", "tokenizer=identity", "denoiser=dit_s_4", *SIZES),
-        (*LDAE, "denoiser=dit_s_8", *SIZES, "data.d=16", "tokenizer.scaling=one"),  # four patches of 4 in a token
+        (
+            "experiment=deconstruct/08_clean_latent",
+            "data=cifar10",
+            "tokenizer=identity",
+            "denoiser=dit_s",
+            "denoiser.patch=4",
+            *SIZES,
+        ),
+        (
+            *LDAE,
+            "denoiser=dit_s",
+            "denoiser.patch=8",
+            *SIZES,
+            "data.d=16",
+            "tokenizer.scaling=one",
+        ),  # four patches of 4 in a token
     ],
     ids=["pixel", "identity", "larger"],
 )

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from ldae.app.compose import CONFIGS
+from ldae.app.config_folder import choices_of
 from ldae.config.build import Parts
 from ldae.core.errors import ConfigError
 from ldae.core.types import Batch, BatchGenerator, Cond
@@ -19,7 +19,7 @@ from ldae.tasks.images import Images
 from ldae.tasks.segmentation import Segmentation
 from ldae.tasks.super_resolution import SuperResolution, blur, downsample, upsample
 
-TASKS = sorted(p.stem for p in (CONFIGS / "task").glob("*.yaml"))
+TASKS = list(choices_of("task"))
 
 
 @pytest.fixture(scope="module")
