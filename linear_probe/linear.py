@@ -44,6 +44,7 @@ class Logistic:
         self.target = torch.zeros(len(x), self.width).scatter_(1, y[:, None], 1.0)
         self.absent = torch.zeros(self.width)
         self.absent[classes:] = -torch.inf
+        self.n_iter = 0
 
     def fit(self, penalty: float, start: Tensor | None = None, iterations: int = 500) -> Tensor:
         """The optimum for a penalty of the weights (biases go free).
@@ -76,6 +77,7 @@ class Logistic:
         begin = phi.double().numpy().ravel()
         with threadpool_limits(1, user_api="blas"):  # its sums are short: threads of OpenBLAS would wait, spinning
             found = minimize(loss_and_gradient, begin, jac=True, method="L-BFGS-B", options=options)
+        self.n_iter = int(found.nit)
         theta = torch.from_numpy(found.x).float().reshape(phi.shape)[:, : self.classes]
         return torch.cat([(self.basis @ (unit * theta[:-1]) / self.times)[self.group], theta[-1:]])
 

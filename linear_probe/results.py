@@ -90,7 +90,7 @@ def unsealed(line: str) -> dict[str, Any]:
         raise ValueError("a line holds no JSON object")
     known = value.pop(SEAL, None)
     if known is not None and known != _content_hash(value):
-        name = value.get("encoder") or value.get("cell")
+        name = value.get("encoder") or value.get("trial")
         raise ValueError(f"the line of {name} is damaged: its content does not have the SHA-256 that it names")
     return value
 

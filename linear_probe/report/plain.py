@@ -62,7 +62,7 @@ def results_jsonl(contents: Contents) -> str:
     lines = []
     for entry in contents.entries:
         row = entry.row
-        where = {name: getattr(row, name, None) for name in ("grid", "cell", "axes", "budget", "paper")}
+        where = {name: getattr(row, name, None) for name in ("grid", "trial", "axes", "budget", "paper")}
         lines += [json.dumps({**where, "kind": entry.kind, **asdict(r)}) for r in entry.results.values()]
     return "\n".join(lines) + "\n"
 

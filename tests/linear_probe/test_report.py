@@ -96,9 +96,9 @@ def test_results_are_flat_lines_with_their_place_in_the_grid(written):
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert len(lines) == sum(len(r.results) for r in rows) + len(beside())
     first = lines[0]
-    assert (first["grid"], first["cell"], first["axes"]) == (rows[0].grid, rows[0].trial, dict(rows[0].axes))
+    assert (first["grid"], first["trial"], first["axes"]) == (rows[0].grid, rows[0].trial, dict(rows[0].axes))
     assert first["accuracy"] == rows[0].results[0].accuracy
-    assert {line["kind"] for line in lines if line["cell"] is None} == {"baseline", "floor"}
+    assert {line["kind"] for line in lines if line["trial"] is None} == {"baseline", "floor"}
 
 
 def test_the_page_loads_nothing_and_describes_every_picture(written):
