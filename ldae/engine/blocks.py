@@ -10,8 +10,10 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -49,14 +51,25 @@ def _can_compile(networks: Iterable[nn.Module]) -> bool:
 
 
 def _use_own_compile_cache() -> None:
-    """Give torch.compile a cache folder of this process, unless $TORCHINDUCTOR_CACHE_DIR is set.
+    """Give torch.compile a cache folder of this process, unless the user set $TORCHINDUCTOR_CACHE_DIR.
 
     The default folder is common to all processes, and a process killed during a compilation leaves a truncated file,
-    on which every later process fails.
+    on which every later process fails. In a folder that the user set, torch's keys leave out the instruction set:
+    code for vectors of another length computes NaN or writes past the end of memory, so the set joins the key.
     """
-    if CACHE not in os.environ:
+    if _is_default_cache(os.environ.get(CACHE)):
         os.environ[CACHE] = tempfile.mkdtemp(prefix="ldae-compiled-")
         atexit.register(shutil.rmtree, os.environ[CACHE], ignore_errors=True)
+    tag = f"cpu={torch.backends.cpu.get_cpu_capability()}"
+    if tag not in torch.compiler.config.cache_key_tag:
+        torch.compiler.config.cache_key_tag += tag
+
+
+def _is_default_cache(folder: str | None) -> bool:
+    """Return whether torch chose the folder: with the first optimizer it writes its default into the environment."""
+    if folder is None:
+        return True
+    return Path(folder).parent == Path(tempfile.gettempdir()) and Path(folder).name.startswith("torchinductor_")
 
 
 @contextlib.contextmanager
