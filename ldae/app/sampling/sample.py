@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ldae.app.compose import compose, resolved
 from ldae.app.precision import announce, saved_config, settle_precision
+from ldae.app.provenance import version
 from ldae.app.sampling.animation import Animation
 from ldae.app.sampling.distances import Reader, caveats, check_count, compared, reader_of
 from ldae.app.sampling.generator import described, generator_of
@@ -89,7 +90,7 @@ def main(argv: Sequence[str]) -> None:
     session = session_of(run, config)
     with session.running(folder):
         generator.objective.to(session.world.device)
-        known = {**config, "checkpoint": run.checkpoint.hash}
+        known = {"version": version(), **config, "checkpoint": run.checkpoint.hash}
         if finished(folder, known):
             print(f"{folder.path} is finished; nothing to do")
             return
