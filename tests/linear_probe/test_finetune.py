@@ -130,7 +130,7 @@ class StopAtTwo:
 
     def __call__(self, step):
         if step == 2:
-            self.flag.requested = "SIGTERM"
+            self.flag.signal_name = "SIGTERM"
         return {}, {}
 
 
