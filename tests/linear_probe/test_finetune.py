@@ -144,7 +144,7 @@ def test_fine_tuning_goes_on_bit_for_bit(tmp_path):
     straight, halted = (newest(tmp_path / n / "checkpoints").tensors("ema") for n in ("straight", "halted"))
     assert straight.keys() == halted.keys()
     assert all(torch.equal(straight[name], halted[name]) for name in straight)
-    rates = {group["lr_scale"]: group["lr"] for group in resumed.optimizers["classifier"].param_groups}
+    rates = {group["lr_scale"]: group["lr"] for group in resumed.state.optimizers["classifier"].param_groups}
     assert all(rate == pytest.approx(scale * rates[1.0]) for scale, rate in rates.items())
     assert rates[1.0] > 0
 
