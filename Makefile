@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-faults lint audit clean
+.PHONY: demo test test-faults lint docs audit clean
 
 demo: .venv/installed
 	$(BIN)/ldae demo
@@ -19,6 +19,10 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# The site of docs/, in site/; --strict: a warning is an error.
+docs: .venv/installed
+	$(BIN)/mkdocs build --strict
+
 # What is installed fits together, and the versions of constraints.txt have no known vulnerability (asks pypi.org).
 audit: .venv/installed
 	$(BIN)/python -m pip check
@@ -33,4 +37,4 @@ audit: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""docs/quickstart.md, typed by somebody with a small folder of pictures."""
+"""The commands of docs/quickstart.md run, one after the other, on a small folder of pictures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import io
 import json
 import re
 import shlex
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,14 +21,14 @@ from ldae.export.encoder import Encoder, load_run
 TEXT = (ROOT / "docs" / "quickstart.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, flags=re.S)
 COMMANDS = [line.split("#")[0].strip() for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
-TOOLS = [shlex.split(line)[1:] for line in COMMANDS if line.startswith("python tools/")]
+ARGVS = [shlex.split(line)[1:] for line in COMMANDS if line.startswith("ldae ")]
 WORKERS = "data.workers=0"
 MORE = {"pretrain": ("train.steps=8", "monitor.num_evals=1", WORKERS), "probe": (WORKERS,), "export": ()}
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """The folder where all commands were run, and what they printed."""
+    """Run all commands; return their folder and what they printed."""
     home = tmp_path_factory.mktemp("quickstart")
     for i, (pixels, label) in enumerate(zip(*load_digits(n_class=3, return_X_y=True), strict=True)):
         folder = home / "IMAGES" / f"digit{label}"
@@ -38,35 +37,34 @@ def done(tmp_path_factory):
             grey = Image.fromarray((pixels.reshape(8, 8) * 15).astype(np.uint8))
             grey.resize((60 + i % 9, 70)).save(folder / f"{i}.{'png' if i % 2 else 'jpg'}")
     places = {name: str(home / name) for name in ("IMAGES", "RUN", "OUT")}
-    said = []
+    printed = []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
-        for script, *argv in TOOLS:
-            tool = Path(script).stem
+        for name, *argv in ARGVS:
             here = [re.sub(r"\b(IMAGES|RUN|OUT)\b", lambda m: places[m[1]], word) for word in argv]
-            said.append(_typed(tool, [*here, "runtime.threads=1", *MORE[tool]]))
-    return home, said
+            printed.append(output_of(name, [*here, "runtime.threads=1", *MORE[name]]))
+    return home, printed
 
 
-def _typed(tool, argv):
-    """What a tool prints; it runs in this process, which has imported torch already."""
+def output_of(name, argv):
+    """Return what a command prints; it runs in this process, which has imported torch already."""
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        find(tool).load().main(argv)
+        find(name).load().main(argv)
     return out.getvalue()
 
 
 def test_the_page_goes_the_whole_way():
-    assert [Path(argv[0]).stem for argv in TOOLS] == ["pretrain", "probe", "probe", "probe", "export", "probe"]
+    assert [argv[0] for argv in ARGVS] == ["pretrain", "probe", "probe", "probe", "export", "probe"]
 
 
 def test_every_command_runs(done):
-    home, said = done
+    home, printed = done
     assert (home / "RUN" / "data.json").exists()
-    table = said[1]
+    table = printed[1]
     assert [name for name in ("l-DAE", "untrained", "raw pixels", "whole-image PCA") if name not in table] == []
-    assert "5 per class" in said[3]
-    assert re.search(r"differ\w* .*e-\d\d", said[4]), said[4]
-    assert "local-dir" in said[5]
+    assert "5 per class" in printed[3]
+    assert re.search(r"differ\w* .*e-\d\d", printed[4]), printed[4]
+    assert "local-dir" in printed[5]
 
 
 def test_timm_alone_gives_the_same_features(done, monkeypatch):

@@ -1,76 +1,105 @@
-"""What the README tells a reader to type works, and what it links to is there."""
+"""The commands, links and keys of the README and of the pages in docs/ are right."""
 
 from __future__ import annotations
 
+import posixpath
 import re
 import shlex
 
 import pytest
 import torch
-from helpers import ROOT, run
+from helpers import ROOT
 
-TEXT = (ROOT / "README.md").read_text()
+from ldae.app.cli import COMMANDS
+
+README = (ROOT / "README.md").read_text()
+PAGES = {p.relative_to(ROOT).as_posix(): p.read_text() for p in sorted((ROOT / "docs").glob("*.md"))}
+PAGES |= {name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")}
 HEADERS = "\n".join(p.read_text() for p in sorted((ROOT / "configs" / "experiment").rglob("*.yaml")))
-SCALING = (ROOT / "docs" / "scaling.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT + SCALING, flags=re.S)
-LINES = [line.split("#")[0].strip() for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
-TOLD = re.findall(r"^# Command: .*?((?:python|torchrun) .*)$", HEADERS, flags=re.M)
-BARE = {"ablate": {"report"}, "bench": {"plan", "all", "features"}}  # words without =
-TOOLS = sorted({line for line in (*LINES, *TOLD) if "tools/" in line})
+BLOCKS = {name: re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.S | re.M) for name, text in PAGES.items()}
+
+
+def commands():
+    """Return the command lines `ldae COMMAND ...` of all pages and of the headers of the experiments."""
+    lines = re.findall(r"^# Command: .*?((?:ldae|torchrun) .*)$", HEADERS, flags=re.M)
+    for kind, block in (block for blocks in BLOCKS.values() for block in blocks):
+        if kind in ("", "bash"):
+            lines += block.replace("\\\n", " ").splitlines()
+    stripped = {re.split(r"\s+# |\s+#$", line)[0].strip() for line in lines}
+    return sorted(
+        line for line in stripped if re.match(r"ldae \w|(srun )?torchrun .*-m ldae ", line) and "--help" not in line
+    )
+
+
+def words(text):
+    return [line.split("#")[0].strip() for line in text.splitlines()]
 
 
 def test_there_is_something_to_test():
-    assert len(TOOLS) > 20
-    assert {"make demo", "make test"} <= set(LINES)
+    assert len(commands()) > 60
+    assert {"make demo", "make test"} <= set(words(README))
 
 
-@pytest.mark.parametrize("line", TOOLS)
-def test_each_command_of_a_tool_composes(config, line):
-    argv = shlex.split(line)
-    (at,) = (i for i, word in enumerate(argv) if word.startswith("tools/"))
-    assert (ROOT / argv[at]).exists()
-    name = argv[at].removeprefix("tools/").removesuffix(".py")
+@pytest.mark.parametrize("line", commands())
+def test_command_composes(config, line):
+    line = line.replace("-m ldae ", "\0", 1).split("\0")[-1].removeprefix("ldae ")
+    name, *argv = shlex.split(line)
+    command = COMMANDS[name]
     if name == "checkpoint":
-        assert argv[at + 1] in ("list", "verify")
-        return
-    given, bare = ([w for w in argv[at + 1 :] if ("=" in w) is assigned] for assigned in (True, False))
-    config("pretrain" if bare == ["plan"] else name, *given)
-    assert set(bare) <= BARE.get(name, set())
+        assert argv[0] in ("list", "verify")
+    elif name == "list":
+        assert all((ROOT / "configs" / word.removesuffix("s")).is_dir() for word in argv if word != "GROUP")
+    elif name == "plan":
+        config("pretrain", *argv)
+    elif command.config is not None and "--config-dir" not in argv:
+        config(command.config, *argv)
+
+
+def test_every_command_is_documented():
+    documented = {shlex.split(line.replace("-m ldae ", "ldae "))[1] for line in commands() if line.startswith("ldae ")}
+    assert set(COMMANDS) - documented - {"demo", "list"} == set()
 
 
 def test_make_has_the_targets():
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.M))
-    assert {line.split()[1] for line in LINES if line.startswith("make ")} <= targets
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    named = {word for text in PAGES.values() for word in re.findall(r"^make ([\w-]+)", text, flags=re.M)}
+    named |= {word for text in PAGES.values() for word in re.findall(r"`make ([\w-]+)`", text)}
+    assert named <= targets
 
 
-def test_links_lead_to_files():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", TEXT):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_to_files(name):
+    for target in re.findall(r"\]\((?!\w+:)([^)#]+)", PAGES[name]):
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
+        assert (ROOT / path).exists(), target
 
 
 def test_the_keys_of_the_table_are_keys(config):
     known = config("pretrain", "data=cifar10")
-    rows = re.findall(r"^\| ((?:`[\w.]+=`(?:, | or )?)+) \|", TEXT, flags=re.M)
+    rows = re.findall(r"^\| ((?:`[\w.]+=`(?:, | or )?)+) \|", PAGES["docs/pretraining.md"], flags=re.M)
     keys = re.findall(r"`([\w.]+)=`", " ".join(rows))
     assert len(keys) > 15
     for key in keys:
         node = known
-        for part in {"precision": "train.precision"}.get(key, key).split("."):  # one name in all tools
+        for part in {"precision": "train.precision"}.get(key, key).split("."):  # one name in all commands
             assert part in node, key
             node = node[part]
 
 
-def test_the_python_snippet_runs(tmp_path, monkeypatch):
-    argv = ("experiment=demo/ldae_eps", "train.steps=2", "data.crops=120", "monitor.num_evals=0", "runtime.threads=1")
-    run("pretrain", f"out={tmp_path / 'runs/demo/ldae_eps/seed0'}", *argv)
-    (snippet,) = (block for kind, block in BLOCKS if kind == "python")
+def test_the_python_of_the_readme_and_of_the_export_page_runs(tmp_path, monkeypatch):
+    (readme,) = (block for kind, block in BLOCKS["README.md"] if kind == "python")
+    (export,) = (block for kind, block in BLOCKS["docs/export.md"] if kind == "python")
     monkeypatch.chdir(tmp_path)
     found: dict = {}
-    exec(snippet, found)
-    images = torch.rand(3, 3, 32, 32)
-    torch.testing.assert_close(found["vit"](images * 2 - 1), found["encoder"](images), atol=1e-4, rtol=1e-4)
+    exec(readme.replace('"steps": 200', '"steps": 4'), found)
+    images = torch.rand(3, *found["encoder"].image_shape)
+    features = found["encoder"](images)
+    exec(export, found)
+    torch.testing.assert_close(found["encoder"](images), features)
+    torch.testing.assert_close(found["vit"](images * 2 - 1), features, atol=1e-4, rtol=1e-4)
 
 
-def test_the_readme_names_every_tool():
-    tools = {p.name for p in (ROOT / "tools").glob("[!_]*.py")} - {"demo.py"}  # demo.py is `make demo`
-    assert not [name for name in tools if f"tools/{name}" not in TEXT]
+def test_names_of_version_0_1_are_gone():
+    renamed = r"python tools/\w+\.py|\bfloors?=|\bbeside=|\blooks=|\bbegin=|search_levels|\bpartner=|\blevels\.T\b"
+    found = {name: re.findall(renamed, text) for name, text in PAGES.items()}
+    assert {name: hits for name, hits in found.items() if hits} == {}

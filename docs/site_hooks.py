@@ -1,0 +1,70 @@
+"""Hooks of MkDocs: pages from files outside docs/, and notebooks as pages.
+
+Links in the repository are relative to it, so that they work in a checkout; here those that leave docs/ are rewritten.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parent.parent
+OUTSIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "constraints.txt", "results/**/*")
+LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?!\w+:|#)(?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")
+CELL = re.compile(r"^# %%(?P<markdown> \[markdown\])?.*\n", flags=re.M)
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the pages that lie outside docs/, and a page for each notebook."""
+    for path in (path for pattern in OUTSIDE for path in sorted(ROOT.glob(pattern)) if path.is_file()):
+        name = path.relative_to(ROOT).as_posix()
+        if path.suffix == ".md":
+            files.append(File.generated(config, name, content=path.read_text(encoding="utf-8")))
+        else:
+            files.append(File.generated(config, name, abs_src_path=str(path)))
+    for path in sorted((ROOT / "docs" / "notebooks").glob("*.py")):
+        page = notebook_page(path.read_text(encoding="utf-8"), path.name)
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=page))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """Point links at the pages of the site; one to a file that the site does not have becomes plain text."""
+    source = page.file.src_uri
+    # where the page's text lies in the repository
+    inside = (ROOT / "docs" / source).with_suffix(".py" if source.startswith("notebooks/") else ".md").exists()
+    folder = posixpath.dirname(f"docs/{source}" if inside else source)
+
+    def rewrite(match: re.Match[str]) -> str:
+        target = posixpath.normpath(posixpath.join(folder, match["target"]))
+        if target == "README.md":
+            target = "docs/index.md"
+        target = target.removeprefix("docs/")
+        if target.startswith("notebooks/"):
+            target = target.removesuffix(".py") + ".md" * target.endswith(".py")
+        if files.get_file_from_path(target) is None:
+            return match["text"]
+        path = posixpath.relpath(target, posixpath.dirname(source) or ".")
+        return f"[{match['text']}]({path}{match['anchor'] or ''})"
+
+    return LINK.sub(rewrite, markdown)
+
+
+def notebook_page(source: str, name: str) -> str:
+    """Return a notebook in the percent format as Markdown."""
+    parts = CELL.split(source)[1:]  # kind, cell, kind, cell, ...
+    cells = []
+    for kind, text in zip(parts[::2], parts[1::2], strict=True):
+        if kind:
+            cells.append(re.sub(r"^# ?", "", text, flags=re.M).strip())
+        elif text.strip():
+            cells.append(f"```python\n{text.strip()}\n```")
+    convert = (
+        f"`docs/notebooks/{name}` opens in Jupyter (`pip install jupytext`), and `jupytext --to ipynb` converts it."
+    )
+    title, _, rest = "\n\n".join(cells).partition("\n")
+    return f"{title}\n\n{convert}\n{rest}\n"
