@@ -1,9 +1,9 @@
-"""Lists or verifies the checkpoints of a run.
+"""List or verify the checkpoints of a run.
 
     ldae checkpoint list RUN
     ldae checkpoint verify RUN
 
-Exit code 65 if none is whole (`verify`: if one is damaged).
+The exit code is 65 if no checkpoint is intact (`verify`: if one is damaged).
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from ldae.engine.checkpoint import list_checkpoints, verify
 
 
 def main(argv: Sequence[str]) -> None:
-    """list RUN | verify RUN."""
+    """Run `ldae checkpoint`."""
     if len(argv) != 2 or argv[0] not in ("list", "verify"):
         raise UsageError("usage: ldae checkpoint list|verify RUN")
     root = Path(argv[1]) / "checkpoints"
-    found = list_checkpoints(root)
-    if not found:
+    checkpoints = list_checkpoints(root)
+    if not checkpoints:
         raise CheckpointError(f"{root} has no checkpoint")
-    damaged = [report(path) for path in found].count(False)
-    if damaged == len(found) or (damaged and argv[0] == "verify"):
-        raise CheckpointError(f"{damaged} of {len(found)} checkpoints are damaged")
+    damaged = [report(path) for path in checkpoints].count(False)
+    if damaged == len(checkpoints) or (damaged and argv[0] == "verify"):
+        raise CheckpointError(f"{damaged} of {len(checkpoints)} checkpoints are damaged")
 
 
 def report(path: Path) -> bool:
-    """Prints a line on a checkpoint; whether it is whole."""
+    """Print the state of a checkpoint and return whether it is intact."""
     try:
         checkpoint = verify(path)
     except CheckpointError as error:

@@ -1,13 +1,13 @@
-"""Exports a trained encoder: as a plain ViT that timm loads, as ONNX, or as both.
+"""Export a trained encoder as a plain ViT for timm, as ONNX, or as both.
 
     ldae export run=RUN out=OUT                           # OUT/model.safetensors, OUT/config.json
     ldae export run=RUN layer=4 t=10 format=[timm,onnx]   # OUT/model.onnx too
 
-Without layer= and t= those are exported that the run's probe chose (RUN/probe), else the end of the encoder at t = 10.
-Afterwards timm.create_model("local-dir:OUT", pretrained=True) is the encoder, wherever there is timm.
-What is written is read back and held against load_encoder(RUN) on images of the run's hold-out: the largest
-difference of a feature is printed, and above 1e-4 (of the largest feature, where that is above 1) nothing is left
-behind (exit 70). OUT/README.md says how to load it.
+Without layer= and t=, exports the layer and the step that the run's probe selected (RUN/probe), else the end of the
+encoder at t = 10. timm.create_model("local-dir:OUT", pretrained=True) then returns the encoder.
+Reads the export back, compares it with load_encoder(RUN) on hold-out images of the run and prints the largest
+difference of a feature; above 1e-4 (relative to the largest feature, where that is above 1) the export is deleted
+(exit 70). OUT/README.md shows how to load it.
 """
 
 from __future__ import annotations
@@ -46,17 +46,18 @@ Features = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """What is exported.
+    """Configure an export.
 
     Attributes:
         run: folder of a pretraining run.
-        step: which checkpoint; the newest if None.
-        weights: the average of the weights or the last ones.
-        layer: whose tokens are averaged; if None what the run's probe chose, or the end of the encoder.
-        t: step of the noise level that the network is told; if None what the run's probe chose, or the usual one.
-        format: what is written.
-        out: the folder; RUN/export if None.
-        count: images of the comparison.
+        step: step of the checkpoint; the newest if None.
+        weights: `ema` for the averaged weights, `model` for those of the last step.
+        layer: layer whose tokens are averaged; if None, the one that the run's probe selected, or the encoder's last.
+        t: diffusion step to condition the network on; if None, the one that the run's probe selected, or the
+            objective's default.
+        format: formats to write.
+        out: folder of the export; RUN/export if None.
+        count: number of images in the comparison.
     """
 
     run: str

@@ -1,15 +1,16 @@
-"""Runs an ablation: plans its cells, says what they will cost, pretrains and probes those that are missing.
+"""Run an ablation: print its plan and its cost, then pretrain and probe the missing trials.
 
     ldae ablate grid=tokenizers data=cifar10 data.root=DIR/cifar10 budget=laptop out=OUT
-    ldae ablate grid=FILE.yaml budget=demo out=OUT        # a grid of your own
-    ldae ablate grid=deconstruct ... dry=true             # the plan and its cost alone
+    ldae ablate grid=FILE.yaml budget=demo out=OUT        # your own grid
+    ldae ablate grid=deconstruct ... dry=true             # print the plan and its cost
 
 Keys: grid= (deconstruct, tokenizers, pixel, schedules, targets, depth, level, seeds, or a YAML file) budget= (demo,
-laptop, gpu, paper) out= only=[CELL,...] images= parallel= dry= estimate= report= launcher= (here, slurm, local, basic);
-every other key goes to the pretraining of all cells (seed=, train.batch=, device=, ...), one that begins with
-`probe.` to their probes. Leaves OUT/rows.jsonl (a line for each finished cell), OUT/others.jsonl (floors, MAE),
-OUT/pictures and the report. The same command again goes on where it stopped, within a cell too. A cell that fails is
-reported and the rest goes on; the exit code is then the first one's that failed.
+laptop, gpu, paper) launcher= (here, slurm, local, basic) out= only=[TRIAL,...] images= parallel= dry= estimate=
+report=;
+every other key applies to the pretraining of all trials (seed=, train.batch=, device=, ...), and keys that begin with
+`probe.` to their probes. Writes OUT/rows.jsonl (a line for each finished trial), OUT/others.jsonl (baselines, MAE),
+OUT/pictures and the report. The same command again resumes, within a trial too. If a trial fails, the others still
+run, and the exit code is that of the first failure.
 """
 
 from __future__ import annotations
@@ -45,16 +46,16 @@ LENGTH = ("train.steps", "train.epochs")
 
 @dataclass(frozen=True)
 class AblateSettings:
-    """How an ablation is run.
+    """Configure an ablation.
 
     Attributes:
-        out: its folder; runs/ablate if None.
-        only: cells that are wanted; all if empty.
-        images: seen by each cell in pretraining; the budget's if None.
-        dry: whether the plan is all.
-        parallel: cells side by side; the budget's if None.
-        estimate: whether steps are timed where no cell is finished.
-        report: whether the report is written in the end.
+        out: folder of the ablation; runs/ablate if None.
+        only: names of the trials to run; all if empty.
+        images: images seen by each trial in pretraining; the budget's if None.
+        dry: print the plan and its cost, and run nothing.
+        parallel: number of trials that run at the same time; the budget's if None.
+        estimate: time a few steps where no trial is finished.
+        report: write the report at the end.
     """
 
     out: str | None
@@ -67,7 +68,7 @@ class AblateSettings:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Plans, says what it costs, runs, reports."""
+    """Run `ldae ablate`."""
     config, user = understood(argv)
     require(argv, grid="deconstruct")
     settings: AblateSettings = own_settings(AblateSettings, config)

@@ -29,17 +29,17 @@ OTHER = "other"  # the grids that a budget does not name
 
 @dataclass(frozen=True)
 class Budget:
-    """How long and at what size the cells of a grid are trained.
+    """Configure the length and the size of the trials of a grid.
 
     Attributes:
-        name: of its file.
-        parallel: cells side by side; they share the cores.
-        images: grid -> images seen by each of its cells in pretraining; `other` for the rest.
-        words: overrides for every cell, those beside the grid included.
-        keys: key -> its value in those cells of the grid that have such a key and do not set it themselves.
-        cells: GRID/CELL, with * and ? -> words for the cells of these names.
-        grids: grid -> keys of it that are replaced at this size.
-        beside: name -> words of a cell that grids are compared with.
+        name: name of the budget's file.
+        parallel: number of trials that run at the same time and share the cores.
+        images: {grid: images seen by each of its trials in pretraining}; `other` stands for the rest.
+        overrides: overrides for every trial, baselines included.
+        keys: {key: value}, for those trials of the grid whose config has the key and that do not set it themselves.
+        trials: {GRID/TRIAL with * and ?: overrides for the trials of these names}.
+        grids: {grid: keys of the grid that are replaced at this size}.
+        baseline_trials: {name: overrides of a baseline that grids are compared with}.
     """
 
     name: str

@@ -1,11 +1,11 @@
-"""Scores an encoder's patch tokens: a linear head tells figure from ground at every pixel, features frozen.
+"""Score an encoder's patch tokens by segmentation: a linear head on frozen features predicts a mask.
 
     ldae dense run=RUN data.root=DIR/weizmann-horses
     ldae dense run=RUN data=segmentation data.root=FOLDER layers=[2,4,6] t=[10,40]
 
-Images are cut to the size that the run was trained at. Layer, noise level and penalty are chosen by the hold-out's
-intersection over union; the head is then fitted on train and hold-out, and the test split read once. Beside it: the
-same network untrained, the pixels of each patch, and the mean mask, which sees no image. Writes OUT/dense.jsonl.
+Crops images to the size of the run's training. Selects layer, noise level and penalty by the intersection over union
+on the hold-out, then fits the head on train and hold-out and reads the test split once. The baselines are the same
+network untrained, the pixels of each patch, and the mean training mask. Writes OUT/dense.jsonl.
 """
 
 from __future__ import annotations
@@ -42,17 +42,19 @@ from linear_probe.results import markdown
 
 @dataclass(frozen=True)
 class DenseSettings:
-    """What is read, and what is chosen among.
+    """Configure a dense probe: the encoder, the features to read and the candidate penalties.
 
     Attributes:
-        run, step, weights: whose encoder.
-        layers: from the middle of the encoder to the middle of the decoder if None.
-        t: the usual level if None.
-        penalties: of the head's squared weights.
-        split: what the figures are of.
-        batch: images of a forward pass.
-        precision: of the network's matrix products.
-        seed: told in the results; nothing is drawn.
+        run: folder of a pretraining run.
+        step: step of the checkpoint; the newest if None.
+        weights: `ema` for the averaged weights, `model` for those of the last step.
+        layers: layers to read; from the middle of the encoder to the middle of the decoder if None.
+        t: diffusion steps to condition the network on; the objective's default if None.
+        penalties: candidate L2 penalties of the head's weights.
+        split: `test`, or `holdout` to leave the test split unread.
+        batch: images per forward pass.
+        precision: precision of the network's matrix products.
+        seed: recorded in the results; the probe itself draws nothing.
     """
 
     run: str | None
@@ -118,7 +120,7 @@ class Figures:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Composes, reads, chooses, scores."""
+    """Run `ldae dense`."""
     config, precision = settle_precision(resolved(compose("dense", argv)))
     settings: DenseSettings = own_settings(DenseSettings, config)
     announce(precision)

@@ -1,16 +1,16 @@
-"""Scores an encoder with frozen features: linear probes and nearest neighbours, beside honest floors.
+"""Score an encoder with frozen features: linear probes and nearest neighbours, beside baselines.
 
     ldae probe run=RUN
     ldae probe run=RUN protocols=[lbfgs,knn,paper,mae,dinov2] layers=[2,4,6] t=[10,40]
-    ldae probe run=RUN split=holdout baselines=false      # while settings are still being chosen
+    ldae probe run=RUN split=holdout baselines=false      # while settings are being selected
     ldae probe run=RUN labels=1% seeds=[0,1,2]         # few labels: mean and deviation
-    ldae probe run=RUN data=cifar100 data.root=FOLDER  # other images than it was trained on
+    ldae probe run=RUN data=cifar100 data.root=FOLDER  # another data set than the training data
     ldae probe timm=vit_base_patch16_224.mae checkpoint=FILE data=cifar10 data.root=FOLDER
-    ldae probe features=FILE.npz                       # features that another program read
+    ldae probe features=FILE.npz                       # features of another program
 
-Layer, noise level and hyper-parameters are chosen on the hold-out; the test split is read once, for what was
-chosen. Prints a table and writes RUN/probe/results.jsonl, a line for every figure with all that was chosen and
-what each layer had on the hold-out. With few labels the choice is made by cross-validation among them alone.
+Selects layer, noise level and hyper-parameters on the hold-out and reads the test split once, for the selected setting.
+Prints a table and writes RUN/probe/results.jsonl: a line for every accuracy, with the selected setting and the hold-out
+accuracy of every layer. With few labels, the selection uses cross-validation among those labels alone.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ class ProbeRunner:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Composes, checks, extracts, scores."""
+    """Run `ldae probe`."""
     config, precision = settle_precision(resolved(compose("probe", argv)))
     settings: ProbeSettings = own_settings(ProbeSettings, config)
     if settings.run or settings.timm:

@@ -1,4 +1,4 @@
-"""What ldae probe is told."""
+"""Declare and check the settings of `ldae probe`."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ SOURCES = "give run=RUN (a folder of pretraining), timm=NAME, features=FILE.npz 
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """What is probed.
+    """Configure a probe: the encoder, the features to read and the protocols to score them with.
 
     Attributes:
         run: folder of a pretraining run.
-        timm: a vision transformer of timm instead, or `local-dir:FOLDER` for an export.
-        checkpoint: file of its weights; random ones if None.
-        size: side of its input in pixels; its own if None.
-        features: an .npz of features instead (linear_probe.feature_file).
-        floor: a floor alone.
-        step: which checkpoint of the run; the newest if None.
-        weights: the average of the run's weights or the last ones.
-        protocols: names of linear_probe.protocols.
-        layers: which are read; from the middle of the encoder to the middle of the decoder if None.
-        t: steps of the noise level that the network is told; the usual one if None.
+        timm: name of a vision transformer of timm, or `local-dir:FOLDER` for an export.
+        checkpoint: file with the weights of the timm network; random weights if None.
+        size: input size of the timm network in pixels; the network's default if None.
+        features: .npz file of features (linear_probe.feature_file).
+        baseline: score this baseline alone.
+        step: step of the run's checkpoint; the newest if None.
+        weights: `ema` for the averaged weights, `model` for those of the last step.
+        protocols: names of linear_probe.registry.
+        layers: layers to read; from the middle of the encoder to the middle of the decoder if None.
+        t: diffusion steps to condition the network on; the objective's default if None.
         inputs: `clean`, `noised` or both.
-        pooling: how tokens become one vector: names of linear_probe.pooling.
-        labels: `all`, images per class, or a share such as `1%`.
-        seeds: of repetitions whose mean and deviation are told; one with `seed` if empty.
+        pooling: reductions of the tokens to one vector: names of linear_probe.pooling.
+        labels: `all`, a number of images per class, or a percentage such as `1%`.
+        seeds: seeds of repeated measurements, reported as mean and deviation; `seed` alone if empty.
         split: `test`, or `holdout` to leave the test split unread.
-        floors: whether raw pixels, PCA and the untrained network join the table.
-        geometry: whether figures that need no labels are told too.
-        projector: whether features go to TensorBoard's projector.
-        save: .npz for the features that the first protocol chose.
-        beside: results of other runs, files that this tool wrote, to join the tables.
+        baselines: add raw pixels, whole-image PCA and the untrained network to the table.
+        geometry: report alignment, uniformity and effective rank.
+        projector: write features for TensorBoard's projector.
+        save: .npz file to write with the features that the first protocol selected.
+        compare_to: results.jsonl files of other runs to add to the tables.
         out: folder for results and features.
-        seed: of heads, subsets and noise.
-        batch: images of a forward pass; what suits the device if None.
-        precision: of the network's matrix products.
+        seed: seed of heads, label subsets and input noise.
+        batch: images per forward pass; 128 on a CPU, 1024 on a GPU if None.
+        precision: precision of the network's matrix products.
     """
 
     run: str | None
@@ -95,14 +95,14 @@ class ProbeSettings:
             raise ConfigError("save", self.save, "lies in a folder that does not exist; make it first")
 
     def _check_source(self) -> None:
-        given = [key for key in ("run", "timm", "features") if getattr(self, key)]
-        if not given and not self.baseline:
+        sources = [key for key in ("run", "timm", "features") if getattr(self, key)]
+        if not sources and not self.baseline:
             raise ConfigError("run", self.run, f"is not set; {SOURCES}")
-        if len(given) > 1:
-            raise ConfigError(given[1], getattr(self, given[1]), f"cannot go with {given[0]}=; {SOURCES}")
-        if self.baseline and given not in ([], ["run"]):
+        if len(sources) > 1:
+            raise ConfigError(sources[1], getattr(self, sources[1]), f"cannot go with {sources[0]}=; {SOURCES}")
+        if self.baseline and sources not in ([], ["run"]):
             raise ConfigError(
-                "baseline", self.baseline, f"is scored alone; leave {given[0]}= out, baselines=true adds all of them"
+                "baseline", self.baseline, f"is scored alone; leave {sources[0]}= out, baselines=true adds all of them"
             )
         if self.baseline == "untrained" and not self.run:
             raise ConfigError("baseline", self.baseline, "needs run=RUN, whose network it is")
@@ -112,10 +112,10 @@ class ProbeSettings:
 
     @property
     def few(self) -> bool:
-        """Whether only some labels are used."""
+        """Return whether a subset of the labels is used."""
         return self.labels != ALL
 
     @property
     def repetitions(self) -> list[int]:
-        """The seeds of all measurements."""
+        """Return the seeds of all measurements."""
         return self.seeds or [self.seed]

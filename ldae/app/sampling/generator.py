@@ -1,4 +1,4 @@
-"""A run as a generator of images: what sample.py and restore.py share."""
+"""Load a run as a generator of images, for the commands sample, restore, likelihood and search-schedule."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from ldae.sampling.generate import Generator, SamplerConfig, default_sampler
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """What is drawn from, and how.
+    """Configure the generator: the checkpoint and the reverse process.
 
     Attributes:
-        run: folder of a run of pretrain.py.
-        step: which checkpoint; the newest if None.
-        weights: the average of the weights or the last ones.
-        seed: of all noise.
+        run: folder of a pretraining run.
+        step: step of the checkpoint; the newest if None.
+        weights: `ema` for the averaged weights, `model` for those of the last step.
+        seed: seed of all noise.
         guidance: scale of classifier-free guidance; 1 for none.
-        clip: whether predictions are held to [-1, 1]; None: if the network works on pixels.
-        precision: of the network's matrix products.
+        clip: clip predictions of x0 to [-1, 1]; if None, only where the network works on pixels.
+        precision: precision of the network's matrix products.
     """
 
     run: str
@@ -45,7 +45,7 @@ class GenerationSettings:
 
 
 def generator_of(config: Mapping[str, Any]) -> tuple[Generator, Run]:
-    """The generator that a tool's config asks for, and the run that it is from.
+    """Load the generator of a command's config, and its run.
 
     Raises:
         ConfigError: a key cannot work, or the run is of no diffusion model.
@@ -70,8 +70,8 @@ def generator_of(config: Mapping[str, Any]) -> tuple[Generator, Run]:
     return Generator(objective, sampler, settings.seed), run
 
 
-def described(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
-    """What a result's row carries: how it was made, from what, on what."""
+def provenance_of(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
+    """Return the provenance of a result: command, commit, hardware, checkpoint and sampler."""
     return {
         "command": command(),
         "commit": commit(),

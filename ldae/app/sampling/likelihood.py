@@ -1,10 +1,11 @@
-"""Bounds the negative log-likelihood of images under a trained diffusion model of pixels, in bits per dimension.
+"""Bound the negative log-likelihood of images under a trained pixel diffusion model, in bits per dimension.
 
     ldae likelihood run=RUN
     ldae likelihood run=RUN sampler=learned split=test count=10000
 
-The variational bound over all steps, one draw of the noise for each (arXiv 2006.11239, Sec. 3; 2102.09672). Prints
-it with its parts: the prior L_T, the steps, and the last, of 256 levels. Writes OUT/likelihood.json.
+Evaluates the variational bound over all steps with one noise sample for each (arXiv 2006.11239, Sec. 3; 2102.09672).
+Prints it with its terms: the prior L_T, the steps L_1..L_T-1, and the discretized decoder L_0 at 256 intensity levels.
+Writes OUT/likelihood.json.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 
 from ldae.app.compose import compose, resolved
 from ldae.app.precision import announce, settle_precision
-from ldae.app.sampling.generator import described, generator_of
+from ldae.app.sampling.generator import generator_of, provenance_of
 from ldae.app.session import own_settings, result_folder, session_of
 from ldae.app.training.monitors import spread
 from ldae.core.errors import ConfigError
@@ -32,12 +33,12 @@ from ldae.sampling.generate import Generator
 
 @dataclass(frozen=True)
 class LikelihoodSettings:
-    """Whose likelihood is bounded.
+    """Configure the images whose likelihood is bounded.
 
     Attributes:
-        split: whose images.
-        count: how many of them.
-        batch: images at once.
+        split: split of the run's data.
+        count: number of images, evenly spaced over the split.
+        batch: images per forward pass.
     """
 
     split: Literal["holdout", "test"]
@@ -46,7 +47,7 @@ class LikelihoodSettings:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Composes, loads, goes over all steps, prints."""
+    """Run `ldae likelihood`."""
     config, precision = settle_precision(resolved(compose("likelihood", argv)))
     settings: LikelihoodSettings = own_settings(LikelihoodSettings, config)
     generator, run = generator_of(config)
@@ -64,24 +65,24 @@ def main(argv: Sequence[str]) -> None:
         passes = -(-len(images) // settings.batch) * (len(generator.sampler.trajectory) - 1)
         progress = Progress(session.progress, passes, title="bounding")
         generator.on_step = progress.advance
-        found = [bound_of(generator, rule, batch) for batch in batches]
+        bounds = [bound_of(generator, rule, batch) for batch in batches]
         progress.close()
-        total = torch.cat([bound.total for bound in found])
+        total = torch.cat([bound.total for bound in bounds])
         figures = {
             "bits/dim": float(total.mean()),
             **({"standard error": float(total.std() / len(total) ** 0.5)} if len(total) > 1 else {}),
-            "prior": float(torch.cat([bound.prior for bound in found]).mean()),
-            "steps": float(torch.cat([bound.steps[:-1].sum(0) for bound in found]).mean()),
-            "last": float(torch.cat([bound.steps[-1] for bound in found]).mean()),
+            "prior": float(torch.cat([bound.prior for bound in bounds]).mean()),
+            "steps": float(torch.cat([bound.steps[:-1].sum(0) for bound in bounds]).mean()),
+            "last": float(torch.cat([bound.steps[-1] for bound in bounds]).mean()),
         }
-        known = {**described(config, run), "split": settings.split, "images": len(images)}
+        known = {**provenance_of(config, run), "split": settings.split, "images": len(images)}
         write_json(folder.path / "likelihood.json", {**known, "figures": figures})
         print(f"{len(images)} {settings.split} images: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
         folder.set_status("done", len(images))
 
 
 def bound_of(generator: Generator, rule: Ancestral, batch: Batch) -> Bound:
-    """The bound of each image of a batch."""
+    """Return the bound of each image of a batch."""
     x0, cond = generator.objective.task(batch)
     message, rng = generator.precompute(cond), generator.rng(batch.index.tolist())
     predict = lambda x, step: generator.predict(x, step, message)  # noqa: E731

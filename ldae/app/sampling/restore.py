@@ -1,14 +1,14 @@
-"""Lets a trained model work on pictures: undo a degradation, enlarge, segment, edit.
+"""Restore, enlarge, segment or edit pictures with a trained model.
 
     ldae restore run=RUN                                  # on 64 hold-out images of the run's data
     ldae restore run=RUN pictures=PICTURE out=OUT            # or a folder of pictures
     ldae restore run=RUN how=edit t0=[0.3,0.5] guide=STROKES keep=MASK pictures=PICTURE
 
-Cold Diffusion runs undo their degradation, SR3 runs enlarge, SegDiff runs segment; any run of an image diffusion edits
-(SDEdit; from simulated strokes if no guide is given), with how=invert goes to the noise of a picture and back, and
-with how=interpolate goes from each picture to the next by way of their noise.
-Writes OUT/strip.png (a row for each picture), OUT/NAME.png for pictures of your own, OUT/way.gif and OUT/restored.json
-with the figures that it prints.
+Cold Diffusion runs invert their degradation, SR3 runs enlarge, SegDiff runs segment. Any run of an image diffusion
+edits (SDEdit; from simulated strokes without guide=), inverts a picture to its noise and reconstructs it (how=invert,
+DDIM), or interpolates between the noise of two pictures (how=interpolate).
+Writes OUT/strip.png (a row for each picture), OUT/NAME.png for each of your own pictures, OUT/way.gif (the animated
+trajectory) and OUT/restored.json with the printed scores.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ldae.app.compose import compose, resolved
 from ldae.app.precision import announce, settle_precision
 from ldae.app.sampling.animation import Animation
 from ldae.app.sampling.distances import Reader, caveats, check_count, compared, reader_of
-from ldae.app.sampling.generator import described, generator_of
+from ldae.app.sampling.generator import generator_of, provenance_of
 from ldae.app.sampling.images import Pictures
 from ldae.app.session import Session, own_settings, result_folder, session_of
 from ldae.core.errors import ConfigError
@@ -43,19 +43,24 @@ from ldae.tasks.super_resolution import SuperResolution
 
 @dataclass(frozen=True)
 class RestoreSettings:
-    """What is restored, and how.
+    """Configure a restoration: the pictures, the operation and its settings.
 
     Attributes:
         pictures: a picture or a folder of pictures; the run's own data if None.
-        split: whose images, without pictures of your own.
-        count: how many of them.
-        batch: images at once.
+        split: split of the run's data to restore, without `pictures`.
+        count: number of images of the split.
+        batch: images per forward pass.
         shown: rows of the strip.
-        how: what is done; `auto`: what the run was trained for.
-        runs: of segmentation, averaged.
-        t0, guide, keep, repeats, strokes, colours: of editing.
-        gif: whether the way of the first images is drawn.
-        features: what sets are compared in, or None.
+        how: operation; `auto` for the one that the run was trained for.
+        runs: segment: number of sampled masks to average.
+        t0: edit: fractions of the schedule at which the reverse process starts.
+        guide: edit: a picture, or a folder of the same names; simulated strokes if None.
+        keep: edit: a mask, or a folder of masks; white pixels are kept.
+        repeats: edit: number of passes, each from the last result.
+        strokes: edit: width of simulated strokes in pixels, odd.
+        colours: edit: number of colours of simulated strokes.
+        gif: write an animation of the first trajectories.
+        features: feature extractor of the distances between sets; none are measured if None.
     """
 
     pictures: str | None
@@ -84,7 +89,7 @@ class RestoreSettings:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Composes, loads, restores, measures."""
+    """Run `ldae restore`."""
     config, precision = settle_precision(resolved(compose("restore", argv)))
     settings: RestoreSettings = own_settings(RestoreSettings, config)
     generator, run = generator_of(config)
@@ -105,7 +110,7 @@ def main(argv: Sequence[str]) -> None:
             scores, doubts = set_scores(reader, columns, restoration, pictures)
             figures = {name: {**figures.get(name, {}), **more} for name, more in scores.items()}
         count = len(next(iter(columns.values())))
-        known = {**described(config, run), "images": count, "split": None if settings.pictures else settings.split}
+        known = {**provenance_of(config, run), "images": count, "split": None if settings.pictures else settings.split}
         measured = {"how": type(restoration).__name__, "figures": figures, "caveats": doubts}
         write_json(folder.path / "restored.json", {**known, **measured})
         if figures:

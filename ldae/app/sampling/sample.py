@@ -1,13 +1,14 @@
-"""Draws images from a trained diffusion model.
+"""Sample images from a trained diffusion model.
 
     ldae sample run=RUN
     ldae sample run=RUN sampler=ddim spacing=quadratic spacing.count=50 count=1000
     ldae sample run=RUN classes=[3] guidance=1.5
     ldae sample run=SR3_RUN low=RUN/samples/samples.npz        # a cascade
 
-Writes OUT/grid.png (the first 64), OUT/samples.npz (arr_0: (N, H, W, 3) uint8; arr_1: labels, if any were told), and
-OUT/samples.json: what was drawn, how, from which checkpoint. The same command again goes on where it stopped;
-`torchrun --nproc_per_node=N -m ldae sample ...` shares the work. An image depends on seed and its number alone.
+Writes OUT/grid.png (the first 64 samples), OUT/samples.npz (arr_0: (N, H, W, 3) uint8; arr_1: class labels of a
+conditional model) and OUT/samples.json (settings, checkpoint, scores). The same command again resumes;
+`torchrun --nproc_per_node=N -m ldae sample ...` divides the samples among processes. A sample depends on the seed and
+its index alone.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from ldae.app.precision import announce, saved_config, settle_precision
 from ldae.app.provenance import version
 from ldae.app.sampling.animation import Animation
 from ldae.app.sampling.distances import Reader, caveats, check_count, compared, reader_of
-from ldae.app.sampling.generator import described, generator_of
+from ldae.app.sampling.generator import generator_of, provenance_of
 from ldae.app.sampling.images import files_of, picture
 from ldae.app.session import Session, finished, own_settings, result_folder, session_of
 from ldae.config.build import Parts
@@ -54,16 +55,16 @@ IMAGES = "images"  # tensor of a batch that is kept until all are drawn
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """What is drawn.
+    """Configure sampling: the number of images, their conditions and their evaluation.
 
     Attributes:
-        count: images; as many as `low` has if that is given.
-        batch: images at once.
-        classes: labels to tell, in turn; all in turn if None.
-        low: small images to enlarge, for a run of super-resolution: an .npz that this tool wrote, or a folder of
-            pictures.
-        gif: whether the way of the first images is drawn too.
-        features: what distances to the training set are measured in, or None.
+        count: number of images; with `low`, the number of its images.
+        batch: images per forward pass.
+        classes: class labels to condition on, in turn; all classes in turn if None.
+        low: low-resolution images for a super-resolution run: an .npz of `ldae sample`, or a folder of pictures.
+        gif: write an animation of the first trajectories.
+        features: feature extractor of the distances to the training set: classifier, inception, or the folder of a
+            run; none are measured if None.
     """
 
     count: Count
@@ -79,7 +80,7 @@ class SampleSettings:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Composes, loads, draws what is missing, puts it together."""
+    """Run `ldae sample`."""
     composed = resolved(compose("sample", argv))
     folder = result_folder(composed, "samples")
     config, precision = settle_precision(composed, saved_config(folder.path))
@@ -105,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
         sampling.draw_all()
         session.world.wait()
         if session.world.main:
-            sampling.finish(described(config, run))
+            sampling.finish(provenance_of(config, run))
             folder.set_status("done", conditions.count)
             print(f"done: {folder.path}\n  look at {folder.path / 'grid.png'}")
 

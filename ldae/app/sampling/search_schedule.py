@@ -1,10 +1,10 @@
-"""Looks for the noise levels that a run of super-resolution is best sampled with in few steps.
+"""Search the noise schedule with which a super-resolution run samples best in few steps.
 
     ldae search-schedule run=SR3_RUN steps=20
 
-Goes over betas of linear and quadratic ramps (Sec. 3.3, arXiv 2104.07636), each scored on hold-out images by its
-Frechet distance to them: PSNR does not follow quality. Prints a table, best first, and the words for sample.py and
-restore.py; writes OUT/levels.json.
+Tries betas of linear and quadratic schedules (Sec. 3.3, arXiv 2104.07636) and scores each by the Frechet distance of
+the enlarged hold-out images to the originals, because PSNR does not follow quality. Prints a table, best first, and the
+arguments for `ldae sample` and `ldae restore`. Writes OUT/schedules.json.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from ldae.app.compose import compose, resolved
 from ldae.app.precision import announce, settle_precision
 from ldae.app.sampling.distances import Reader, caveats, check_count, compared, reader_of
-from ldae.app.sampling.generator import described, generator_of
+from ldae.app.sampling.generator import generator_of, provenance_of
 from ldae.app.sampling.images import Pictures
 from ldae.app.session import own_settings, result_folder, session_of
 from ldae.core.errors import ConfigError
@@ -34,21 +34,22 @@ from ldae.sampling.generate import Generator
 from ldae.sampling.restore import Enlarge
 from ldae.tasks.super_resolution import SuperResolution
 
-RAMPS = {"linear": "linear_ramp", "quadratic": "quadratic_ramp"}  # as in configs/levels
+RAMPS = {"linear": "linear_ramp", "quadratic": "quadratic_ramp"}  # names in configs/sampling_schedule
 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """What is tried, on what.
+    """Configure the search: the candidate schedules and the images to score them on.
 
     Attributes:
-        steps: N of every schedule.
-        first, last: betas at the clean and at the noisy end.
-        ramps: how beta goes from one to the other.
-        leftover: gamma_N^2 at most.
-        count: hold-out images.
-        batch: images at once.
-        features: what the distance is measured in.
+        steps: number of steps N of every schedule.
+        first: candidate betas of the first step, at the clean end.
+        last: candidate betas of the last step, at the noisy end.
+        ramps: interpolations between the two betas.
+        leftover: highest admissible gamma_N^2.
+        count: number of hold-out images.
+        batch: images per forward pass.
+        features: feature extractor of the distance: classifier, inception, or the folder of a run.
     """
 
     steps: Count
@@ -65,14 +66,14 @@ class SearchSettings:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Composes, loads, tries all, prints."""
+    """Run `ldae search-schedule`."""
     config, precision = settle_precision(resolved(compose("search_schedule", argv)))
     settings: SearchSettings = own_settings(SearchSettings, config)
     generator, run = generator_of(config)
     if not isinstance(generator.objective.task, SuperResolution):
         raise ConfigError("run", config["run"], "enlarges nothing; give a run of experiment=sr3/...")
-    tried = list(schedules(settings))
-    if not tried:
+    candidates = list(schedules(settings))
+    if not candidates:
         raise ConfigError(
             "last", settings.last, f"leaves more than leftover={settings.leftover:g} of the image; raise it"
         )
@@ -85,49 +86,50 @@ def main(argv: Sequence[str]) -> None:
         reader = reader_of(settings.features, session, pictures.splits, "holdout")
         truth = reader.moments(torch.cat([batch.images.cpu() for batch in pictures]))
         doubts = caveats(reader, truth[0].count, truth)
-        progress = Progress(session.progress, len(tried), title="searching", unit="schedule")
+        progress = Progress(session.progress, len(candidates), title="searching", unit="schedule")
         rows: list[dict[str, Any]] = [
             {"ramp": ramp, "first": first, "last": last, **scores(generator, schedule, pictures, reader)}
-            for ramp, first, last, schedule in progress.track(tried)
+            for ramp, first, last, schedule in progress.track(candidates)
         ]
         distance = next(name for name in rows[0] if name.startswith(("frechet_distance", "FID")))
         rows.sort(key=lambda row: row[distance])
-        write_json(folder.path / "schedules.json", {**described(config, run), "rows": rows, "caveats": doubts})
+        write_json(folder.path / "schedules.json", {**provenance_of(config, run), "rows": rows, "caveats": doubts})
         print(table(rows))
         for sentence in dict.fromkeys(doubts):
             print(f"caveat: {sentence}")
         best = rows[0]
-        print(f"levels={RAMPS[best['ramp']]} levels.T={settings.steps} sampling_schedule.beta_first={best['first']:g} "
+        print(f"sampling_schedule={RAMPS[best['ramp']]} sampling_schedule.T={settings.steps} "
+              f"sampling_schedule.beta_first={best['first']:g} "
               f"sampling_schedule.beta_last={best['last']:g}")  # fmt: skip
         folder.set_status("done", len(rows))
 
 
 def schedules(settings: SearchSettings) -> Iterator[tuple[str, float, float, NoiseSchedule]]:
-    """(ramp, first beta, last beta, schedule) of all that start in little but noise."""
+    """Yield (ramp, first beta, last beta, schedule) of every candidate with gamma_N^2 <= leftover."""
     for ramp, first, last in itertools.product(settings.ramps, settings.first, settings.last):
-        made: NoiseSchedule = (
+        schedule: NoiseSchedule = (
             DDPMLinear(settings.steps, first, last, rescale=False)
             if ramp == "linear"
             else Quadratic(settings.steps, first, last)
         )
-        if float(made.gamma[-1]) ** 2 <= settings.leftover:
-            yield ramp, first, last, made
+        if float(schedule.gamma[-1]) ** 2 <= settings.leftover:
+            yield ramp, first, last, schedule
 
 
 def scores(generator: Generator, schedule: NoiseSchedule, pictures: Pictures, reader: Reader) -> dict[str, float]:
-    """Distances of the enlarged hold-out images to those themselves, and their PSNR."""
+    """Return the distances of the enlarged hold-out images to the originals, and their PSNR in dB."""
     steps = All().steps(usable_steps(schedule, generator.objective.target))
     visited = build_trajectory(schedule, steps, generator.objective.schedule)
     other = Generator(generator.objective, replace(generator.sampler, trajectory=visited), generator.seed)
     enlarge = Enlarge(other)
-    found = [enlarge(batch) for batch in pictures]
-    columns = {name: torch.cat([columns[name].cpu() for columns in found]) for name in found[0]}
+    batches = [enlarge(batch) for batch in pictures]
+    columns = {name: torch.cat([columns[name].cpu() for columns in batches]) for name in batches[0]}
     truth = reader.moments(columns["original"])
     return {**compared(reader, columns["sampled"], truth), "psnr": enlarge.figures(columns)["sampled"]["psnr"]}
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:
-    """One row for each schedule."""
+    """Return a Markdown table with a row for each schedule."""
     names = list(rows[0])
     cells = [[f"{row[n]:.4g}" if isinstance(row[n], float) else str(row[n]) for n in names] for row in rows]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]

@@ -1,12 +1,12 @@
-"""Fine-tunes a pretrained encoder end to end on the labels of its data.
+"""Fine-tune a pretrained encoder end to end on the labels of its data.
 
     ldae finetune run=RUN
     ldae finetune run=RUN weights=untrained out=OUT          # the same network from scratch
     ldae finetune run=RUN train.epochs=20 optim.layer_decay=0.65 split=holdout
 
-adaLN is folded at a fixed noise level, so what learns is a plain vision transformer with a new head; layer-wise rates,
-drop path, MixUp, CutMix, RandAugment. Trains on train, looks at the hold-out in the course of it, reads the test split
-once at the end, with the averaged weights. Writes OUT/results.jsonl. The same command again goes on where it stopped.
+Folds adaLN at a fixed noise level and trains the resulting plain vision transformer with a new head: layer-wise
+learning rates, drop path, MixUp, CutMix, RandAugment. Evaluates on the hold-out during training and once on the test
+split at the end, with the averaged weights. Writes OUT/results.jsonl. The same command again resumes.
 """
 
 from __future__ import annotations
@@ -46,16 +46,20 @@ MODEL = "classifier"
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """What is fine-tuned, and how.
+    """Configure fine-tuning: the encoder and its regularization.
 
     Attributes:
-        run, step, weights: whose encoder.
-        layer: blocks that are kept; the encoder half if None.
-        t: the noise level that adaLN is folded at; the usual one if None.
-        drop_path: rate of skipping the last block, rising linearly from 0 at the first.
-        mixup, cutmix, smoothing: of images and labels.
-        looks: at the hold-out.
-        split: what the last figure is of.
+        run: folder of a pretraining run.
+        step: step of the checkpoint; the newest if None.
+        weights: `ema`, `model`, or `untrained` to train the same network from scratch.
+        layer: number of blocks to keep; the encoder half if None.
+        t: diffusion step at which adaLN is folded; the objective's default if None.
+        drop_path: drop rate of the last block; rates rise linearly from 0 at the first block.
+        mixup: alpha of MixUp; 0 switches it off.
+        cutmix: alpha of CutMix; 0 switches it off.
+        smoothing: label smoothing.
+        num_evals: number of evaluations on the hold-out during training.
+        split: split of the final accuracy.
     """
 
     run: str
@@ -72,7 +76,7 @@ class FinetuneSettings:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Composes, folds, trains, scores."""
+    """Run `ldae finetune`."""
     config = resolved(compose("finetune", argv))
     if not config["run"]:
         raise ConfigError("run", config["run"], "is not set; give run=RUN, the folder that pretraining wrote (out=)")

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MonitorSettings:
-    """How closely pretraining is watched.
+    """Configure the evaluations during pretraining.
 
     Attributes:
-        looks: in the course of the run; 0 for none.
-        panel_images: of the hold-out that are denoised and measured.
-        knn_images: training images in the online kNN's bank, and half as many of the hold-out to be classified; 0 for
-            none, None for 2,000 on a CPU (seconds) and 8,000 on a GPU.
+        num_evals: number of evaluations in a run; 0 for none.
+        panel_images: hold-out images to denoise and measure.
+        knn_images: training images in the bank of the online kNN, which classifies half as many hold-out images; 0
+            switches it off, None selects 2,000 on a CPU (seconds) and 8,000 on a GPU.
     """
 
     num_evals: Natural

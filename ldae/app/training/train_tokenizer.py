@@ -1,4 +1,4 @@
-"""Trains or fits a tokenizer.
+"""Fit or train a tokenizer.
 
     ldae train-tokenizer tokenizer=vqgan data=cifar10 data.root=DIR/cifar10 out=RUN
 
@@ -7,11 +7,10 @@ RUN/tokenizer.safetensors, RUN/filters.png, RUN/reconstruction.png (originals ov
 RUN/reconstruction.json (PSNR, SSIM, statistics of the latents, use of a codebook), measured on the hold-out or, with
 split=test, on the test split.
 
-tokenizer.weights=OTHER starts from a trained one: ours, or a safetensors file of a public KL autoencoder (diffusers'
-layout or latent diffusion's); with tokenizer.fit.steps=0 it is trained no further and only its latent scale is
-measured. The same command again goes on where it stopped; under
-torchrun each batch is shared. Pretraining takes the tokenizer with tokenizer.weights=RUN;
-without that key it makes the one it needs.
+tokenizer.weights=OTHER starts from trained weights: a tokenizer of this package, or a safetensors file of a public KL
+autoencoder (diffusers' layout or latent diffusion's); tokenizer.fit.steps=0 keeps them and measures the latent scale
+alone. The same command again resumes; torchrun divides each batch among processes. Pretraining uses the tokenizer with
+tokenizer.weights=RUN, and trains and caches the one of its config without that key.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from ldae.tokenizers.public import load_public
 
 
 def main(argv: Sequence[str]) -> None:
-    """Composes, checks, fits, measures."""
+    """Run `ldae train-tokenizer`."""
     config = resolved(compose("train_tokenizer", argv))
     conform("split", config["split"], Literal["holdout", "test"])
     require(argv, tokenizer="patch_pca", data="cifar10")
