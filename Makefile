@@ -22,6 +22,7 @@ lint: .venv/installed
 # The site of docs/, in site/; --strict: a warning is an error.
 docs: .venv/installed
 	$(BIN)/mkdocs build --strict
+	@echo 'To read it: python -m http.server --directory site'
 
 # What is installed fits together, and the versions of constraints.txt have no known vulnerability (asks pypi.org).
 audit: .venv/installed

@@ -7,8 +7,6 @@ import ast
 import pytest
 from helpers import ROOT
 
-import linear_probe
-
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.py"))
 nbclient = pytest.importorskip("nbclient", reason="nbclient is absent: pip install -e '.[dev]'")
 jupytext = pytest.importorskip("jupytext", reason="jupytext is absent: pip install -e '.[dev]'")
@@ -20,8 +18,6 @@ def test_there_are_notebooks():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, tmp_path, monkeypatch):
-    if "linear_probe.score" in path.read_text() and not hasattr(linear_probe, "score"):
-        pytest.skip("linear_probe.score is absent")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     notebook = jupytext.read(path)
