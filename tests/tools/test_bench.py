@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 
-import competitors_cold as contenders_cold
-import competitors_data as contenders_data
+import competitors_cold
+import competitors_data
 import numpy as np
 import pytest
 import torch
@@ -134,24 +134,24 @@ def photographs(tmp_path):
 
 
 def test_files_are_read_cut_and_summed(photographs):
-    step, images = contenders_data.large(photographs, batch=4, size=32)
+    step, images = competitors_data.large(photographs, batch=4, size=32)
     assert (step(), images) == (None, 64)
-    assert contenders_data.decoded(photographs, batch=4)[0]() == 4 * 90 * 60
-    summed, images = contenders_data.read_and_summed(photographs, batch=4, size=32, patch=8)
+    assert competitors_data.decoded(photographs, batch=4)[0]() == 4 * 90 * 60
+    summed, images = competitors_data.read_and_summed(photographs, batch=4, size=32, patch=8)
     assert (summed(), images) == (None, 64)
 
 
 def test_blur_and_trajectory_are_the_operators():
-    x, t = contenders_cold.pictures(4)
-    blurred = contenders_cold.blur(4)[0]()
-    last = contenders_cold.cifar_blur().blurred.table[t]
+    x, t = competitors_cold.pictures(4)
+    blurred = competitors_cold.blur(4)[0]()
+    last = competitors_cold.cifar_blur().blurred.table[t]
     assert torch.allclose(blurred[0], last[0] @ x[0] @ last[0].T, atol=1e-6)
-    operators = contenders_cold.cifar_blur().blurred.table.rows
+    operators = competitors_cold.cifar_blur().blurred.table.rows
     z = operators[-1] @ x @ operators[-1].T
-    for now in range(contenders_cold.T - 1, -1, -1):  # z - D(z, now) + D(z, then) for a network that says z
+    for now in range(competitors_cold.T - 1, -1, -1):  # z - D(z, now) + D(z, then) for a network that says z
         then = operators[now - 1] @ z @ operators[now - 1].T if now else z
         z = z - operators[now] @ z @ operators[now].T + then
-    assert torch.allclose(contenders_cold.walk(4)[0](), z, atol=1e-5)
+    assert torch.allclose(competitors_cold.trajectory(4)[0](), z, atol=1e-5)
 
 
 def test_all_that_a_row_aims_at_counts():

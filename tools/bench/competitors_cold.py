@@ -42,7 +42,7 @@ def blur(batch: int) -> Work:
     return lambda: corruption.corrupt(x, level, State()), batch
 
 
-def sampler(batch: int) -> Work:
+def trajectory(batch: int) -> Work:
     """Ours: a trajectory of all steps with a network that takes no time."""
     x, _ = pictures(batch)
     corruption, schedule = cifar_blur(), Steps(T)
@@ -81,7 +81,7 @@ def official_blur(batch: int, folder: str, site: str | None) -> Work:
     return lambda: theirs.q_sample(x, t), batch
 
 
-def official_walk(batch: int, folder: str, site: str | None) -> Work:
+def official_trajectory(batch: int, folder: str, site: str | None) -> Work:
     """Theirs: the same trajectory, which begins with the blur of the images."""
     x, _ = pictures(batch)
     theirs = official(folder, site)

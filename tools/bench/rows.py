@@ -71,7 +71,7 @@ def _training(width: int, depth: int, heads: int, network: str, mae: str | None,
     timm = {"width": width, "depth": depth, "heads": heads, "precision": precision}
     ships, best = {"batch": 128, "fused": True, "compiled": False}, {"batch": 64, "fused": False, "compiled": True}
     peers = [
-        Competitor("l-DAE, not compiled", "competitors:training", {"words": [*argv, "train.compile=false"]}),
+        Competitor("l-DAE, not compiled", "competitors:training", {"argv": [*argv, "train.compile=false"]}),
         Competitor("timm as it ships", "competitors:vit", {**timm, **ships}),
         Competitor("timm at its best", "competitors:vit", {**timm, **best}, MALLOC),
     ]
@@ -81,7 +81,7 @@ def _training(width: int, depth: int, heads: int, network: str, mae: str | None,
     return Row(
         f"training step, {width} x {depth}",
         "FLOP/s",
-        Competitor("l-DAE, compiled", "competitors:training", {"words": [*argv, "train.compile=true"]}),
+        Competitor("l-DAE, compiled", "competitors:training", {"argv": [*argv, "train.compile=true"]}),
         peers,
         {"timm as it ships": 1.8, "timm at its best": 1.1, "MAE at its best": 1.1},
         product(precision),
@@ -98,7 +98,7 @@ def load_rows(precision: str) -> list[Row]:
     argv = ["experiment=ldae/cifar10_cpu", "train.compile=false", f"train.precision={precision}"]
 
     def steps(name: str, busy: int, adapted: bool) -> Competitor:
-        return Competitor(name, "competitors:training_beside", {"words": argv, "busy": busy, "adapted": adapted})
+        return Competitor(name, "competitors:training_beside", {"argv": argv, "busy": busy, "adapted": adapted})
 
     adapted, fixed = "adapted threads", "fixed threads"
     alone, beside = steps(f"{fixed}, alone", 0, False), steps(f"{fixed}, beside it", 1, False)
@@ -127,13 +127,13 @@ def unet_rows(site: str | None, precision: str) -> list[Row]:
         compiled = {**given, "compiled": True}
         training.append(Competitor(f"{name}, compiled", "competitors_unet:lucidrains_training", compiled, MALLOC))
         sampling.append(Competitor(name, "competitors_unet:lucidrains_ddim", given, {**MALLOC, "TQDM_DISABLE": "1"}))
-    ours = Competitor("ldae", "competitors:training", {"words": [*argv, f"train.precision={precision}"]})
-    drawing = Competitor("ldae", "competitors_unet:ddim", {"words": argv, **batch})
+    ours = Competitor("ldae", "competitors:training", {"argv": [*argv, f"train.precision={precision}"]})
+    drawing = Competitor("ldae", "competitors_unet:ddim", {"argv": argv, **batch})
     found = [
         Row("U-Net, training step", "FLOP/s", ours, training, _even(training), product(precision), 0.75),
         Row("U-Net, DDIM steps", "FLOP/s", drawing, sampling, _even(sampling), product(precision), 0.83),
     ]
-    given = {"words": ["experiment=segdiff/horses_cpu"], "batch": 4, "precision": precision}
+    given = {"argv": ["experiment=segdiff/horses_cpu"], "batch": 4, "precision": precision}
     once, each = ({**given, "once": once} for once in (True, False))
     peer = Competitor("at every step", "competitors_unet:segmenting", each)
     ours = Competitor("G(I) once", "competitors_unet:segmenting", once)
@@ -174,7 +174,7 @@ def input_rows(images: str | None, jpegs: str | None, precision: str) -> list[Ro
             peers = [Competitor("torchvision", "competitors_data:small_torchvision", given)]
             found.append(Row(f"32 px, {augment}", "images/s", ours, peers, _even(peers), least=least))
     argv = ["experiment=ldae/cifar10_cpu", "train.batch=64", f"train.precision={precision}"]
-    step, bare = ({"words": argv, "input": requested} for requested in (True, False))
+    step, bare = ({"argv": argv, "input": requested} for requested in (True, False))
     peer = Competitor("the same batch again", "competitors:training", bare)
     found.append(
         Row(
