@@ -60,7 +60,8 @@ class Progress:
 
     def show(self, name: str, text: str, first: bool = False) -> None:
         """Set the text of a named value in the bar and in the next line, before all others if `first`."""
-        self.values = {name: text, **self.values} if first else {**self.values, name: text}
+        others = {key: value for key, value in self.values.items() if key != name}
+        self.values = {name: text, **others} if first else {**self.values, name: text}
 
     def advance(self, count: int = 1) -> None:
         """Count units as done."""

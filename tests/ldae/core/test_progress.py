@@ -91,3 +91,11 @@ def test_off_is_silent(capsys):
 )
 def test_durations_as_text(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_value_that_is_shown_first_is_the_newest():
+    progress = Progress("off", total=3)
+    progress.show("accuracy", "kNN 40")
+    for loss in ("loss 0.9", "loss 0.5"):
+        progress.show("loss", loss, first=True)
+    assert list(progress.values.values()) == ["loss 0.5", "kNN 40"]
