@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-(VERSION,) = re.findall(r'^__version__ = "([^"]+)"$', (HERE / "ldae" / "__init__.py").read_text(), flags=re.M)
+(VERSION,) = re.findall(r'^__version__ = "([^"]+)"$', (HERE / "ldae" / "core" / "version.py").read_text(), flags=re.M)
 SLURM = ["submitit>=1.5"]  # ablations as jobs of a cluster
 HUB = ["datasets>=4"]  # streams data sets of the Hugging Face hub; from 4 on it runs no code of theirs
 ONNX = ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"]  # writes graphs as torch does, and runs them

@@ -20,7 +20,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.2.0"
+from ldae.core.version import __version__
 
 # name -> module; imported when it is first used, so that `import ldae` stays quick
 _MODULES = {

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import ldae
 from ldae.config.choices import CLASSES
 
-_PACKAGE = Path(ldae.__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 # inside the package where it was installed from a wheel, beside it in a checkout
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 

@@ -7,14 +7,14 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-import ldae
+from ldae.core.version import __version__
 
 _COMMAND = ["ldae"]  # of this process, as a user would type it
 
 
 def version() -> str:
     """Return the version of the package, e.g. `0.2.0`."""
-    return ldae.__version__
+    return __version__
 
 
 def set_command(name: str, argv: Sequence[str]) -> None:
@@ -30,7 +30,7 @@ def command() -> str:
 def commit() -> str:
     """Return the commit of this checkout, with `+` if files differ from it; `unknown` outside one."""
     argv = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
-    here = Path(ldae.__file__).resolve().parent.parent
+    here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():  # an installed package; the repository around it is somebody else's
         return "unknown"
     try:

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-import ldae
 from ldae.app.compose import user_cache
 from ldae.app.precision import settle_precision
 from ldae.config.build import Parts
@@ -24,6 +23,7 @@ from ldae.core.files import read_sealed_json, remove_temporary, wrap_error, writ
 from ldae.core.progress import Mode, Progress
 from ldae.core.rng import seed_of
 from ldae.core.types import Count, Natural, Positive, Workers
+from ldae.core.version import __version__
 from ldae.data.cache import Context, cache_errors
 from ldae.data.datasets import Dataset
 from ldae.data.images import ImageSet, MemoryImages, Splits
@@ -106,7 +106,7 @@ class Session:
         conform("data.classes", config["data"].get("classes"), Count | None)  # not every network asks for it
         self.runtime: Runtime = settings_of(config, "runtime", Runtime)
         self.device = resolve_device(str(config["device"]))
-        self.config, self.precision = settle_precision({"version": ldae.__version__, **config}, saved)
+        self.config, self.precision = settle_precision({"version": __version__, **config}, saved)
         self.runtime.prepare()
         self.threads = self.runtime.adaptive_threads(self.device)
         self.seed: int = config["seed"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import ldae
 from ldae.core.errors import CheckpointError
+from ldae.core.version import __version__
 
 OLDEST = "0.2"  # versions before it named modules, keys and weights otherwise
 
@@ -23,6 +23,6 @@ def check_version(config: Mapping[str, Any], source: str) -> None:
     """
     if "version" not in config:
         raise CheckpointError(
-            f"{source} was written by ldae 0.1, whose runs ldae {ldae.__version__} does not read; "
+            f"{source} was written by ldae 0.1, whose runs ldae {__version__} does not read; "
             f"use ldae 0.1.0 for it, or pretrain again"
         )

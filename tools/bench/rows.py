@@ -151,7 +151,9 @@ def cold_rows(folder: str | None, site: str | None) -> list[Row]:
         return []
     batch, theirs = {"batch": 32}, {"batch": 32, "folder": folder, "site": site}
     ours = [Competitor("ldae", f"competitors_cold:{name}", batch) for name in ("blur", "trajectory")]
-    peers = [Competitor("Cold Diffusion", f"competitors_cold:official_{name}", theirs) for name in ("blur", "trajectory")]
+    peers = [
+        Competitor("Cold Diffusion", f"competitors_cold:official_{name}", theirs) for name in ("blur", "trajectory")
+    ]
     return [
         Row("blur to random steps", "images/s", ours[0], peers[:1], {"Cold Diffusion": 50.0}),
         Row("trajectory of 50 steps, without a network", "images/s", ours[1], peers[1:], _even(peers)),
