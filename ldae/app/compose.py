@@ -46,7 +46,7 @@ _register_classes()
 
 
 def compose(root: str, argv: Sequence[str], optional: Sequence[str] = ()) -> DictConfig:
-    """The config that configs/ROOT.yaml and the overrides make; interpolations are not resolved yet.
+    """Return the config that configs/ROOT.yaml and the overrides make; interpolations are not resolved yet.
 
     Args:
         optional: overrides of values, each left out where the config has no such key; `words` win over them.
@@ -71,7 +71,7 @@ def compose(root: str, argv: Sequence[str], optional: Sequence[str] = ()) -> Dic
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
-    """The config as plain mappings, every interpolation replaced.
+    """Return the config as plain mappings, every interpolation replaced.
 
     Raises:
         UsageError: an interpolation leads nowhere.
@@ -101,7 +101,7 @@ def require(argv: Sequence[str], **examples: str) -> None:
 
 
 def _parsed(root: str, argv: Sequence[str]) -> list[Override]:
-    """The words as overrides.
+    """Return the words as overrides.
 
     Raises:
         UsageError: one is none; the key that was probably meant is named.
@@ -152,7 +152,7 @@ def _without_config_dir(argv: Sequence[str]) -> tuple[list[str], Path | None]:
 
 
 def _composed(root: str, overrides: list[str]) -> DictConfig:
-    """The config, with the chosen experiment's name under `experiment`."""
+    """Return the config, with the chosen experiment's name under `experiment`."""
     try:
         config = hydra_compose(root, overrides=overrides, return_hydra_config=True)
         chosen = config.hydra.runtime.choices.get("experiment")
@@ -178,7 +178,7 @@ def _explained(error: HydraException) -> str:
 
 
 def _check_key(override: Override, config: DictConfig) -> None:
-    """The key must be in the config already."""
+    """Return the key must be in the config already."""
     node: Any = config
     parts = override.key_or_group.split(".")
     for depth, part in enumerate(parts):
@@ -196,7 +196,7 @@ def _check_key(override: Override, config: DictConfig) -> None:
 
 
 def has_key(config: DictConfig, key: str) -> bool:
-    """Whether a config has a dotted key, its value null or not."""
+    """Return whether a config has a dotted key, its value null or not."""
     node: Any = config
     for part in key.split("."):
         if not isinstance(node, DictConfig) or node._is_none() or part not in set(node):
@@ -220,7 +220,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def user_cache(chosen: str | None) -> Path:
-    """The folder for derived files: `chosen`, else $LDAE_CACHE, else ~/.cache/ldae."""
+    """Return the folder for derived files: `chosen`, else $LDAE_CACHE, else ~/.cache/ldae."""
     if chosen:
         return Path(chosen).expanduser()
     default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ldae"

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ldae.app.compose import compose, resolved
 from ldae.app.provenance import command, commit
-from ldae.app.session import Session, own_settings, session_of
+from ldae.app.session import Session, root_settings, session_of
 from ldae.core.errors import ConfigError, Fault, OutputError
 from ldae.core.files import publish_folder, write_json, write_text
 from ldae.core.types import Count, Natural
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
     config = resolved(compose("export", argv))
     if not config["run"]:
         raise ConfigError("run", config["run"], "is not set; give run=RUN, the folder that pretraining wrote (out=)")
-    settings: ExportSettings = own_settings(ExportSettings, config)
+    settings: ExportSettings = root_settings(ExportSettings, config)
     out = Path(settings.out or Path(settings.run) / "export")
     check_out(out)
     run = load_run(Path(settings.run), settings.step, settings.weights)
@@ -170,7 +170,7 @@ WRITERS: Mapping[str, Callable[[Encoder], Write]] = {"timm": as_timm, "onnx": as
 
 
 def check_out(out: Path) -> None:
-    """An export replaces an earlier one, and nothing else.
+    """Return an export replaces an earlier one, and nothing else.
 
     Raises:
         OutputError: something else is there.
@@ -186,7 +186,7 @@ def check_out(out: Path) -> None:
 
 @contextlib.contextmanager
 def writable(out: Path) -> Iterator[None]:
-    """Turns what keeps a folder from being made into an OutputError."""
+    """Turn what keeps a folder from being made into an OutputError."""
     try:
         yield
     except OSError as error:
@@ -253,7 +253,7 @@ def described(settings: ExportSettings, run: Run, encoder: Encoder, images: Tens
 
 
 def card(about: Mapping[str, Any], figures: Mapping[str, Mapping[str, float]]) -> str:
-    """The text of README.md."""
+    """Return the text of README.md."""
     side = about["shape"][-1]
     message = f"Pretrained without labels by `ldae` (experiment {about['experiment']}, step {about['step']}, checkpoint"
     lines = [

@@ -1,4 +1,4 @@
-"""The key `precision` of a tool's config: `auto` becomes what the device computes in, or what the run began with."""
+"""Resolve the key `precision` of a config: replace `auto` by that of the run on disk, or of the device."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ KEY = "precision"
 def settle_precision(
     config: Mapping[str, Any], saved: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], Precision | None]:
-    """Replace every `auto` among a config's precisions, at whatever depth.
+    """Replace every `auto` precision of a config, at any depth.
 
     Args:
-        config: resolved, with the key `device` or for the device that `auto` picks.
-        saved: the config that the folder was begun with, or None. Where `config` says `auto`, its value is taken.
+        config: resolved config; without the key `device`, the automatic device counts.
+        saved: the config of the run on disk, or None; its values replace `auto`.
 
     Returns:
-        The config, and the tool's own precision (`train.precision` or `precision`); None if it has none.
+        The config, and the command's precision (`train.precision` or `precision`); None if it has none.
 
     Raises:
-        ConfigError: a precision is none of auto, fp32, bf16; or there is no such device.
+        ConfigError: a precision is not auto, fp32 or bf16; or there is no such device.
     """
     device = resolve_device(str(config.get("device", "auto")))
-    found: dict[str, Precision] = {}
+    precisions: dict[str, Precision] = {}
 
-    def settled(node: Mapping[str, Any], old: Any, path: str) -> dict[str, Any]:
+    def resolve(node: Mapping[str, Any], old: Any, path: str) -> dict[str, Any]:
         old = old if isinstance(old, Mapping) else {}
         values: dict[str, Any] = {}
         for name, value in node.items():
             key = f"{path}{name}"
             if name == KEY and isinstance(value, str):
-                found[key] = resolve_precision(value, device, old.get(name), key)
-                values[name] = found[key].value
+                precisions[key] = resolve_precision(value, device, old.get(name), key)
+                values[name] = precisions[key].value
             else:
-                values[name] = settled(value, old.get(name), f"{key}.") if isinstance(value, Mapping) else value
+                values[name] = resolve(value, old.get(name), f"{key}.") if isinstance(value, Mapping) else value
         return values
 
-    result = settled(config, saved, "")
-    return result, found.get(f"train.{KEY}", found.get(KEY))
+    result = resolve(config, saved, "")
+    return result, precisions.get(f"train.{KEY}", precisions.get(KEY))
 
 
 def saved_config(folder: Path) -> dict[str, Any] | None:
-    """Return the config that a folder was begun with, or None if it was not.
+    """Return the config of the run in a folder, or None without one.
 
     Raises:
         CheckpointError: the folder's config.json is damaged, or was written by ldae 0.1.

@@ -1,4 +1,4 @@
-"""What the training tools share: the machine, the data, the tokenizer, the run folder."""
+"""Open a session: device, threads, data, processes and run folder of a command."""
 
 from __future__ import annotations
 
@@ -39,23 +39,29 @@ from ldae.engine.signals import StopFlag
 from ldae.engine.threads import AdaptiveThreads
 from ldae.export.encoder import Run
 
-# keys that may change between a run and its resumption: none of them changes what is computed
+# keys that may change on resumption: they do not affect results
 IGNORED_ON_RESUME = ("version", "out", "device", "runtime", "allow", "experiment", "data.root", "data.cache",
         "data.workers", "data.max_bad", "data.max_pixels", "data.download", "tokenizer.weights", "monitor",
         "train.checkpoint_every", "train.keep",
         "train.log_every", "train.recompute", "train.shard", "split", "run", "blend_dataset.root")  # fmt: skip
 
-READING = ("workers", "max_bad", "max_pixels", "channels", "range")  # keys of a data set that say how files are read
+READING = (
+    "workers",
+    "max_bad",
+    "max_pixels",
+    "channels",
+    "range",
+)  # keys of a data set that configure the reading of files
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """The machine's share in a run; nothing here changes what is computed, but for rounding.
+    """Device and thread settings; they do not change results beyond rounding.
 
     Attributes:
-        threads: of this process's matrix products; 0 for torch's choice, fewer while other processes keep cores busy.
-        progress: whether to draw progress bars; `auto` draws them on a terminal and prints lines elsewhere.
-        timeout: seconds after which a process gives up waiting for another one.
+        threads: CPU threads of this process; 0 for torch's default, fewer while other processes keep cores busy.
+        progress: draw progress bars; `auto` draws them on a terminal and prints lines elsewhere.
+        timeout: seconds after which a process stops waiting for another one.
     """
 
     threads: Workers = 0
@@ -63,19 +69,18 @@ class Runtime:
     timeout: Positive = World.timeout
 
     def prepare(self) -> None:
-        """Sets allocator and threads. Call it before tensors are made."""
+        """Set allocator and threads. Call it before the first tensor exists."""
         keep_freed_memory()
         set_threads(self.threads)
 
     def adaptive_threads(self, device: str) -> AdaptiveThreads | None:
-        """Return what adapts the number of threads to the load; None where a number is set, on a GPU, or where
-        several processes share a batch."""
-        fixed = self.threads or "OMP_NUM_THREADS" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1
-        return None if fixed or device != "cpu" else AdaptiveThreads()
+        """Return the controller of the number of threads; None if it is fixed, on a GPU, or with several processes."""
+        is_fixed = self.threads or "OMP_NUM_THREADS" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1
+        return None if is_fixed or device != "cpu" else AdaptiveThreads()
 
     @property
-    def reports(self) -> Mode:
-        """How long loops report: a bar, lines (`auto` without a terminal), or nothing."""
+    def progress_mode(self) -> Mode:
+        """Return how long loops report progress: by a bar, by lines (`auto` without a terminal), or not at all."""
         return "bar" if self.bars else "lines" if self.progress == "auto" else "off"
 
     @property
@@ -84,18 +89,18 @@ class Runtime:
 
 
 class Session:
-    """One run of a tool: config, machine, data.
+    """Config, device and data of one call of a command.
 
     Args:
-        config: resolved.
-        saved: the config that the run was begun with, if it was.
+        config: resolved config of the command.
+        saved: the config of the run on disk, if there is one.
 
     Attributes:
-        config: with every `auto` among its precisions replaced.
-        precision: of the training, if the config is of one.
+        config: the config with every `auto` precision replaced.
+        precision: precision of the command; None if it has none.
 
     Raises:
-        ConfigError: a key cannot work; nothing was read or written yet.
+        ConfigError: a key is invalid; nothing was read or written yet.
     """
 
     def __init__(self, config: Mapping[str, Any], saved: Mapping[str, Any] | None = None):
@@ -103,26 +108,26 @@ class Session:
             construct(_seeded, {key: config[key]}, {})
         if not isinstance(config["allow"], list):
             raise ConfigError("allow", config["allow"], "must be a list of keys, e.g. allow=[train.steps]")
-        conform("data.classes", config["data"].get("classes"), Count | None)  # not every network asks for it
+        conform("data.classes", config["data"].get("classes"), Count | None)  # some networks have no classes
         self.runtime: Runtime = settings_of(config, "runtime", Runtime)
         self.device = resolve_device(str(config["device"]))
         self.config, self.precision = settle_precision({"version": __version__, **config}, saved)
         self.runtime.prepare()
         self.threads = self.runtime.adaptive_threads(self.device)
         self.seed: int = config["seed"]
-        torch.manual_seed(seed_of(self.seed))  # the networks' start
+        torch.manual_seed(seed_of(self.seed))  # seeds the initial weights
         self.parts = Parts(self.config)
         self.cache = user_cache(config["data"].get("cache"))
         self.stop = StopFlag()
-        self.printed = set[str]()  # notes on the data
+        self.printed = set[str]()  # notes on the data that were printed
         self.world = World(torch.device(self.device))
 
     @contextlib.contextmanager
     def running(self, run: RunFolder) -> Iterator[None]:
-        """Listens to signals, joins the other processes, holds the folder, and leaves its status behind.
+        """Handle signals, join the other processes, lock the folder and write its status.
 
-        A run that fails before its first step leaves no folder behind. A signal ends the block where it arrives, but
-        for training, which saves first.
+        The folder of a run that fails before its first step is removed. A signal ends the block where it arrives,
+        except in training, which saves first.
         """
         with self.stop.listening():
             self.world = join_world(self.device, self.runtime.timeout)
@@ -146,23 +151,23 @@ class Session:
                 leave_world()
 
     def _clean(self) -> None:
-        """Remove what killed processes left in the cache."""
+        """Remove temporary files of killed processes from the cache."""
         for folder in self.cache.glob("*"):
             remove_temporary(folder)
 
     def _discard(self, run: RunFolder, fault: Fault) -> None:
-        """Remove the folder of a run that failed before its first step; torchrun's exit code needs its status."""
+        """Remove the folder of a run that failed before its first step; torchrun's exit code depends on its status."""
         if fault.code != Interrupted.code:
             with contextlib.suppress(OSError):
                 run.discard_if_new(keep=("status.json",) if self.world.size > 1 else ())
 
     @property
     def progress(self) -> Mode:
-        """How this process reports on long loops: the main one as `runtime.progress` says, others not at all."""
-        return self.runtime.reports if self.world.main else "off"
+        """Return how this process reports progress; only the main process does."""
+        return self.runtime.progress_mode if self.world.main else "off"
 
     def splits(self, group: str = "data", labels_for: str = "") -> Splits:
-        """Read the data set of a group; say what was left out of it.
+        """Read the data set of a group, and print warnings about it.
 
         Args:
             labels_for: the purpose that needs labels, e.g. "probing"; empty where none are needed.
@@ -171,24 +176,26 @@ class Session:
             DataError: the images cannot be read, or have no labels and need them.
         """
         dataset: Dataset = self.parts.blend_dataset if group == "blend_dataset" else self.parts.data
-        own = {k: v for k, v in self.config[group].items() if k in READING}
-        given = {"cache": self.cache, "poll": self.stop.poll, "progress": self.progress}
+        reading = {k: v for k, v in self.config[group].items() if k in READING}
+        context = {"cache": self.cache, "poll": self.stop.poll, "progress": self.progress}
         try:
             with cache_errors(self.cache):
-                found = dataset.open(construct(Context, own, given))
+                splits = dataset.open(construct(Context, reading, context))
         except ConfigError as error:
             raise error.with_prefix(group) from None
-        if labels_for and not found.labelled:
-            place = self.config[group].get("root") or dataset.name
+        if labels_for and not splits.labelled:
+            source = self.config[group].get("root") or dataset.name
             hint = dataset.label_hint
-            raise DataError(f"data.root={place}: the images have no classes, and {labels_for} needs them; {hint}")
+            raise DataError(f"data.root={source}: the images have no classes, and {labels_for} needs them; {hint}")
         if self.world.main:
-            new = [note for note in found.notes if note not in self.printed]
+            new = [note for note in splits.notes if note not in self.printed]
             print("".join(f"warning: {note}\n" for note in new), end="", file=sys.stderr)
             self.printed.update(new)
-        if found.bad and self.world.main:
-            print(f"{len(found.bad)} unreadable images left out, the first: {', '.join(found.bad[0])}", file=sys.stderr)
-        return found
+        if splits.bad and self.world.main:
+            print(
+                f"{len(splits.bad)} unreadable images left out, the first: {', '.join(splits.bad[0])}", file=sys.stderr
+            )
+        return splits
 
     def writable(self, folder: Path) -> Path:
         """Make a folder below the cache.
@@ -205,10 +212,10 @@ class Session:
         return folder
 
     def load_blend_images(self, corruption: Corruption) -> None:
-        """Gives a corruption that blends images the other data set's, those of its training split.
+        """Load the training images of `blend_dataset` into a corruption that blends images.
 
         Raises:
-            ConfigError: there is no other data set, or it is too large to be held in memory.
+            ConfigError: there is no second data set, or it does not fit into memory.
         """
         if not isinstance(corruption, Blend):
             return
@@ -226,34 +233,34 @@ class Session:
         corruption.set_images(images.pixels[torch.from_numpy(images.ids)])
 
     def loader(self, images: ImageSet, augment: Augment, batch: int) -> Loader:
-        """Training batches of a set, augmented by `augment`."""
-        data, share = self.config["data"], RankSlice(self.world.rank, self.world.size)
+        """Return a loader of augmented training batches."""
+        data, rank_slice = self.config["data"], RankSlice(self.world.rank, self.world.size)
         return Loader(
             images,
             augment,
             batch,
             self.seed,
             self.world.device,
-            share,
+            rank_slice,
             data.get("workers", 0),
             data.get("max_bad", 0.0),
         )
 
     def images(self, images: ImageSet, batch: int = 500, title: str = "") -> Iterator[Tensor]:
-        """Yield what tokenizers see of a set, in order: x0 of the task.
+        """Yield x0 of the task for every image of a set, in order.
 
         Args:
-            images: the set.
-            batch: B, images at once.
-            title: what the progress is reported under; it is not if empty.
+            images: images to read.
+            batch: batch size B.
+            title: title of the progress report; none if empty.
 
         Yields:
             (B, C, H, W) in [-1, 1], on this process's device.
         """
         workers = self.config["data"].get("workers", 0)
-        found = in_order(images, batch, self.world.device, workers, self.stop.poll)
+        batches = in_order(images, batch, self.world.device, workers, self.stop.poll)
         mode: Mode = self.progress if title else "off"
-        for part in Progress(mode, -(-len(images) // batch), title=title, unit="batch", images=batch).track(found):
+        for part in Progress(mode, -(-len(images) // batch), title=title, unit="batch", images=batch).track(batches):
             yield self.parts.task(part)[0]
 
 
@@ -261,23 +268,23 @@ def _seeded(seed: Natural) -> int:
     return seed
 
 
-def settings_of(config: Mapping[str, Any], group: str, kind: type) -> Any:
-    """The dataclass `kind`, filled from a group of the config.
+def settings_of(config: Mapping[str, Any], group: str, settings_type: type) -> Any:
+    """Fill a dataclass from a group of the config.
 
     Raises:
-        ConfigError: a key cannot work.
+        ConfigError: a key is invalid.
     """
     try:
-        return construct(kind, config[group], {})
+        return construct(settings_type, config[group], {})
     except ConfigError as error:
         raise error.with_prefix(group) from None
 
 
 def prepare_machine(config: Mapping[str, Any]) -> str:
-    """Check the keys `device` and `runtime` of a tool's config, set allocator and threads, and return the device.
+    """Check the keys `device` and `runtime` of a config, set allocator and threads, and return the device.
 
     Raises:
-        ConfigError: a key cannot work.
+        ConfigError: a key is invalid.
     """
     device = resolve_device(str(config["device"]))
     runtime: Runtime = settings_of(config, "runtime", Runtime)
@@ -300,7 +307,7 @@ def make_out(out: Path) -> None:
 
 
 def result_folder(config: Mapping[str, Any], name: str) -> RunFolder:
-    """Return the folder that a tool writes its results to: `out=`, or RUN/name.
+    """Return the folder of a command's results: `out=`, or RUN/name.
 
     Raises:
         OutputError: it holds a training run, whose status would be overwritten.
@@ -312,30 +319,30 @@ def result_folder(config: Mapping[str, Any], name: str) -> RunFolder:
 
 
 def session_of(run: Run, config: Mapping[str, Any]) -> Session:
-    """A session with a run's parts and data, on the machine that a later tool's config names.
+    """Open a session with a run's parts and data, on the device of another config.
 
     Keys of `config.data` that are not null replace the run's.
     """
-    own = {key: value for key, value in config["data"].items() if value is not None}
+    overrides = {key: value for key, value in config["data"].items() if value is not None}
     shared = {key: config[key] for key in ("device", "runtime")}
-    return Session({**run.config, **shared, "data": {**run.config["data"], **own}})
+    return Session({**run.config, **shared, "data": {**run.config["data"], **overrides}})
 
 
-def own_settings(kind: type, config: Mapping[str, Any]) -> Any:
-    """The dataclass `kind`, filled from those keys at the root of a config that it has."""
-    known = {field.name for field in fields(kind)}
-    return construct(kind, {key: value for key, value in config.items() if key in known}, {})
+def root_settings(settings_type: type, config: Mapping[str, Any]) -> Any:
+    """Fill a dataclass from the keys at the root of a config."""
+    names = {field.name for field in fields(settings_type)}
+    return construct(settings_type, {key: value for key, value in config.items() if key in names}, {})
 
 
 def train_settings(config: Mapping[str, Any]) -> TrainSettings:
-    """The group `train`, checked."""
+    """Return the settings of the group `train`."""
     return settings_of(config, "train", TrainSettings)
 
 
-def finished(run: RunFolder, config: Mapping[str, Any]) -> bool:
-    """Return whether the run ended well before, with this very config.
+def is_finished(run: RunFolder, config: Mapping[str, Any]) -> bool:
+    """Return whether the run is finished with this config.
 
-    One whose `allow` names a key that has changed goes on.
+    A run continues if `allow` names a key that has changed.
 
     Raises:
         UsageError: the folder holds a run of another config.
@@ -346,17 +353,17 @@ def finished(run: RunFolder, config: Mapping[str, Any]) -> bool:
     return run.status().get("state") == "done" and not differences(saved, config, IGNORED_ON_RESUME)
 
 
-def begin(run: RunFolder, config: Mapping[str, Any], splits: Splits) -> None:
-    """Leaves the run's config and its data set behind, or holds the data set against the one it was begun with.
+def start_run(run: RunFolder, config: Mapping[str, Any], splits: Splits) -> None:
+    """Write the run's config and data fingerprint, or compare them with those of the run on disk.
 
     Raises:
-        UsageError: the run was begun with other images or another division of them.
+        UsageError: the run on disk has other images or other splits.
     """
     path = run.path / "data.json"
     sizes = {name: len(getattr(splits, name)) for name in ("train", "holdout", "test")}
-    known = {"fingerprint": splits.fingerprint, "images": sizes, "classes": list(splits.classes)}
+    summary = {"fingerprint": splits.fingerprint, "images": sizes, "classes": list(splits.classes)}
     if path.exists():
-        check_same_config(read_sealed_json(path), known, ["unreadable", "notes", *config["allow"]])
+        check_same_config(read_sealed_json(path), summary, ["unreadable", "notes", *config["allow"]])
     unreadable = [list(pair) for pair in splits.bad]
-    write_sealed_json(path, {**known, "unreadable": unreadable, "notes": list(splits.notes)})
+    write_sealed_json(path, {**summary, "unreadable": unreadable, "notes": list(splits.notes)})
     write_sealed_json(run.path / "config.json", dict(config))

@@ -1,4 +1,4 @@
-"""Measures speed and memory on this machine, side by side with other software on the same work.
+"""Measure speed and memory on this machine, side by side with other software on the same work.
 
     python tools/bench training                          # training steps: ours, timm's vision transformer
     python tools/bench knn probe out=OUT                 # nearest neighbours, linear probes
@@ -31,7 +31,7 @@ from ldae.app.ablation.runner import portable_command
 from ldae.app.compose import compose, resolved
 from ldae.app.precision import announce, settle_precision
 from ldae.app.provenance import commit
-from ldae.app.session import own_settings
+from ldae.app.session import root_settings
 from ldae.core.errors import UsageError
 from ldae.core.files import write_json, write_text
 from ldae.core.types import Count, Natural, Positive
@@ -81,14 +81,14 @@ BENCHES: Mapping[str, Callable[[BenchSettings], list[Row]]] = {
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measures what the bare words name."""
+    """Measure what the bare words name."""
     names = [word for word in argv if "=" not in word]
     if not names or set(names) - {*BENCHES, FEATURES, ALL}:
         known_names = ", ".join([*BENCHES, FEATURES, ALL])
         raise UsageError(f"words without = say what is measured: {known_names}")
     config, precision = settle_precision(resolved(compose("bench", [word for word in argv if "=" in word])))
-    settings: BenchSettings = own_settings(BenchSettings, config)
-    features: FeatureBench = own_settings(FeatureBench, config)
+    settings: BenchSettings = root_settings(BenchSettings, config)
+    features: FeatureBench = root_settings(FeatureBench, config)
     set_threads(settings.threads)
     known = {
         "command": portable_command(shlex.join(["python", "tools/bench", *argv])),
@@ -125,7 +125,7 @@ def measure_rows(rows: Sequence[Row], settings: BenchSettings, known: Mapping[st
 
 
 def compared(row: Row, timed: Sequence[Timed]) -> list[dict[str, Any]]:
-    """A record for each peer of a row."""
+    """Return a record for each peer of a row."""
     ours, limit = timed[0], timed[-1] if row.peak else None
     peers = timed[1 : len(row.peers) + 1]
     shares = {t.contender.name: t.ratio(limit)[0] for t in timed} if limit else {}
@@ -155,7 +155,7 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def met_by(record: Mapping[str, Any]) -> str:
-    """Whether all that a record's row aims at was reached: yes, no, or nothing where nothing is aimed at."""
+    """Return whether all that a record's row aims at was reached: yes, no, or nothing where nothing is aimed at."""
     pairs = [("ratio", "aim"), ("share", "aimed_share"), ("ours", "least")]
     found = [record[value] >= record[aim] for value, aim in pairs if record[aim] is not None]
     return "" if not found else "yes" if all(found) else "no"
@@ -168,7 +168,7 @@ def _percent(share: float | None, aim: float | None = None) -> str:
 
 
 def measure_features(settings: FeatureBench, known: Mapping[str, Any], out: Path) -> None:
-    """Puts features of ImageNet's size through protocols; prints and keeps what each took."""
+    """Put features of ImageNet's size through protocols; prints and keeps what each took."""
     size = f"{settings.rows:,} x {settings.dimensions} features of {settings.classes} classes"
     print(f"{size}, {settings.queries:,} queries", flush=True)
     lines = []

@@ -21,12 +21,12 @@ from ldae.engine.threads import AdaptiveThreads
 
 Work = tuple[Callable[[], object], float]
 IMAGES = 2048  # random ones, that training steps are timed on
-STEPS_BESIDE = 32  # of a call beside busy processes: the number of threads is adapted within some of them
+STEPS_UNDER_LOAD = 32  # of a call beside busy processes: the number of threads is adapted within some of them
 SPIN = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
 
 
 def matmul(size: int, precision: str) -> Work:
-    """A square matrix product: the machine's limit."""
+    """Return a square matrix product: the machine's limit."""
     a, b = (torch.randn(size, size, dtype=getattr(torch, precision)) for _ in range(2))
     return lambda: a @ b, 2.0 * size**3
 
@@ -49,7 +49,7 @@ def training(argv: Sequence[str], input: bool = True) -> Work:
     return step, counted(step)
 
 
-def training_beside(argv: Sequence[str], busy: int, adapted: bool) -> Work:
+def training_under_load(argv: Sequence[str], busy: int, adapted: bool) -> Work:
     """Our training steps while other processes each keep a core busy.
 
     Args:
@@ -70,18 +70,18 @@ def training_beside(argv: Sequence[str], busy: int, adapted: bool) -> Work:
             other.send_signal(signal.SIGCONT)
         if threads is not None:
             threads.reset()
-        for _ in range(STEPS_BESIDE):
+        for _ in range(STEPS_UNDER_LOAD):
             if threads is not None:
                 threads.update()
             trainer.train_step(next(batches))
         for other in others:
             other.send_signal(signal.SIGSTOP)
 
-    return steps, float(STEPS_BESIDE * trainer.settings.batch)
+    return steps, float(STEPS_UNDER_LOAD * trainer.settings.batch)
 
 
 def vit(width: int, depth: int, heads: int, batch: int, precision: str, fused: bool, compiled: bool) -> Work:
-    """The training step of timm's vision transformer on 32 px in patches of 4: forward, backward, fused AdamW."""
+    """Return the training step of timm's vision transformer on 32 px in patches of 4: forward, backward, fused AdamW."""
     from timm.models.vision_transformer import VisionTransformer
 
     sizes: Any = {"img_size": 32, "patch_size": 4, "embed_dim": width, "depth": depth, "num_heads": heads}
@@ -94,7 +94,7 @@ def vit(width: int, depth: int, heads: int, batch: int, precision: str, fused: b
 
 
 def official_mae(folder: str, batch: int, precision: str, compiled: bool) -> Work:
-    """The training step of facebookresearch/mae: 192 wide, 12 + 4 blocks, 32 px in patches of 4, 75 % hidden.
+    """Return the training step of facebookresearch/mae: 192 wide, 12 + 4 blocks, 32 px in patches of 4, 75 % hidden.
 
     Args:
         folder: of the checkout; its `models_mae.py` is used as it is, and told where today's timm has its parts.
@@ -109,7 +109,7 @@ def official_mae(folder: str, batch: int, precision: str, compiled: bool) -> Wor
 
 
 def learning(model: nn.Module, loss: Callable[[Any], Tensor], precision: str, compiled: bool) -> Work:
-    """A plain training step: autocast, loss, backward, fused AdamW."""
+    """Return a plain training step: autocast, loss, backward, fused AdamW."""
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-3, fused=True)
     network: Any = model
 

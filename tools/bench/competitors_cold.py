@@ -31,7 +31,7 @@ def pictures(batch: int) -> tuple[Tensor, Tensor]:
 
 
 def cifar_blur() -> Blur:
-    """The published blur of CIFAR-10."""
+    """Return the published blur of CIFAR-10."""
     return Blur(Steps(T), (3, 32, 32), kernel=11, first=0.35, step=0.01)
 
 

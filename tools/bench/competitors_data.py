@@ -29,7 +29,7 @@ AUGMENTS: dict[str, Augment] = {"pad_crop": PadCrop(4, 0.5), "random_resized_cro
 
 
 def files_of(folder: str, least: int, size: int) -> FileImages:
-    """The images below FOLDER/CLASS/, as often as it takes to be `least`."""
+    """Return the images below FOLDER/CLASS/, as often as it takes to be `least`."""
     listing = list_images(Path(folder))
     times = -(-least // len(listing.files))
     names = encode_names(list(listing.files) * times)
@@ -91,7 +91,7 @@ def pixels_in(path: Path) -> int:
 
 
 def in_turn(folder: str, batch: int, size: int, use: Callable[[Tensor], object]) -> Work:
-    """The centre squares of files, (B, 3, size, size) in [-1, 1], as a tokenizer is fitted on them."""
+    """Return the centre squares of files, (B, 3, size, size) in [-1, 1], as a tokenizer is fitted on them."""
     keep_freed_memory()  # as pretraining does
     images = files_of(folder, AT_A_TIME * batch, size)
 
@@ -108,14 +108,14 @@ def read_alone(folder: str, batch: int, size: int) -> Work:
 
 
 def read_and_summed(folder: str, batch: int, size: int, patch: int) -> Work:
-    """The same images, their patches' moments summed: PCA but for the last step."""
+    """Return the same images, their patches' moments summed: PCA but for the last step."""
     tokenizer = PatchPCA((3, size, size), patch, 16)
     moments = PatchMoments(tokenizer.D, tokenizer.rows)
     return in_turn(folder, batch, size, moments.add)
 
 
 def read_and_summed_sklearn(folder: str, batch: int, size: int, patch: int) -> Work:
-    """The same images through scikit-learn's IncrementalPCA."""
+    """Return the same images through scikit-learn's IncrementalPCA."""
     from sklearn.decomposition import IncrementalPCA
 
     tokenizer, model = PatchPCA((3, size, size), patch, 16), IncrementalPCA()

@@ -33,7 +33,7 @@ def ddim(argv: Sequence[str], batch: int, precision: PrecisionName) -> Work:
 
 
 def generating(argv: Sequence[str], precision: PrecisionName) -> Generator:
-    """An untrained network as a generator of some DDIM steps."""
+    """Return an untrained network as a generator of some DDIM steps."""
     objective = Session(resolved(compose("pretrain", list(argv)))).parts.objective
     assert isinstance(objective, Denoise)
     objective.denoiser.eval()
@@ -42,7 +42,7 @@ def generating(argv: Sequence[str], precision: PrecisionName) -> Generator:
 
 
 def counted_work(call: Callable[[], object]) -> Work:
-    """A call and its FLOP."""
+    """Return a call and its FLOP."""
     return call, counted(call)
 
 
@@ -63,7 +63,7 @@ def diffusers_unet() -> nn.Module:
 
 
 def diffusers_training(batch: int, precision: str, last: bool, site: str | None) -> Work:
-    """A training step of diffusers' U-Net.
+    """Return a training step of diffusers' U-Net.
 
     Args:
         last: whether channels come last in memory.
@@ -76,7 +76,7 @@ def diffusers_training(batch: int, precision: str, last: bool, site: str | None)
 
 
 def diffusers_ddim(batch: int, precision: str, last: bool, site: str | None) -> Work:
-    """The same steps by diffusers' UNet2DModel and DDIMScheduler."""
+    """Return the same steps by diffusers' UNet2DModel and DDIMScheduler."""
     use_site(site)
     from diffusers import DDIMScheduler
 
@@ -106,7 +106,7 @@ def lucidrains_unet() -> nn.Module:
 
 
 def lucidrains_training(batch: int, precision: str, last: bool, compiled: bool, site: str | None) -> Work:
-    """A training step of that Unet."""
+    """Return a training step of that Unet."""
     use_site(site)
     images, t = torch.randn(batch, 3, 32, 32), torch.arange(batch)
     noise = torch.randn_like(images)
@@ -115,7 +115,7 @@ def lucidrains_training(batch: int, precision: str, last: bool, compiled: bool, 
 
 
 def lucidrains_ddim(batch: int, precision: str, last: bool, site: str | None) -> Work:
-    """The same number of DDIM steps by its GaussianDiffusion."""
+    """Return the same number of DDIM steps by its GaussianDiffusion."""
     use_site(site)
     from denoising_diffusion_pytorch import GaussianDiffusion
 

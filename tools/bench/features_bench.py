@@ -148,7 +148,7 @@ def _scored(name: str, file: Path, settings: FeatureBench) -> Spent:
 
 
 def _draw(settings: FeatureBench, path: Path) -> None:
-    """Writes features of classes with normal means, a block of rows after the other."""
+    """Write features of classes with normal means, a block of rows after the other."""
     generator = np.random.default_rng(settings.seed)
     means = SIGNAL * generator.standard_normal((settings.classes, settings.dimensions), np.float32)
     counts = {"train": settings.rows - settings.holdout, "holdout": settings.holdout, "test": settings.queries}

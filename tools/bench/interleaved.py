@@ -114,7 +114,7 @@ class Worker:
         )
 
     def warm(self) -> None:
-        """Makes it and runs it until it is as fast as it gets."""
+        """Make it and runs it until it is as fast as it gets."""
         self.work = self._ask("warm")["work"]
 
     def turn(self) -> None:

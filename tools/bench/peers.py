@@ -11,7 +11,7 @@ from typing import Any
 
 
 def installed(name: str, site: str | None) -> bool:
-    """Whether a package can be imported, here or from the folder `site` (pip install --target site)."""
+    """Return whether a package can be imported, here or from the folder `site` (pip install --target site)."""
     return importlib.util.find_spec(name) is not None or bool(site and PathFinder.find_spec(name, [site]))
 
 
@@ -35,7 +35,7 @@ class Absent(ModuleType):
 
 
 def loaded(path: Path, unneeded: tuple[str, ...]) -> ModuleType:
-    """The module of a file.
+    """Return the module of a file.
 
     Args:
         unneeded: packages that it names for other purposes; those that are not installed are left out.

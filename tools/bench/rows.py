@@ -98,7 +98,7 @@ def load_rows(precision: str) -> list[Row]:
     argv = ["experiment=ldae/cifar10_cpu", "train.compile=false", f"train.precision={precision}"]
 
     def steps(name: str, busy: int, adapted: bool) -> Competitor:
-        return Competitor(name, "competitors:training_beside", {"argv": argv, "busy": busy, "adapted": adapted})
+        return Competitor(name, "competitors:training_under_load", {"argv": argv, "busy": busy, "adapted": adapted})
 
     adapted, fixed = "adapted threads", "fixed threads"
     alone, beside = steps(f"{fixed}, alone", 0, False), steps(f"{fixed}, beside it", 1, False)
@@ -109,7 +109,7 @@ def load_rows(precision: str) -> list[Row]:
 
 
 def unet_rows(site: str | None, precision: str) -> list[Row]:
-    """The U-Net of DDPM on CIFAR-10, training and sampling; SegDiff's image encoder.
+    """Return the U-Net of DDPM on CIFAR-10, training and sampling; SegDiff's image encoder.
 
     Args:
         site: folder where peers are installed, beside those that can be imported anyway.

@@ -25,14 +25,14 @@ from typing import Any
 
 from ldae.app.ablation.ablation_dir import AblationDir
 from ldae.app.ablation.cost import probing_seconds, training_seconds
-from ldae.app.ablation.grid import chosen, grid_of, own_grid, trials_of
+from ldae.app.ablation.grid import grid_of, read_grid, select_trials, trials_of
 from ldae.app.ablation.hours import cores
 from ldae.app.ablation.launcher import launch
 from ldae.app.ablation.report import write
-from ldae.app.ablation.runner import Machine, Runner, begun, jobs_of, sentence, unhindered
+from ldae.app.ablation.runner import Machine, Runner, completed_steps, describe_trial, jobs_of, order_jobs
 from ldae.app.ablation.trials import Budget, PlannedTrial, baseline_trials, check, plan
 from ldae.app.compose import compose, require, resolved
-from ldae.app.session import own_settings
+from ldae.app.session import root_settings
 from ldae.config.schema import construct
 from ldae.core.errors import ConfigError, Fault
 from ldae.core.types import Count, PossiblyEmpty
@@ -40,7 +40,7 @@ from ldae.engine.runtime import resolve_device
 from ldae.engine.signals import StopFlag
 from linear_probe.rows import Row
 
-OWN = ("grid", "budget", "launcher", "data", "out", "only", "images", "dry", "parallel", "estimate", "report")
+ABLATION_KEYS = ("grid", "budget", "launcher", "data", "out", "only", "images", "dry", "parallel", "estimate", "report")
 LENGTH = ("train.steps", "train.epochs")
 
 
@@ -69,117 +69,127 @@ class AblateSettings:
 
 def main(argv: Sequence[str]) -> None:
     """Run `ldae ablate`."""
-    config, user = understood(argv)
+    config, user = parse_arguments(argv)
     require(argv, grid="deconstruct")
-    settings: AblateSettings = own_settings(AblateSettings, config)
+    settings: AblateSettings = root_settings(AblateSettings, config)
     ablation_dir = AblationDir(Path(settings.out or "runs/ablate"))
-    plans = plans_of(config, settings, user)
-    rows = {p.trial.name: ablation_dir.finished(p) for p in plans}
+    plans = plan_trials(config, settings, user)
+    rows = {p.trial.name: ablation_dir.finished_row(p) for p in plans}
     missing = [p for p in plans if rows[p.trial.name] is None]
     for planned in missing:
         check(planned)
     parallel = settings.parallel or construct(Budget, config["budget"], {}).parallel
-    tell_plan(plans, rows, ablation_dir, str(config["budget"]["name"]))
-    tell_cost([row for row in rows.values() if row], missing, parallel, settings.estimate)
+    report_plan(plans, rows, ablation_dir, str(config["budget"]["name"]))
+    report_cost([row for row in rows.values() if row], missing, parallel, settings.estimate)
     if settings.dry:
         return
     ablation_dir.open()
     if missing and config["launcher"]["cluster"]:
-        teller = Teller(ablation_dir, len(missing))
-        launch(config["launcher"], ablation_dir, argv, jobs_of(missing), teller)
+        reporter = Reporter(ablation_dir, len(missing))
+        launch(config["launcher"], ablation_dir, argv, jobs_of(missing), reporter)
     else:
-        teller = run(missing, ablation_dir, str(config["budget"]["name"]), parallel)
+        reporter = run(missing, ablation_dir, str(config["budget"]["name"]), parallel)
     if ablation_dir.collect()[0] and settings.report:
         write(ablation_dir.out)
-    if teller.failures:
-        raise unfinished(teller.failures, len(plans))
+    if reporter.failures:
+        raise failure_of(reporter.failures, len(plans))
 
 
-def understood(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """The ablation's config, and the words that are for its cells.
+def parse_arguments(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Split the arguments into the ablation's config and the overrides of its trials.
 
     Raises:
-        ConfigError: a word is for the length of pretraining, which the budget says.
+        ConfigError: an argument sets the length of pretraining, which the budget determines.
     """
-    own, user = [], []
+    ablation_argv, user = [], []
     grid: dict[str, Any] | None = None
     for word in argv:
         key, _, value = word.partition("=")
         if key in LENGTH:
-            raise ConfigError(key, value, "is the budget's to say; give images= for another length")
+            raise ConfigError(key, value, "is determined by the budget; give images= for another length")
         if key == "grid" and value.endswith((".yaml", ".yml")):
-            grid = own_grid(value)
+            grid = read_grid(value)
             continue
-        if key.split(".")[0] in OWN:
-            own.append(word)
-        if key.split(".")[0] == "data" or key.split(".")[0] not in OWN:
+        if key.split(".")[0] in ABLATION_KEYS:
+            ablation_argv.append(word)
+        if key.split(".")[0] == "data" or key.split(".")[0] not in ABLATION_KEYS:
             user.append(word)
-    config = resolved(compose("ablate", own))
+    config = resolved(compose("ablate", ablation_argv))
     return {**config, "grid": grid or config["grid"]}, user
 
 
-def plans_of(config: Mapping[str, Any], settings: AblateSettings, user: Sequence[str]) -> list[PlannedTrial]:
-    """Every wanted cell, composed; nothing is run or read yet."""
+def plan_trials(config: Mapping[str, Any], settings: AblateSettings, user: Sequence[str]) -> list[PlannedTrial]:
+    """Compose the config of every selected trial, without reading data."""
     budget: Budget = construct(Budget, config["budget"], {})
     name = str(config["grid"].get("name"))
     grid = grid_of(config["grid"], budget.grids.get(name, {}))
-    trials = chosen([*trials_of(grid), *baseline_trials(grid.name, budget)], settings.only)
+    trials = select_trials([*trials_of(grid), *baseline_trials(grid.name, budget)], settings.only)
     images = settings.images or budget.images_of(grid.name)
     return [plan(trial, budget, images, user) for trial in trials]
 
 
-def tell_plan(
+def report_plan(
     plans: Sequence[PlannedTrial], rows: Mapping[str, Row | None], ablation_dir: AblationDir, budget: str
 ) -> None:
-    """Prints every cell and how far it is."""
+    """Print every trial and its state."""
     images = sorted({p.images for p in plans})
     each = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
-    print(f"grid {plans[0].trial.grid}, budget {budget}: {len(plans)} cells, {each} images each, in {ablation_dir.out}")
+    print(
+        f"grid {plans[0].trial.grid}, budget {budget}: {len(plans)} trials, {each} images each, in {ablation_dir.out}"
+    )
     width = max(len(p.trial.name) for p in plans)
     for planned in plans:
         steps = planned.config["train"]["steps"]
-        made = begun(ablation_dir, planned)
-        state = "done" if rows[planned.trial.name] else f"{made} of {steps} steps" if made else "missing"
-        print(f"  {planned.trial.name:{width}}  {state}{'  (beside the grid)' if planned.trial.is_baseline else ''}")
+        steps_done = completed_steps(ablation_dir, planned)
+        state = "done" if rows[planned.trial.name] else f"{steps_done} of {steps} steps" if steps_done else "missing"
+        print(f"  {planned.trial.name:{width}}  {state}{'  (baseline)' if planned.trial.is_baseline else ''}")
 
 
-def tell_cost(done: Sequence[Row], missing: Sequence[PlannedTrial], parallel: int, estimate: bool) -> None:
-    """Print how long the missing cells take here, training and probing.
+def report_cost(done: Sequence[Row], missing: Sequence[PlannedTrial], parallel: int, estimate: bool) -> None:
+    """Print the estimated time of the missing trials on this machine, training and probing.
 
-    Training is estimated from finished cells, else from a few steps of each; probing from a few images.
+    The estimate of training uses finished trials, else a few timed steps of each; that of probing a few images.
     """
     runs = len(jobs_of(missing))
     if not missing:
         print("nothing is missing", flush=True)
         return
     if not estimate:
-        print(f"{runs} runs are missing; what they cost was not estimated", flush=True)
+        print(f"{runs} runs are missing; their cost was not estimated", flush=True)
         return
     threads = max(1, cores() // parallel)
     if done:
         each = sum(row.hours * (1 if row.unit == "GPU" else 1 / cores()) for row in done) / len(done)
-        training, basis = 3600 * runs * each, f"after the mean of the {len(done)} finished cells"
+        training, basis = 3600 * runs * each, f"from the mean of the {len(done)} finished trials"
     else:
         training = training_seconds(missing, threads) / parallel
-        basis = "after a few steps of each, tokenizers included"
+        basis = "from a few steps of each, tokenizers included"
     try:
         probing = probing_seconds(missing, threads) / parallel
     except Fault as fault:
-        print(f"about {minutes(training)} of training here for the {runs} runs that are missing, {basis}; "
-              f"probing comes on top and cannot be estimated: {fault}", flush=True)  # fmt: skip
+        print(f"about {minutes(training)} of training here for the {runs} missing runs, {basis}; "
+              f"the time of probing cannot be estimated: {fault}", flush=True)  # fmt: skip
         return
     whole = minutes(training + probing)
-    print(f"about {whole} here for the {len(missing)} cells that are missing: {minutes(training)} "
+    print(f"about {whole} here for the {len(missing)} missing trials: {minutes(training)} "
           f"of training ({runs} runs, {basis}) and {minutes(probing)} of probing", flush=True)  # fmt: skip
 
 
 def minutes(seconds: float) -> str:
-    """Return a time in minutes, two digits of it at least."""
+    """Return a time in minutes, with at least two digits."""
     return f"{seconds / 60:.0f} min" if seconds >= 570 else f"{seconds / 60:.2g} min"
 
 
-class Teller:
-    """Tells each cell that ends in a line, whichever thread it ran in."""
+class Reporter:
+    """Print a line for each trial that ends, from any thread.
+
+    Args:
+        ablation_dir: folder of the ablation.
+        total: number of trials.
+
+    Attributes:
+        failures: trials that failed, each with its fault.
+    """
 
     def __init__(self, ablation_dir: AblationDir, total: int):
         self.ablation_dir, self.total, self.ended = ablation_dir, total, 0
@@ -192,44 +202,42 @@ class Teller:
             if isinstance(outcome, Fault):
                 self.failures.append((planned, outcome))
                 log = self.ablation_dir.log(planned)
-                message = f"{planned.trial.name}: FAILED, {outcome}" + (
-                    f"; what it said: {log}" if log.exists() else ""
-                )
+                message = f"{planned.trial.name}: FAILED, {outcome}" + (f"; log: {log}" if log.exists() else "")
             else:
-                message = sentence(planned, outcome, seconds)
+                message = describe_trial(planned, outcome, seconds)
             print(f"[{self.ended}/{self.total}] {message}", flush=True)
 
 
-def run(missing: Sequence[PlannedTrial], ablation_dir: AblationDir, budget: str, parallel: int) -> Teller:
-    """Runs cells here, `parallel` side by side, and tells how each ended.
+def run(missing: Sequence[PlannedTrial], ablation_dir: AblationDir, budget: str, parallel: int) -> Reporter:
+    """Run trials on this machine, `parallel` at a time, and report each outcome.
 
     Raises:
-        Interrupted: a signal came; the same command goes on.
+        Interrupted: a signal came; the same command resumes.
     """
-    stop, teller = StopFlag(), Teller(ablation_dir, len(missing))
+    stop, reporter = StopFlag(), Reporter(ablation_dir, len(missing))
     if not missing:
-        return teller
+        return reporter
     config = missing[0].config
     threads = config["runtime"]["threads"] or max(1, cores() // parallel)
     machine = Machine(threads, resolve_device(str(config["device"])), stop)
     runner = Runner(ablation_dir, budget, machine)
     with stop.listening(), ThreadPoolExecutor(parallel) as pool:
-        for future in [pool.submit(work, runner, job, teller) for job in unhindered(jobs_of(missing))]:
+        for future in [pool.submit(run_job, runner, job, reporter) for job in order_jobs(jobs_of(missing))]:
             future.result()
-    return teller
+    return reporter
 
 
-def work(runner: Runner, job: Sequence[PlannedTrial], teller: Teller) -> None:
-    """Runs the cells of one pretraining."""
-    began = time.monotonic()
+def run_job(runner: Runner, job: Sequence[PlannedTrial], reporter: Reporter) -> None:
+    """Run the trials that share one pretraining."""
+    start = time.monotonic()
     for planned, outcome in runner.run(job):
-        teller(planned, outcome, time.monotonic() - began)
-        began = time.monotonic()
+        reporter(planned, outcome, time.monotonic() - start)
+        start = time.monotonic()
 
 
-def unfinished(failures: Sequence[tuple[PlannedTrial, Fault]], total: int) -> Fault:
-    """What a call with failed cells ends with: the exit code is the first one's."""
+def failure_of(failures: Sequence[tuple[PlannedTrial, Fault]], total: int) -> Fault:
+    """Return the fault of a call with failed trials; its exit code is that of the first failure."""
     names = ", ".join(planned.trial.name for planned, _ in failures)
-    fault = Fault(f"{len(failures)} of {total} cells failed: {names}; the same command tries them again")
+    fault = Fault(f"{len(failures)} of {total} trials failed: {names}; the same command runs them again")
     fault.code = failures[0][1].code
     return fault

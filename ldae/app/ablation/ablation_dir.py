@@ -1,4 +1,4 @@
-"""The folder of an ablation: records of its cells, and the files of rows that are put together from them."""
+"""Manage the folder of an ablation: the records of its trials, and the tables that collect them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ ROWS, OTHERS = "rows.jsonl", "others.jsonl"
 
 
 class AblationDir:
-    """OUT/ with rows.jsonl, others.jsonl, pictures/ and, for nobody else's eyes, cells/, runs/ and logs/.
+    """Folder of an ablation: rows.jsonl, others.jsonl, pictures/ and, for internal use, cells/, runs/ and logs/.
 
-    Several processes may work in one at a time.
+    Several processes may use it at a time.
 
     Args:
         out: the folder; made when it is opened.
@@ -35,7 +35,7 @@ class AblationDir:
         self.out = out
 
     def open(self) -> None:
-        """Makes the folder. No lock is taken: the jobs of a cluster come all at once.
+        """Make the folder, without a lock: the jobs of a cluster start at the same time.
 
         Raises:
             OutputError: it cannot be made or written.
@@ -51,9 +51,9 @@ class AblationDir:
             raise OutputError(f"out={self.out} cannot be written ({error.strerror}); give another out=") from None
 
     def run(self, planned: PlannedTrial) -> Path:
-        """The folder of a cell's pretraining: that of an earlier cell, if it computes the same."""
-        there = sorted((self.out / "runs").glob(f"*-{planned.run_key}"))
-        return there[0] if there else self.out / "runs" / planned.run
+        """Return the folder of a trial's pretraining; trials with the same config share it."""
+        existing = sorted((self.out / "runs").glob(f"*-{planned.run_key}"))
+        return existing[0] if existing else self.out / "runs" / planned.run
 
     def pictures(self, planned: PlannedTrial) -> Path:
         return self.out / "pictures" / self.run(planned).name
@@ -65,57 +65,57 @@ class AblationDir:
         return self.out / "cells" / planned.trial.grid / f"{planned.trial.name}.json"
 
     def keep(self, planned: PlannedTrial, row: Row, baselines: Sequence[Result]) -> None:
-        """Leaves the record of a finished cell behind, and puts the files of rows together anew."""
+        """Write the record of a finished trial, and collect all records again."""
         path = self.record(planned)
         path.parent.mkdir(parents=True, exist_ok=True)
         trial, results = planned.trial, [asdict(r) for r in baselines]
         known = {"key": planned.key, "config": dict(lasting(planned.config)), "probe": list(planned.probe)}
         ablation_dir = {"is_baseline": trial.is_baseline, "position": trial.position}
         record = {**known, **ablation_dir, "row": asdict(row), "baselines": results}
-        whole = json.loads(json.dumps(record))  # as it will be read
+        whole = json.loads(json.dumps(record))  # as JSON reads it
         sealed = {**whole, CONTENT_HASH: content_hash(whole)}
         write_text(path, json.dumps(sealed, indent=1) + "\n")  # unsorted: axes keep their order
         self.collect()
 
-    def finished(self, planned: PlannedTrial) -> Row | None:
-        """The row of a cell, if it is finished.
+    def finished_row(self, planned: PlannedTrial) -> Row | None:
+        """Return the row of a trial, or None if it is not finished.
 
         Raises:
-            UsageError: the folder holds a cell of that name with other settings.
+            UsageError: the folder holds a trial of that name with other settings.
             CheckpointError: its record is damaged.
         """
         path = self.record(planned)
         if not path.exists():
             return None
-        found = read_sealed_json(path)
-        if found.get("key") == planned.key:
-            return row_of(found, path)
+        record = read_sealed_json(path)
+        if record.get("key") == planned.key:
+            return row_of(record, path)
         now = {"config": dict(lasting(planned.config)), "probe": list(planned.probe)}
-        listed = [
+        changes = [
             f"{key.removeprefix('config.')} was {old!r}, is {new!r}"
-            for key, old, new in differences({k: found.get(k) for k in now}, now, ())
+            for key, old, new in differences({k: record.get(k) for k in now}, now, ())
         ]
         raise UsageError(
-            f"{self.out} holds the cell {planned.trial.name} with other settings: {'; '.join(listed[:5])}. "
-            f"Give another out=, or delete {path} to have it anew"
+            f"{self.out} holds the trial {planned.trial.name} with other settings: {'; '.join(changes[:5])}. "
+            f"Give another out=, or delete {path} to run it again"
         )
 
     def collect(self) -> tuple[list[Row], list[Result]]:
-        """Puts rows.jsonl and others.jsonl together from all records; the same records give the same files."""
+        """Write rows.jsonl and others.jsonl from all records; the same records give the same files."""
         with FileLock(self.out / "cells" / ".collect"):
             paths = sorted((self.out / "cells").glob("*/*.json"))
-            found = [(record, row_of(record, path)) for path in paths for record in [read_sealed_json(path)]]
-            found.sort(key=lambda pair: (pair[1].grid, pair[0]["is_baseline"], pair[0]["position"]))
-            rows = [row for record, row in found if not record["is_baseline"]]
-            others = [r for record, row in found if record["is_baseline"] for r in row.results]
-            others += [Result(**result) for record, _ in found for result in record["baselines"]]
+            pairs = [(record, row_of(record, path)) for path in paths for record in [read_sealed_json(path)]]
+            pairs.sort(key=lambda pair: (pair[1].grid, pair[0]["is_baseline"], pair[0]["position"]))
+            rows = [row for record, row in pairs if not record["is_baseline"]]
+            others = [r for record, row in pairs if record["is_baseline"] for r in row.results]
+            others += [Result(**result) for record, _ in pairs for result in record["baselines"]]
             write_text(self.out / ROWS, "".join(row.line() + "\n" for row in rows))
             write_text(self.out / OTHERS, "".join(r.line() + "\n" for r in others))
         return rows, others
 
 
 def row_of(record: dict[str, Any], path: Path) -> Row:
-    """The row in a record.
+    """Return the row of a record.
 
     Raises:
         CheckpointError: there is none.
@@ -124,11 +124,11 @@ def row_of(record: dict[str, Any], path: Path) -> Row:
         row = dict(record["row"])
         return Row(**{**row, "results": [Result(**result) for result in row["results"]]})
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} holds no row ({error}); delete it to have the cell anew") from None
+        raise CheckpointError(f"{path} holds no row ({error}); delete it to run the trial again") from None
 
 
 def rows_in(out: Path) -> tuple[list[Row], list[Result]]:
-    """What an ablation left in a folder: its rows, and what they are compared with.
+    """Read the rows of an ablation, and the results of their baselines.
 
     Raises:
         CheckpointError: there are none, or they are damaged.
@@ -138,7 +138,7 @@ def rows_in(out: Path) -> tuple[list[Row], list[Result]]:
         others = (out / OTHERS).read_text().splitlines() if (out / OTHERS).exists() else []
         rows = read_rows(path)
         if not rows:
-            raise CheckpointError(f"{path} has no row yet; finish a cell first")
+            raise CheckpointError(f"{path} has no row yet; finish a trial first")
         return rows, [Result(**unsealed(line)) for line in others]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); give the out= of an ablation") from None

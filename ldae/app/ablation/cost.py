@@ -12,8 +12,8 @@ from ldae.app.ablation.trials import PlannedTrial
 from ldae.app.compose import compose, resolved
 from ldae.app.precision import settle_precision
 from ldae.app.probing.settings import ProbeSettings
-from ldae.app.probing.tables import place_of, warned
-from ldae.app.session import Session, own_settings, train_settings
+from ldae.app.probing.tables import data_source, warn_of_labels
+from ldae.app.session import Session, root_settings, train_settings
 from ldae.app.training.tokenizer_cache import tokenizer_config
 from ldae.core.types import Batch, BatchGenerator, TrainableModule
 from ldae.export.encoder import Encoder
@@ -32,20 +32,20 @@ QUIET = {"threads": 0, "progress": False}
 
 
 def training_seconds(plans: Sequence[PlannedTrial], threads: int) -> float:
-    """Return the seconds of the training loops of cells and their tokenizers, one after another on this machine.
+    """Return the seconds of the training loops of trials and their tokenizers, one after another on this machine.
 
     Args:
-        threads: of each process.
+        threads: CPU threads of each process.
     """
     torch.set_num_threads(threads)
     runs = {p.run_key: p for p in plans}
     tokenizers = {p.tokenizer_key: p for p in plans if p.tokenizer_key}
-    spent = [_pretraining(p) for p in runs.values()] + [_tokenizer(p) for p in tokenizers.values()]
-    return sum(spent)
+    elapsed = [_pretraining(p) for p in runs.values()] + [_tokenizer(p) for p in tokenizers.values()]
+    return sum(elapsed)
 
 
 def _pretraining(planned: PlannedTrial) -> float:
-    """Seconds of a cell's training loop."""
+    """Return the seconds of a trial's training loop."""
     session = Session({**planned.config, "runtime": QUIET})
     objective: Objective = session.parts.objective.to(session.device)
     if isinstance(objective, Denoise):
@@ -60,7 +60,7 @@ def _pretraining(planned: PlannedTrial) -> float:
 
 
 def _tokenizer(planned: PlannedTrial) -> float:
-    """Seconds that a cell's tokenizer is trained, and encodes the training images where latents are kept."""
+    """Return the seconds of a tokenizer's training and, where latents are cached, of encoding the training images."""
     session = Session({**planned.config, "runtime": QUIET})
     objective: Objective = session.parts.objective.to(session.device)
     if not session.parts.tokenizer.needs_training:
@@ -68,24 +68,24 @@ def _tokenizer(planned: PlannedTrial) -> float:
     sub = Session(tokenizer_config(session))
     settings = train_settings(sub.config)
     batch = _images(sub, settings.batch)
-    spent = _perceptual(sub, batch)
+    elapsed = _perceptual(sub, batch)
     trained: Objective = sub.parts.objective.to(sub.device)
-    found = 0.0
+    step_seconds = 0.0
     for module in trained.trainable_modules.values():
         module.is_active(settings.steps or 0)
-        found += _step(sub, module, batch)
-    spent += found * (settings.steps or 0) * settings.batch / len(batch)
+        step_seconds += _step(sub, module, batch)
+    elapsed += step_seconds * (settings.steps or 0) * settings.batch / len(batch)
     if _encodes_once(session, objective):
         assert isinstance(objective, Denoise)
         objective.tokenizer.set_scale(torch.ones(objective.tokenizer.shape[0]))
         with torch.no_grad():
             each = _timed(lambda: objective.tokenizer.posterior_params(2 * batch.images - 1)) / len(batch)
-        spent += each * len(session.splits().train)
-    return spent
+        elapsed += each * len(session.splits().train)
+    return elapsed
 
 
 def _perceptual(session: Session, batch: Batch) -> float:
-    """Seconds that the classifier of a tokenizer's perceptual loss is trained, if there is one."""
+    """Return the seconds of training the classifier of a tokenizer's perceptual loss; 0 without one."""
     perceptual = session.parts.perceptual
     if perceptual is None or not perceptual.needs_training:
         return 0.0
@@ -95,7 +95,7 @@ def _perceptual(session: Session, batch: Batch) -> float:
 
 
 def _encodes_once(session: Session, objective: Objective) -> bool:
-    """Whether pretraining will keep latents (see _latents.py)."""
+    """Return whether pretraining caches latents (see latent_cache)."""
     return isinstance(objective, Denoise) and objective.tokenizer.is_costly and session.parts.augment.n == 0
 
 
@@ -107,11 +107,11 @@ def _images(session: Session, batch: int) -> Batch:
 
 
 def _step(session: Session, module: TrainableModule, batch: Batch) -> float:
-    """Seconds of one step of a player's training."""
+    """Return the seconds of one training step of a module."""
     optimizer = session.parts.optim.build(module.network)
     enabled = session.config["train"]["precision"] == "bf16"
 
-    def learn() -> Tensor:
+    def train_step() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(torch.device(session.device).type, dtype=torch.bfloat16, enabled=enabled):
             loss, _ = module(batch, BatchGenerator([0], session.device))
@@ -119,48 +119,48 @@ def _step(session: Session, module: TrainableModule, batch: Batch) -> float:
         optimizer.step()
         return loss
 
-    return _timed(learn)
+    return _timed(train_step)
 
 
 def _timed(work: Callable[[], Tensor]) -> float:
-    """Seconds of one call, the fastest of some after a first one."""
-    found = []
+    """Return the seconds of the fastest of some calls after a warm-up."""
+    durations = []
     for _ in range(STEPS + 1):
-        began = time.perf_counter()
-        work().sum().item()  # a GPU is waited for
-        found.append(time.perf_counter() - began)
-    return min(found[1:])
+        start = time.perf_counter()
+        work().sum().item()  # synchronizes a GPU
+        durations.append(time.perf_counter() - start)
+    return min(durations[1:])
 
 
 FEW = 400  # images that a protocol is timed on
 BATCH = 64  # images that encoding is timed on
-STARTS = 12.0  # seconds in which the processes of a cell start: pretraining, probe, pictures
+STARTS = 12.0  # seconds that the processes of a trial take to start: pretraining, probe, pictures
 
 
 def probing_seconds(plans: Sequence[PlannedTrial], threads: int) -> float:
-    """Return the seconds in which cells are probed one after another on this machine.
+    """Return the seconds of probing trials one after another on this machine.
 
     Args:
-        plans: cells; each is probed, though some may share a pretraining.
-        threads: of each process.
+        plans: trials; each is probed, though some may share a pretraining.
+        threads: CPU threads of each process.
 
     Raises:
-        Fault: the data of a cell cannot be read.
+        Fault: the data of a trial cannot be read.
     """
     torch.set_num_threads(threads)
-    known: dict[tuple[object, ...], float] = {}
+    cache: dict[tuple[object, ...], float] = {}
     total = 0.0
     for planned in plans:
         key = (planned.run_key, tuple(planned.probe), planned.trial.with_baselines)
-        known.setdefault(key, _of_cell(planned))
-        total += known[key]
+        cache.setdefault(key, _trial_seconds(planned))
+        total += cache[key]
     return total
 
 
-def _of_cell(planned: PlannedTrial) -> float:
+def _trial_seconds(planned: PlannedTrial) -> float:
     argv = [f"baselines={str(planned.trial.with_baselines).lower()}", *planned.probe]
     config, _ = settle_precision(resolved(compose("probe", ["run=RUN", *argv])))
-    settings: ProbeSettings = own_settings(ProbeSettings, config)
+    settings: ProbeSettings = root_settings(ProbeSettings, config)
     session = Session({**planned.config, "runtime": QUIET})
     objective = session.parts.objective.to(session.device).eval()
     assert isinstance(objective, PretrainingObjective)
@@ -168,33 +168,33 @@ def _of_cell(planned: PlannedTrial) -> float:
         objective.tokenizer.set_scale(torch.ones(objective.tokenizer.shape[0]))  # timed, not scored
     splits = session.splits()
     labels = [images.own_labels for images in (splits.train, splits.holdout, getattr(splits, settings.split))]
-    warned(place_of(planned.config["data"]), labels[0], labels[1], labels[2], splits.classes, settings.split)
+    warn_of_labels(data_source(planned.config["data"]), labels[0], labels[1], labels[2], splits.classes, settings.split)
     train, scored = len(splits.train) + len(splits.holdout), len(getattr(splits, settings.split))
     encoder = Encoder(objective, precision=settings.precision)
     network = encoder.network
     layers = settings.layers or range((network.encoder_layer + 1) // 2, network.encoder_layer + 1)
     images = torch.rand(BATCH, *encoder.image_shape, device=session.device)
     each, width = _encoding(encoder, images, max(layers))
-    networks = 2 if settings.baselines else 1  # the untrained one too
+    networks = 2 if settings.baselines else 1  # with the untrained one
     levels = len(settings.t or [0]) * len(settings.inputs)
     trials = len(layers) * levels * len(settings.pooling)
     sets = len(settings.repetitions) * (networks + 2 * settings.baselines)
-    spent = STARTS + networks * levels * each * (train + scored)
+    elapsed = STARTS + networks * levels * each * (train + scored)
     for name in settings.protocols:
-        spent += sets * _of_protocol(PROTOCOLS[name], train, scored, width, len(splits.classes), trials, each)
-    return spent
+        elapsed += sets * _of_protocol(PROTOCOLS[name], train, scored, width, len(splits.classes), trials, each)
+    return elapsed
 
 
 def _encoding(encoder: Encoder, images: Tensor, layer: int) -> tuple[float, int]:
     """Return the seconds of an image through the network to a layer, and the layer's width."""
-    found = encoder.tokens(images, [layer])[layer]
-    return _seconds(lambda: encoder.tokens(images, [layer])) / len(images), found.shape[-1]
+    tokens = encoder.tokens(images, [layer])[layer]
+    return _seconds(lambda: encoder.tokens(images, [layer])) / len(images), tokens.shape[-1]
 
 
 def _of_protocol(
     protocol: Protocol, train: int, scored: int, width: int, classes: int, trials: int, encoding: float
 ) -> float:
-    """Return the seconds in which a protocol chooses among cells and is fitted once more."""
+    """Return the seconds in which a protocol selects among feature keys and fits the final head."""
     generator = torch.Generator().manual_seed(0)
     draw = lambda n: Features(  # noqa: E731
         torch.randn(n, width, generator=generator), torch.randint(classes, (n,), generator=generator)
@@ -214,9 +214,9 @@ def _of_protocol(
 
 def _seconds(work: Callable[[], object], repeats: int = 2) -> float:
     """Return the seconds of one call, the fastest of some."""
-    found = []
+    durations = []
     for _ in range(repeats):
-        began = time.perf_counter()
+        start = time.perf_counter()
         work()
-        found.append(time.perf_counter() - began)
-    return min(found)
+        durations.append(time.perf_counter() - start)
+    return min(durations)

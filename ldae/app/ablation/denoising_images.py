@@ -1,4 +1,4 @@
-"""Draws what a run's network restores: eight hold-out images clean, noised and denoised, a picture for each level.
+"""Draw eight hold-out images clean, noised and denoised by a run, a picture for each noise level.
 
     python -m ldae.app.ablation.denoising_images run=RUN out=FOLDER
 
@@ -28,15 +28,15 @@ from ldae.objectives.panels import tile, to_rgb
 
 SHOWN = 8
 SIXTEENTHS = (1, 2, 4, 8, 14)  # of the schedule's steps
-INDEX = "pictures.json"  # what each shows -> its file
+INDEX = "pictures.json"  # {title: file}
 
 
 def main(argv: Sequence[str]) -> None:
-    """Loads, draws, writes a folder with an index."""
-    given = dict(word.split("=", 1) for word in argv if "=" in word)
-    if set(given) != {"run", "out"}:
+    """Draw the pictures of a run into a folder with an index."""
+    keys = dict(word.split("=", 1) for word in argv if "=" in word)
+    if set(keys) != {"run", "out"}:
         raise UsageError("usage: python -m ldae.app.ablation.denoising_images run=RUN out=FOLDER")
-    run, out = Path(given["run"]), Path(given["out"])
+    run, out = Path(keys["run"]), Path(keys["out"])
     loaded = load_run(run)
     names: dict[str, str] = {}
     with publish_folder(out) as folder:
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
             images = session.splits()
             batch = preview(session, images.holdout if len(images.holdout) else images.train, SHOWN)
             for t, picture in denoising_images(loaded.objective, batch):
-                names[f"denoised t={t}"] = f"t{t:04d}.png"  # below clean and noised; the report knows this name
+                names[f"denoised t={t}"] = f"t{t:04d}.png"  # the report matches this title
                 save_png(folder / f"t{t:04d}.png", picture)
         filters = run / "pictures" / "tokenizer_filters.png"
         if filters.exists():
@@ -56,13 +56,13 @@ def main(argv: Sequence[str]) -> None:
 
 @torch.no_grad()
 def denoising_images(objective: Denoise, batch: Batch) -> Iterator[tuple[int, torch.Tensor]]:
-    """(t, picture) for five levels; the picture's rows are clean, noised and denoised, its columns the images."""
+    """Yield (t, picture) for five levels; rows are clean, noised and denoised, columns are images."""
     clean = (objective.task(batch)[0] + 1) / 2  # (B, C, H, W)
     for sixteenth in SIXTEENTHS:
         t = min(sixteenth * objective.schedule.T // 16, objective.usable - 1)
         level = objective.schedule.at(torch.full((len(clean),), t))
-        answers = objective.denoise(batch, level, BatchGenerator([seed_of(sixteenth)]))
-        rows = [clean, *((x + 1) / 2 for x in answers)]
+        restored = objective.denoise(batch, level, BatchGenerator([seed_of(sixteenth)]))
+        rows = [clean, *((x + 1) / 2 for x in restored)]
         yield t, tile(torch.stack([to_rgb(x.clamp(0, 1)) for x in rows]), least=32)
 
 

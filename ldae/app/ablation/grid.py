@@ -1,4 +1,4 @@
-"""Grids of ablations: which cells there are, what each changes, and what the paper printed for it."""
+"""Read grids of ablations: their trials, the overrides of each, and the paper's accuracies."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
 @dataclass(frozen=True)
 class Grid:
-    """What an ablation varies.
+    """The axes of an ablation and the paper's accuracies.
 
     Attributes:
-        name: of its file.
-        title: in words.
-        source: where the paper's accuracies are from.
-        words: overrides for every cell: of pretraining, or of the probe where they begin with `probe.`.
-        axes: axis -> value -> the words it stands for; the cells are all combinations, the last axis fastest.
-        paper: accuracies in percent in the order of the cells, lists within lists or not; null where none was printed.
-        notes: pattern of cells' names -> what to say of the paper's accuracy beside its source.
-        floors: the cell whose probe takes the floors along, or null.
+        name: name of its file.
+        title: title in the report.
+        source: source of the paper's accuracies.
+        overrides: overrides for every trial: of pretraining, or of the probe where they begin with `probe.`.
+        axes: {axis: {value: overrides}}; the trials are all combinations, with the last axis fastest.
+        paper: accuracies in percent in the order of the trials, nested or flat; null where the paper has none.
+        notes: {pattern of trial names: note on the paper's accuracy, appended to its source}.
+        with_baselines: the trial whose probe also scores the baselines, or None.
     """
 
     name: str
@@ -50,15 +50,15 @@ class Trial:
     """One pretraining and one probe of it.
 
     Attributes:
-        grid: which it belongs to.
-        name: the only one of that name in the grid.
-        axes: axis -> value.
-        words: of pretraining and of the probe.
-        paper: accuracy that the paper printed, percent, or None.
-        paper_source: where.
-        floors: whether its probe takes the floors along.
-        beside: whether it stands beside the grid, to be compared with, and is no part of it.
-        position: its place in the grid.
+        grid: name of its grid.
+        name: unique name in the grid.
+        axes: {axis: value}.
+        overrides: overrides of pretraining and of the probe.
+        paper: the paper's accuracy in percent, or None.
+        paper_source: source of that accuracy.
+        with_baselines: whether its probe also scores the baselines.
+        is_baseline: whether it is a baseline of the grid instead of one of its combinations.
+        position: index in the grid.
     """
 
     grid: str
@@ -72,25 +72,25 @@ class Trial:
     position: int = 0
 
 
-def own_grid(given: str) -> dict[str, Any]:
-    """The user's own grid, from a YAML file. The keys `source`, `words`, `paper`, `notes` and `floors` may be left out.
+def read_grid(file: str) -> dict[str, Any]:
+    """Read a grid from a YAML file; only `axes` is required.
 
     Raises:
         ConfigError: it cannot be read, or holds no mapping.
     """
-    path = Path(given).expanduser()
+    path = Path(file).expanduser()
     try:
-        found = yaml.safe_load(path.read_text())
+        spec = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         message = " ".join(str(error).split())
-        raise ConfigError("grid", given, f"cannot be read ({message}); give a grid's name or a YAML file") from None
-    if not isinstance(found, dict):
-        raise ConfigError("grid", given, f"holds no mapping; copy one of {CONFIGS.name}/grid and change it")
-    return {"title": path.stem, "source": "", "overrides": [], "paper": [], "notes": {}, "name": path.stem, **found}
+        raise ConfigError("grid", file, f"cannot be read ({message}); give a grid's name or a YAML file") from None
+    if not isinstance(spec, dict):
+        raise ConfigError("grid", file, f"holds no mapping; copy one of {CONFIGS.name}/grid and change it")
+    return {"title": path.stem, "source": "", "overrides": [], "paper": [], "notes": {}, "name": path.stem, **spec}
 
 
 def grid_of(spec: Mapping[str, Any], overlay: Mapping[str, Any]) -> Grid:
-    """A grid from its keys, some of which a budget replaces (axes by their names).
+    """Build a grid from its config; a budget may replace keys, and axes by name.
 
     Raises:
         ConfigError: a key is unknown, missing or of the wrong type.
@@ -108,24 +108,24 @@ def grid_of(spec: Mapping[str, Any], overlay: Mapping[str, Any]) -> Grid:
 
 
 def trials_of(grid: Grid) -> list[Trial]:
-    """The cells of a grid, in order.
+    """Return the trials of a grid, in order.
 
     Raises:
-        ConfigError: it has none, two of one name, a name that no file may have, or more or fewer accuracies than cells.
+        ConfigError: it has no trial, a duplicate or invalid name, or another number of accuracies than trials.
     """
     combinations = list(itertools.product(*(values.items() for values in grid.axes.values())))
     names = ["-".join(str(value) for value, _ in pairs) for pairs in combinations]
     for name in names:
         if names.count(name) > 1 or not NAME.fullmatch(name):
-            message = "must give each cell a name of its own, of letters, digits, _ . + and -"
+            message = "must give each trial a unique name of letters, digits, _ . + and -"
             raise ConfigError("grid.axes", name, message)
     papers = list(_flat(grid.paper)) or [None] * len(names)
     if not names or not grid.axes or len(papers) != len(names):
-        message = f"must have an accuracy (or null) for each of the {len(names)} cells"
+        message = f"must have an accuracy (or null) for each of the {len(names)} trials"
         raise ConfigError("grid.paper" if grid.axes else "grid.axes", papers, message)
     if grid.with_baselines is not None and grid.with_baselines not in names:
         raise ConfigError(
-            "grid.with_baselines", grid.with_baselines, f"is no cell of this grid; there are: {', '.join(names)}"
+            "grid.with_baselines", grid.with_baselines, f"is no trial of this grid; there are: {', '.join(names)}"
         )
     return [
         Trial(
@@ -155,14 +155,14 @@ def _flat(values: Sequence[Any]) -> Iterator[Any]:
             yield value
 
 
-def chosen(trials: Sequence[Trial], only: Sequence[str]) -> list[Trial]:
-    """The cells that are wanted.
+def select_trials(trials: Sequence[Trial], only: Sequence[str]) -> list[Trial]:
+    """Return the trials that `only` names; all if it is empty.
 
     Raises:
-        UsageError: one of the names is no cell's.
+        UsageError: a name is no trial's.
     """
     names = [trial.name for trial in trials]
     for name in only:
         if name not in names:
-            raise UsageError(f"only=[{name}] is no cell of this grid; there are: {', '.join(names)}")
+            raise UsageError(f"only=[{name}] is no trial of this grid; there are: {', '.join(names)}")
     return [trial for trial in trials if not only or trial.name in only]

@@ -1,4 +1,4 @@
-"""What a pretraining and its tokenizer's training cost, read from what they left behind."""
+"""Read the cost of a pretraining and of its tokenizer's training from their logs."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from ldae.export.encoder import TOKENIZER_FILE, find_checkpoint
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def hours(run: Path, cache: Path, device: str) -> tuple[float, str]:
-    """Hours of the training loops of a finished run and of its tokenizer, times cores or GPUs, and which of them.
+    """Return the core-hours or GPU-hours of the training loops of a run and of its tokenizer, and the unit.
 
-    Checkpoints, looks at the network and the start of processes are not in it. A tokenizer counts in full for each run
-    that uses it.
+    Checkpoints, evaluations and the start of processes do not count. A tokenizer counts in full for each run that uses
+    it.
 
     Args:
-        run: folder that pretraining wrote.
-        cache: the user's, where trained tokenizers are.
-        device: `cpu` or of CUDA.
+        run: folder of a finished pretraining run.
+        cache: folder of the user's cache, which holds trained tokenizers.
+        device: `cpu` or a CUDA device.
     """
-    found = find_checkpoint(run).manifest
-    spent = [(seconds(run, found["config"]["train"]["batch"]), found["config"])]
-    spent += tokenizer_seconds(found["tokenizer"], cache)
+    manifest = find_checkpoint(run).manifest
+    trainings = [(seconds(run, manifest["config"]["train"]["batch"]), manifest["config"])]
+    trainings += tokenizer_seconds(manifest["tokenizer"], cache)
     on_gpu = device.startswith("cuda")
-    share = [s * (1 if on_gpu else config["runtime"]["threads"] or cores()) for s, config in spent]
-    return sum(share) / 3600, "GPU" if on_gpu else "core"
+    weighted = [s * (1 if on_gpu else config["runtime"]["threads"] or cores()) for s, config in trainings]
+    return sum(weighted) / 3600, "GPU" if on_gpu else "core"
 
 
 def tokenizer_seconds(hash: str | None, cache: Path) -> Iterator[tuple[float, Mapping[str, Any]]]:
-    """(seconds, config) of the trainings behind the tokenizer of a hash, if it was trained and is in the cache."""
+    """Yield (seconds, config) of the trainings of the tokenizer with a hash, if the cache has it."""
     for file in sorted((cache / "tokenizers").glob(f"*/{TOKENIZER_FILE}")) if hash else ():
         if sha256(file) != hash:
             continue
@@ -53,13 +53,13 @@ def tokenizer_seconds(hash: str | None, cache: Path) -> Iterator[tuple[float, Ma
 
 
 def seconds(run: Path, batch: int) -> float:
-    """Seconds of a training loop, from the speeds in its metrics.jsonl."""
-    path, spent, before = run / "metrics.jsonl", 0.0, 0
+    """Return the seconds of a training loop, from the speeds in its metrics.jsonl."""
+    path, total, previous_step = run / "metrics.jsonl", 0.0, 0
     if not path.exists():
-        return spent
+        return total
     for line in path.read_text().splitlines():
         row = json.loads(line)
         if "images_per_second" in row:
-            spent += (row["step"] - before) * batch / row["images_per_second"]
-            before = row["step"]
-    return spent
+            total += (row["step"] - previous_step) * batch / row["images_per_second"]
+            previous_step = row["step"]
+    return total

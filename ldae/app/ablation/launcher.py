@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ldae.app.ablation.ablation_dir import AblationDir
-from ldae.app.ablation.runner import failed, last_error
+from ldae.app.ablation.runner import last_error, wrap_failure
 from ldae.app.ablation.trials import PlannedTrial
 from ldae.core.errors import ConfigError, Fault
 from ldae.engine.signals import StopFlag
 from linear_probe.rows import Row
 
-POLL = 0.5  # seconds between two looks at the state of the jobs
-# keys of the call that a job does not take over
+POLL = 0.5  # seconds between two checks of the jobs
+# keys of the call that its jobs do not inherit
 NOT_OF_A_JOB = ("only", "launcher", "parallel", "dry", "estimate", "report")
 
 
@@ -64,7 +64,7 @@ def launch(
 
     Raises:
         ConfigError: submitit is not installed.
-        Interrupted: a signal came; submitted jobs go on.
+        Interrupted: a signal came; submitted jobs continue.
     """
     if not find_spec("submitit"):
         raise ConfigError("launcher.cluster", launcher["cluster"], 'needs submitit; pip install "ldae[slurm]"')
@@ -73,19 +73,19 @@ def launch(
     parameters = {key: value for key, value in launcher.items() if key != "cluster" and value is not None}
     executor = submitit.AutoExecutor(folder=ablation_dir.out / "launch", cluster=launcher["cluster"])
     executor.update_parameters(name="ldae-ablate", **parameters)
-    own = [w for w in argv if w.partition("=")[0].split(".")[0] not in NOT_OF_A_JOB]
-    own += ["launcher=here", "estimate=false", "report=false"]
+    shared = [w for w in argv if w.partition("=")[0].split(".")[0] not in NOT_OF_A_JOB]
+    shared += ["launcher=here", "estimate=false", "report=false"]
     names = [",".join(planned.trial.name for planned in job) for job in jobs]
     stop = StopFlag()
     with stop.listening():
         with executor.batch():
-            submitted = [executor.submit(TrialJob([*own, f"only=[{n}]"], str(Path.cwd()))) for n in names]
+            submitted = [executor.submit(TrialJob([*shared, f"only=[{n}]"], str(Path.cwd()))) for n in names]
         while not all(job.done() for job in submitted):
             stop.poll()
             time.sleep(POLL)
     for planned in (planned for job in jobs for planned in job):
-        row = ablation_dir.finished(planned)
-        report(planned, row or failed("the job", Fault.code, last_error(ablation_dir.log(planned))), 0.0)
+        row = ablation_dir.finished_row(planned)
+        report(planned, row or wrap_failure("the job", Fault.code, last_error(ablation_dir.log(planned))), 0.0)
 
 
 def _ignore_usr2() -> None:

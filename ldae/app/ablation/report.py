@@ -2,7 +2,7 @@
 
     ldae report out=OUT
 
-OUT is the folder of `ldae ablate`. Leaves OUT/index.html, OUT/table.md, OUT/table.tex and OUT/results.jsonl.
+OUT is the folder of `ldae ablate`. Writes OUT/index.html, OUT/table.md, OUT/table.tex and OUT/results.jsonl.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ldae.core.errors import DataError, UsageError
 from linear_probe.agreement import agreements
 from linear_probe.results import title
 
-SCHEDULES = ("ddpm_linear", "linear_gamma2", "linear_sigma", "constant_sigma")  # of the path
+SCHEDULES = ("ddpm_linear", "linear_gamma2", "linear_sigma", "constant_sigma")  # of the deconstruction path
 
 
 def main(argv: Sequence[str]) -> None:
@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
 
     Raises:
         UsageError: there is another argument than `out=`.
-        DataError: the rows cannot stand in one report.
+        DataError: the rows do not fit into one report.
     """
     values = dict(word.partition("=")[::2] for word in argv)
     if set(values) != {"out"} or not values["out"]:
@@ -36,15 +36,15 @@ def main(argv: Sequence[str]) -> None:
 
 
 def write(out: Path) -> None:
-    """Writes the report of a folder, and prints whether its rows stand in the paper's order.
+    """Write the report of a folder, and print the rank correlation of its rows with the paper.
 
     Raises:
-        DataError: the rows cannot stand in one report.
+        DataError: the rows do not fit into one report.
     """
     rows, others = rows_in(out)
-    for (grid, protocol), found in agreements(rows).items():
-        measured = f"Spearman's rank correlation with the paper's accuracies: {found}"
-        print(f"{grid}, {title(protocol)}: {measured} ({found.count} trials)")
+    for (grid, protocol), agreement in agreements(rows).items():
+        measured = f"Spearman's rank correlation with the paper's accuracies: {agreement}"
+        print(f"{grid}, {title(protocol)}: {measured} ({agreement.count} trials)")
     from linear_probe.report.contents import Unreportable
     from linear_probe.report.write import write_report
 
@@ -61,11 +61,11 @@ def write(out: Path) -> None:
 
 
 def curves() -> dict[str, list[float]]:
-    """The path's noise schedules: their share of signal, gamma^2 / (gamma^2 + sigma^2), at every step."""
-    found = {}
+    """Return {noise schedule: gamma^2 / (gamma^2 + sigma^2) at every step} of the deconstruction path."""
+    signal_fraction = {}
     for name in SCHEDULES:
         schedule = Parts(resolved(compose("pretrain", [f"schedule={name}"]))).schedule
         level = schedule.at(torch.arange(schedule.T))
         signal, noise = level.gamma.double() ** 2, level.sigma.double() ** 2
-        found[name] = (signal / (signal + noise)).tolist()
-    return found
+        signal_fraction[name] = (signal / (signal + noise)).tolist()
+    return signal_fraction

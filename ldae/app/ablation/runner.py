@@ -1,4 +1,4 @@
-"""Running the cells of an ablation: each is a pretraining, a probe and pictures, in processes of their own."""
+"""Run the trials of an ablation: pretraining, probe and pictures, each in its own process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ldae.app.ablation.hours import hours
 from ldae.app.ablation.trials import PlannedTrial
 from ldae.app.compose import user_cache
 from ldae.app.overrides import argument
-from ldae.app.probing.tables import place_of, warned
+from ldae.app.probing.tables import data_source, warn_of_labels
 from ldae.app.provenance import commit
 from ldae.app.session import Session
 from ldae.core.errors import Fault, Interrupted, OutputError
@@ -32,27 +32,27 @@ from ldae.export.encoder import TOKENIZER_FILE
 from linear_probe.results import Result, read_results
 from linear_probe.rows import Row
 
-# what a child process runs -> the words that follow `python`
+# {program of a child process: arguments of `python`}
 PROGRAMS = {
     "pretrain": ["-m", "ldae", "pretrain"],
     "probe": ["-m", "ldae", "probe"],
     "denoising-images": ["-m", "ldae.app.ablation.denoising_images"],
 }
 HELD = "is held by another process"
-LONGEST_WAIT = 20.0  # seconds between two tries of a folder that another process holds
+LONGEST_WAIT = 20.0  # seconds between two attempts to lock a folder
 PLACEHOLDERS = {"data.root": "DIR", "blend_dataset.root": "DIR", "data.cache": "CACHE", "out": "RUN", "run": "RUN"}
-BARE = re.compile(r"[\w@%+=:,./\[\]-]+")  # what bash takes as it stands, lists among it
+BARE = re.compile(r"[\w@%+=:,./\[\]-]+")  # needs no quotes in bash
 PLACEHOLDERS |= dict.fromkeys(("mae", "cold", "site", "images", "jpegs"), "DIR")  # of python tools/bench
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What cells run on.
+    """The resources of a trial's processes.
 
     Attributes:
-        threads: of each process.
-        device: as pretraining's.
-        stop: the flag that signals set.
+        threads: CPU threads of each process.
+        device: device of pretraining and probe.
+        stop: flag that signals set.
     """
 
     threads: int
@@ -65,30 +65,30 @@ class Machine:
 
 
 class Runner:
-    """Runs cells and leaves their records behind.
+    """Runs trials and writes their records.
 
     Args:
-        place: the ablation's folder.
-        budget: name of the length of pretraining.
-        machine: what they run on.
+        ablation_dir: folder of the ablation.
+        budget: name of the budget.
+        machine: resources of each process.
     """
 
     def __init__(self, ablation_dir: AblationDir, budget: str, machine: Machine):
         self.ablation_dir, self.budget, self.machine = ablation_dir, budget, machine
-        self.training: dict[str, threading.Lock] = {}  # a tokenizer is trained once: others that want it wait
+        self.training: dict[str, threading.Lock] = {}  # one run trains a tokenizer, others wait for it
         self.guard = threading.Lock()
-        self.scorable: set[str] = set()  # data sets, by their keys, that can be scored
+        self.scorable: set[str] = set()  # keys of data sets whose labels were checked
 
     def run(self, job: Sequence[PlannedTrial]) -> Iterator[tuple[PlannedTrial, Row | Fault]]:
-        """Cells that share one pretraining, one after another: each with its row, or with what went wrong.
+        """Run the trials that share one pretraining, and yield each with its row or its fault.
 
         Raises:
-            Interrupted: a signal came; what was begun is saved.
+            Interrupted: a signal came; what was started is saved.
         """
         first, run = job[0], self.ablation_dir.run(job[0])
         try:
             self._check_labels(first)
-            self._pretrained(first, run)
+            self._pretrain(first, run)
         except Interrupted:
             raise
         except Fault as fault:
@@ -96,14 +96,14 @@ class Runner:
             return
         for planned in job:
             try:
-                yield planned, self._finished(planned, run)
+                yield planned, self._probe(planned, run)
             except Interrupted:
                 raise
             except Fault as fault:
                 yield planned, fault
 
     def _check_labels(self, planned: PlannedTrial) -> None:
-        """Read the labels of a cell's data, each data set once, before hours of training.
+        """Read the labels of a trial's data, each data set once, before hours of training.
 
         Raises:
             DataError: they leave a probe nothing to score.
@@ -119,12 +119,12 @@ class Runner:
             except Interrupted:
                 raise
             except Fault:
-                return  # pretraining ends with it, in the cell's log
+                return  # pretraining reports it in the trial's log
             train, holdout, test = (images.own_labels for images in (splits.train, splits.holdout, splits.test))
-            warned(place_of(planned.config["data"]), train, holdout, test, splits.classes)
+            warn_of_labels(data_source(planned.config["data"]), train, holdout, test, splits.classes)
             self.scorable.add(key)
 
-    def _pretrained(self, planned: PlannedTrial, run: Path) -> None:
+    def _pretrain(self, planned: PlannedTrial, run: Path) -> None:
         argv = [*planned.overrides, argument("out", run), *self.machine.argv]
         if planned.tokenizer_key is None or (run / TOKENIZER_FILE).exists():
             self._call("pretrain", argv, planned)
@@ -134,39 +134,39 @@ class Runner:
         with contextlib.ExitStack() as held:
             held.enter_context(lock)
 
-            def look() -> None:
+            def release_tokenizer() -> None:
                 if (run / TOKENIZER_FILE).exists():
                     held.close()
 
-            self._call("pretrain", argv, planned, look)
+            self._call("pretrain", argv, planned, release_tokenizer)
 
-    def _finished(self, planned: PlannedTrial, run: Path) -> Row:
-        """Probes a pretrained cell, draws its pictures, leaves its record."""
+    def _probe(self, planned: PlannedTrial, run: Path) -> Row:
+        """Probe a pretrained trial, draw its pictures and write its record."""
         trial = planned.trial
         folder = run / f"probe-{trial.grid}-{trial.name}"
         baselines = f"baselines={str(trial.with_baselines).lower()}"
         argv = [argument("run", run), argument("out", folder), baselines, *planned.probe, *self.machine.argv]
         self._call("probe", argv, planned)
-        written = max(folder.glob("results*.jsonl"), key=lambda path: path.stat().st_mtime)  # of the split asked for
-        found = [self._named(r, trial.name) for r in read_results(written)]
+        written = max(folder.glob("results*.jsonl"), key=lambda path: path.stat().st_mtime)  # of the selected split
+        results = [self._named(r, trial.name) for r in read_results(written)]
         drawn = self.ablation_dir.pictures(planned)
         if not (drawn / INDEX).exists():
             drawn.parent.mkdir(parents=True, exist_ok=True)
             self._call("denoising-images", [f"run={run}", f"out={drawn}"], planned)
-        row = self._row(planned, run, [r for r in found if r.checkpoint != "none"], drawn)
-        self.ablation_dir.keep(planned, row, [r for r in found if r.checkpoint == "none"])
-        shutil.rmtree(folder / "features", ignore_errors=True)  # as large as they are quickly read again
+        row = self._row(planned, run, [r for r in results if r.checkpoint != "none"], drawn)
+        self.ablation_dir.keep(planned, row, [r for r in results if r.checkpoint == "none"])
+        shutil.rmtree(folder / "features", ignore_errors=True)  # large, and fast to compute again
         return row
 
     @staticmethod
     def _named(result: Result, trial: str) -> Result:
-        """A result as it is told among other cells'."""
+        """Return a result with the trial's name in its encoder's name."""
         encoder = result.encoder.replace("the same network", f"the network of {trial}")
         return replace(result, encoder=encoder, command=portable_command(result.command))
 
     def _row(self, planned: PlannedTrial, run: Path, results: Sequence[Result], drawn: Path) -> Row:
         trial = planned.trial
-        spent, unit = hours(run, user_cache(planned.config["data"].get("cache")), self.machine.device)
+        total, unit = hours(run, user_cache(planned.config["data"].get("cache")), self.machine.device)
         index = read_sealed_json(drawn / INDEX)
         return Row(
             grid=trial.grid,
@@ -177,7 +177,7 @@ class Runner:
             paper_source=trial.paper_source,
             budget=self.budget,
             images=planned.images,
-            hours=spent,
+            hours=total,
             unit=unit,
             command=portable_command(shlex.join(["ldae", "pretrain", *planned.overrides, f"out={run}"])),
             commit=commit(),
@@ -187,24 +187,30 @@ class Runner:
         )
 
     def _call(
-        self, tool: str, argv: Sequence[str], planned: PlannedTrial, look: Callable[[], None] = lambda: None
+        self, tool: str, argv: Sequence[str], planned: PlannedTrial, on_wait: Callable[[], None] = lambda: None
     ) -> None:
-        """Runs a tool to its good end, and looks now and then. A folder that another process holds is waited for.
+        """Run a command to its end, and wait while another process holds its folder.
+
+        Args:
+            tool: key of PROGRAMS.
+            argv: arguments of the command.
+            planned: trial whose log collects the output.
+            on_wait: called repeatedly while the command runs.
 
         Raises:
             Interrupted: a signal came.
-            Fault: it failed; the message and the exit code are the tool's.
+            Fault: it failed; message and exit code are those of the command.
         """
         wait = 1.0
         while True:
             self.machine.stop.poll()
-            code, message = run_child(PROGRAMS[tool], argv, self.ablation_dir.log(planned), self.machine.stop, look)
+            code, message = run_child(PROGRAMS[tool], argv, self.ablation_dir.log(planned), self.machine.stop, on_wait)
             if self.machine.stop.signal_name:
                 self.machine.stop.poll()
             if not code:
                 return
             if code != OutputError.code or HELD not in message:
-                raise failed(tool, code, message)
+                raise wrap_failure(tool, code, message)
             until, wait = time.monotonic() + wait, min(LONGEST_WAIT, 2 * wait)
             while time.monotonic() < until:
                 self.machine.stop.poll()
@@ -212,34 +218,34 @@ class Runner:
 
 
 def run_child(
-    program: Sequence[str], argv: Sequence[str], log: Path, stop: StopFlag, look: Callable[[], None]
+    program: Sequence[str], argv: Sequence[str], log: Path, stop: StopFlag, on_wait: Callable[[], None]
 ) -> tuple[int, str]:
-    """Runs Python on words; what it says is added to a log. A signal is passed on to it.
+    """Run Python in a child process, append its output to a log, and forward signals.
 
     Returns:
-        The exit code, and its last line that says what went wrong.
+        The exit code, and the last error message.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", encoding="utf-8") as file:
         file.write(f"$ {portable_command(shlex.join(['ldae', *program[2:], *argv]))}\n")
         file.flush()
-        began = file.tell()
+        start = file.tell()
         child = subprocess.Popen([sys.executable, *program, *argv], stdin=subprocess.DEVNULL, stdout=file, stderr=file)
-        requested = False
+        terminated = False
         while child.poll() is None:
-            look()
-            if stop.signal_name and not requested:
-                child.terminate()  # it saves what it has
-                requested = True
+            on_wait()
+            if stop.signal_name and not terminated:
+                child.terminate()  # pretraining saves a checkpoint
+                terminated = True
             try:
                 child.wait(0.2)
             except subprocess.TimeoutExpired:
                 continue
-    return child.returncode, last_error(log, began)
+    return child.returncode, last_error(log, start)
 
 
 def last_error(log: Path, start: int = 0) -> str:
-    """The last line from a place of a log on that says what went wrong; empty if there is none."""
+    """Return the last error message of a log from position `start` on; empty if there is none."""
     if not log.exists():
         return ""
     with open(log, encoding="utf-8", errors="replace") as file:
@@ -248,16 +254,16 @@ def last_error(log: Path, start: int = 0) -> str:
     return lines[-1].removeprefix("error: ") if lines else ""
 
 
-def failed(tool: str, code: int, message: str) -> Fault:
-    """What a tool's bad end is told as."""
-    how = f"ended by signal {-code}" if code < 0 else f"exit {code}"
-    fault = Fault(f"{tool} {how}" + (f": {message}" if message else ""))
+def wrap_failure(tool: str, code: int, message: str) -> Fault:
+    """Wrap a failed child process in a Fault."""
+    outcome = f"ended by signal {-code}" if code < 0 else f"exit {code}"
+    fault = Fault(f"{tool} {outcome}" + (f": {message}" if message else ""))
     fault.code = code if code > 0 else Fault.code
     return fault
 
 
 def portable_command(command: str) -> str:
-    """A command without the places of one machine: placeholders for data, runs and caches. Quoted for bash."""
+    """Return a command for bash with placeholders for the paths of this machine."""
     argv = []
     for word in shlex.split(command):
         key, equals, _ = word.partition("=")
@@ -267,21 +273,21 @@ def portable_command(command: str) -> str:
     return " ".join(word if BARE.fullmatch(word) else shlex.quote(word) for word in argv)
 
 
-def begun(ablation_dir: AblationDir, planned: PlannedTrial) -> int:
-    """Steps that a cell's pretraining has made."""
+def completed_steps(ablation_dir: AblationDir, planned: PlannedTrial) -> int:
+    """Return the number of steps that a trial's pretraining has completed."""
     return int(RunFolder(ablation_dir.run(planned)).status().get("step", 0))
 
 
 def jobs_of(plans: Sequence[PlannedTrial]) -> list[list[PlannedTrial]]:
-    """Cells by the pretraining that they share, in order."""
-    found: dict[str, list[PlannedTrial]] = {}
+    """Group trials by the pretraining that they share, in order."""
+    jobs: dict[str, list[PlannedTrial]] = {}
     for planned in plans:
-        found.setdefault(planned.run_key, []).append(planned)
-    return list(found.values())
+        jobs.setdefault(planned.run_key, []).append(planned)
+    return list(jobs.values())
 
 
-def unhindered(jobs: Sequence[list[PlannedTrial]]) -> list[list[PlannedTrial]]:
-    """Jobs with those last whose tokenizer an earlier one trains: nobody waits for it beside idle cores."""
+def order_jobs(jobs: Sequence[list[PlannedTrial]]) -> list[list[PlannedTrial]]:
+    """Move jobs whose tokenizer an earlier job trains to the end, so that no core idles while it trains."""
     seen: set[str] = set()
     first: list[list[PlannedTrial]] = []
     later: list[list[PlannedTrial]] = []
@@ -292,10 +298,10 @@ def unhindered(jobs: Sequence[list[PlannedTrial]]) -> list[list[PlannedTrial]]:
     return [*first, *later]
 
 
-def sentence(planned: PlannedTrial, row: Row, seconds: float) -> str:
-    """A finished cell in a line."""
-    figures: list[Any] = [f"{r.protocol} {r.accuracy:.2f}" for r in row.results]
+def describe_trial(planned: PlannedTrial, row: Row, seconds: float) -> str:
+    """Return a line on a finished trial: accuracies and cost."""
+    numbers: list[Any] = [f"{r.protocol} {r.accuracy:.2f}" for r in row.results]
     if row.paper is not None:
-        figures.append(f"paper {row.paper:g}")
-    spent = f"{row.hours:.3g} {row.unit}-hours" + (f", {seconds / 60:.1f} min here" if seconds else "")
-    return f"{planned.trial.name}: {', '.join(figures)} ({spent})"
+        numbers.append(f"paper {row.paper:g}")
+    cost = f"{row.hours:.3g} {row.unit}-hours" + (f", {seconds / 60:.1f} min here" if seconds else "")
+    return f"{planned.trial.name}: {', '.join(numbers)} ({cost})"

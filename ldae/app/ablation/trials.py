@@ -1,4 +1,4 @@
-"""From a grid and a budget to pretrainings and probes: their words, their configs, what tells them from others."""
+"""Plan the trials of a grid under a budget: overrides, configs and keys of their pretraining and probe."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ldae.app.ablation.grid import Trial
 from ldae.app.compose import CONFIGS, compose, has_key, resolved
 from ldae.app.precision import settle_precision
 from ldae.app.probing.settings import ProbeSettings
-from ldae.app.session import IGNORED_ON_RESUME, Session, own_settings, train_settings
+from ldae.app.session import IGNORED_ON_RESUME, Session, root_settings, train_settings
 from ldae.config.schema import conform
 from ldae.core.errors import ConfigError, Fault
 from ldae.core.files import json_hash
 from ldae.core.types import Count, PossiblyEmpty
 from ldae.engine.run_folder import flatten
 
-PROBE = "probe."  # what the words of a probe begin with
-LARGE = 513  # width from which on a network is not made for a check alone
-OTHER = "other"  # the grids that a budget does not name
+PROBE = "probe."  # prefix of the overrides of a probe
+LARGE = 513  # width from which a check skips building the network
+OTHER = "other"  # key of a budget for grids that it does not name
 
 
 @dataclass(frozen=True)
@@ -52,21 +52,21 @@ class Budget:
     baseline_trials: dict
 
     def images_of(self, grid: str) -> int:
-        """Images seen by each cell of a grid."""
-        found: int = conform(f"budget.images.{grid}", self.images.get(grid, self.images.get(OTHER)), Count)
-        return found
+        """Return the number of images seen by each trial of a grid."""
+        images: int = conform(f"budget.images.{grid}", self.images.get(grid, self.images.get(OTHER)), Count)
+        return images
 
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    """A cell with all that running it needs.
+    """A trial with the overrides and the config that running it needs.
 
     Attributes:
-        cell: what it is.
-        words: of pretraining, complete but for the machine's and the folder.
-        probe: of the probe, likewise.
-        config: of pretraining, resolved.
-        images: seen in pretraining.
+        trial: the trial of the grid.
+        overrides: overrides of pretraining, without those of machine and folder.
+        probe: overrides of the probe, likewise.
+        config: resolved config of pretraining.
+        images: number of images seen in pretraining.
     """
 
     trial: Trial
@@ -77,22 +77,22 @@ class PlannedTrial:
 
     @property
     def run_key(self) -> str:
-        """Names the pretraining: alike where the same is computed, in whichever grid."""
+        """Return the key of the pretraining: equal for equal computations, across grids."""
         return json_hash(dict(lasting(self.config)))[:12]
 
     @property
     def key(self) -> str:
-        """Names pretraining and probe."""
+        """Return the key of pretraining and probe."""
         return json_hash([self.run_key, list(self.probe)])[:12]
 
     @property
     def run(self) -> str:
-        """The run's folder, among others of its like."""
+        """Return the name of the run's folder."""
         return f"{self.trial.name}-{self.run_key}"
 
     @property
     def tokenizer_key(self) -> str | None:
-        """Alike where the same tokenizer is trained by gradient descent; None where none is."""
+        """Return the key of the trained tokenizer; None if no tokenizer is trained by gradient descent."""
         spec = self.config.get("tokenizer")
         if not spec or not spec["fit"]["steps"]:
             return None
@@ -100,16 +100,16 @@ class PlannedTrial:
 
 
 def lasting(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """(key, value) of a pretraining's config, those that change nothing of what is computed left out."""
+    """Yield (key, value) of a pretraining config without the keys that do not affect results."""
     return (
         (k, v)
         for k, v in flatten(config)
-        if not any(k == free or k.startswith(f"{free}.") for free in IGNORED_ON_RESUME)
+        if not any(k == ignored or k.startswith(f"{ignored}.") for ignored in IGNORED_ON_RESUME)
     )
 
 
 def baseline_trials(grid: str, budget: Budget) -> list[Trial]:
-    """The cells that a grid is compared with."""
+    """Return the baselines of a grid as trials."""
     return [
         Trial(grid, name, {}, conform(f"budget.baseline_trials.{name}", argv, PossiblyEmpty[str]), is_baseline=True)
         for name, argv in budget.baseline_trials.items()
@@ -117,32 +117,32 @@ def baseline_trials(grid: str, budget: Budget) -> list[Trial]:
 
 
 def plan(trial: Trial, budget: Budget, images: int, user: Sequence[str]) -> PlannedTrial:
-    """A cell's words and config.
+    """Compose the overrides and the config of a trial.
 
     Args:
-        images: seen in pretraining.
-        user: the user's own words; they win over all others.
+        images: number of images seen in pretraining.
+        user: overrides of the command line, which take precedence.
 
     Raises:
-        Fault: its config cannot be; the cell is named.
+        Fault: the config is invalid; the message names the trial.
     """
     argv = [*trial.overrides, *_matching(trial, budget), *budget.overrides]
     with _named(trial):
-        found = _composed(argv, {} if trial.is_baseline else budget.keys, user)
-        config, _ = settle_precision(resolved(found[1]))
+        overrides, composed = _composed(argv, {} if trial.is_baseline else budget.keys, user)
+        config, _ = settle_precision(resolved(composed))
         steps = max(1, round(images / conform("train.batch", config["train"]["batch"], Count)))
     config["train"] = {**config["train"], "steps": steps, "epochs": None}
-    of_probe = [w.removeprefix(PROBE) for w in latest([*argv, *user]) if w.startswith(PROBE)]
-    named = [] if any(_key(word) == "experiment" for word in found[0]) else [f"experiment={config['experiment']}"]
-    own = [*named, *found[0], f"train.steps={steps}"]
-    return PlannedTrial(trial, own, of_probe, config, steps * config["train"]["batch"])
+    probe = [w.removeprefix(PROBE) for w in latest([*argv, *user]) if w.startswith(PROBE)]
+    named = [] if any(_key(word) == "experiment" for word in overrides) else [f"experiment={config['experiment']}"]
+    overrides = [*named, *overrides, f"train.steps={steps}"]
+    return PlannedTrial(trial, overrides, probe, config, steps * config["train"]["batch"])
 
 
 def check(planned: PlannedTrial) -> None:
-    """Makes a cell's parts, networks of more than 512 numbers a token left out: what cannot be fails before any work.
+    """Build the parts of a trial, without networks wider than 512, so that mistakes fail before any work.
 
     Raises:
-        Fault: a part cannot be made so; the cell is named.
+        Fault: a part is invalid; the message names the trial.
     """
     with _named(planned.trial):
         check_probe(planned.probe)
@@ -153,24 +153,24 @@ def check(planned: PlannedTrial) -> None:
 
 
 def check_probe(argv: Sequence[str]) -> None:
-    """Check the keys of a cell's probe.
+    """Check the keys of a trial's probe.
 
     Raises:
-        ConfigError: one cannot work; it begins with `probe.`.
+        ConfigError: a key is invalid; its name begins with `probe.`.
     """
     try:
-        own_settings(ProbeSettings, settle_precision(resolved(compose("probe", ["run=RUN", *argv])))[0])
+        root_settings(ProbeSettings, settle_precision(resolved(compose("probe", ["run=RUN", *argv])))[0])
     except ConfigError as error:
         raise error.with_prefix("probe") from None
 
 
 @contextlib.contextmanager
 def _named(trial: Trial) -> Iterator[None]:
-    """Faults in the block begin with the cell's name."""
+    """Prefix faults of the block with the trial's name."""
     try:
         yield
     except Fault as fault:
-        message = Fault(f"cell {trial.name}: {fault}")
+        message = Fault(f"trial {trial.name}: {fault}")
         message.code = fault.code
         raise message from None
 
@@ -182,19 +182,19 @@ def _matching(trial: Trial, budget: Budget) -> Iterator[str]:
 
 
 def _composed(argv: Sequence[str], keys: Mapping[str, Any], user: Sequence[str]) -> tuple[list[str], DictConfig]:
-    """The words of pretraining, those keys of a budget among them that the config has, and the config."""
-    own, users = ([w for w in some if not w.startswith(PROBE)] for some in (argv, user))
-    given = {_key(word) for word in [*own, *users]}
-    more = [f"{key}={_text(value)}" for key, value in keys.items() if key not in given]
+    """Return the overrides of pretraining, with the budget's keys that the config has, and the composed config."""
+    base, users = ([w for w in some if not w.startswith(PROBE)] for some in (argv, user))
+    assigned = {_key(word) for word in [*base, *users]}
+    more = [f"{key}={_text(value)}" for key, value in keys.items() if key not in assigned]
     groups = [word for word in more if (CONFIGS / _key(word)).is_dir()]
     values = [word for word in more if word not in groups]
-    config = compose("pretrain", latest([*own, *groups, *users]), values)
+    config = compose("pretrain", latest([*base, *groups, *users]), values)
     kept = [word for word in values if has_key(config, _key(word))]
-    return latest([*own, *groups, *kept, *users]), config
+    return latest([*base, *groups, *kept, *users]), config
 
 
 def latest(argv: Sequence[str]) -> list[str]:
-    """The words, of those with the same key the last alone."""
+    """Keep the last of several overrides of the same key."""
     return list({_key(word): word for word in argv}.values())
 
 

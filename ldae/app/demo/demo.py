@@ -147,6 +147,6 @@ def next_steps(out: Path, seed: int) -> str:
 
 
 def _from_here(path: Path) -> str:
-    """A path as a shell takes it, relative to the working folder where it lies below that."""
+    """Return a path as a shell takes it, relative to the working folder where it lies below that."""
     here = Path.cwd()
     return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))

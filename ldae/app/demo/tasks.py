@@ -113,7 +113,7 @@ def run_tasks(tasks: Sequence[Task]) -> None:
 
 
 def _stop_workers(running: Collection[Future[tuple[int, str]]]) -> None:
-    """Signal the workers until their calls end: pretraining saves first; what has not begun to listen ignores it."""
+    """Signal the workers until their calls end: pretraining saves first; what has not started to listen ignores it."""
     while not all(future.done() for future in running):
         for child in multiprocessing.active_children():
             child.terminate()

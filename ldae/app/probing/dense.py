@@ -24,9 +24,9 @@ from torch import Tensor
 
 from ldae.app.compose import compose, resolved
 from ldae.app.precision import announce, settle_precision
-from ldae.app.probing.tables import place_of
+from ldae.app.probing.tables import data_source
 from ldae.app.provenance import command, commit
-from ldae.app.session import Session, make_out, own_settings, prepare_machine
+from ldae.app.session import Session, make_out, prepare_machine, root_settings
 from ldae.core.errors import ConfigError, DataError
 from ldae.core.files import open_atomic
 from ldae.core.types import Batch, Count, Natural, Positive
@@ -75,54 +75,56 @@ class DenseSettings:
 
 @dataclass(frozen=True)
 class TokenFeatures:
-    """Where tokens are read: one of those among which the hold-out chooses.
+    """Candidate features for the selection on the hold-out.
 
     Attributes:
-        name: as in the results.
-        tokens: split -> (M, N, D).
+        name: name in the results.
+        tokens: {split: (M, N, D)}, as a function.
     """
 
     name: str
     tokens: Callable[[str], Tensor]
 
 
-class Figures:
-    """Images with masks, each split read when it is asked for.
+class MaskedImages:
+    """Images with masks, each split read on first use.
 
     Args:
-        session: machine and data.
-        batch: images of a forward pass.
+        session: device and data.
+        batch: images per forward pass.
     """
 
     def __init__(self, session: Session, batch: int):
         self.session, self.batch, self.splits = session, batch, session.splits()
-        self.known: dict[str, Tensor] = {}
+        self.cached_masks: dict[str, Tensor] = {}
 
     def batches(self, split: str) -> Iterator[Batch]:
-        """Every image of a split once, with its mask.
+        """Yield every image of a split once, with its mask.
 
         Raises:
             ConfigError: the set has no masks.
         """
         data, images = self.session.config["data"], getattr(self.splits, split)
         device, poll = self.session.world.device, self.session.stop.poll
-        for found in in_order(images, self.batch, device, data.get("workers", 0), poll):
-            if found.masks is None:
+        for batch in in_order(images, self.batch, device, data.get("workers", 0), poll):
+            if batch.masks is None:
                 raise ConfigError("data", data["part"], "has no masks; use data=horses or segmentation")
-            yield found
+            yield batch
 
     def masks(self, *splits: str) -> Tensor:
-        """(M, 1, H, W), splits one after the other."""
+        """Return the masks (M, 1, H, W) of splits, concatenated."""
         for split in splits:
-            if split not in self.known:
-                self.known[split] = torch.cat([b.masks.cpu() for b in self.batches(split) if b.masks is not None])
-        return torch.cat([self.known[split] for split in splits])
+            if split not in self.cached_masks:
+                self.cached_masks[split] = torch.cat(
+                    [b.masks.cpu() for b in self.batches(split) if b.masks is not None]
+                )
+        return torch.cat([self.cached_masks[split] for split in splits])
 
 
 def main(argv: Sequence[str]) -> None:
     """Run `ldae dense`."""
     config, precision = settle_precision(resolved(compose("dense", argv)))
-    settings: DenseSettings = own_settings(DenseSettings, config)
+    settings: DenseSettings = root_settings(DenseSettings, config)
     announce(precision)
     device = prepare_machine(config)
     run = load_run(Path(settings.run or ""), settings.step, settings.weights, device)
@@ -130,19 +132,19 @@ def main(argv: Sequence[str]) -> None:
     session = Session({**run.config, "device": device, "runtime": config["runtime"], "data": data})
     out = Path(config["out"] or Path(settings.run or "") / "dense")
     with session.stop.listening(), session.stop.at_once():
-        figures = Figures(session, settings.batch)
-        warnings = checked(figures, settings, data)
+        images = MaskedImages(session, settings.batch)
+        warnings = check_masks(images, settings, data)
         untrained = load_run(Path(settings.run or ""), settings.step, "untrained", device)
-        named = {run.name: trials_of(run, figures, settings)}
-        named["the same network, untrained"] = trials_of(untrained, figures, settings)
-        named["pixels of a patch"] = [pixels_of(run, figures)]
-        rows = [scored(name, feature_keys, figures, settings) for name, feature_keys in named.items()]
-        rows.append(mean_mask(figures, settings.split))
-    known = {
+        named = {run.name: feature_candidates(run, images, settings)}
+        named["the same network, untrained"] = feature_candidates(untrained, images, settings)
+        named["pixels of a patch"] = [pixel_features(run, images)]
+        rows = [score_encoder(name, feature_keys, images, settings) for name, feature_keys in named.items()]
+        rows.append(mean_mask(images, settings.split))
+    provenance = {
         "checkpoint": run.checkpoint.hash,
         "split": settings.split,
-        "images": len(figures.masks(settings.split)),
-        "data_fingerprint": figures.splits.fingerprint,
+        "images": len(images.masks(settings.split)),
+        "data_fingerprint": images.splits.fingerprint,
         "warnings": warnings,
         "seed": settings.seed,
         "commit": commit(),
@@ -151,122 +153,124 @@ def main(argv: Sequence[str]) -> None:
     }
     make_out(out)
     with open_atomic(out / "dense.jsonl") as file:
-        file.write("".join(json.dumps({**row, **known}) + "\n" for row in rows).encode())
+        file.write("".join(json.dumps({**row, **provenance}) + "\n" for row in rows).encode())
     print(table(rows))
     print("".join(f"\nWarning: {sentence}." for sentence in warnings))
     print(f"\n{out / 'dense.jsonl'} has a line for each")
 
 
-def checked(figures: Figures, settings: DenseSettings, data: Mapping[str, Any]) -> list[str]:
-    """Return what makes the figures doubtful; it is printed on stderr too.
+def check_masks(images: MaskedImages, settings: DenseSettings, data: Mapping[str, Any]) -> list[str]:
+    """Return warnings about the scores, and print them on stderr.
 
     Raises:
-        DataError: a split has no images, or its masks are figure, or ground, at every pixel.
+        DataError: a split has no images, or its masks are all foreground or all background, at every pixel.
     """
-    found = []
+    warnings = []
     for split in dict.fromkeys(("train", "holdout", settings.split)):
-        count = len(getattr(figures.splits, split))
+        count = len(getattr(images.splits, split))
         if not count:
-            raise DataError(f"{place_of(data)} has no image in {split}: there is nothing to score; give more images")
-        share = float(figures.masks(split).mean())
-        if share in (0, 1):
-            raise DataError(f"{place_of(data)}: the masks of {split} are {'figure' if share else 'ground'} at every "
-                            "pixel: there is nothing to score")  # fmt: skip
+            raise DataError(f"{data_source(data)} has no image in {split}: there is nothing to score; give more images")
+        fraction = float(images.masks(split).mean())
+        if fraction in (0, 1):
+            side = "foreground" if fraction else "background"
+            raise DataError(
+                f"{data_source(data)}: the masks of {split} are {side} at every pixel: there is nothing to score"
+            )
         if split != "train" and count < FEWEST_HELD_OUT:
-            found.append(f"{split} has {count} images: one is {100 / count:.1f} % of the mean")
-    for sentence in found:
-        print(f"warning: {sentence}", file=sys.stderr, flush=True)
-    return found
+            warnings.append(f"{split} has {count} images: one is {100 / count:.1f} % of the mean")
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
+    return warnings
 
 
-def trials_of(run: Run, figures: Figures, settings: DenseSettings) -> list[TokenFeatures]:
-    """What the run's encoder says after each layer, at each level.
+def feature_candidates(run: Run, images: MaskedImages, settings: DenseSettings) -> list[TokenFeatures]:
+    """Return the candidate features of a run's encoder: each layer at each noise level.
 
     Raises:
-        ConfigError: it cannot be read so.
+        ConfigError: the encoder has no such layer or step.
     """
     network = run.objective.network
     half = network.encoder_layer
     layers = settings.layers or list(range((half + 1) // 2, (half + len(network.layers)) // 2 + 1))
-    found = []
+    candidates = []
     for t in settings.t or [Encoder(run.objective).t]:
         for layer in layers:
-            Encoder(run.objective, layer, t)  # raises if it cannot be read so
+            Encoder(run.objective, layer, t)  # raises for an invalid layer or step
         encoder = Encoder(run.objective, t=t, precision=settings.precision)
-        read = partial(tokens_of, encoder, figures, layers, {})
-        found += [TokenFeatures(f"layer{layer}-t{t}", partial(read, layer)) for layer in layers]
-    return found
+        read = partial(read_tokens, encoder, images, layers, {})
+        candidates += [TokenFeatures(f"layer{layer}-t{t}", partial(read, layer)) for layer in layers]
+    return candidates
 
 
-def tokens_of(
+def read_tokens(
     encoder: Encoder,
-    figures: Figures,
+    images: MaskedImages,
     layers: Sequence[int],
-    known: dict[str, dict[int, Tensor]],
+    cache: dict[str, dict[int, Tensor]],
     layer: int,
     split: str,
 ) -> Tensor:
-    """Tokens of a split: of train and hold-out for all layers in one pass, of test for one layer alone."""
+    """Return the tokens (M, N, D) of a split; one pass caches all layers, except on test."""
     if split == "test":
-        return torch.cat([encoder.tokens(batch.images, [layer])[layer].cpu() for batch in figures.batches(split)])
-    if split not in known:
-        found = [encoder.tokens(batch.images, layers) for batch in figures.batches(split)]
-        known[split] = {n: torch.cat([tokens[n].cpu() for tokens in found]) for n in layers}
-    return known[split][layer]
+        return torch.cat([encoder.tokens(batch.images, [layer])[layer].cpu() for batch in images.batches(split)])
+    if split not in cache:
+        batches = [encoder.tokens(batch.images, layers) for batch in images.batches(split)]
+        cache[split] = {n: torch.cat([tokens[n].cpu() for tokens in batches]) for n in layers}
+    return cache[split][layer]
 
 
-def pixels_of(run: Run, figures: Figures) -> TokenFeatures:
-    """The pixels of each patch in place of its token."""
+def pixel_features(run: Run, images: MaskedImages) -> TokenFeatures:
+    """Return the pixels of each patch as features."""
     p = run.config["data"]["patch"]
     return TokenFeatures(
         "pixels",
-        lambda split: torch.cat([patchify(b.images, p).flatten(2).mT.cpu() for b in figures.batches(split)]),
+        lambda split: torch.cat([patchify(b.images, p).flatten(2).mT.cpu() for b in images.batches(split)]),
     )
 
 
-def scored(
-    name: str, feature_keys: Sequence[TokenFeatures], figures: Figures, settings: DenseSettings
+def score_encoder(
+    name: str, feature_keys: Sequence[TokenFeatures], images: MaskedImages, settings: DenseSettings
 ) -> dict[str, Any]:
-    """One line: cell and penalty by the hold-out, then one fit and one look."""
-    truth, found = figures.masks("holdout"), []
+    """Select features and penalty on the hold-out, then fit once and score once."""
+    truth, candidates = images.masks("holdout"), []
     for feature_key in feature_keys:
         held = feature_key.tokens("holdout")
         for penalty in settings.penalties:
-            shown = fitted(feature_key, figures, penalty, "train")(held)
-            found.append((100 * float(iou(shown, truth).mean()), feature_key, penalty))
-    holdout, feature_key, penalty = max(found, key=lambda choice: choice[0])
-    head = fitted(feature_key, figures, penalty, *(("train", "holdout") if settings.split == "test" else ("train",)))
-    among = {c.name: round(max(score for score, own, _ in found if own is c), 2) for c in feature_keys}
-    chosen = {"cell": feature_key.name, "penalty": penalty, "among": among, "iou_holdout": holdout}
-    figure = measured(head(feature_key.tokens(settings.split)), figures.masks(settings.split))
-    return {"encoder": name, **figure, "selected": chosen}
+            predicted = fit_head(feature_key, images, penalty, "train")(held)
+            candidates.append((100 * float(iou(predicted, truth).mean()), feature_key, penalty))
+    holdout, feature_key, penalty = max(candidates, key=lambda choice: choice[0])
+    head = fit_head(feature_key, images, penalty, *(("train", "holdout") if settings.split == "test" else ("train",)))
+    among = {c.name: round(max(score for score, key, _ in candidates if key is c), 2) for c in feature_keys}
+    selected = {"cell": feature_key.name, "penalty": penalty, "among": among, "iou_holdout": holdout}
+    scores = mask_scores(head(feature_key.tokens(settings.split)), images.masks(settings.split))
+    return {"encoder": name, **scores, "selected": selected}
 
 
-def fitted(feature_key: TokenFeatures, figures: Figures, penalty: float, *splits: str) -> DenseHead:
-    """A head fitted on some splits."""
+def fit_head(feature_key: TokenFeatures, images: MaskedImages, penalty: float, *splits: str) -> DenseHead:
+    """Fit a head on splits."""
     tokens = torch.cat([feature_key.tokens(split) for split in splits])
     side = math.isqrt(tokens.shape[1])
-    return DenseHead(tokens, figures.masks(*splits), (side, side), penalty)
+    return DenseHead(tokens, images.masks(*splits), (side, side), penalty)
 
 
-def mean_mask(figures: Figures, split: str) -> dict[str, Any]:
-    """The same mask for every image: figure where most training images have it."""
-    known = ("train", "holdout") if split == "test" else ("train",)
-    truth = figures.masks(split)
+def mean_mask(images: MaskedImages, split: str) -> dict[str, Any]:
+    """Score the mean training mask as the prediction for every image."""
+    splits = ("train", "holdout") if split == "test" else ("train",)
+    truth = images.masks(split)
     return {
         "encoder": "mean mask",
-        **measured(figures.masks(*known).mean(0, keepdim=True).expand_as(truth), truth),
+        **mask_scores(images.masks(*splits).mean(0, keepdim=True).expand_as(truth), truth),
         "selected": {},
     }
 
 
-def measured(shown: Tensor, truth: Tensor) -> dict[str, float]:
-    """Means over images, percent."""
-    return {"iou": 100 * float(iou(shown, truth).mean()), "dice": 100 * float(dice(shown, truth).mean())}
+def mask_scores(predicted: Tensor, truth: Tensor) -> dict[str, float]:
+    """Return the means over images of IoU and Dice, in percent."""
+    return {"iou": 100 * float(iou(predicted, truth).mean()), "dice": 100 * float(dice(predicted, truth).mean())}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Encoders as rows."""
-    lines = [["encoder", "IoU", "Dice", "cell"]]
+    """Return a Markdown table with a row for each encoder."""
+    lines = [["encoder", "IoU", "Dice", "features"]]
     lines += [[r["encoder"], f"{r['iou']:.1f}", f"{r['dice']:.1f}", r["selected"].get("cell", "")] for r in rows]
     return markdown(lines)

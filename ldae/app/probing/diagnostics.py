@@ -1,4 +1,4 @@
-"""What a probe leaves to look at: heat maps, figures that need no labels, features for TensorBoard's projector."""
+"""Write diagnostics of a probe: heat maps, label-free metrics, features for TensorBoard's projector."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from linear_probe.heatmap import heatmap
 from linear_probe.results import Result, markdown, panel, place_of_choice, title
 from linear_probe.subsets import Part
 
-VIEWED = 4000  # images that are seen twice
-RANKED = 25600  # training images whose rank is measured, as many as RankMe takes
+VIEWED = 4000  # images for alignment and uniformity
+RANKED = 25600  # training images for the rank, as in RankMe
 PROJECTED = 2000  # images in the projector
-SPRITE = 32  # pixels of a side there
+SPRITE = 32  # side of a projector image in pixels
 
 Board = Any  # torch's SummaryWriter, which is slow to import
 
 
 def open_board(out: Path) -> Board:
-    """A writer of OUT/tensorboard."""
+    """Return a writer of OUT/tensorboard."""
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(out / "tensorboard"))
 
 
 def draw_heatmaps(results: Sequence[Result], out: Path) -> list[Path]:
-    """OUT/heatmap-PROTOCOL.png, layers x levels, for every protocol that chose among several cells; in TensorBoard too.
+    """Write OUT/heatmap-PROTOCOL.png, layers by noise levels, for protocols with several candidates.
 
     Args:
-        results: of one encoder.
+        results: results of one encoder.
     """
     drawn = [r for r in results if len(r.selected["among"]) > 1]
     if not drawn:
@@ -60,16 +60,16 @@ def draw_heatmaps(results: Sequence[Result], out: Path) -> list[Path]:
 
 
 def measure_geometry(encoders: Sequence[ProbedEncoder], out: Path, seed: int) -> str:
-    """Writes OUT/geometry.json, an entry for each encoder and cell; the table of it.
+    """Write OUT/geometry.json with an entry for each encoder and feature key, and return its table.
 
-    Alignment and uniformity are of two random views (parts of 20 to 100 %, resized, mirrored half of the time) of
-    up to 4,000 hold-out images; the ranks of up to 25,600 training images as they are.
+    Alignment and uniformity compare two random views (crops of 20 to 100 % of the area, flipped half of the time) of up
+    to 4,000 hold-out images; the ranks are of up to 25,600 training images without augmentation.
     """
-    found = [entry for encoder in encoders for entry in _geometry(encoder, seed)]
-    write_text(out / "geometry.json", json.dumps(found, indent=1) + "\n")
+    entries = [entry for encoder in encoders for entry in _geometry(encoder, seed)]
+    write_text(out / "geometry.json", json.dumps(entries, indent=1) + "\n")
     keys = ("alignment", "uniformity", "effective_rank", "rankme")
     rows = [["encoder", "cell", *keys]]
-    for entry in found:
+    for entry in entries:
         numbers = ("" if entry[key] is None else f"{entry[key]:.3f}" for key in keys)
         rows.append([entry["encoder"], entry["cell"], *numbers])
     return markdown(rows)
@@ -79,22 +79,22 @@ def _geometry(encoder: ProbedEncoder, seed: int) -> Iterator[dict[str, Any]]:
     views = _views(encoder)
     for feature_key in encoder.feature_keys:
         train = encoder.features(Part("train"), feature_key).x
-        chosen = torch.linspace(0, len(train) - 1, min(RANKED, len(train))).round().long()
+        sample = torch.linspace(0, len(train) - 1, min(RANKED, len(train))).round().long()
         entry = {"encoder": encoder.name, "checkpoint": encoder.checkpoint, "cell": str(feature_key), "seed": seed}
         entry |= {
             "dimensions": train.shape[1],
-            "images": len(chosen),
+            "images": len(sample),
             "viewed": len(views[0][feature_key]) if views else 0,
         }
         entry |= {"alignment": None, "uniformity": None}
         if views:
             a, b = (view[feature_key] for view in views)
             entry |= {"alignment": alignment(a, b), "uniformity": (uniformity(a) + uniformity(b)) / 2}
-        yield entry | {"effective_rank": effective_rank(train[chosen]), "rankme": rank_me(train[chosen])}
+        yield entry | {"effective_rank": effective_rank(train[sample]), "rankme": rank_me(train[sample])}
 
 
 def _views(encoder: ProbedEncoder) -> list[dict[FeatureKey, Tensor]]:
-    """Two views of the same images at every cell; none of features that came without images."""
+    """Return two views of the same images at every feature key; empty for a feature file."""
     if encoder.encode is None:
         return []
     encode, images = encoder.encode
@@ -103,15 +103,15 @@ def _views(encoder: ProbedEncoder) -> list[dict[FeatureKey, Tensor]]:
 
 
 def project(encoder: ProbedEncoder, feature_key: FeatureKey, classes: Sequence[str], out: Path) -> int:
-    """Features of up to 2,000 hold-out images, with labels and, where there are images, pictures, for the projector.
+    """Write features of up to 2,000 hold-out images with labels and thumbnails for the projector.
 
     Returns:
-        How many.
+        The number of images.
     """
     held = encoder.features(Part("holdout"), feature_key)
     chosen = np.unique(np.linspace(0, len(held) - 1, min(PROJECTED, len(held))).round().astype(int))
     rows = torch.from_numpy(chosen)
-    shutil.rmtree(out / "tensorboard" / "00000" / "probe", ignore_errors=True)  # an earlier one's
+    shutil.rmtree(out / "tensorboard" / "00000" / "probe", ignore_errors=True)  # of an earlier probe
     board = open_board(out)
     names = [classes[label] for label in held.y[rows].tolist()]
     board.add_embedding(held.x[rows], names, _sprites(encoder, chosen), 0, "probe")

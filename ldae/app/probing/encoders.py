@@ -1,4 +1,4 @@
-"""What a probe scores: a run's encoder, timm's, features from a file, and the floors that cost no learning."""
+"""Build the encoders that a probe scores: of a run, of timm, of a feature file, and untrained baselines."""
 
 from __future__ import annotations
 
@@ -33,15 +33,16 @@ UNTRAINED = "the same network, untrained"
 
 @dataclass(frozen=True)
 class ProbedEncoder:
-    """Something to score: where its features come from. A linear_probe.features.Source.
+    """A source of features to score (see linear_probe.features.Source).
 
     Attributes:
-        name: as in the table.
-        cells: columns among which a protocol chooses.
-        read: (split, cell) -> features.
-        encode: how images become features, and those images; None where there are none.
-        skip: protocols that are left out for it.
-        checkpoint, step: what was learned; `none` for a floor.
+        name: name in the table.
+        feature_keys: candidates for a protocol's selection.
+        read: function from (split, feature key) to features.
+        encode: function from a batch to features, and the images; None for a feature file.
+        skip: protocols to leave out.
+        checkpoint: hash of the weights; `none` for a baseline.
+        step: training step of the checkpoint.
     """
 
     name: str
@@ -61,47 +62,45 @@ class ProbedEncoder:
 
     def _size(self, split: str) -> int:
         if self.encode is not None:
-            return len(self.encode[1].split(split))  # known before anything is read
+            return len(self.encode[1].split(split))  # without reading features
         return len(self.read(split, self.feature_keys[0]))
 
     def stream(
         self, parts: Sequence[Part], feature_keys: Sequence[FeatureKey], augment: str, batch: int, seed: int
     ) -> Iterator[Encoded]:
-        assert self.encode is not None, "refused before: no image to augment"
+        assert self.encode is not None, "checked by ProbeRunner.announce"
         encode, images = self.encode
         return images.stream(encode, parts, feature_keys, augment, batch, seed)
 
 
-def encoder_of_run(name: str, run: Run, images: Images, settings: ProbeSettings, trained: bool = True) -> ProbedEncoder:
-    """A run's encoder at the layers, levels and inputs that are asked for.
+def run_encoder(name: str, run: Run, images: Images, settings: ProbeSettings, trained: bool = True) -> ProbedEncoder:
+    """Return the encoder of a run at the configured layers, noise levels and inputs.
 
     Raises:
-        ConfigError: it cannot be read so.
+        ConfigError: a layer, step or pooling is invalid.
     """
     hash_, weights = (run.checkpoint.hash, settings.weights) if trained else ("none", "")
     encoder = Encoder(run.objective, precision=settings.precision, seed=settings.seed)
-    feature_keys = list(_cells_of_run(name, encoder, settings))
+    feature_keys = list(_feature_keys_of_run(name, encoder, settings))
 
     def encode(batch: Batch, feature_keys: Sequence[FeatureKey]) -> Mapping[FeatureKey, Tensor]:
-        found: dict[FeatureKey, Tensor] = {}
-        for t, kind in sorted({(c.t, c.input) for c in feature_keys}):
-            own = [c for c in feature_keys if (c.t, c.input) == (t, kind)]
-            encoder.t, encoder.noised = t, kind == "noised"
-            tokens = encoder.tokens(batch.images, layers_of(own), batch.index, class_token=encoder.network.prefix > 0)
-            found |= pooled(tokens, own, encoder.network.prefix)
-        return found
+        features: dict[FeatureKey, Tensor] = {}
+        for t, view in sorted({(c.t, c.input) for c in feature_keys}):
+            keys = [c for c in feature_keys if (c.t, c.input) == (t, view)]
+            encoder.t, encoder.noised = t, view == "noised"
+            tokens = encoder.tokens(batch.images, layers_of(keys), batch.index, class_token=encoder.network.prefix > 0)
+            features |= pooled(tokens, keys, encoder.network.prefix)
+        return features
 
     key = f"{hash_[:16] if trained else 'untrained'}-{weights}-{settings.precision}"
-    return encoder_of_images(
-        name, key, feature_keys, encode, images, checkpoint=hash_, step=run.checkpoint.step * trained
-    )
+    return image_encoder(name, key, feature_keys, encode, images, checkpoint=hash_, step=run.checkpoint.step * trained)
 
 
-def encoder_of_timm(images: Images, settings: ProbeSettings, device: str, trained: bool = True) -> ProbedEncoder:
-    """A vision transformer of timm with weights from a file, or random.
+def timm_encoder(images: Images, settings: ProbeSettings, device: str, trained: bool = True) -> ProbedEncoder:
+    """Return a vision transformer of timm with weights from a file, or random ones.
 
     Raises:
-        ConfigError: timm has no such network, the weights are of another, or it cannot be read so.
+        ConfigError: timm has no such network, the weights do not fit, or a layer or pooling is invalid.
     """
     from ldae.export.timm_encoder import TimmEncoder
 
@@ -109,37 +108,37 @@ def encoder_of_timm(images: Images, settings: ProbeSettings, device: str, traine
     try:
         encoder = TimmEncoder(settings.timm or "", weights, settings.size, settings.precision, settings.seed).to(device)
     except ConfigError as error:
-        own = {"weights": "checkpoint"}.get(error.key, error.key)
-        raise ConfigError(own, error.value, error.expectation) from None
+        key = {"weights": "checkpoint"}.get(error.key, error.key)
+        raise ConfigError(key, error.value, error.expectation) from None
     name = encoder.name if encoder.hash != "none" else f"{encoder.name}, random weights"
     name = name if trained else UNTRAINED
-    feature_keys = list(_cells_of_timm(encoder, settings))
+    feature_keys = list(_feature_keys_of_timm(encoder, settings))
 
     def encode(batch: Batch, feature_keys: Sequence[FeatureKey]) -> Mapping[FeatureKey, Tensor]:
         return pooled(encoder.tokens(batch.images, layers_of(feature_keys)), feature_keys, encoder.prefix)
 
     key = f"timm-{json_hash([encoder.name, encoder.hash, settings.size, settings.precision])[:16]}"
-    return encoder_of_images(name, key, feature_keys, encode, images, checkpoint=encoder.hash)
+    return image_encoder(name, key, feature_keys, encode, images, checkpoint=encoder.hash)
 
 
 def pooled(tokens: Mapping[int, Tensor], feature_keys: Sequence[FeatureKey], prefix: int) -> dict[FeatureKey, Tensor]:
-    """{layer: (B, prefix + N, D)} -> {cell: (B, D')}."""
+    """Pool tokens: {layer: (B, prefix + N, D)} to {feature key: (B, D')}."""
     return {c: POOLINGS[c.pooling](tokens, c.layer, prefix) for c in feature_keys}
 
 
 def layers_of(feature_keys: Sequence[FeatureKey]) -> set[int]:
-    """The layers whose tokens these cells take."""
+    """Return the layers whose tokens the feature keys need."""
     return {layer for c in feature_keys for layer in POOLINGS[c.pooling].layers(c.layer)}
 
 
-def encoder_of_images(
+def image_encoder(
     name: str, key: str, feature_keys: Sequence[FeatureKey], encode: EncodeAt, images: Images, **known: Any
 ) -> ProbedEncoder:
-    """Something that encodes images.
+    """Return an encoder of images.
 
     Args:
-        key: tells its features from others'.
-        known: of Subject.
+        key: name of its cached features.
+        known: attributes of ProbedEncoder.
     """
 
     def read(split: str, feature_key: FeatureKey) -> Features:
@@ -148,34 +147,34 @@ def encoder_of_images(
     return ProbedEncoder(name, feature_keys, read, (encode, images), **known)
 
 
-def encoder_of_file(name: str, file: FeatureFile) -> ProbedEncoder:
-    """Features that somebody else read."""
+def file_encoder(name: str, file: FeatureFile) -> ProbedEncoder:
+    """Return the features of a file as an encoder."""
     return ProbedEncoder(name, [FROM_FILE], lambda split, feature_key: file.splits[split], None, checkpoint=file.hash)
 
 
 def pixels(images: Images) -> ProbedEncoder:
-    """Raw pixels; whitened, they are the PCA's row."""
+    """Return raw pixels as features; whitened pixels are covered by `pca`."""
     name = pixels_name(images.splits.train.size)
-    return encoder_of_images(
+    return image_encoder(
         name, "pixels", [PIXELS], lambda batch, feature_keys: raw_pixels(batch.images), images, skip=["knn_whitened"]
     )
 
 
 def pca(images: Images) -> ProbedEncoder:
-    """The principal components of whole training images, without their labels."""
-    size, below = min(SIDE, images.splits.train.size), pixels(images)
+    """Return principal components of whole training images as features."""
+    size, raw_encoder = min(SIDE, images.splits.train.size), pixels(images)
     feature_keys = [FeatureKey(pooling=f"pca{n}") for n in PCA_DIMENSIONS if n < 3 * size**2]
 
     @functools.cache
     def widest() -> Affine:
-        return whole_image_pca(below.read("train", PIXELS), max(PCA_DIMENSIONS))
+        return whole_image_pca(raw_encoder.read("train", PIXELS), max(PCA_DIMENSIONS))
 
     def through(feature_key: FeatureKey, x: Tensor) -> Tensor:
         return widest().leading(int(feature_key.pooling[3:]))(x)
 
     def read(split: str, feature_key: FeatureKey) -> Features:
-        found = below.read(split, PIXELS)
-        return Features(through(feature_key, found.x), found.y)
+        raw = raw_encoder.read(split, PIXELS)
+        return Features(through(feature_key, raw.x), raw.y)
 
     def encode(batch: Batch, feature_keys: Sequence[FeatureKey]) -> Mapping[FeatureKey, Tensor]:
         return {
@@ -188,24 +187,24 @@ def pca(images: Images) -> ProbedEncoder:
 BASELINES: Mapping[str, Callable[[Images], ProbedEncoder]] = {"pixels": pixels, "pca": pca}
 
 
-def _cells_of_run(name: str, encoder: Encoder, settings: ProbeSettings) -> Iterator[FeatureKey]:
+def _feature_keys_of_run(name: str, encoder: Encoder, settings: ProbeSettings) -> Iterator[FeatureKey]:
     network = encoder.network
     half = network.encoder_layer
     _check_pooling(name, settings.pooling, network.prefix)
     layers = settings.layers or range((half + 1) // 2, (half + len(network.layers)) // 2 + 1)
     for layer in layers:
         for t in settings.t or [encoder.t]:
-            for kind in settings.inputs:
-                Encoder(encoder.objective, layer, t, kind == "noised")  # raises if it cannot be read so
-                yield from _pooled_at(layer, t, kind, settings.pooling)
+            for view in settings.inputs:
+                Encoder(encoder.objective, layer, t, view == "noised")  # raises for an invalid layer or step
+                yield from _pooled_at(layer, t, view, settings.pooling)
 
 
-def _cells_of_timm(encoder: TimmEncoder, settings: ProbeSettings) -> Iterator[FeatureKey]:
+def _feature_keys_of_timm(encoder: TimmEncoder, settings: ProbeSettings) -> Iterator[FeatureKey]:
     depth = len(encoder.layers)
     _check_pooling(encoder.name, settings.pooling, encoder.prefix)
     for key, usual in (("t", None), ("inputs", ["clean"])):
         if getattr(settings, key) != usual:
-            message = f"asks for noise levels, which timm={encoder.name} knows nothing of; leave {key} out"
+            message = f"selects noise levels, which timm={encoder.name} does not have; leave {key} out"
             raise ConfigError(key, getattr(settings, key), message)
     for layer in settings.layers or range((depth + 1) // 2, depth + 1):
         if layer not in encoder.layers:
@@ -213,20 +212,18 @@ def _cells_of_timm(encoder: TimmEncoder, settings: ProbeSettings) -> Iterator[Fe
         yield from _pooled_at(layer, 0, "clean", settings.pooling)
 
 
-def _pooled_at(layer: int, t: int, kind: str, requested: Sequence[str]) -> Iterator[FeatureKey]:
-    """The cells of one layer, level and input."""
-    for pooling in requested:
+def _pooled_at(layer: int, t: int, view: str, poolings: Sequence[str]) -> Iterator[FeatureKey]:
+    """Yield the feature keys of one layer, noise level and input."""
+    for pooling in poolings:
         first = POOLINGS[pooling].layers(layer)[0]
         if first < 1:
             message = f"takes the layers from {first} on where layer {layer} is read; there is none below 1"
             raise ConfigError("pooling", pooling, message)
-        yield FeatureKey(layer, t, kind, pooling)
+        yield FeatureKey(layer, t, view, pooling)
 
 
-def _check_pooling(name: str, requested: Sequence[str], prefix: int) -> None:
-    for pooling in requested:
+def _check_pooling(name: str, poolings: Sequence[str], prefix: int) -> None:
+    for pooling in poolings:
         if POOLINGS[pooling].cls and not prefix:
-            message = (
-                f"needs a class token, and {name} hands out tokens of patches alone; use pooling=[mean] or [mean4]"
-            )
+            message = f"needs a class token, and {name} has patch tokens alone; use pooling=[mean] or [mean4]"
             raise ConfigError("pooling", pooling, message)

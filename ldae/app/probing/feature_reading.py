@@ -1,4 +1,4 @@
-"""Features of images: read once and kept on disk, or encoded anew under augmentation."""
+"""Extract features of images: cached on disk, or encoded under augmentation at every step."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ AUGMENTS: Mapping[str, Callable[[], Augment]] = {
     "random_resized_crop": lambda: RandomResizedCrop(low=0.08, high=1.0, flip=0.5),
     "pad_crop": lambda: PadCrop(pad=4, flip=0.5),
 }
-VIEWS = RandomResizedCrop(low=0.2, high=1.0, flip=0.5)  # how an image is seen twice
+VIEWS = RandomResizedCrop(low=0.2, high=1.0, flip=0.5)  # two random views of an image
 
 SPLITS = ("train", "holdout", "test")
-NOISE_PER_IMAGE = "noise is a function of the image"  # part of a noised bank's key: the noise that its features have
+NOISE_PER_IMAGE = "noise is a function of the image"  # part of the key of features with input noise
 
-# batch (its `index` numbers the images of all splits), cells -> features of those cells alone, (B, D) each
+# batch (`index` is unique across splits), feature keys -> {feature key: (B, D)}
 EncodeAt = Callable[[Batch, Sequence[FeatureKey]], Mapping[FeatureKey, Tensor]]
 
 
 class Images:
-    """The images of a data set, and what is read of them.
+    """Images of a data set, and their features.
 
     Args:
-        session: machine and data.
+        session: device and data.
         splits: the images.
-        out: folder for features.
-        batch: images of a forward pass.
-        seed: of what is drawn in reading.
+        out: folder of cached features.
+        batch: images per forward pass.
+        seed: seed of augmentations.
     """
 
     def __init__(self, session: Session, splits: Splits, out: Path, batch: int, seed: int):
@@ -52,36 +52,36 @@ class Images:
         self.banks: dict[tuple[str, str], Bank] = {}
 
     def split(self, name: str) -> ImageSet:
-        """One split."""
-        found: ImageSet = getattr(self.splits, name)
-        return found
+        """Return a split."""
+        images: ImageSet = getattr(self.splits, name)
+        return images
 
     def read(
         self, key: str, encode: EncodeAt, feature_keys: Sequence[FeatureKey], split: str, feature_key: FeatureKey
     ) -> Features:
-        """Features of a split at a cell: train and hold-out for all cells at once, test for one cell alone."""
-        requested = [feature_key] if split == "test" else feature_keys
-        of = [key, self.splits.fingerprint, split, [str(c) for c in requested], self.seed]
-        name = json_hash(of + [NOISE_PER_IMAGE] * any(c.input == "noised" for c in requested))[:20]
+        """Return features of a split: all feature keys in one pass, except on test, which reads one key alone."""
+        keys = [feature_key] if split == "test" else feature_keys
+        of = [key, self.splits.fingerprint, split, [str(c) for c in keys], self.seed]
+        name = json_hash(of + [NOISE_PER_IMAGE] * any(c.input == "noised" for c in keys))[:20]
         if (key, name) not in self.banks:
             images, folder = self.split(split), self.out / "features" / f"{key}-{split}-{name}"
             self.banks[key, name] = extract(
-                lambda batch: encode(numbered(batch, split), requested),
-                requested,
-                self.reported(images, split),
+                lambda batch: encode(numbered(batch, split), keys),
+                keys,
+                self.with_progress(images, split),
                 len(images),
                 folder,
             )
         return self.banks[key, name][feature_key]
 
-    def reported(self, images: ImageSet, split: str) -> Iterator[Batch]:
-        """Yield every image once, as it is, and report how far the reading is."""
+    def with_progress(self, images: ImageSet, split: str) -> Iterator[Batch]:
+        """Yield every image once without augmentation, and report progress."""
         batches, title = -(-len(images) // self.batch), f"features of {split}"
         progress = Progress(self.session.progress, batches, title=title, unit="batch", images=self.batch)
         yield from progress.track(self.in_order(images))
 
     def in_order(self, images: ImageSet) -> Iterator[Batch]:
-        """Every image once, as it is."""
+        """Yield every image once, without augmentation."""
         session = self.session
         return in_order(images, self.batch, session.world.device, self.workers, session.stop.poll)
 
@@ -90,7 +90,7 @@ class Images:
         return int(self.session.config["data"]["workers"])
 
     def augmented(self, parts: Sequence[Part], augment: str, batch: int, seed: int) -> Iterator[Batch]:
-        """Batches without end of all the parts together, each image cut and mirrored anew in every epoch."""
+        """Yield endless batches of all parts, augmented differently in every epoch."""
         images = self.split("train").subset(np.arange(0))
         images.ids = np.sort(np.concatenate([_ids(self.split(part.split), part) for part in parts]))
         loader = Loader(images, AUGMENTS[augment](), batch, seed, self.session.world.device, workers=self.workers)
@@ -105,35 +105,35 @@ class Images:
         batch: int,
         seed: int,
     ) -> Iterator[Encoded]:
-        """Features of such batches at some cells, and labels, on the CPU."""
+        """Yield features and labels of augmented batches, on the CPU."""
         per_epoch = sum(len(_ids(self.split(part.split), part)) for part in parts) // batch
-        for step, found in enumerate(self.augmented(parts, augment, batch, seed)):
-            whole, pieces = numbered(found, "train", view=1 + step // per_epoch), []
+        for step, augmented in enumerate(self.augmented(parts, augment, batch, seed)):
+            whole, pieces = numbered(augmented, "train", view=1 + step // per_epoch), []
             for start in range(0, len(whole), self.batch):
                 self.session.stop.poll()
                 pieces.append(encode(whole.rows(start, start + self.batch), feature_keys))
-            yield {c: torch.cat([p[c] for p in pieces]).float().cpu() for c in feature_keys}, found.labels.cpu()
+            yield {c: torch.cat([p[c] for p in pieces]).float().cpu() for c in feature_keys}, augmented.labels.cpu()
 
     def views(
         self, encode: EncodeAt, feature_keys: Sequence[FeatureKey], images: ImageSet, view: int
     ) -> dict[FeatureKey, Tensor]:
-        """Features (N, D) at every cell of one random view of each image: a part of it, resized, perhaps mirrored."""
-        found: dict[FeatureKey, list[Tensor]] = {feature_key: [] for feature_key in feature_keys}
+        """Return {feature key: (N, D)} of one random view of each image: cropped, resized, perhaps mirrored."""
+        parts_of: dict[FeatureKey, list[Tensor]] = {feature_key: [] for feature_key in feature_keys}
         for batch in self.in_order(images):
             u = uniforms(self.seed, view, batch.index, VIEWS.n)
             seen = replace(batch, images=VIEWS(batch.images, u))
             for feature_key, x in encode(numbered(seen, "holdout", view=1 + view), feature_keys).items():
-                found[feature_key].append(x.float().cpu())
-        return {feature_key: torch.cat(parts) for feature_key, parts in found.items()}
+                parts_of[feature_key].append(x.float().cpu())
+        return {feature_key: torch.cat(parts) for feature_key, parts in parts_of.items()}
 
 
 def numbered(batch: Batch, split: str, view: int = 0) -> Batch:
-    """Return a batch of one split whose `index` tells its images from those of the other splits, and from other views.
+    """Return a batch of one split whose `index` is unique across splits and views.
 
     Train and test may each count their images from 0; the noise of an encoder's input is a function of this number.
 
     Args:
-        view: 0 for the images as they are, 1 and above for those that are cut and mirrored anew.
+        view: 0 for the images without augmentation, 1 and above for augmented ones.
     """
     return replace(batch, index=batch.index + (view * len(SPLITS) + SPLITS.index(split)) * 2**40)
 

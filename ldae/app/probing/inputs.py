@@ -1,4 +1,4 @@
-"""From settings to subjects: opens the run, the network or the file that is probed, and the data."""
+"""Open the encoder or feature file of a probe, and the data."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ldae.app.probing.encoders import (
     BASELINES,
     UNTRAINED,
     ProbedEncoder,
-    encoder_of_file,
-    encoder_of_run,
-    encoder_of_timm,
+    file_encoder,
     pca,
     pixels,
+    run_encoder,
+    timm_encoder,
 )
 from ldae.app.probing.feature_reading import Images
 from ldae.app.probing.settings import ProbeSettings
-from ldae.app.probing.tables import place_of
+from ldae.app.probing.tables import data_source
 from ldae.app.session import Session, make_out, prepare_machine, session_of
 from ldae.core.errors import ConfigError, DataError
 from ldae.core.files import json_hash
@@ -30,21 +30,22 @@ from ldae.data.images import Splits
 from ldae.export.encoder import Run, load_run
 from linear_probe.feature_file import read_features
 
-BATCH, BATCH_OF_GPU = 128, 1024  # a CPU's caches hold no more activations; a GPU wants more
+BATCH, BATCH_OF_GPU = 128, 1024  # larger batches exceed a CPU's caches; a GPU needs them
 
 
 @dataclass(frozen=True)
 class ProbeInputs:
-    """What is scored.
+    """Encoders and labels of a probe.
 
     Attributes:
-        subjects: one after the other, what was asked for first.
-        labels: of a split, (N,).
-        classes: their names.
-        data, fingerprint: of the data set.
-        place: the key and value that name the images or features, e.g. `data.root=FOLDER`.
-        config: hash of the run's config, or of what stands for it.
-        seed: of the run.
+        encoders: function that yields the probed encoder, then the baselines.
+        labels: function from a split to its labels (N,).
+        classes: names of the classes.
+        data: name of the data set.
+        fingerprint: fingerprint of the data set.
+        source: the key and value that name the images or features, e.g. `data.root=FOLDER`.
+        config: hash of the run's config, or of the settings without a run.
+        seed: seed of the run.
         out: folder for results and features.
     """
 
@@ -53,7 +54,7 @@ class ProbeInputs:
     classes: Sequence[str]
     data: str
     fingerprint: str
-    place: str
+    source: str
     config: str
     seed: int
     out: Path
@@ -61,17 +62,17 @@ class ProbeInputs:
 
 @contextlib.contextmanager
 def open_inputs(settings: ProbeSettings, config: Mapping[str, Any]) -> Iterator[ProbeInputs]:
-    """Loads and checks; listens to signals while the block lasts.
+    """Load and check the inputs of a probe; signals end the block.
 
     Raises:
-        ConfigError: what is asked for does not fit together.
+        ConfigError: settings contradict each other.
         CheckpointError, DataError: a file is missing or damaged.
     """
     device = prepare_machine(config)
     config = {**config, "device": device}
     run = load_run(Path(settings.run), settings.step, settings.weights, device) if settings.run else None
     session = _session(run, config, settings)
-    out = Path(settings.out or _usual_out(settings, config))
+    out = Path(settings.out or _default_out(settings, config))
     with session.stop.listening(), session.stop.at_once():
         inputs = _file(settings, config, out) if settings.features else _images(settings, run, session, out)
         make_out(out)
@@ -79,23 +80,23 @@ def open_inputs(settings: ProbeSettings, config: Mapping[str, Any]) -> Iterator[
 
 
 def _session(run: Run | None, config: Mapping[str, Any], settings: ProbeSettings) -> Session:
-    """The run's parts and data; other data where a set is named, of the run's size."""
-    own = {key: value for key, value in config["data"].items() if value is not None}
-    named = "part" in own
+    """Return a session with the run's parts and its data, or another data set at the run's image size."""
+    data = {key: value for key, value in config["data"].items() if value is not None}
+    named = "part" in data
     shared = {key: config[key] for key in ("device", "runtime")}
     if settings.features and named:
-        raise ConfigError("data", own["part"], "is not read with features=FILE; leave it out")
+        raise ConfigError("data", data["part"], "is not read with features=FILE; leave it out")
     if run is None and not (named or settings.features):
         raise ConfigError("data", None, "is not set; name the images, e.g. data=cifar10 data.root=FOLDER")
     if run is None:
-        return Session({"seed": config["seed"], "allow": [], **shared, "data": own})
+        return Session({"seed": config["seed"], "allow": [], **shared, "data": data})
     if not named:
         return session_of(run, config)
-    return Session({**run.config, **shared, "data": {**own, "size": run.config["data"]["size"]}})
+    return Session({**run.config, **shared, "data": {**data, "size": run.config["data"]["size"]}})
 
 
-def _usual_out(settings: ProbeSettings, config: Mapping[str, Any]) -> Path:
-    """RUN/probe; elsewhere a folder that says what is probed, and what data it is not usually probed on."""
+def _default_out(settings: ProbeSettings, config: Mapping[str, Any]) -> Path:
+    """Return the default output folder: RUN/probe, or a folder named after encoder and data."""
     data = config["data"]
     other = f"{data['part'].rsplit('.', 1)[-1].lower()}{data['classes']}" if "part" in data else ""
     if settings.run:
@@ -111,7 +112,7 @@ def _file(settings: ProbeSettings, config: Mapping[str, Any], out: Path) -> Prob
     for key, usual in (("layers", None), ("t", None), ("inputs", ["clean"]), ("pooling", ["mean"])):
         if getattr(settings, key) != usual:
             raise ConfigError(
-                key, getattr(settings, key), "was decided when the file of features was made; leave it out"
+                key, getattr(settings, key), "was fixed when the file of features was written; leave it out"
             )
     try:
         file = read_features(path)
@@ -119,7 +120,7 @@ def _file(settings: ProbeSettings, config: Mapping[str, Any], out: Path) -> Prob
         raise DataError(f"features={path} cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise DataError(f"features={path} {error}") from None
-    encoder = encoder_of_file(path.stem, file)
+    encoder = file_encoder(path.stem, file)
     return ProbeInputs(
         lambda: iter([encoder]),
         lambda split: file.splits[split].y,
@@ -137,27 +138,27 @@ def _images(settings: ProbeSettings, run: Run | None, session: Session, out: Pat
     splits: Splits = session.splits(labels_for="probing")
     batch = settings.batch or (BATCH if session.world.device.type == "cpu" else BATCH_OF_GPU)
     images = Images(session, splits, out, batch, settings.seed)
-    known = {"timm": settings.timm, "size": settings.size, "data": session.config["data"]}
+    description = {"timm": settings.timm, "size": settings.size, "data": session.config["data"]}
     return ProbeInputs(
-        lambda: _subjects(settings, run, images),
+        lambda: _encoders(settings, run, images),
         lambda split: images.split(split).own_labels,
         splits.classes,
         session.parts.data.name,
         splits.fingerprint,
-        place_of(session.config["data"]),
-        json_hash(run.config if run else known),
+        data_source(session.config["data"]),
+        json_hash(run.config if run else description),
         run.config["seed"] if run else settings.seed,
         out,
     )
 
 
-def _subjects(settings: ProbeSettings, run: Run | None, images: Images) -> Iterator[ProbedEncoder]:
-    """What was asked for first, then the floors."""
+def _encoders(settings: ProbeSettings, run: Run | None, images: Images) -> Iterator[ProbedEncoder]:
+    """Yield the probed encoder, then the baselines."""
     if settings.baseline is not None and settings.baseline in BASELINES:
         yield BASELINES[settings.baseline](images)
         return
     if settings.baseline != "untrained":
-        yield _asked(settings, run, images)
+        yield _probed(settings, run, images)
     if settings.baselines or settings.baseline:
         yield from _untrained(settings, run, images)
     if settings.baselines and not settings.baseline:
@@ -165,17 +166,17 @@ def _subjects(settings: ProbeSettings, run: Run | None, images: Images) -> Itera
         yield pca(images)
 
 
-def _asked(settings: ProbeSettings, run: Run | None, images: Images) -> ProbedEncoder:
+def _probed(settings: ProbeSettings, run: Run | None, images: Images) -> ProbedEncoder:
     if run is None:
-        return encoder_of_timm(images, settings, images.session.device)
-    return encoder_of_run(run.name, run, images, settings)
+        return timm_encoder(images, settings, images.session.device)
+    return run_encoder(run.name, run, images, settings)
 
 
 def _untrained(settings: ProbeSettings, run: Run | None, images: Images) -> Iterator[ProbedEncoder]:
-    """The same network with random weights; nothing where the one asked for is random already."""
+    """Yield the same network with random weights, unless the probed one is random already."""
     if run is None:
         if settings.checkpoint:
-            yield encoder_of_timm(images, settings, images.session.device, trained=False)
+            yield timm_encoder(images, settings, images.session.device, trained=False)
         return
     random = load_run(Path(settings.run or ""), settings.step, "untrained", images.session.device)
-    yield encoder_of_run(UNTRAINED, random, images, settings, trained=False)
+    yield run_encoder(UNTRAINED, random, images, settings, trained=False)

@@ -27,9 +27,9 @@ from ldae.app.probing.diagnostics import draw_heatmaps, measure_geometry, projec
 from ldae.app.probing.encoders import ProbedEncoder
 from ldae.app.probing.inputs import ProbeInputs, open_inputs
 from ldae.app.probing.settings import ProbeSettings
-from ldae.app.probing.tables import others_of, tables, warned
+from ldae.app.probing.tables import read_comparisons, tables, warn_of_labels
 from ldae.app.provenance import command, commit
-from ldae.app.session import own_settings
+from ldae.app.session import root_settings
 from ldae.core.errors import ConfigError, DataError
 from ldae.engine.runtime import describe_hardware
 from linear_probe import subsets
@@ -43,8 +43,8 @@ from linear_probe.subsets import Part, Plan
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One figure under one seed: accuracy on what was asked for, and how it was chosen."""
+class Measurement:
+    """Accuracy under one seed, with the selected setting."""
 
     seed: int
     accuracy: float
@@ -53,22 +53,22 @@ class Measured:
 
     @property
     def selected(self) -> dict[str, object]:
-        """The setting, and where."""
+        """Return the selected setting and feature key."""
         return {**self.chosen.choice.setting, "cell": str(self.chosen.feature_key)}
 
 
 class ProbeRunner:
-    """One call of the tool.
+    """Scores encoders by protocols.
 
     Args:
-        settings: what is probed, and how.
-        probed: the subjects and their labels.
+        settings: settings of the command.
+        inputs: encoders and labels.
     """
 
     def __init__(self, settings: ProbeSettings, inputs: ProbeInputs):
         self.settings, self.inputs = settings, inputs
         self.counts = None
-        self.warnings = self._checked()
+        self.warnings = self._check_labels()
         if settings.few:
             try:
                 self.counts = subsets.counts_of(
@@ -77,8 +77,8 @@ class ProbeRunner:
             except ValueError as error:
                 raise ConfigError("labels", settings.labels, str(error)) from None
 
-    def _checked(self) -> list[str]:
-        """Return what makes every accuracy of this call doubtful.
+    def _check_labels(self) -> list[str]:
+        """Return warnings that apply to every accuracy of this call.
 
         Raises:
             DataError: there is nothing to score.
@@ -86,28 +86,28 @@ class ProbeRunner:
         few, on_test = self.settings.few, self.settings.split == "test"
         holdout = self.inputs.labels("holdout")
         if not few and not len(holdout):
-            message = "has no hold-out, on which layer and settings are chosen; give more images or data.holdout"
-            raise DataError(f"{self.inputs.place} {message}")
+            message = "has no hold-out, on which layer and settings are selected; give more images or data.holdout"
+            raise DataError(f"{self.inputs.source} {message}")
         scored = self.inputs.labels("test") if on_test else holdout
         chosen_on = holdout[:0] if few or not on_test else holdout
         train, classes = self.inputs.labels("train"), self.inputs.classes
-        return warned(self.inputs.place, train, chosen_on, scored, classes, self.settings.split)
+        return warn_of_labels(self.inputs.source, train, chosen_on, scored, classes, self.settings.split)
 
     def chance(self) -> float:
         """Return the accuracy in percent of always answering the most frequent training class."""
         return chance(self.inputs.labels("train"), self.inputs.labels(self.settings.split))
 
     def plan(self, seed: int) -> Plan:
-        """What is fitted, what chosen on."""
+        """Return the splits to fit, to select and to score on."""
         if self.counts is None:
             return subsets.whole()
         return subsets.few(self.inputs.labels("train"), self.counts, seed)
 
     def announce(self, encoder: ProbedEncoder, protocol: Protocol) -> None:
-        """Says how many images will be encoded beyond those whose features are kept, if any.
+        """Print how many images a protocol encodes in addition to the cached features, if any.
 
         Raises:
-            ConfigError: there are no images.
+            ConfigError: the protocol needs images, and the encoder has features alone.
         """
         plans = [self.plan(seed) for seed in self.settings.repetitions]
         fits = [parts for plan in plans for parts in (*([fit] for fit, _ in plan.trials), plan.final)]
@@ -119,29 +119,29 @@ class ProbeRunner:
             print(f"{encoder.name}: {title(protocol.name)} encodes {images:,} augmented images", flush=True)
 
     def score(self, encoder: ProbedEncoder, protocol: Protocol) -> Result:
-        """One figure: choices by the plan's trials, then one fit on all labels and one look at the test split."""
+        """Select by the plan's trials, then fit once on all labels and score the test split once."""
         self.announce(encoder, protocol)
-        found = [self._measured(encoder, protocol, seed) for seed in self.settings.repetitions]
-        return self._result(encoder, protocol, found)
+        measurements = [self._measure(encoder, protocol, seed) for seed in self.settings.repetitions]
+        return self._result(encoder, protocol, measurements)
 
-    def _measured(self, encoder: ProbedEncoder, protocol: Protocol, seed: int) -> Measured:
+    def _measure(self, encoder: ProbedEncoder, protocol: Protocol, seed: int) -> Measurement:
         plan, classes, split = self.plan(seed), len(self.inputs.classes), self.settings.split
         chosen = choose(protocol, encoder, plan, classes, seed)
         accuracy = chosen.choice.accuracy
         if split == "test" or self.settings.few:
             setting = chosen.choice.setting
             accuracy = protocol.scored(encoder, chosen.feature_key, setting, plan.final, Part(split), classes, seed)
-        return Measured(seed, accuracy, chosen, plan.chosen_on)
+        return Measurement(seed, accuracy, chosen, plan.chosen_on)
 
-    def _result(self, encoder: ProbedEncoder, protocol: Protocol, found: Sequence[Measured]) -> Result:
-        """The line; cell and setting of the first seed, accuracies the means of all."""
-        first, feature_key = found[0], found[0].chosen.feature_key
-        accuracy, deviation = mean_and_deviation([m.accuracy for m in found])
-        requested = encoder.features(Part(self.settings.split), feature_key)
-        among = {str(c): round(self._mean(found, c), 2) for c in first.chosen.among}
+    def _result(self, encoder: ProbedEncoder, protocol: Protocol, measurements: Sequence[Measurement]) -> Result:
+        """Return the line; cell and setting of the first seed, accuracies the means of all."""
+        first, feature_key = measurements[0], measurements[0].chosen.feature_key
+        accuracy, deviation = mean_and_deviation([m.accuracy for m in measurements])
+        scored = encoder.features(Part(self.settings.split), feature_key)
+        among = {str(c): round(self._mean(measurements, c), 2) for c in first.chosen.among}
         by_seed = [
             {"seed": m.seed, "accuracy": m.accuracy, "selected_accuracy": m.chosen.choice.accuracy, **m.selected}
-            for m in found
+            for m in measurements
         ]
         return Result(
             encoder=encoder.name,
@@ -149,15 +149,15 @@ class ProbeRunner:
             protocol_source=protocol.source,
             accuracy=accuracy,
             split=self.settings.split,
-            images=len(requested),
-            selected={**first.selected, "among": among, **({"by_seed": by_seed} if len(found) > 1 else {})},
+            images=len(scored),
+            selected={**first.selected, "among": among, **({"by_seed": by_seed} if len(measurements) > 1 else {})},
             selected_on=first.chosen_on,
-            selected_accuracy=mean_and_deviation([m.chosen.choice.accuracy for m in found])[0],
+            selected_accuracy=mean_and_deviation([m.chosen.choice.accuracy for m in measurements])[0],
             layer=feature_key.layer,
             t=feature_key.t,
             input=feature_key.input,
             pooling=feature_key.pooling,
-            dimensions=requested.x.shape[1],
+            dimensions=scored.x.shape[1],
             checkpoint=encoder.checkpoint,
             step=encoder.step,
             seed=self.inputs.seed,
@@ -175,27 +175,29 @@ class ProbeRunner:
         )
 
     @staticmethod
-    def _mean(found: Sequence[Measured], feature_key: FeatureKey) -> float:
-        return mean_and_deviation([m.chosen.among[feature_key] for m in found])[0]
+    def _mean(measurements: Sequence[Measurement], feature_key: FeatureKey) -> float:
+        return mean_and_deviation([m.chosen.among[feature_key] for m in measurements])[0]
 
-    def path(self, kind: str = "results") -> Path:
-        """The file of results: its name says what else than all labels, the test split and all subjects it is of."""
+    def path(self, stem: str = "results") -> Path:
+        """Return the file of results, named by baseline, number of labels and split."""
         settings = self.settings
         few = f"-{subsets.describe_labels(settings.labels).replace(' ', '-')}" if settings.few else ""
         holdout = "-holdout" if settings.split == "holdout" else ""
-        return self.inputs.out / f"{kind}{'-' + settings.baseline if settings.baseline else ''}{few}{holdout}.jsonl"
+        return self.inputs.out / f"{stem}{'-' + settings.baseline if settings.baseline else ''}{few}{holdout}.jsonl"
 
 
 def main(argv: Sequence[str]) -> None:
     """Run `ldae probe`."""
     config, precision = settle_precision(resolved(compose("probe", argv)))
-    settings: ProbeSettings = own_settings(ProbeSettings, config)
+    settings: ProbeSettings = root_settings(ProbeSettings, config)
     if settings.run or settings.timm:
         announce(precision)
     with open_inputs(settings, config) as inputs:
         runner = ProbeRunner(settings, inputs)
         labels = subsets.describe_labels(settings.labels)
-        others = list(others_of(settings.compare_to, settings.protocols, settings.split, inputs.fingerprint, labels))
+        comparisons = list(
+            read_comparisons(settings.compare_to, settings.protocols, settings.split, inputs.fingerprint, labels)
+        )
         results, encoders = [], []
         for encoder in inputs.encoders():
             encoders.append(encoder)
@@ -205,19 +207,19 @@ def main(argv: Sequence[str]) -> None:
                 results.append(runner.score(encoder, PROTOCOLS[name]))
                 print(summary_line(results[-1]), flush=True)
         write_results(runner.path(), results)
-        look(settings, inputs, encoders, results)
+        write_diagnostics(settings, inputs, encoders, results)
     images = f"{results[0].images} {settings.split} images"
-    print(f"\nTop-1 accuracy on {images}, percent; {chosen_where(results[0])}.\n")
-    print(tables(results, others, runner.chance()))
-    print(f"\n{runner.path()} has a line for each figure: checkpoint, seed, layer, t, what was chosen and where.")
+    print(f"\nTop-1 accuracy on {images}, percent; {describe_selection(results[0])}.\n")
+    print(tables(results, comparisons, runner.chance()))
+    print(f"\n{runner.path()} has a line for each accuracy: checkpoint, seed, layer, t, selected setting and split.")
 
 
-def look(
+def write_diagnostics(
     settings: ProbeSettings, inputs: ProbeInputs, encoders: Sequence[ProbedEncoder], results: Sequence[Result]
 ) -> None:
-    """Everything but the table: heat maps, and what else was asked for."""
-    best, own = results[0], [r for r in results if r.encoder == encoders[0].name]
-    draw_heatmaps(own, inputs.out)
+    """Write heat maps and the optional features, projector data and geometry."""
+    best, of_encoder = results[0], [r for r in results if r.encoder == encoders[0].name]
+    draw_heatmaps(of_encoder, inputs.out)
     feature_key = next(
         feature_key for feature_key in encoders[0].feature_keys if str(feature_key) == best.selected["cell"]
     )
@@ -240,17 +242,17 @@ def look(
         )
 
 
-def chosen_where(result: Result) -> str:
-    """How choices were made, for the table's head."""
+def describe_selection(result: Result) -> str:
+    """Return how settings were selected, for the table's caption."""
     if result.labels == "all":
         seeds = f", mean ± sample deviation of {len(result.seeds)} seeds" if result.deviation is not None else ""
-        return f"every choice was made on the hold-out{seeds}"
-    seeds = f", {len(result.seeds)} draws, mean ± sample deviation" if result.deviation is not None else ""
-    return f"labels: {result.labels} of train{seeds}; every choice was made by {result.selected_on} among them"
+        return f"every setting was selected on the hold-out{seeds}"
+    seeds = f", {len(result.seeds)} subsets, mean ± sample deviation" if result.deviation is not None else ""
+    return f"labels: {result.labels} of train{seeds}; every setting was selected by {result.selected_on} among them"
 
 
 def summary_line(result: Result) -> str:
-    """One figure in a line."""
-    chosen = ", ".join(f"{k} {v}" for k, v in result.selected.items() if k not in ("among", "by_seed"))
+    """Return a line on one accuracy."""
+    setting = ", ".join(f"{k} {v}" for k, v in result.selected.items() if k not in ("among", "by_seed"))
     where = f"{place_of_choice(result)} {result.selected_accuracy:.2f}"
-    return f"{result.encoder}: {title(result.protocol)} {percent(result)} ({where}; {chosen})"
+    return f"{result.encoder}: {title(result.protocol)} {percent(result)} ({where}; {setting})"

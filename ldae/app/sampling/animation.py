@@ -32,7 +32,7 @@ class Animation:
         self.frames: list[Image.Image] = []
 
     def __call__(self, i: int, step: SamplingStep, x: Tensor, x0: Tensor) -> None:
-        """Takes a frame, if one is due at the i-th step."""
+        """Take a frame, if one is due at the i-th step."""
         if i in self.kept:
             rows = [to_rgb(self.generator.to_image(z[: self.shown])).cpu() for z in (x, x0)]
             picture = (tile(torch.stack(rows)) * 255).round().to(torch.uint8)

@@ -115,7 +115,7 @@ def reader_of(kind: str, session: Session, splits: Splits, reference: str = "tra
         return Reader(inception.features, inception, session)
     if kind == "classifier":
         network, key = classifier(session, splits)
-        name = f"classifier {key[:8]}-{mark_of(network)}"
+        name = f"classifier {key[:8]}-{weights_digest(network)}"
         return Reader(name, lambda x: network.features_and_probabilities(2 * x - 1), session)
     if not Path(kind).is_dir():
         raise ConfigError("features", kind, "is no reader; give classifier, inception, or the folder of a run")
@@ -124,10 +124,10 @@ def reader_of(kind: str, session: Session, splits: Splits, reference: str = "tra
     if encoder.image_shape != (3, size, size):
         message = f"reads images of {encoder.image_shape[1]} pixels a side, these have {size}; give another run"
         raise ConfigError("features", kind, message)
-    return Reader(f"encoder {Path(kind).name}-{mark_of(encoder)}", lambda x: (encoder(x), None), session)
+    return Reader(f"encoder {Path(kind).name}-{weights_digest(encoder)}", lambda x: (encoder(x), None), session)
 
 
-def mark_of(network: nn.Module) -> str:
+def weights_digest(network: nn.Module) -> str:
     """Eight hexadecimal digits that change with the weights: distances in other features cannot be compared."""
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
@@ -136,7 +136,7 @@ def mark_of(network: nn.Module) -> str:
 
 
 def classifier(session: Session, splits: Splits) -> tuple[Classifier, str]:
-    """The classifier of the perceptual loss, trained on the data's labels if the cache has none yet; and its key."""
+    """Return the classifier of the perceptual loss, trained on the data's labels if the cache has none yet; and its key."""
     sub = Session(classifier_config(session.config))
     sub.stop, sub.world = session.stop, session.world
     key = ensure_perceptual(sub, splits)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ldae.app.provenance import command, commit
-from ldae.app.session import own_settings, prepare_machine
+from ldae.app.session import prepare_machine, root_settings
 from ldae.config.build import Parts
 from ldae.core.errors import ConfigError
 from ldae.core.types import Natural, NonNegative
@@ -53,7 +53,7 @@ def generator_of(config: Mapping[str, Any]) -> tuple[Generator, Run]:
     """
     if not config["run"]:
         raise ConfigError("run", config["run"], "is not set; give run=RUN, the folder that pretraining wrote (out=)")
-    settings: GenerationSettings = own_settings(GenerationSettings, config)
+    settings: GenerationSettings = root_settings(GenerationSettings, config)
     device = prepare_machine(config)
     parts = Parts({key: config[key] for key in ("sampler", "spacing", "sampling_schedule") if config.get(key)})
     parts.build(*parts.config)  # a bad key costs no loading

@@ -48,7 +48,7 @@ class Pictures:
 
     @property
     def images(self) -> ImageSet:
-        """The chosen images of the split, evenly spread over it."""
+        """Return the chosen images of the split, evenly spread over it."""
         assert self.splits is not None
         return spread(getattr(self.splits, self.split), self.count)
 
@@ -69,7 +69,7 @@ class Pictures:
             yield Batch(pixels, torch.zeros_like(index), index)
 
     def beside(self, key: str, given: str, batch: Batch) -> Tensor:
-        """The pictures of a guide or mask for the pictures of a batch: one for all, or those of the same names."""
+        """Return the pictures of a guide or mask for the pictures of a batch: one for all, or those of the same names."""
         size, others = self.session.parts.data.size, files_of(key, given)
         if len(others) == 1:
             return picture(others[0], size).to(batch.images.device).expand(len(batch), -1, -1, -1)
@@ -106,7 +106,7 @@ def files_of(key: str, given: str) -> list[Path]:
 
 
 def picture(path: Path, size: int) -> Tensor:
-    """The centre of a picture, (3, size, size) in [0, 1]."""
+    """Return the centre of a picture, (3, size, size) in [0, 1]."""
     try:
         pixels = np.asarray(centre_crop(read_rgb(path, MAX_PIXELS), size))
     except BadImage as error:

@@ -19,7 +19,7 @@ import torch
 from ldae.app.compose import compose, resolved
 from ldae.app.precision import announce, settle_precision
 from ldae.app.sampling.generator import generator_of, provenance_of
-from ldae.app.session import own_settings, result_folder, session_of
+from ldae.app.session import result_folder, root_settings, session_of
 from ldae.app.training.monitors import spread
 from ldae.core.errors import ConfigError
 from ldae.core.files import write_json
@@ -49,7 +49,7 @@ class LikelihoodSettings:
 def main(argv: Sequence[str]) -> None:
     """Run `ldae likelihood`."""
     config, precision = settle_precision(resolved(compose("likelihood", argv)))
-    settings: LikelihoodSettings = own_settings(LikelihoodSettings, config)
+    settings: LikelihoodSettings = root_settings(LikelihoodSettings, config)
     generator, run = generator_of(config)
     rule = generator.sampler.rule
     if not generator.objective.tokenizer.is_bounded:

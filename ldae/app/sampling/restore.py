@@ -26,7 +26,7 @@ from ldae.app.sampling.animation import Animation
 from ldae.app.sampling.distances import Reader, caveats, check_count, compared, reader_of
 from ldae.app.sampling.generator import generator_of, provenance_of
 from ldae.app.sampling.images import Pictures
-from ldae.app.session import Session, own_settings, result_folder, session_of
+from ldae.app.session import Session, result_folder, root_settings, session_of
 from ldae.core.errors import ConfigError
 from ldae.core.files import write_json
 from ldae.core.progress import Progress
@@ -91,9 +91,9 @@ class RestoreSettings:
 def main(argv: Sequence[str]) -> None:
     """Run `ldae restore`."""
     config, precision = settle_precision(resolved(compose("restore", argv)))
-    settings: RestoreSettings = own_settings(RestoreSettings, config)
+    settings: RestoreSettings = root_settings(RestoreSettings, config)
     generator, run = generator_of(config)
-    kind_of(generator, settings.how).check(generator)
+    restoration_type(generator, settings.how).check(generator)
     session = session_of(run, config)
     folder = result_folder(config, "restored")
     with session.running(folder):
@@ -131,7 +131,7 @@ KINDS: Mapping[str, type[Restoration]] = {
 }
 
 
-def kind_of(generator: Generator, how: str) -> type[Restoration]:
+def restoration_type(generator: Generator, how: str) -> type[Restoration]:
     """What is done to pictures.
 
     Raises:
@@ -154,7 +154,7 @@ def kind_of(generator: Generator, how: str) -> type[Restoration]:
 
 def restoration_of(generator: Generator, settings: RestoreSettings, pictures: Pictures) -> Restoration:
     """What is done, with its own settings."""
-    kind = kind_of(generator, settings.how)
+    kind = restoration_type(generator, settings.how)
     if kind is Segment:
         return Segment(generator, settings.runs)
     if kind is not Edit:
@@ -172,7 +172,7 @@ def restoration_of(generator: Generator, settings: RestoreSettings, pictures: Pi
 def restored(
     restoration: Restoration, pictures: Pictures, settings: RestoreSettings, folder: RunFolder, session: Session
 ) -> Columns:
-    """The columns of all pictures, on the CPU."""
+    """Return the columns of all pictures, on the CPU."""
     found: list[Columns] = []
     progress = Progress(session.progress, pictures.batches * restoration.passes, title="restoring")
     restoration.generator.on_step = progress.advance
@@ -192,7 +192,7 @@ def restored(
 
 
 def show(columns: Columns, pictures: Pictures, settings: RestoreSettings, folder: RunFolder) -> None:
-    """The strip; and for pictures of the user's own, a strip for each and its last column alone."""
+    """Return the strip; and for pictures of the user's own, a strip for each and its last column alone."""
     coloured = torch.stack([to_rgb(x) for x in columns.values()], dim=1)  # (N, columns, 3, H, W)
     rows = torch.linspace(0, len(coloured) - 1, min(settings.shown, len(coloured))).round().long()
     save_png(folder.path / "strip.png", tile(coloured[rows]))

@@ -33,7 +33,7 @@ from ldae.app.sampling.animation import Animation
 from ldae.app.sampling.distances import Reader, caveats, check_count, compared, reader_of
 from ldae.app.sampling.generator import generator_of, provenance_of
 from ldae.app.sampling.images import files_of, picture
-from ldae.app.session import Session, finished, own_settings, result_folder, session_of
+from ldae.app.session import Session, is_finished, result_folder, root_settings, session_of
 from ldae.config.build import Parts
 from ldae.core.errors import ConfigError, DataError
 from ldae.core.files import has_intact_tensors, load_tensors, open_atomic, save_tensors, write_json, write_sealed_json
@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
     composed = resolved(compose("sample", argv))
     folder = result_folder(composed, "samples")
     config, precision = settle_precision(composed, saved_config(folder.path))
-    settings: SampleSettings = own_settings(SampleSettings, config)
+    settings: SampleSettings = root_settings(SampleSettings, config)
     generator, run = generator_of(config)
     conditions = conditions_of(generator, settings)
     check_init(generator, config)
@@ -92,7 +92,7 @@ def main(argv: Sequence[str]) -> None:
     with session.running(folder):
         generator.objective.to(session.world.device)
         known = {"version": version(), **config, "checkpoint": run.checkpoint.hash}
-        if finished(folder, known):
+        if is_finished(folder, known):
             print(f"{folder.path} is finished; nothing to do")
             return
         announce(precision)
@@ -259,7 +259,7 @@ class Sampling:
         self.shards = math.ceil(conditions.count / settings.batch)
 
     def shard(self, k: int) -> Path:
-        """The file of the k-th batch."""
+        """Return the file of the k-th batch."""
         return self.folder.path / "shards" / f"{k:06d}.safetensors"
 
     def draw_all(self) -> None:
@@ -292,7 +292,7 @@ class Sampling:
             film.save(self.folder.path / "way.gif")
 
     def _drawn(self, k: int) -> Tensor:
-        """The images of the k-th batch, (B, H, W, C) uint8."""
+        """Return the images of the k-th batch, (B, H, W, C) uint8."""
         return load_tensors(self.shard(k))[IMAGES]
 
     def finish(self, known: Mapping[str, Any]) -> None:

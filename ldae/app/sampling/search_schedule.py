@@ -21,7 +21,7 @@ from ldae.app.precision import announce, settle_precision
 from ldae.app.sampling.distances import Reader, caveats, check_count, compared, reader_of
 from ldae.app.sampling.generator import generator_of, provenance_of
 from ldae.app.sampling.images import Pictures
-from ldae.app.session import own_settings, result_folder, session_of
+from ldae.app.session import result_folder, root_settings, session_of
 from ldae.core.errors import ConfigError
 from ldae.core.files import write_json
 from ldae.core.progress import Progress
@@ -68,7 +68,7 @@ class SearchSettings:
 def main(argv: Sequence[str]) -> None:
     """Run `ldae search-schedule`."""
     config, precision = settle_precision(resolved(compose("search_schedule", argv)))
-    settings: SearchSettings = own_settings(SearchSettings, config)
+    settings: SearchSettings = root_settings(SearchSettings, config)
     generator, run = generator_of(config)
     if not isinstance(generator.objective.task, SuperResolution):
         raise ConfigError("run", config["run"], "enlarges nothing; give a run of experiment=sr3/...")

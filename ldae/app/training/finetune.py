@@ -23,9 +23,9 @@ from torch import Tensor
 
 from ldae.app.compose import compose, resolved
 from ldae.app.precision import announce, saved_config
-from ldae.app.probing.tables import place_of, warned
+from ldae.app.probing.tables import data_source, warn_of_labels
 from ldae.app.provenance import command, commit
-from ldae.app.session import Session, begin, finished, own_settings, session_of, train_settings
+from ldae.app.session import Session, is_finished, root_settings, session_of, start_run, train_settings
 from ldae.core.errors import ConfigError, DataError
 from ldae.core.files import json_hash
 from ldae.core.rng import seed_of
@@ -80,21 +80,21 @@ def main(argv: Sequence[str]) -> None:
     config = resolved(compose("finetune", argv))
     if not config["run"]:
         raise ConfigError("run", config["run"], "is not set; give run=RUN, the folder that pretraining wrote (out=)")
-    settings: FinetuneSettings = own_settings(FinetuneSettings, config)
+    settings: FinetuneSettings = root_settings(FinetuneSettings, config)
     run = load_run(Path(settings.run), settings.step, settings.weights)
     encoder = Encoder(run.objective, settings.layer, settings.t)
     folder = RunFolder(Path(config["out"] or Path(settings.run) / "finetune"))
     session = session_for(run, config, saved_config(folder.path))
     train = train_settings(session.config)
     with session.running(folder):
-        if finished(folder, session.config):
+        if is_finished(folder, session.config):
             print(f"{folder.path} is finished; nothing to do")
             return
         announce(session.precision)
         splits = session.splits(labels_for="fine-tuning")
         warnings = checked(splits, session, settings)
         if session.world.main:
-            begin(folder, session.config, splits)
+            start_run(folder, session.config, splits)
         module = classifier(encoder, settings, splits, session)
         loader = session.loader(splits.train, session.parts.augment, even(train.batch))
         record = {"config": session.config, "data": splits.fingerprint}
@@ -118,7 +118,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def session_for(run: Run, config: Mapping[str, Any], saved: Mapping[str, Any] | None) -> Session:
-    """The run's data, and the recipe of this tool; the config also says which checkpoint it began with."""
+    """Return the run's data, and the recipe of this tool; the config also says which checkpoint it began with."""
     data = session_of(run, config).config["data"]
     system = {key: run.config[key] for key in ("task",)}
     return Session({**config, **system, "data": data, "encoder": run.checkpoint.hash}, saved)
@@ -130,17 +130,17 @@ def checked(splits: Splits, session: Session, settings: FinetuneSettings) -> lis
     Raises:
         DataError: there is nothing to score, or no hold-out to watch.
     """
-    place = place_of(session.config["data"])
+    place = data_source(session.config["data"])
     if not len(splits.holdout):
         raise DataError(f"{place} has no hold-out; give more images or data.holdout")
     on_test = settings.split == "test"
     train, holdout = splits.train.own_labels, splits.holdout.own_labels
     measured = splits.test.own_labels if on_test else holdout
-    return warned(place, train, holdout[:0], measured, splits.classes, settings.split)
+    return warn_of_labels(place, train, holdout[:0], measured, splits.classes, settings.split)
 
 
 def classifier(encoder: Encoder, settings: FinetuneSettings, splits: Splits, session: Session) -> FineTuning:
-    """The folded encoder with a new head, as a player."""
+    """Return the folded encoder with a new head, as a player."""
     classes = len(splits.classes)
     torch.manual_seed(seed_of(session.seed))  # of the head
     network = plain_vit(encoder, num_classes=classes, fc_norm=True, drop_path_rate=settings.drop_path).train()
@@ -150,7 +150,7 @@ def classifier(encoder: Encoder, settings: FinetuneSettings, splits: Splits, ses
 
 
 def even(batch: int) -> int:
-    """A batch that images can be mixed in.
+    """Return a batch that images can be mixed in.
 
     Raises:
         ConfigError: the batch is odd.
@@ -193,7 +193,7 @@ def scored(
     step: int,
     warnings: Sequence[str],
 ) -> Result:
-    """The one figure."""
+    """Return the one figure."""
     config = session.config
     holdout = accuracy_on(splits.holdout, module, session)
     images: ImageSet = getattr(splits, settings.split)

@@ -48,7 +48,7 @@ def train_images(session: Session, objective: Objective, splits: Splits, tokeniz
 
 
 def _whole(folder: Path) -> bool:
-    """Whether the latents kept in a folder are there, undamaged."""
+    """Return whether the latents kept in a folder are there, undamaged."""
     if not folder.exists():
         return False
     try:
@@ -62,7 +62,7 @@ def _whole(folder: Path) -> bool:
 
 @torch.no_grad()
 def _write(path: Path, session: Session, tokenizer: Tokenizer, images: ImageSet) -> None:
-    """An .npy file, written row by row: a full disk is an error here, where a memory map would be a crash."""
+    """Return an .npy file, written row by row: a full disk is an error here, where a memory map would be a crash."""
     with open(path, "wb") as file:
         for i, x in enumerate(session.images(images, title="encoding the latents")):
             posterior_params = tokenizer.posterior_params(x).float().cpu().numpy()

@@ -93,7 +93,7 @@ def _network(session: Session, objective: Objective) -> str:
 
 
 def _recipe(session: Session, objective: Objective) -> Iterator[str]:
-    """The experiment, and each part under the name of its group, the usual ones left out."""
+    """Yield the experiment, and each part under the name of its group, the usual ones left out."""
     config = session.config
     if config.get("experiment"):
         yield f"experiment {config['experiment']}"
@@ -125,7 +125,7 @@ def _short(value: float | str) -> str:
 
 
 def _plain(name: str) -> str:
-    """A class's name as words: PatchPCA becomes "patch PCA"."""
+    """Return a class's name as words: PatchPCA becomes "patch PCA"."""
     argv = re.findall(r"[A-Z]+(?![a-z])\d*|[A-Z][a-z]+\d*", name)
     if name in PROPER:
         return name
@@ -139,7 +139,7 @@ def _device(session: Session) -> str:
 
 
 def _precision(session: Session, settings: TrainSettings) -> str:
-    """The precision, with its reason where the session chose it."""
+    """Return the precision, with its reason where the session chose it."""
     chosen = session.precision
     own = chosen is not None and chosen.value == settings.precision
     return str(chosen).removeprefix("precision: ") if own else settings.precision

@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def trainer_on(session: Session, batch: int, images: int) -> tuple[Trainer, Loader]:
-    """The trainer of a session on random images that are held in memory.
+    """Return the trainer of a session on random images that are held in memory.
 
     Args:
         batch: images of a step.
@@ -99,7 +99,7 @@ class Cost:
 
 
 def cost_of(argv: Sequence[str]) -> Cost:
-    """The cost of what `ldae pretrain` would do with these words.
+    """Return the cost of what `ldae pretrain` would do with these words.
 
     Raises:
         ConfigError: it cannot be; or its length is in epochs, and no data are named.
@@ -134,7 +134,7 @@ def cost_of(argv: Sequence[str]) -> Cost:
 
 
 def planned(cost: Cost, gpu: str) -> str:
-    """A cost in words."""
+    """Return a cost in words."""
     each, whole = 1024 * cost.activations, cost.state + cost.activations * cost.batch
     timed = f" in batches of {cost.timed_batch}" if cost.timed_batch != cost.batch else ""
     limit = f"{100 * SHARE:.0f} % of its {GPUS[gpu] / 1e12:.0f} TFLOP/s"

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from ldae.app.compose import compose, require, resolved
 from ldae.app.overrides import command
 from ldae.app.precision import saved_config
-from ldae.app.session import Session, begin, finished, settings_of, train_settings
+from ldae.app.session import Session, is_finished, settings_of, start_run, train_settings
 from ldae.app.training.latent_cache import train_images
 from ldae.app.training.monitors import MonitorSettings, OnlineKNN, preview
 from ldae.app.training.overview import overview
@@ -70,7 +70,7 @@ def pretrain(config: dict[str, Any]) -> Path:
     optim = session.parts.optim
     augment = session.parts.augment
     with session.running(run):
-        if finished(run, config):
+        if is_finished(run, config):
             print(f"{run.path} is finished; nothing to do")
             return run.path
         splits = session.splits()
@@ -78,7 +78,7 @@ def pretrain(config: dict[str, Any]) -> Path:
         if isinstance(objective, Denoise):
             session.load_blend_images(objective.corruption)
         if session.world.main:
-            begin(run, config, splits)
+            start_run(run, config, splits)
         tokenizer = None if objective.tokenizer is None else ensure_tokenizer(session, splits, run)
         objective.to(session.world.device)
         loader = session.loader(train_images(session, objective, splits, tokenizer), augment, settings.batch)
@@ -115,7 +115,7 @@ def pretrain(config: dict[str, Any]) -> Path:
 
 
 def objective_of(session: Session) -> PretrainingObjective:
-    """The session's objective.
+    """Return the session's objective.
 
     Raises:
         ConfigError: it trains no encoder.
@@ -132,7 +132,7 @@ def default_out(config: dict[str, Any]) -> str:
 
 
 def check_classes(session: Session, splits: Splits) -> None:
-    """The network must be told of as many classes as the data has, if it is told of any.
+    """Return the network must be told of as many classes as the data has, if it is told of any.
 
     Raises:
         ConfigError: it is told of more or fewer.

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from omegaconf import DictConfig
 
 from ldae.app.compose import compose, resolved
-from ldae.app.probing.tables import place_of
+from ldae.app.probing.tables import data_source
 from ldae.app.session import Session, train_settings
 from ldae.app.training.monitors import preview
 from ldae.app.training.overview import overview
@@ -37,24 +37,24 @@ from ldae.objectives.panels import FilterPanel, ReconstructionPanel, filter_tile
 from ldae.tokenizers.base import HasBasis, Tokenizer, load_tokenizer, save_tokenizer, varies
 
 PERCEPTUAL_FILE = "perceptual.safetensors"
-LOOKS = 8  # at a tokenizer in the course of its training
+NUM_EVALS = 8  # at a tokenizer in the course of its training
 PANEL_IMAGES = 64
 
 
 def ensure_tokenizer(session: Session, splits: Splits, run: RunFolder) -> str:
-    """Fills the session's tokenizer and leaves a copy in the run folder: from there, from `tokenizer.weights`, from
+    """Fill the session's tokenizer and leaves a copy in the run folder: from there, from `tokenizer.weights`, from
     the user's cache, or fitted now and cached.
 
     Returns:
         SHA-256 of the tokenizer's file.
 
     Raises:
-        CheckpointError: the file in the run folder is damaged, or not the one that the run was begun with.
+        CheckpointError: the file in the run folder is damaged, or not the one that the run was started with.
     """
     tokenizer: Tokenizer = session.parts.tokenizer
     target, expected = run.path / TOKENIZER_FILE, read_latest_record(run.checkpoints, "tokenizer")
     if not session.world.shared(target.exists()):
-        source = given_weights(session) or _cached_tokenizer(session, splits)
+        source = configured_weights(session) or _cached_tokenizer(session, splits)
         load_tokenizer(source, tokenizer, expected)
         if session.world.main:
             with open_atomic(target) as copy:
@@ -83,8 +83,8 @@ def _warn_of_rank(session: Session, tokenizer: Tokenizer) -> None:
         )
 
 
-def given_weights(session: Session) -> Path | None:
-    """The file that `tokenizer.weights` leads to, or None.
+def configured_weights(session: Session) -> Path | None:
+    """Return the file that `tokenizer.weights` leads to, or None.
 
     Raises:
         CheckpointError: it is missing.
@@ -110,7 +110,7 @@ def tokenizer_key(session: Session, splits: Splits) -> str:
 
 
 def _fitted_on(session: Session) -> Sequence[str]:
-    """The groups that say what a tokenizer is fitted on: the task among them only where x0 is not the image."""
+    """Return the groups that say what a tokenizer is fitted on: the task among them only where x0 is not the image."""
     return ("data", "task") if session.parts.task.channels != 3 else ("data",)
 
 
@@ -164,7 +164,7 @@ def _say(session: Session, text: str) -> None:
 
 
 def tokenizer_config(session: Session) -> dict[str, Any]:
-    """The config of train_tokenizer.py for the tokenizer, data and machine of another tool's session."""
+    """Return the config of train_tokenizer.py for the tokenizer, data and machine of another tool's session."""
     root: DictConfig = compose("train_tokenizer", [])
     for group in (*_fitted_on(session), "tokenizer", "seed", "device", "runtime"):
         root[group] = session.config[group]
@@ -172,7 +172,7 @@ def tokenizer_config(session: Session) -> dict[str, Any]:
 
 
 def classifier_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of train_tokenizer.py for the perceptual loss's classifier, on another tool's data and machine."""
+    """Return the config of train_tokenizer.py for the perceptual loss's classifier, on another tool's data and machine."""
     root: DictConfig = compose("train_tokenizer", ["tokenizer=vqgan"])
     for group in ("data", "seed", "device", "runtime"):
         root[group] = config[group]
@@ -197,7 +197,7 @@ class FitSettings:
 
 
 def check_fit(session: Session) -> None:
-    """Makes all that the session's tokenizer would be fitted with, before any data is read.
+    """Make all that the session's tokenizer would be fitted with, before any data is read.
 
     Raises:
         ConfigError: a key of tokenizer.fit cannot work.
@@ -219,7 +219,7 @@ def check_fit(session: Session) -> None:
 
 
 def fit_tokenizer(session: Session, splits: Splits, run: RunFolder) -> None:
-    """Fits or trains the session's tokenizer on train, and writes it to the run folder with its filters."""
+    """Fit or trains the session's tokenizer on train, and writes it to the run folder with its filters."""
     tokenizer: Tokenizer = session.parts.tokenizer.to(session.world.device)
     fit = session.config["tokenizer"]["fit"]
     sample = _sample(splits.train, fit["images"], session.seed)
@@ -264,12 +264,12 @@ def _train(
 def _tokenizer_monitors(session: Session, splits: Splits, settings: TrainSettings) -> Sequence[Monitor]:
     tokenizer: Tokenizer = session.parts.tokenizer
     images = preview(session, splits.holdout if len(splits.holdout) else splits.train, PANEL_IMAGES).images
-    every = math.ceil((settings.steps or LOOKS) / LOOKS)
+    every = math.ceil((settings.steps or NUM_EVALS) / NUM_EVALS)
     return [FilterPanel(tokenizer), ReconstructionPanel(tokenizer, images, every)]
 
 
 def ensure_perceptual(session: Session, splits: Splits) -> str | None:
-    """Fills the perceptual network of a tokenizer's training, if it has one that is trained on the data's labels: from
+    """Fill the perceptual network of a tokenizer's training, if it has one that is trained on the data's labels: from
     the user's cache, or trained now and cached.
 
     Returns:
@@ -300,7 +300,7 @@ def _train_perceptual(
     labels = splits.train.own_labels
     if labels.min() < 0 or len(labels.unique()) < 2:
         message = (
-            f"{place_of(session.config['data'])} has no labels of two classes, on which this classifier is trained"
+            f"{data_source(session.config['data'])} has no labels of two classes, on which this classifier is trained"
         )
         raise DataError(f"{message}; give labels, tokenizer.fit.perceptual=null, or features= of a run")
     optim, settings = _perceptual_recipe({**fit, "batch": min(fit["batch"], len(splits.train))})

@@ -23,9 +23,9 @@ import torch
 
 from ldae.app.compose import compose, require, resolved
 from ldae.app.precision import saved_config
-from ldae.app.session import Session, begin, finished, train_settings
+from ldae.app.session import Session, is_finished, start_run, train_settings
 from ldae.app.training.monitors import preview
-from ldae.app.training.tokenizer_cache import PANEL_IMAGES, fit_tokenizer, given_weights
+from ldae.app.training.tokenizer_cache import PANEL_IMAGES, configured_weights, fit_tokenizer
 from ldae.config.schema import conform
 from ldae.core.errors import CheckpointError
 from ldae.core.files import write_json
@@ -49,17 +49,17 @@ def main(argv: Sequence[str]) -> None:
     session = Session(config, saved_config(run.path))
     config = session.config
     tokenizer: Tokenizer = session.parts.tokenizer
-    start = given_weights(session)
+    start = configured_weights(session)
     if tokenizer.needs_training and (config["tokenizer"]["fit"]["steps"] or start is None):
         train_settings(config)
         session.parts.build("objective", "optim")
     with session.running(run):
         splits = session.splits()
-        if finished(run, config):
+        if is_finished(run, config):
             load_tokenizer(run.path / TOKENIZER_FILE, tokenizer.to(session.world.device))
         else:
             if session.world.main:
-                begin(run, config, splits)
+                start_run(run, config, splits)
             if start is not None:
                 load_start(start, tokenizer)
             fit_tokenizer(session, splits, run)
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def load_start(path: Path, tokenizer: Tokenizer) -> None:
-    """Fills a tokenizer with weights to go on from: of ours, or of a public KL autoencoder."""
+    """Fill a tokenizer with weights to go on from: of ours, or of a public KL autoencoder."""
     try:
         load_tokenizer(path, tokenizer)
     except CheckpointError:
@@ -81,7 +81,7 @@ def load_start(path: Path, tokenizer: Tokenizer) -> None:
 
 @torch.no_grad()
 def report(session: Session, images: ImageSet, run: RunFolder) -> None:
-    """Measures the tokenizer on a set, leaves figures and picture in the run folder, prints them."""
+    """Measure the tokenizer on a set, leaves figures and picture in the run folder, prints them."""
     tokenizer: Tokenizer = session.parts.tokenizer
     shown = preview(session, images, PANEL_IMAGES).images
     scalars, pictures = ReconstructionPanel(tokenizer, shown, every=0)(0)

@@ -150,8 +150,8 @@ def test_cells_of_several_grids_share_the_pretraining_that_is_the_same():
         (("grid=none.yaml",), "grid='none.yaml' cannot be read"),
         (("budget=lap",), "budget=lap does not exist; there are: demo, gpu, laptop, paper"),
         (("only=[12_dae]",), r"only=\[12_dae\] is no cell of this grid; there are: 00_dit, .*, mae"),
-        (("only=[12_ldae]", "data.root=X", "optim.brl=1"), "cell 12_ldae: optim.brl=1 .* did you mean optim.blr?"),
-        (("only=[07_patch_pca]", "data=digits", "data.d=13"), "cell 07_patch_pca: tokenizer.d=13 exceeds 3"),
+        (("only=[12_ldae]", "data.root=X", "optim.brl=1"), "trial 12_ldae: optim.brl=1 .* did you mean optim.blr?"),
+        (("only=[07_patch_pca]", "data=digits", "data.d=13"), "trial 07_patch_pca: tokenizer.d=13 exceeds 3"),
         (("train.steps=3",), "train.steps='3' is the budget's to say; give images="),
         (("parallel=0",), "parallel=0 must be at least 1"),
         (("launcher=slrum",), "launcher=slrum does not exist"),
@@ -178,7 +178,7 @@ def test_a_report_of_no_ablation_is_refused(in_process, tmp_path, monkeypatch):
         ("- 1", "holds no mapping"),
         ("axes: {cell: {a: seed=1}}", "grid.axes.cell.a='seed=1' must be a list"),
         ("axes: {cell: {a: []}}\npaper: [1, 2]", "must have an accuracy .* for each of the 1 cells"),
-        ("axes: {cell: {a/b: []}}", "grid.axes='a/b' must give each cell a name"),
+        ("axes: {cell: {a/b: []}}", "grid.axes='a/b' must give each trial a name"),
         (
             "axes: {cell: {a: []}}\nwith_baseline: a",
             "grid.with_baseline='a' is not a key here .* did you mean 'with_baselines'?",
@@ -252,7 +252,7 @@ def test_what_is_finished_is_not_run_again(ablation, in_process, capsys):
     assert before == {name: (out / name).read_bytes() for name in before}
     code, message = in_process("ablate", *argv[:-1], "only=[a]", "images=1600")
     assert code == 2
-    assert "holds the cell a with other settings: train.steps was 50, is 100. Give another out=" in message
+    assert "holds the trial a with other settings: train.steps was 50, is 100. Give another out=" in message
 
 
 def test_what_was_broken_off_goes_on_where_it_was(ablation):
@@ -341,7 +341,7 @@ def test_what_a_probe_refuses_is_refused_before_anything_is_trained(in_process, 
     argv = ("budget=demo", "grid=tokenizers", "only=[patch_pca-2]", "images=800", "estimate=false", "report=false")
     argv += (f"out={tmp_path / 'out'}", "runtime.threads=1")
     code, message = in_process("ablate", *argv, "probe.protocols=[]")
-    assert (code, message) == (2, "cell patch_pca-2: probe.protocols=[] must have at least one entry")
+    assert (code, message) == (2, "trial patch_pca-2: probe.protocols=[] must have at least one entry")
     pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
     for i, image in enumerate(pixels):
         ablation_dir = tmp_path / "pictures" / ("train" if i < 30 else "test") / "all"

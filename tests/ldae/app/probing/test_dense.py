@@ -51,8 +51,8 @@ def test_bright_squares_are_found_in_pixels_and_not_by_a_mean(pretrained, square
 def test_the_test_split_is_read_once_or_not_at_all(pretrained, squares, in_process, tmp_path, monkeypatch):
     from ldae.app.probing import dense as dense
 
-    read, batches = [], dense.Figures.batches
-    monkeypatch.setattr(dense.Figures, "batches", lambda self, split: read.append(split) or batches(self, split))
+    read, batches = [], dense.MaskedImages.batches
+    monkeypatch.setattr(dense.MaskedImages, "batches", lambda self, split: read.append(split) or batches(self, split))
     argv = (f"run={pretrained}", f"data.root={squares}", f"out={tmp_path}", *QUICK, "layers=[1,2]")
     assert in_process("dense", *argv, "split=holdout") == (0, "")
     assert "test" not in read

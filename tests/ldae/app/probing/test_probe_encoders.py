@@ -170,8 +170,8 @@ MISTAKES = [
     (("timm=test_vit",), "data=None is not set; name the images, e.g. data=cifar10 data.root=FOLDER"),
     (("timm=test_vi", *DIGITS), "timm='test_vi' is no model of timm"),
     ((*TIMM, "layers=[99]"), r"layer=99 is not one of the network's layers 1\.\.\d+"),
-    ((*TIMM, "t=[10]"), r"t=\[10\] asks for noise levels"),
-    ((*TIMM, "inputs=[noised]"), r"inputs=\['noised'\] asks for noise levels"),
+    ((*TIMM, "t=[10]"), r"t=\[10\] selects noise levels"),
+    ((*TIMM, "inputs=[noised]"), r"inputs=\['noised'\] selects noise levels"),
     ((*TIMM, "checkpoint=/nowhere.pth"), "nowhere"),
     (("checkpoint=a.pth", "baseline=pixels"), "checkpoint='a.pth' belongs to a network of timm"),
     (("baseline=untrained", *DIGITS), "baseline='untrained' needs run=RUN"),
@@ -188,7 +188,7 @@ MISTAKES = [
     (("baseline=pixels", *DIGITS, "pooling=[max]"), "pooling='max' is none of: mean, cls"),
     (("features=nowhere.npz",), r"features=nowhere.npz cannot be read \(No such file or directory\)"),
     (("features=nowhere.npz", *DIGITS), "is not read with features=FILE"),
-    (("features=nowhere.npz", "pooling=[cls]"), r"pooling=\['cls'\] was decided when"),
+    (("features=nowhere.npz", "pooling=[cls]"), r"pooling=\['cls'\] was fixed when"),
 ]
 
 
