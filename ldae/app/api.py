@@ -1,4 +1,4 @@
-"""The Python API: pretrain, open runs, read their metrics and pictures, load encoders."""
+"""Provide the Python API: pretrain, open runs, read their metrics and pictures, load encoders."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ class Run:
         return load_from_run(self.path, step, device, **settings)
 
     def metrics(self) -> dict[str, list[float]]:
-        """Return what was logged while training.
+        """Return the metrics that were logged during training.
 
         Returns:
-            {name: values in the order of the steps}, with the steps of `loss` under `step`; figures of an evaluation
+            {name: values in the order of the steps}, with the steps of `loss` under `step`; metrics of an evaluation
             are under `EVALUATION/NAME`, its steps under `EVALUATION/step`.
         """
         series: dict[str, list[float]] = {}
@@ -74,7 +74,7 @@ class Run:
         return series
 
     def panel(self, name: str | None = None) -> Image.Image:
-        """Return the newest picture that was drawn while training: by default clean | noised | denoised images.
+        """Return the newest picture that was drawn during training: by default clean | noised | denoised images.
 
         Args:
             name: stem of a file in the run's folder `pictures`.
@@ -86,8 +86,8 @@ class Run:
         preferred = [key for key in pictures if "denoised" in key or "masked" in key or "hidden" in key]
         key = name or next(iter([*preferred, *pictures]), None)
         if key not in pictures:
-            known = ", ".join(pictures) or "none; pretrain with monitor.num_evals=1 or more"
-            raise CheckpointError(f"run={self.path} has no picture {name or ''}; there are: {known}")
+            names = ", ".join(pictures) or "none; pretrain with monitor.num_evals=1 or more"
+            raise CheckpointError(f"run={self.path} has no picture {name or ''}; there are: {names}")
         return Image.open(pictures[str(key)]).convert("RGB")
 
     def _rows(self) -> Iterator[Mapping[str, Any]]:
@@ -108,7 +108,7 @@ def pretrain(experiment: str, **overrides: Any) -> Run:
         The finished run.
 
     Raises:
-        UsageError, ConfigError: a key or value cannot work.
+        UsageError, ConfigError: a key or value is invalid.
         DataError: the images are missing or damaged.
         Interrupted: a signal came; the run was saved.
 

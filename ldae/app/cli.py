@@ -1,4 +1,4 @@
-"""The command `ldae COMMAND KEY=VALUE ...`: find the command, show help, answer every failure with an exit code."""
+"""Run the command line `ldae COMMAND KEY=VALUE ...`: dispatch, help, exit codes."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ COMMANDS: Mapping[str, Command] = {name: command for group in GROUPS.values() fo
 
 
 def overview() -> str:
-    """Return the help of the bare command: every command by what one wants to do."""
+    """Return the help of `ldae`: every command, grouped by purpose."""
     width = max(map(len, COMMANDS))
     lines = ["usage: ldae COMMAND KEY=VALUE ...", ""]
     for purpose, commands in GROUPS.items():
@@ -211,10 +211,10 @@ def guarded(call: Callable[[], None]) -> int:
     except OSError as error:
         from ldae.core.files import wrap_os_error
 
-        answer = wrap_os_error(error)
-        print(f"error: {answer}", file=sys.stderr)
-        return answer.code
-    except KeyboardInterrupt:  # before there was anything to save
+        wrapped = wrap_os_error(error)
+        print(f"error: {wrapped}", file=sys.stderr)
+        return wrapped.code
+    except KeyboardInterrupt:  # before a run has state to save
         print("error: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except Exception:
@@ -257,9 +257,9 @@ class BrokenPipeSafeStream:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
-    def _try(self, act: Callable[[], Any]) -> None:
+    def _try(self, write: Callable[[], Any]) -> None:
         try:
-            act()
+            write()
         except OSError as error:
             if error.errno not in (errno.EPIPE, errno.EIO):
                 raise

@@ -1,4 +1,4 @@
-"""Completion of commands, keys and choices in a shell, by argcomplete.
+"""Complete commands, keys and choices in a shell, by argcomplete.
 
 For bash and zsh: eval "$(register-python-argcomplete ldae)"
 """
@@ -18,7 +18,7 @@ def completions(config: str | None, prefix: str) -> list[str]:
 
     Args:
         config: root config of the command, or None.
-        prefix: what was typed of the word.
+        prefix: the part of the word before the cursor.
     """
     key, assigned, _ = prefix.partition("=")
     if assigned:

@@ -46,23 +46,23 @@ _register_classes()
 
 
 def compose(root: str, argv: Sequence[str], optional: Sequence[str] = ()) -> DictConfig:
-    """Return the config that configs/ROOT.yaml and the overrides make; interpolations are not resolved yet.
+    """Compose the config of configs/ROOT.yaml and the overrides make; interpolations are not resolved yet.
 
     Args:
-        optional: overrides of values, each left out where the config has no such key; `words` win over them.
+        optional: overrides of values, each left out where the config has no such key; `argv` takes precedence.
 
     Raises:
-        UsageError: a word is no override, names no key or no file, or a config cannot be read.
+        UsageError: an argument is no override, names no key or file, or a config cannot be read.
     """
-    OmegaConf.clear_resolver("oc.env")  # a config says all; nothing leaks in from the environment
+    OmegaConf.clear_resolver("oc.env")  # configs may not read the environment
     argv, folder = _without_config_dir(argv)
     search = [] if folder is None else [f"hydra.searchpath=[{json.dumps(f'file://{folder}')}]"]
-    overrides = _parsed(root, _one_length(argv))
+    overrides = _parsed(root, _unset_other_length(argv))
     groups = [o for o in overrides if _is_group(o, folder)]
     choices = [*search, *(str(o.input_line) for o in groups)]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         known = _composed(root, choices)
-        values = [_as_here(o, known) for o in overrides if o not in groups]
+        values = [_rename_precision(o, known) for o in overrides if o not in groups]
         for override in values:
             _check_key(override, known)
         extra = [o for o in map(parse_override, optional) if has_key(known, o.key_or_group)]
@@ -71,7 +71,7 @@ def compose(root: str, argv: Sequence[str], optional: Sequence[str] = ()) -> Dic
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
-    """Return the config as plain mappings, every interpolation replaced.
+    """Resolve every interpolation of a config, and return plain mappings.
 
     Raises:
         UsageError: an interpolation leads nowhere.
@@ -85,18 +85,18 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 
 
 def require(argv: Sequence[str], **examples: str) -> None:
-    """Check that keys are named which have a default in the config but decide what a tool works on.
+    """Check that the arguments name keys that have a default but must be chosen explicitly.
 
     Args:
-        words: the command line.
-        examples: a value for each such key.
+        argv: the command line.
+        examples: an example value for each required key.
 
     Raises:
-        UsageError: one is not named.
+        UsageError: a required key is missing.
     """
-    given = {word.partition("=")[0] for word in argv}
+    named = {word.partition("=")[0] for word in argv}
     for key, example in examples.items():
-        if key not in given:
+        if key not in named:
             raise UsageError(f"{key}= is not given; name one, e.g. {key}={example} (--help shows the usage)")
 
 
@@ -104,7 +104,7 @@ def _parsed(root: str, argv: Sequence[str]) -> list[Override]:
     """Return the words as overrides.
 
     Raises:
-        UsageError: one is none; the key that was probably meant is named.
+        UsageError: an argument is no override; the message suggests a key.
     """
     for position, word in enumerate(argv):
         if ASSIGNMENT.fullmatch(word) is None:
@@ -114,16 +114,16 @@ def _parsed(root: str, argv: Sequence[str]) -> list[Override]:
     return [parse_override(word) for word in argv]
 
 
-def _one_length(argv: Sequence[str]) -> list[str]:
-    """Whoever gives steps means not epochs, and the other way round."""
+def _unset_other_length(argv: Sequence[str]) -> list[str]:
+    """Set train.epochs to null where the arguments set train.steps, and the reverse."""
     keys = {word.partition("=")[0]: word.partition("=")[2] for word in argv}
     pairs = (("train.steps", "train.epochs"), ("train.epochs", "train.steps"))
     extra = [f"{b}=null" for a, b in pairs if a in keys and keys[a] != "null" and b not in keys]
     return [*argv, *extra]
 
 
-def _as_here(override: Override, config: DictConfig) -> Override:
-    """`precision` and `train.precision` name one setting: where this config has only the other, that is meant."""
+def _rename_precision(override: Override, config: DictConfig) -> Override:
+    """Rename `precision` to `train.precision`, or the reverse, where the config has only the other key."""
     other = {"precision": "train.precision", "train.precision": "precision"}.get(override.key_or_group)
     if other is None or has_key(config, override.key_or_group) or not has_key(config, other):
         return override
@@ -141,18 +141,18 @@ def _without_config_dir(argv: Sequence[str]) -> tuple[list[str], Path | None]:
     Raises:
         UsageError: it is given twice, or is no folder.
     """
-    given = [word for word in argv if word.startswith("--config-dir")]
-    if not given:
+    options = [word for word in argv if word.startswith("--config-dir")]
+    if not options:
         return list(argv), None
-    _, _, text = given[0].partition("=")
+    _, _, text = options[0].partition("=")
     folder = Path(text).expanduser().resolve()
-    if len(given) > 1 or not text or not folder.is_dir():
-        raise UsageError(f"{' '.join(given)}: give one --config-dir=FOLDER with configs, e.g. in FOLDER/experiment")
-    return [word for word in argv if word not in given], folder
+    if len(options) > 1 or not text or not folder.is_dir():
+        raise UsageError(f"{' '.join(options)}: give one --config-dir=FOLDER with configs, e.g. in FOLDER/experiment")
+    return [word for word in argv if word not in options], folder
 
 
 def _composed(root: str, overrides: list[str]) -> DictConfig:
-    """Return the config, with the chosen experiment's name under `experiment`."""
+    """Compose a config, with the name of the experiment under `experiment`."""
     try:
         config = hydra_compose(root, overrides=overrides, return_hydra_config=True)
         chosen = config.hydra.runtime.choices.get("experiment")
@@ -178,7 +178,7 @@ def _explained(error: HydraException) -> str:
 
 
 def _check_key(override: Override, config: DictConfig) -> None:
-    """Return the key must be in the config already."""
+    """Check that the config has the key."""
     node: Any = config
     parts = override.key_or_group.split(".")
     for depth, part in enumerate(parts):

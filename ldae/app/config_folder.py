@@ -1,4 +1,4 @@
-"""The configs: where they are, and the choices of a group."""
+"""Locate the configs of the package, and list the choices of a group."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ from linear_probe.results import Result, percent, read_results, title
 LIMIT = 1e-4  # of the difference of a feature, if features are not larger than 1
 ONNX, ABOUT, CARD = "model.onnx", "export.json", "README.md"
 WRITTEN = {WEIGHTS, CONFIG, ONNX, f"{ONNX}.data", ABOUT, CARD}
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # run_tool's to explain
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # explained by cli.guarded
 Features = Callable[[Tensor], Tensor]
 
 
@@ -75,7 +75,7 @@ class ExportSettings:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Composes, writes, reads back, compares."""
+    """Run `ldae export`."""
     config = resolved(compose("export", argv))
     if not config["run"]:
         raise ConfigError("run", config["run"], "is not set; give run=RUN, the folder that pretraining wrote (out=)")
@@ -85,35 +85,36 @@ def main(argv: Sequence[str]) -> None:
     run = load_run(Path(settings.run), settings.step, settings.weights)
     session = session_of(run, {**config, "device": "cpu"})
     encoder = Encoder(run.objective, *read_at(settings, run))
-    writers = {kind: WRITERS[kind](encoder) for kind in settings.format}  # refuses before data are read
+    writers = {kind: WRITERS[kind](encoder) for kind in settings.format}  # fails before data are read
     with session.stop.listening(), session.stop.at_once():
-        split, images = shown(session, settings.count)
+        split, images = comparison_images(session, settings.count)
         with writable(out), publish_folder(out) as folder:
             figures: dict[str, dict[str, float]] = {}
             for kind, write in writers.items():
                 figures[kind] = parity(kind, write(folder, images), encoder, images, session)
-            about = described(settings, run, encoder, images)
+            about = export_record(settings, run, encoder, images)
             write_json(folder / ABOUT, {**about, "split": split, "differences": figures})
             write_text(folder / CARD, card(about, figures))
     print(f"done: {out}\n  how to load it: {out / CARD}")
 
 
 def read_at(settings: ExportSettings, run: Run) -> tuple[int | None, int | None]:
-    """Return layer and t: those given, else those of the run's probe for this checkpoint, else None for the usual ones.
+    """Return layer and t: of the settings, else of the run's probe for this checkpoint, else None for the defaults.
 
-    The first result line counts whose features an export can have: clean input, tokens averaged. Prints what was taken.
+    Uses the first result with features that an export supports (clean input, mean pooling), and prints the choice.
     """
     if settings.layer is not None and settings.t is not None:
         return settings.layer, settings.t
-    chosen = probed_at(Path(settings.run), run.checkpoint.hash, settings)
-    if chosen is None:
-        print("layer and t: the usual ones where not given; no probe of this checkpoint is in RUN/probe", flush=True)
+    selected = probed_at(Path(settings.run), run.checkpoint.hash, settings)
+    if selected is None:
+        print("layer and t: the defaults; RUN/probe has no probe of this checkpoint", flush=True)
         return settings.layer, settings.t
     layer, t = (
-        own if given is None else given for given, own in ((settings.layer, chosen.layer), (settings.t, chosen.t))
+        probed if fixed is None else fixed
+        for fixed, probed in ((settings.layer, selected.layer), (settings.t, selected.t))
     )
-    how = f"{title(chosen.protocol)}, {percent(chosen)} % on {chosen.split}"
-    print(f"layer={layer} t={t}, as the run's probe chose them ({how})", flush=True)
+    how = f"{title(selected.protocol)}, {percent(selected)} % on {selected.split}"
+    print(f"layer={layer} t={t}, as the run's probe selected them ({how})", flush=True)
     return layer, t
 
 
@@ -122,16 +123,16 @@ def probed_at(run: Path, checkpoint: str, settings: ExportSettings) -> Result | 
 
     Args:
         run: folder of the run; its files results*.jsonl are read, that of all labels and the test split first.
-        checkpoint: hash that a line must have.
-        settings: a layer or t that is given must be the line's.
+        checkpoint: hash of the checkpoint.
+        settings: settings whose layer and t, unless None, the line must have.
     """
     for path in sorted((run / "probe").glob("results*.jsonl"), key=lambda p: (p.name != "results.jsonl", p.name)):
         try:
-            found = read_results(path)
+            results = read_results(path)
         except (OSError, ValueError, TypeError) as error:
-            print(f"{path} cannot be read and is passed over ({error})", file=sys.stderr)
+            print(f"{path} cannot be read and is skipped ({error})", file=sys.stderr)
             continue
-        for result in found:
+        for result in results:
             fits = (result.checkpoint, result.input, result.pooling) == (checkpoint, "clean", "mean")
             if fits and settings.layer in (None, result.layer) and settings.t in (None, result.t):
                 return result
@@ -142,7 +143,7 @@ Write = Callable[[Path, Tensor], Features]
 
 
 def as_timm(encoder: Encoder) -> Write:
-    """What writes the encoder as a plain ViT into a folder, and reads it back."""
+    """Return a function that writes the encoder as a plain ViT into a folder, and loads it."""
     try:
         plain = fold(encoder)
     except ConfigError as error:
@@ -156,7 +157,7 @@ def as_timm(encoder: Encoder) -> Write:
 
 
 def as_onnx(encoder: Encoder) -> Write:
-    """What writes the encoder as a graph into a folder, and reads it back."""
+    """Return a function that writes the encoder as an ONNX graph into a folder, and loads it."""
 
     def write(folder: Path, images: Tensor) -> Features:
         channels, height, width = images.shape[1:]
@@ -170,10 +171,10 @@ WRITERS: Mapping[str, Callable[[Encoder], Write]] = {"timm": as_timm, "onnx": as
 
 
 def check_out(out: Path) -> None:
-    """Return an export replaces an earlier one, and nothing else.
+    """Check that the folder is new or holds an earlier export.
 
     Raises:
-        OutputError: something else is there.
+        OutputError: the folder holds other files.
     """
     if not out.exists():
         return
@@ -181,12 +182,12 @@ def check_out(out: Path) -> None:
         raise OutputError(f"out={out} is a file; give a folder")
     others = sorted(p.name for p in out.iterdir() if p.name not in WRITTEN)
     if others:
-        raise OutputError(f"out={out} holds {others[0]}, which no export wrote; give another folder")
+        raise OutputError(f"out={out} holds {others[0]}, which is not of an export; give another folder")
 
 
 @contextlib.contextmanager
 def writable(out: Path) -> Iterator[None]:
-    """Turn what keeps a folder from being made into an OutputError."""
+    """Convert errors of writing the folder to OutputError."""
     try:
         yield
     except OSError as error:
@@ -195,8 +196,8 @@ def writable(out: Path) -> Iterator[None]:
         raise OutputError(f"out={out} cannot be written ({error.strerror}); give another out=") from None
 
 
-def shown(session: Session, count: int) -> tuple[str, Tensor]:
-    """Images of the run's hold-out, or of its training split if none is held out: (N, 3, H, W) in [0, 1]."""
+def comparison_images(session: Session, count: int) -> tuple[str, Tensor]:
+    """Return the split and images (N, 3, H, W) in [0, 1]: of the hold-out, or of train without a hold-out."""
     splits = session.splits()
     split = "holdout" if len(splits.holdout) else "train"
     images = getattr(splits, split)
@@ -205,27 +206,27 @@ def shown(session: Session, count: int) -> tuple[str, Tensor]:
 
 
 def parity(kind: str, exported: Features, encoder: Encoder, images: Tensor, session: Session) -> dict[str, float]:
-    """How far what was exported is from the encoder, prints it.
+    """Compare exported features with the encoder's, and print the largest difference.
 
     The images come in two batches of different sizes. Where features are larger than 1 the limit grows with the
     largest of them: float32 rounds in proportion.
 
     Raises:
-        Fault: further than the limit, or not finite (exit 70).
+        Fault: the difference exceeds the limit or is not finite (exit 70).
     """
-    requested, found = [], []
+    original, restored = [], []
     for batch in images.tensor_split([len(images) // 3]):
         session.stop.poll()
         if len(batch):
-            requested.append(encoder(batch))
-            found.append(exported(batch))
-    features = torch.cat(requested)
-    difference, size = (torch.cat(found) - features).abs().max().item(), features.abs().max().item()
+            original.append(encoder(batch))
+            restored.append(exported(batch))
+    features = torch.cat(original)
+    difference, size = (torch.cat(restored) - features).abs().max().item(), features.abs().max().item()
     limit = LIMIT * max(1.0, size)
-    said = f"{kind}: largest difference {difference:.1e} of features up to {size:.2g}, on {len(images)} images"
+    message = f"{kind}: largest difference {difference:.1e} of features up to {size:.2g}, on {len(images)} images"
     if not difference <= limit:
-        raise Fault(f"{said}, above {limit:.1e}; nothing was written")
-    print(said, flush=True)
+        raise Fault(f"{message}, above {limit:.1e}; nothing was written")
+    print(message, flush=True)
     deviation = features.std(0, correction=int(len(features) > 1)).mean().item()
     return {
         "difference": difference,
@@ -235,8 +236,8 @@ def parity(kind: str, exported: Features, encoder: Encoder, images: Tensor, sess
     }
 
 
-def described(settings: ExportSettings, run: Run, encoder: Encoder, images: Tensor) -> dict[str, Any]:
-    """What export.json says: of what, by which command."""
+def export_record(settings: ExportSettings, run: Run, encoder: Encoder, images: Tensor) -> dict[str, Any]:
+    """Return the content of export.json: encoder, checkpoint and command."""
     return {
         "command": command(),
         "commit": commit(),
@@ -263,7 +264,7 @@ def card(about: Mapping[str, Any], figures: Mapping[str, Mapping[str, float]]) -
         "---",
         f"# {about['encoder']} encoder, {side} x {side} pixels",
         "",
-        f"Features: the patch tokens after block {about['layer']}, averaged; noise level {about['t']} is told.",
+        f"Features: the patch tokens after block {about['layer']}, averaged; diffusion step {about['t']}.",
         f"{message} {about['checkpoint'][:16]}); `export.json` has the command. FOLDER below is this folder.",
         "",
     ]

@@ -1,6 +1,6 @@
-"""Help of a command: its usage, then its keys with type, default and meaning, read from configs and source alone.
+"""Write the help of a command: its usage, and its keys with type, default and meaning.
 
-Nothing is imported for it, so that `--help` answers at once.
+The help reads configs and source without importing them, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ def _keys(config: str, declared: Mapping[str, tuple[str, str]]) -> Iterator[str]
     """Yield a line or more for each key of a root config, then for the keys of `train`."""
     shown = set()
     for key, default, meaning in entries((CONFIGS / f"{config}.yaml").read_text(encoding="utf-8")):
-        kind, attribute = declared.get(key, (_kind(default), ""))
+        type_, attribute = declared.get(key, (_type_of(default), ""))
         shown.add(key)
-        yield _line(f"{key}={default}", kind, meaning or attribute)
+        yield _line(f"{key}={default}", type_, meaning or attribute)
     for key in declared:
         if key not in shown and key.startswith("train."):
-            kind, attribute = declared[key]
-            yield _line(f"{key}=", kind, attribute)
+            type_, attribute = declared[key]
+            yield _line(f"{key}=", type_, attribute)
 
 
-def _line(assignment: str, kind: str, meaning: str) -> str:
-    text = f"{'  ' + assignment:<28}  {kind}" + (f"; {meaning}" if meaning else "")
+def _line(assignment: str, type_: str, meaning: str) -> str:
+    text = f"{'  ' + assignment:<28}  {type_}" + (f"; {meaning}" if meaning else "")
     return textwrap.fill(text, WIDTH, subsequent_indent=" " * 30)
 
 
@@ -71,17 +71,17 @@ def entries(text: str) -> Iterator[tuple[str, str, str]]:
     """Yield (key, default, meaning) of every value in a root config; its groups are left to `ldae list`."""
     parents: list[str] = []
     for line in text.splitlines():
-        found = LINE.match(line)
-        if found is None or found["key"] == "defaults":
+        entry = LINE.match(line)
+        if entry is None or entry["key"] == "defaults":
             continue
-        depth = len(found["indent"]) // 2
-        parents = [*parents[:depth], found["key"]]
-        if found["value"]:
-            yield ".".join(parents), found["value"].strip(), found["meaning"] or ""
+        depth = len(entry["indent"]) // 2
+        parents = [*parents[:depth], entry["key"]]
+        if entry["value"]:
+            yield ".".join(parents), entry["value"].strip(), entry["meaning"] or ""
 
 
-def _kind(default: str) -> str:
-    """Return the type that a YAML value shows."""
+def _type_of(default: str) -> str:
+    """Return the type of a YAML value, in words."""
     if default in ("true", "false"):
         return "true or false"
     if re.fullmatch(r"-?\d+", default):
@@ -91,17 +91,17 @@ def _kind(default: str) -> str:
     return "list" if default.startswith("[") else "text"
 
 
-def fields_of(place: str) -> dict[str, tuple[str, str]]:
+def fields_of(name: str) -> dict[str, tuple[str, str]]:
     """Return {field: (type, meaning)} of a dataclass `module:Name`, from its annotations and its docstring."""
-    module, _, name = place.partition(":")
+    module, _, class_name = name.partition(":")
     tree = ast.parse(_source(module))
-    (node,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
+    (node,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == class_name)
     meanings = _attributes(ast.get_docstring(node) or "")
-    found = {}
+    fields = {}
     for entry in node.body:
         if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name):
-            found[entry.target.id] = (_readable(ast.unparse(entry.annotation)), meanings.get(entry.target.id, ""))
-    return found
+            fields[entry.target.id] = (_readable(ast.unparse(entry.annotation)), meanings.get(entry.target.id, ""))
+    return fields
 
 
 def _attributes(docstring: str) -> dict[str, str]:
@@ -110,20 +110,22 @@ def _attributes(docstring: str) -> dict[str, str]:
     meanings: dict[str, str] = {}
     for entry in re.finditer(r"^    ([\w, ]+): (.*(?:\n {8}.*)*)", section, flags=re.M):
         for name in entry[1].split(", "):
-            meanings[name] = re.sub(r"\s+", " ", entry[2])
+            meanings[name] = re.sub(r"\s+", " ", entry[2]).rstrip(".")
     return meanings
 
 
 def _readable(annotation: str) -> str:
     """Return an annotation in words: `Count | None` -> `whole number >= 1, or null`."""
     parts = [part.strip() for part in annotation.split(" | ")]
-    argv = [_one(part) for part in parts if part != "None"]
-    return " or ".join(argv) + (", or null" if "None" in parts else "")
+    types = [_one(part) for part in parts if part != "None"]
+    return " or ".join(types) + (", or null" if "None" in parts else "")
 
 
 def _one(annotation: str) -> str:
     if listed := re.fullmatch(r"(?:list|PossiblyEmpty)\[(.*)\]", annotation):
         return f"list of {_one(listed[1])}"
+    if ranged := re.fullmatch(r"Annotated\[(\w+), Range\((.*), (.*)\)\]", annotation):
+        return f"{TYPES[ranged[1]]} in [{ranged[2]}, {ranged[3]}]"
     if choices := re.fullmatch(r"Literal\[(.*)\]", annotation):
         return choices[1].replace("'", "").replace('"', "")
     return TYPES.get(annotation, annotation)

@@ -78,9 +78,9 @@ def suggestion(argv: Sequence[str], position: int, keys: Sequence[str]) -> str:
     """Return the assignment that an argument such as `--steps 5` or `--steps=5` probably means.
 
     Args:
-        words: the command line.
-        position: of the argument in it that assigns nothing.
-        keys: dotted keys that there are.
+        argv: the command line.
+        position: index of the argument that assigns nothing.
+        keys: dotted keys of the config.
     """
     name, equals, value = argv[position].lstrip("-").partition("=")
     following = argv[position + 1] if position + 1 < len(argv) else ""
@@ -113,7 +113,7 @@ def _text_override(key: str, text: str) -> Override:
 
 def _quoted(text: str) -> str:
     """Return a text in the single quotes of Hydra's grammar: backslashes count where a quote follows them."""
-    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
+    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
     return f"'{escaped}'"
 
 

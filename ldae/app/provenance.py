@@ -1,4 +1,4 @@
-"""Where a result comes from: version, commit, command."""
+"""Return the provenance of a result: version, commit, command."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def commit() -> str:
     """Return the commit of this checkout, with `+` if files differ from it; `unknown` outside one."""
     argv = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
     here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():  # an installed package; the repository around it is somebody else's
+    if not (here / ".git").exists():  # an installed package, perhaps inside another repository
         return "unknown"
     try:
         return subprocess.run(argv, cwd=here, capture_output=True, text=True, check=True).stdout.strip()

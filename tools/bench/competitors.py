@@ -81,7 +81,7 @@ def training_under_load(argv: Sequence[str], busy: int, adapted: bool) -> Work:
 
 
 def vit(width: int, depth: int, heads: int, batch: int, precision: str, fused: bool, compiled: bool) -> Work:
-    """Return the training step of timm's vision transformer on 32 px in patches of 4: forward, backward, fused AdamW."""
+    """Return the training step of timm's vision transformer on 32 px in patches of 4, with fused AdamW."""
     from timm.models.vision_transformer import VisionTransformer
 
     sizes: Any = {"img_size": 32, "patch_size": 4, "embed_dim": width, "depth": depth, "num_heads": heads}

@@ -1,1 +1,1 @@
-"""The demo: l-DAE on embedded photographs in three minutes."""
+"""Demonstrate l-DAE on embedded photographs in three minutes."""

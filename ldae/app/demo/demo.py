@@ -2,9 +2,9 @@
 
     ldae demo [out=FOLDER] [seeds=[0,1,2]] [KEY=VALUE ...]
 
-What `make demo` runs: three minutes on two cores, nothing is downloaded. `out=` is runs/demo if it is not given. With
-several seeds the table shows mean and standard deviation. Every other KEY=VALUE goes to both pretrainings. The same
-command again goes on where it stopped; of a finished demo it prints the table at once.
+Takes three minutes on two cores and downloads nothing (`make demo`). `out=` defaults to runs/demo. With
+several seeds the table shows mean and standard deviation. Every other KEY=VALUE applies to both pretrainings. The same
+command again resumes; a finished demo prints its table at once.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from ldae.core.errors import UsageError
 from ldae.data.photos import PHOTOGRAPHS
 from linear_probe.results import Result, markdown, read_results
 
-RECIPES = {  # folder below configs/experiment/demo -> what it is called
+RECIPES = {  # folder below configs/experiment/demo -> title
     "ldae_eps": "l-DAE, noise predicted in the latent (deconstruct/07_patch_pca)",
     "ldae_paper": "l-DAE as in the paper (deconstruct/12_ldae)",
 }
 SHORT = {"ldae_eps": "noise predicted in the latent", "ldae_paper": "as in the paper"}
 PROTOCOLS = {"lbfgs": "linear", "knn": "kNN", "knn_whitened": "kNN, whitened"}
-QUIET = ("runtime.threads=1", "runtime.progress=false")  # one core is the faster way for matrices this small
-PROBED = ("precision=fp32",)  # the same figures on every processor
-LAYER = 3  # of 4; chosen on the hold-out, where it is the best of both recipes
-UNTRAINED = "ldae_eps"  # whose network stands untrained in the table: on the hold-out the better one of the two
+QUIET = ("runtime.threads=1", "runtime.progress=false")  # one core is fastest for matrices of this size
+PROBED = ("precision=fp32",)  # the same results on every processor
+LAYER = 3  # of 4; best on the hold-out for both recipes
+UNTRAINED = "ldae_eps"  # recipe of the untrained baseline: the better of the two on the hold-out
 PICTURE = "denoising.png"
 
 
 def main(argv: Sequence[str]) -> None:
-    """Pretrain, probe, then print the table, the picture's path and commands to go on with."""
+    """Pretrain, probe, then print the table, the picture's path and further commands."""
     out, seeds, extra = arguments(argv)
     tasks = all_tasks(out, seeds, extra)
     if any(not task.is_done() for task in tasks):
@@ -55,24 +55,24 @@ def arguments(argv: Sequence[str]) -> tuple[Path, list[int], list[str]]:
     """Return the folder, the seeds and the overrides of a command line.
 
     Raises:
-        UsageError: a word is no KEY=VALUE, or the seeds are no list of different whole numbers.
+        UsageError: an argument is no KEY=VALUE, or the seeds are not a list of different whole numbers.
     """
-    given = dict(word.partition("=")[::2] for word in argv)
+    keys = dict(word.partition("=")[::2] for word in argv)
     if not all("=" in word for word in argv):
         raise UsageError("usage: ldae demo [out=FOLDER] [seeds=[0,1,2]] [KEY=VALUE ...]")
-    out, text = Path(given.pop("out", "runs/demo")).expanduser(), given.pop("seeds", "[0]")
+    out, text = Path(keys.pop("out", "runs/demo")).expanduser(), keys.pop("seeds", "[0]")
     if not re.fullmatch(r"\[?\d{1,9}(,\s*\d{1,9})*\]?", text):
         raise UsageError(f"seeds={text} is no list of whole numbers, e.g. seeds=[0,1,2]")
     seeds = [int(number) for number in re.findall(r"\d+", text)]
     if len(set(seeds)) < len(seeds):
         raise UsageError(f"seeds={text} names a seed twice")
-    if own := {"data", "experiment", "seed"} & set(given):
-        raise UsageError(f"{min(own)}= is the demo's own; ldae pretrain takes it")
-    return out, seeds, [f"{key}={value}" for key, value in given.items()]
+    if fixed := {"data", "experiment", "seed"} & set(keys):
+        raise UsageError(f"{min(fixed)}= is fixed in the demo; use ldae pretrain")
+    return out, seeds, [f"{key}={value}" for key, value in keys.items()]
 
 
 def all_tasks(out: Path, seeds: Sequence[int], extra: Sequence[str]) -> list[Task]:
-    """Return what has to be done, in the order in which it begins: two run at a time."""
+    """Return the tasks of the demo in the order of their start; two run at a time."""
     runs = [(recipe, seed, out / recipe / f"seed{seed}") for seed in seeds for recipe in RECIPES]
     several = len(seeds) > 1
     tasks, probes = [], []
@@ -120,12 +120,12 @@ def report(out: Path, seeds: Sequence[int]) -> str:
     spread = f", mean +- standard deviation of {len(seeds)} seeds" if len(seeds) > 1 else f", seed {seeds[0]}"
     return (
         f"Top-1 accuracy on {first.images} test crops of {len(PHOTOGRAPHS)} photographs in percent{spread}.\n"
-        f"Every choice (layer, penalty, k) was made on a hold-out.\n\n{markdown(lines)}"
+        f"Every setting (layer, penalty, k) was selected on a hold-out.\n\n{markdown(lines)}"
     )
 
 
 def _cell(values: Sequence[float]) -> str:
-    """One figure of the table; baselines that no seed changes have a single value."""
+    """Return an entry of the table: mean and, with several values, standard deviation."""
     if not values:
         return ""
     spread = f" +- {statistics.stdev(values):.1f}" if len(values) > 1 else ""
@@ -147,6 +147,6 @@ def next_steps(out: Path, seed: int) -> str:
 
 
 def _from_here(path: Path) -> str:
-    """Return a path as a shell takes it, relative to the working folder where it lies below that."""
+    """Return a path quoted for a shell, relative to the working folder if it lies below."""
     here = Path.cwd()
     return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))

@@ -1,4 +1,4 @@
-"""Draw what a run's network makes of noised hold-out images: input | noised | denoised, with heads."""
+"""Draw hold-out images noised and denoised by a run: input | noised | denoised, with headings."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def draw_denoising(run: Path, path: Path) -> None:
 
 def contrasty_rows(images: ImageSet, count: int) -> np.ndarray:
     """Return the positions of one image of each of `count` classes, each with more contrast than most of its class."""
-    found = next(in_order(images, len(images), torch.device("cpu")))
-    contrast = found.images.std((1, 2, 3))
-    classes = found.labels.unique()
+    batch = next(in_order(images, len(images), torch.device("cpu")))
+    contrast = batch.images.std((1, 2, 3))
+    classes = batch.labels.unique()
     rows = []
     for label in classes[torch.linspace(0, len(classes) - 1, min(count, len(classes))).round().long()]:
-        own = (found.labels == label).nonzero().flatten()
-        rows.append(int(own[contrast[own].argsort()[len(own) * 4 // 5]]))
+        members = (batch.labels == label).nonzero().flatten()
+        rows.append(int(members[contrast[members].argsort()[len(members) * 4 // 5]]))
     return np.array(rows)
 
 
@@ -87,8 +87,8 @@ def columns_of(objective: Denoise, batch: Batch) -> list[Column]:
 def steps_of(schedule: NoiseSchedule, ratios: Sequence[float]) -> list[int]:
     """Return the step of a schedule whose sigma / gamma is nearest to each ratio."""
     level = schedule.at(torch.arange(schedule.T))
-    known = level.sigma / level.gamma
-    return [int((known - ratio).abs().argmin()) for ratio in ratios]
+    available = level.sigma / level.gamma
+    return [int((available - ratio).abs().argmin()) for ratio in ratios]
 
 
 def compose_grid(names: Sequence[str], columns: Sequence[Column]) -> Image.Image:

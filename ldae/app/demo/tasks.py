@@ -1,4 +1,4 @@
-"""Run tools in two worker processes and show how far each is."""
+"""Run commands in two worker processes and display their progress."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ from ldae.core.errors import Fault, StorageError
 from ldae.engine.signals import StopFlag
 
 WORKERS = 2
-REFRESH = 0.3  # seconds between two looks at a worker's files
-GRACE = 5.0  # seconds that a call has to save before it is signalled again
-SAY_EVERY = 20.0  # seconds between two lines where no bar is drawn
-FIGURE = re.compile(r": [\w, -]+ \d+\.\d+ \(")  # probe.py prints a line of this form for each figure
+REFRESH = 0.3  # seconds between two updates of the display
+GRACE = 5.0  # seconds for a command to save before the next signal
+LINE_EVERY = 20.0  # seconds between two lines where no bar is drawn
+FIGURE = re.compile(r": [\w, -]+ \d+\.\d+ \(")  # `ldae probe` prints a line of this form for each accuracy
 
 
 @dataclass(frozen=True)
 class Task:
-    """One call of a tool.
+    """A call of a command.
 
     Attributes:
-        label: its bar's name.
-        tool, words: what is called.
-        result: file that a finished call leaves behind.
-        log: file for what the call prints.
-        figures: of a probe, how many it prints; 0 for pretraining, whose steps are counted.
-        needs: file of the pretraining that has to be finished before.
+        label: name of the progress bar.
+        tool: name of the command.
+        argv: arguments of the command.
+        result: file that a finished call writes.
+        log: file for the output of the call.
+        figures: number of accuracies that a probe prints; 0 for pretraining, which counts steps.
+        needs: status file of the pretraining that must be finished first.
     """
 
     label: str
@@ -60,7 +61,7 @@ class Task:
         return self.needs is None or _is_finished_run(self.needs)
 
     def progress(self) -> tuple[int, int]:
-        """Return (done, total): steps of a pretraining, figures of a probe; total is 0 while it is unknown."""
+        """Return (done, total): steps of a pretraining, accuracies of a probe; total is 0 while it is unknown."""
         try:
             if self.tool == "probe":
                 return len(FIGURE.findall(self.log.read_text())), self.figures
@@ -82,7 +83,7 @@ def _is_finished_run(status: Path) -> bool:
 
 
 def run_tasks(tasks: Sequence[Task]) -> None:
-    """Run what is not done yet, two calls at a time, in order as far as each is ready.
+    """Run unfinished tasks, two at a time, in order of their readiness.
 
     Raises:
         Fault: a call failed, with its exit code and its last sentence; or a signal came.
@@ -97,7 +98,7 @@ def run_tasks(tasks: Sequence[Task]) -> None:
                 stop.poll()
                 while len(running) < WORKERS and (task := next((t for t in waiting if t.is_ready()), None)):
                     waiting.remove(task)
-                    task.log.unlink(missing_ok=True)  # of an earlier call: its figures are not this one's
+                    task.log.unlink(missing_ok=True)  # of an earlier call, whose lines would count
                     running[pool.submit(call, task)] = task
                     display.begin(task)
                 ended, _ = wait(running, REFRESH, FIRST_COMPLETED)
@@ -113,7 +114,7 @@ def run_tasks(tasks: Sequence[Task]) -> None:
 
 
 def _stop_workers(running: Collection[Future[tuple[int, str]]]) -> None:
-    """Signal the workers until their calls end: pretraining saves first; what has not started to listen ignores it."""
+    """Signal the workers until their calls end: pretraining saves first."""
     while not all(future.done() for future in running):
         for child in multiprocessing.active_children():
             child.terminate()
@@ -121,7 +122,7 @@ def _stop_workers(running: Collection[Future[tuple[int, str]]]) -> None:
 
 
 def call(task: Task) -> tuple[int, str]:
-    """Call a tool in this process, what it prints into the log: (exit code, message)."""
+    """Call a command in this process with its output in the log, and return (exit code, message)."""
     task.log.parent.mkdir(parents=True, exist_ok=True)
     with open(task.log, "w", buffering=1) as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         try:
@@ -148,38 +149,38 @@ def _check(task: Task, future: Future[tuple[int, str]]) -> None:
 
 
 def _leave_signals() -> None:
-    """Keep the terminal's signals from a worker: the main process passes them on, once."""
+    """Shield a worker from the terminal's signals: the main process forwards them, once."""
     os.setpgrp()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
 class Display:
-    """A bar for each task on a terminal; elsewhere a line now and then."""
+    """A bar for each task on a terminal; elsewhere a line every 20 seconds."""
 
     def __init__(self) -> None:
-        self.rng = sys.stderr.isatty()
+        self.on_terminal = sys.stderr.isatty()
         self.bars: dict[str, tqdm] = {}
         self.started: dict[str, float] = {}
-        self.said: dict[str, float] = {}
+        self.last_line: dict[str, float] = {}
 
     def begin(self, task: Task) -> None:
         """Show a new task."""
-        self.started[task.label] = self.said[task.label] = time.monotonic()
-        if self.rng:
+        self.started[task.label] = self.last_line[task.label] = time.monotonic()
+        if self.on_terminal:
             unit = "step" if task.tool == "pretrain" else "figure"
             self.bars[task.label] = tqdm(desc=f"{task.label:<42}", unit=unit, smoothing=0.1, position=len(self.bars))
 
     def update(self, task: Task) -> None:
-        """Show how far a task is."""
+        """Update the progress of a task."""
         done, total = task.progress()
         bar = self.bars.get(task.label)
         if bar is not None:  # tqdm has no truth value while its total is unknown
             bar.total = total or None
             bar.n = done
             bar.refresh()
-        elif time.monotonic() - self.said[task.label] > SAY_EVERY:
-            self.said[task.label] = time.monotonic()
+        elif time.monotonic() - self.last_line[task.label] > LINE_EVERY:
+            self.last_line[task.label] = time.monotonic()
             print(f"{task.label}: {done} of {total or '?'}", flush=True)
 
     def end(self, task: Task) -> None:
@@ -193,6 +194,6 @@ class Display:
         print(f"{task.label}: done in {time.monotonic() - self.started[task.label]:.0f} s", flush=True)
 
     def close(self) -> None:
-        """Leave the bars as they are."""
+        """Close the bars."""
         for bar in self.bars.values():
             bar.close()

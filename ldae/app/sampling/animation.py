@@ -1,4 +1,4 @@
-"""A trajectory as an animation."""
+"""Animate a sampling trajectory."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MILLISECONDS = 80  # a frame; the last one stays for two seconds
 
 
 class Animation:
-    """What a sampler stands at (above) and what it takes for clean (below), step by step.
+    """Animation of x_t (above) and the predicted x0 (below), step by step.
 
     Args:
-        generator: whose trajectory it is.
-        shown: images, side by side.
+        generator: generator of the trajectory.
+        shown: number of images, side by side.
     """
 
     def __init__(self, generator: Generator, shown: int = 8):
@@ -32,14 +32,14 @@ class Animation:
         self.frames: list[Image.Image] = []
 
     def __call__(self, i: int, step: SamplingStep, x: Tensor, x0: Tensor) -> None:
-        """Take a frame, if one is due at the i-th step."""
+        """Add a frame, if one is due at the i-th step."""
         if i in self.kept:
             rows = [to_rgb(self.generator.to_image(z[: self.shown])).cpu() for z in (x, x0)]
             picture = (tile(torch.stack(rows)) * 255).round().to(torch.uint8)
             self.frames.append(Image.fromarray(picture.movedim(0, -1).numpy()))
 
     def save(self, path: Path) -> None:
-        """Write the GIF, if there was a step: none is taken from the clean end."""
+        """Write the GIF, if there was a step."""
         if not self.frames:
             return
         durations = [MILLISECONDS] * (len(self.frames) - 1) + [2000]

@@ -1,4 +1,4 @@
-"""What sets of images are compared in: Inception's features, or where its weights are absent the suite's own."""
+"""Compare sets of images in the features of Inception, of a classifier, or of a run's encoder."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from ldae.metrics.inception import Inception
 from ldae.nn.perceptual import Classifier
 
 BATCH = 250
-FEWEST = 4  # images of a set: precision and recall are of the third neighbour among the others
-BANK = 10_000  # images of the reference that kernel distance, precision and recall are worked out with
+FEWEST = 4  # images of a set: precision and recall need the third nearest neighbour
+BANK = 10_000  # images of the reference for kernel distance, precision and recall
 
 # images (B, 3, H, W) in [0, 1] -> features (B, D), class probabilities (B, K) or None
 Read = Callable[[Tensor], tuple[Tensor, Tensor | None]]
@@ -39,9 +39,9 @@ class Reader:
     """Reads features of images.
 
     Args:
-        name: whose they are: what scores in them are called after.
+        name: name of the features, part of the names of scores.
         read: the network.
-        session: whose device and cache serve.
+        session: session with device and cache.
     """
 
     def __init__(self, name: str, read: Read, session: Session):
@@ -49,23 +49,23 @@ class Reader:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(N, 3, H, W) in [0, 1] -> features (N, D) and probabilities, on the CPU."""
-        found = []
+        """Return features (N, D) and probabilities of images (N, 3, H, W) in [0, 1], on the CPU."""
+        outputs = []
         for part in images.split(BATCH):
             self.session.stop.poll()
-            found.append(self.read(part.to(self.session.world.device)))
-        features = torch.cat([f.float().cpu() for f, _ in found])
-        return features, None if found[0][1] is None else torch.cat(
-            [p.float().cpu() for _, p in found if p is not None]
+            outputs.append(self.read(part.to(self.session.world.device)))
+        features = torch.cat([f.float().cpu() for f, _ in outputs])
+        return features, None if outputs[0][1] is None else torch.cat(
+            [p.float().cpu() for _, p in outputs if p is not None]
         )
 
     def moments(self, images: Tensor) -> tuple[Moments, Tensor]:
-        """Moments and features of images (N, 3, H, W) in [0, 1] at hand."""
+        """Return moments and features of images (N, 3, H, W) in [0, 1]."""
         features, _ = self(images)
         return Moments.of([features], self.name), features
 
     def reference(self, images: ImageSet, fingerprint: str, split: str) -> tuple[Moments, Tensor]:
-        """Moments of a whole set, worked out once and kept in the user's cache, and features of up to 10,000 of it."""
+        """Return the cached moments of a whole set, and features of up to 10,000 of its images."""
         key = json_hash([self.name, fingerprint, split, images.size])[:20]
         path = self.session.cache / "moments" / f"{key}.safetensors"
         if not has_intact_tensors(path):
@@ -93,14 +93,14 @@ def check_count(key: str, count: int) -> None:
         raise ConfigError(key, count, message)
 
 
-def reader_of(kind: str, session: Session, splits: Splits, reference: str = "train") -> Reader:
+def reader_of(name: str, session: Session, splits: Splits, reference: str = "train") -> Reader:
     """Make the reader that `features=` names, before anything is sampled; every process of a run calls it.
 
     Args:
-        kind: classifier, inception, or the folder of a run of pretrain.py.
-        session: machine and data.
+        name: classifier, inception, or the folder of a pretraining run.
+        session: device and data.
         splits: of the data.
-        reference: the split that is compared with.
+        reference: split to compare with.
 
     Raises:
         ConfigError: there is no such reader, it is for images of another size, or the reference has too few images.
@@ -108,27 +108,27 @@ def reader_of(kind: str, session: Session, splits: Splits, reference: str = "tra
     """
     if (count := len(getattr(splits, reference))) < FEWEST:
         message = f"cannot be compared in: {reference} has {count} images, and {FEWEST} are needed; leave features= out"
-        raise ConfigError("features", kind, message)
+        raise ConfigError("features", name, message)
     device = session.world.device
-    if kind == "inception":
+    if name == "inception":
         inception = Inception(device=device)
         return Reader(inception.features, inception, session)
-    if kind == "classifier":
+    if name == "classifier":
         network, key = classifier(session, splits)
-        name = f"classifier {key[:8]}-{weights_digest(network)}"
-        return Reader(name, lambda x: network.features_and_probabilities(2 * x - 1), session)
-    if not Path(kind).is_dir():
-        raise ConfigError("features", kind, "is no reader; give classifier, inception, or the folder of a run")
-    encoder = load_encoder(Path(kind), device=device)
+        label = f"classifier {key[:8]}-{weights_digest(network)}"
+        return Reader(label, lambda x: network.features_and_probabilities(2 * x - 1), session)
+    if not Path(name).is_dir():
+        raise ConfigError("features", name, "is no reader; give classifier, inception, or the folder of a run")
+    encoder = load_encoder(Path(name), device=device)
     size = session.parts.data.size
     if encoder.image_shape != (3, size, size):
         message = f"reads images of {encoder.image_shape[1]} pixels a side, these have {size}; give another run"
-        raise ConfigError("features", kind, message)
-    return Reader(f"encoder {Path(kind).name}-{weights_digest(encoder)}", lambda x: (encoder(x), None), session)
+        raise ConfigError("features", name, message)
+    return Reader(f"encoder {Path(name).name}-{weights_digest(encoder)}", lambda x: (encoder(x), None), session)
 
 
 def weights_digest(network: nn.Module) -> str:
-    """Eight hexadecimal digits that change with the weights: distances in other features cannot be compared."""
+    """Return eight hexadecimal digits of a hash of the weights, which identify the features."""
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -136,7 +136,7 @@ def weights_digest(network: nn.Module) -> str:
 
 
 def classifier(session: Session, splits: Splits) -> tuple[Classifier, str]:
-    """Return the classifier of the perceptual loss, trained on the data's labels if the cache has none yet; and its key."""
+    """Return the classifier of the perceptual loss and its cache key; train it if the cache has none."""
     sub = Session(classifier_config(session.config))
     sub.stop, sub.world = session.stop, session.world
     key = ensure_perceptual(sub, splits)
@@ -147,11 +147,11 @@ def classifier(session: Session, splits: Splits) -> tuple[Classifier, str]:
 
 
 def caveats(reader: Reader, images: int, reference: tuple[Moments, Tensor]) -> list[str]:
-    """Return what makes the scores of a set doubtful, in sentences.
+    """Return caveats about the scores of a set, in sentences.
 
     Args:
-        images: how many the set has.
-        reference: moments and features that it is compared with.
+        images: number of images of the set.
+        reference: moments and features of the reference set.
     """
     dimensions = len(reference[0].mean)
     sets = [("the set", images), ("the reference", reference[0].count)]
@@ -163,13 +163,13 @@ def caveats(reader: Reader, images: int, reference: tuple[Moments, Tensor]) -> l
     ]
 
 
-def compared(reader: Reader, images: Tensor, reference: tuple[Moments, Tensor], seed: int = 0) -> dict[str, float]:
-    """Scores of a set of images (N, 3, H, W) in [0, 1] against a reference, by names that tell whose features."""
+def compare_sets(reader: Reader, images: Tensor, reference: tuple[Moments, Tensor], seed: int = 0) -> dict[str, float]:
+    """Return {name with features: score} of images (N, 3, H, W) in [0, 1] against a reference."""
     features, probabilities = reader(images)
     moments, bank = reference
-    found = {"frechet_distance": frechet_distance(Moments.of([features], reader.name), moments)}
-    found["kernel_distance"], _ = kernel_distance(features, bank, torch.Generator().manual_seed(seed))
-    found["precision"], found["recall"] = precision_recall(bank, features)
+    scores = {"frechet_distance": frechet_distance(Moments.of([features], reader.name), moments)}
+    scores["kernel_distance"], _ = kernel_distance(features, bank, torch.Generator().manual_seed(seed))
+    scores["precision"], scores["recall"] = precision_recall(bank, features)
     if probabilities is not None:
-        found["inception_score"], _ = inception_score(probabilities, splits=min(10, len(images)))
-    return {metric_name(name, reader.name): value for name, value in found.items()}
+        scores["inception_score"], _ = inception_score(probabilities, splits=min(10, len(images)))
+    return {metric_name(name, reader.name): value for name, value in scores.items()}

@@ -1,4 +1,4 @@
-"""Pictures to work on: of a run's own data, or of the user's."""
+"""Read pictures of a run's data set or of the user."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ MAX_PIXELS = 100_000_000
 
 
 class Pictures:
-    """What is worked on, in batches.
+    """Pictures in batches.
 
     Args:
-        session: of the run, whose size the pictures are brought to (centre, bicubic).
-        own: a file or a folder of the user's, or None.
-        split: whose images, of the run's data, if there are none of the user's.
-        count: how many of them.
-        batch: images at once.
+        session: session of the run; pictures are cropped at the centre and resized (bicubic) to its image size.
+        own: a file or folder of the user's pictures, or None.
+        split: split of the run's data, without own pictures.
+        count: number of images of the split.
+        batch: images per batch.
 
     Raises:
-        DataError: there is nothing to read.
+        DataError: there is no picture.
     """
 
     def __init__(self, session: Session, own: str | None, split: str, count: int, batch: int):
@@ -48,13 +48,13 @@ class Pictures:
 
     @property
     def images(self) -> ImageSet:
-        """Return the chosen images of the split, evenly spread over it."""
+        """Return the images of the split, evenly spaced over it."""
         assert self.splits is not None
         return spread(getattr(self.splits, self.split), self.count)
 
     @property
     def batches(self) -> int:
-        """How many batches there are."""
+        """Return the number of batches."""
         return -(-(len(self.files) if self.names is not None else len(self.images)) // self.batch)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -68,28 +68,28 @@ class Pictures:
             index = torch.arange(start, start + len(paths), device=device)
             yield Batch(pixels, torch.zeros_like(index), index)
 
-    def beside(self, key: str, given: str, batch: Batch) -> Tensor:
-        """Return the pictures of a guide or mask for the pictures of a batch: one for all, or those of the same names."""
-        size, others = self.session.parts.data.size, files_of(key, given)
+    def matching(self, key: str, path_text: str, batch: Batch) -> Tensor:
+        """Return the guides or masks of a batch: one for all, or those of the same names."""
+        size, others = self.session.parts.data.size, files_of(key, path_text)
         if len(others) == 1:
             return picture(others[0], size).to(batch.images.device).expand(len(batch), -1, -1, -1)
         named = {path.stem: path for path in others}
-        requested = [self.names[i] for i in batch.index.tolist()] if self.names else []
-        if not requested:
+        names = [self.names[i] for i in batch.index.tolist()] if self.names else []
+        if not names:
             message = "holds several pictures; give one, or pictures= with files of the same names"
-            raise DataError(f"{key}={given} {message}")
-        if missing := [name for name in requested if name not in named]:
-            raise DataError(f"{key}={given} has no picture for {missing[0]}; give files of the same names")
-        return torch.stack([picture(named[name], size) for name in requested]).to(batch.images.device)
+            raise DataError(f"{key}={path_text} {message}")
+        if missing := [name for name in names if name not in named]:
+            raise DataError(f"{key}={path_text} has no picture for {missing[0]}; give files of the same names")
+        return torch.stack([picture(named[name], size) for name in names]).to(batch.images.device)
 
 
-def files_of(key: str, given: str) -> list[Path]:
-    """Return a picture, or the pictures directly in a folder, sorted; say what else is there.
+def files_of(key: str, path_text: str) -> list[Path]:
+    """Return a picture, or the pictures directly in a folder, sorted; warn of other files.
 
     Raises:
         DataError: there is no picture, or the folder cannot be listed.
     """
-    path = Path(given).expanduser()
+    path = Path(path_text).expanduser()
     if not path.is_dir():
         files = [path]
     else:
@@ -98,10 +98,11 @@ def files_of(key: str, given: str) -> list[Path]:
         others = [e.name for e in list_entries(path) if e.name not in names and not e.name.startswith(".")]
         if others:
             print(
-                f"warning: {key}={given}: {len(others)} other files are not read: {abbreviate(others)}", file=sys.stderr
+                f"warning: {key}={path_text}: {len(others)} other files are not read: {abbreviate(others)}",
+                file=sys.stderr,
             )
     if not files or not files[0].is_file():
-        raise DataError(f"{key}={given} is no picture and no folder of pictures")
+        raise DataError(f"{key}={path_text} is no picture and no folder of pictures")
     return files
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from ldae.app.compose import compose, resolved
 from ldae.app.precision import announce, settle_precision
 from ldae.app.sampling.animation import Animation
-from ldae.app.sampling.distances import Reader, caveats, check_count, compared, reader_of
+from ldae.app.sampling.distances import Reader, caveats, check_count, compare_sets, reader_of
 from ldae.app.sampling.generator import generator_of, provenance_of
 from ldae.app.sampling.images import Pictures
 from ldae.app.session import Session, result_folder, root_settings, session_of
@@ -102,26 +102,26 @@ def main(argv: Sequence[str]) -> None:
         pictures = Pictures(session, settings.pictures, settings.split, settings.count, settings.batch)
         restoration = restoration_of(generator, settings, pictures)
         reader = set_reader(settings, restoration, session, pictures) if settings.features else None
-        columns = restored(restoration, pictures, settings, folder, session)
-        show(columns, pictures, settings, folder)
+        columns = restore_all(restoration, pictures, settings, folder, session)
+        write_strips(columns, pictures, settings, folder)
         figures = restoration.figures(columns) if restoration.truth in columns else {}
-        doubts: list[str] = []
+        warnings: list[str] = []
         if reader is not None:
-            scores, doubts = set_scores(reader, columns, restoration, pictures)
+            scores, warnings = set_scores(reader, columns, restoration, pictures)
             figures = {name: {**figures.get(name, {}), **more} for name, more in scores.items()}
         count = len(next(iter(columns.values())))
         known = {**provenance_of(config, run), "images": count, "split": None if settings.pictures else settings.split}
-        measured = {"how": type(restoration).__name__, "figures": figures, "caveats": doubts}
+        measured = {"how": type(restoration).__name__, "figures": figures, "caveats": warnings}
         write_json(folder.path / "restored.json", {**known, **measured})
         if figures:
             print(table(figures))
-        for sentence in doubts:
-            print(f"caveat: {sentence}")
+        for caveat in warnings:
+            print(f"caveat: {caveat}")
         folder.set_status("done", count)
-        print(f"done: {folder.path}\n  look at {folder.path / 'strip.png'}")
+        print(f"done: {folder.path}\n  pictures: {folder.path / 'strip.png'}")
 
 
-KINDS: Mapping[str, type[Restoration]] = {
+RESTORATIONS: Mapping[str, type[Restoration]] = {
     "undo": Undo,
     "enlarge": Enlarge,
     "segment": Segment,
@@ -132,7 +132,7 @@ KINDS: Mapping[str, type[Restoration]] = {
 
 
 def restoration_type(generator: Generator, how: str) -> type[Restoration]:
-    """What is done to pictures.
+    """Return the restoration of `how`.
 
     Raises:
         ConfigError: the run was not trained for that.
@@ -145,54 +145,54 @@ def restoration_type(generator: Generator, how: str) -> type[Restoration]:
         trained = Enlarge
     elif objective.corruption.pixel_only:
         trained = Undo
-    requested = {"auto": trained, **KINDS}[how]
-    # of an image diffusion's noise all of these make sense: an edit, an inversion, noise drawn once that is undone
-    if requested is not trained and not (trained is Edit and requested in (Undo, Invert, Interpolate)):
+    selected = {"auto": trained, **RESTORATIONS}[how]
+    # a Gaussian diffusion of images supports editing, inversion, interpolation and denoising
+    if selected is not trained and not (trained is Edit and selected in (Undo, Invert, Interpolate)):
         raise ConfigError("how", how, f"is not what this run was trained for; use how={trained.__name__.lower()}")
-    return requested
+    return selected
 
 
 def restoration_of(generator: Generator, settings: RestoreSettings, pictures: Pictures) -> Restoration:
-    """What is done, with its own settings."""
-    kind = restoration_type(generator, settings.how)
-    if kind is Segment:
+    """Build the restoration with its settings."""
+    type_ = restoration_type(generator, settings.how)
+    if type_ is Segment:
         return Segment(generator, settings.runs)
-    if kind is not Edit:
-        return kind(generator)
+    if type_ is not Edit:
+        return type_(generator)
 
     def guided(batch: Batch) -> Guide:
         painted = simulate_strokes(batch.images, settings.strokes, settings.colours)
-        images = pictures.beside("guide", settings.guide, batch) if settings.guide else painted
-        keep = pictures.beside("keep", settings.keep, batch).mean(1, keepdim=True).round() if settings.keep else None
+        images = pictures.matching("guide", settings.guide, batch) if settings.guide else painted
+        keep = pictures.matching("keep", settings.keep, batch).mean(1, keepdim=True).round() if settings.keep else None
         return Guide(images, keep)
 
     return Edit(generator, guided, settings.t0, settings.repeats)
 
 
-def restored(
+def restore_all(
     restoration: Restoration, pictures: Pictures, settings: RestoreSettings, folder: RunFolder, session: Session
 ) -> Columns:
     """Return the columns of all pictures, on the CPU."""
-    found: list[Columns] = []
+    batches: list[Columns] = []
     progress = Progress(session.progress, pictures.batches * restoration.passes, title="restoring")
     restoration.generator.on_step = progress.advance
     for k, batch in enumerate(pictures):
-        film = Animation(restoration.generator) if settings.gif and not k else None
+        animation = Animation(restoration.generator) if settings.gif and not k else None
 
-        def callback(i: int, step: Any, x: Tensor, x0: Tensor, film: Animation | None = film) -> None:
+        def callback(i: int, step: Any, x: Tensor, x0: Tensor, animation: Animation | None = animation) -> None:
             session.stop.poll()
-            if film:
-                film(i, step, x, x0)
+            if animation:
+                animation(i, step, x, x0)
 
-        found.append({name: x.cpu() for name, x in restoration(batch, callback).items()})
-        if film:
-            film.save(folder.path / "way.gif")
+        batches.append({name: x.cpu() for name, x in restoration(batch, callback).items()})
+        if animation:
+            animation.save(folder.path / "way.gif")
     progress.close()
-    return {name: torch.cat([columns[name] for columns in found]) for name in found[0]}
+    return {name: torch.cat([columns[name] for columns in batches]) for name in batches[0]}
 
 
-def show(columns: Columns, pictures: Pictures, settings: RestoreSettings, folder: RunFolder) -> None:
-    """Return the strip; and for pictures of the user's own, a strip for each and its last column alone."""
+def write_strips(columns: Columns, pictures: Pictures, settings: RestoreSettings, folder: RunFolder) -> None:
+    """Write the strip, and a strip for each of the user's pictures."""
     coloured = torch.stack([to_rgb(x) for x in columns.values()], dim=1)  # (N, columns, 3, H, W)
     rows = torch.linspace(0, len(coloured) - 1, min(settings.shown, len(coloured))).round().long()
     save_png(folder.path / "strip.png", tile(coloured[rows]))
@@ -219,17 +219,17 @@ def set_reader(settings: RestoreSettings, restoration: Restoration, session: Ses
 def set_scores(
     reader: Reader, columns: Columns, restoration: Restoration, pictures: Pictures
 ) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """Return scores of each measured column against all images of its split, and what makes them doubtful."""
+    """Return scores of each measured column against all images of its split, and caveats about them."""
     assert pictures.splits is not None
     split = pictures.split
     reference = reader.reference(getattr(pictures.splits, split), pictures.splits.fingerprint, split)
     count = len(next(iter(columns.values())))
-    scores = {name: compared(reader, columns[name], reference) for name in restoration.measured}
+    scores = {name: compare_sets(reader, columns[name], reference) for name in restoration.measured}
     return scores, caveats(reader, count, reference)
 
 
 def table(figures: Mapping[str, Mapping[str, float]]) -> str:
-    """One row for each column, one figure in each cell."""
+    """Return a Markdown table with a row for each column of the strip."""
     names = list(dict.fromkeys(name for row in figures.values() for name in row))
     lines = ["| | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
     for column, row in figures.items():

@@ -30,7 +30,7 @@ from ldae.app.compose import compose, resolved
 from ldae.app.precision import announce, saved_config, settle_precision
 from ldae.app.provenance import version
 from ldae.app.sampling.animation import Animation
-from ldae.app.sampling.distances import Reader, caveats, check_count, compared, reader_of
+from ldae.app.sampling.distances import Reader, caveats, check_count, compare_sets, reader_of
 from ldae.app.sampling.generator import generator_of, provenance_of
 from ldae.app.sampling.images import files_of, picture
 from ldae.app.session import Session, is_finished, result_folder, root_settings, session_of
@@ -108,17 +108,17 @@ def main(argv: Sequence[str]) -> None:
         if session.world.main:
             sampling.finish(provenance_of(config, run))
             folder.set_status("done", conditions.count)
-            print(f"done: {folder.path}\n  look at {folder.path / 'grid.png'}")
+            print(f"done: {folder.path}\n  pictures: {folder.path / 'grid.png'}")
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the network is told of each image.
+    """Conditions of the samples.
 
     Attributes:
-        count: images.
+        count: number of images.
         labels: (count,) int64, or None.
-        low: (count, 3, h, w) in [-1, 1] to be enlarged, or None.
+        low: low-resolution images (count, 3, h, w) in [-1, 1], or None.
     """
 
     count: int
@@ -126,23 +126,25 @@ class Conditions:
     low: Tensor | None = None
 
     def of(self, index: range, device: torch.device) -> Cond | None:
-        """Of the images at `index`."""
+        """Return the condition of the images at `index`."""
         rows = slice(index.start, index.stop)
         labels, low = (None if x is None else x[rows].to(device) for x in (self.labels, self.low))
         return None if labels is None and low is None else Cond(labels, low)
 
 
 def conditions_of(generator: Generator, settings: SampleSettings) -> Conditions:
-    """What the network is told of each image.
+    """Return the conditions of the samples.
 
     Raises:
-        ConfigError: it does not know such labels, or needs images to be told.
+        ConfigError: the network has no such labels, or needs images as conditions.
         DataError: the images to enlarge cannot be read.
     """
-    task, requested = generator.objective.task, settings.classes
-    if requested is not None and (not task.classes or max(requested) >= task.classes):
-        message = f"must be labels below {task.classes}" if task.classes else "is not told to this network"
-        raise ConfigError("classes", requested, message)
+    task, classes = generator.objective.task, settings.classes
+    if classes is not None and (not task.classes or max(classes) >= task.classes):
+        message = (
+            f"must be labels below {task.classes}" if task.classes else "is set, and this network has no class labels"
+        )
+        raise ConfigError("classes", classes, message)
     if bool(settings.low) != isinstance(task, SuperResolution):
         message = "is not for this run: it enlarges nothing" if settings.low else "is not set; give small images"
         raise ConfigError("low", settings.low, message)
@@ -155,33 +157,33 @@ def conditions_of(generator: Generator, settings: SampleSettings) -> Conditions:
         return Conditions(len(low), low=2 * low - 1)
     if not task.classes:
         return Conditions(settings.count)
-    turn = torch.tensor(requested or list(range(task.classes)))
-    return Conditions(settings.count, turn[torch.arange(settings.count) % len(turn)])
+    labels = torch.tensor(classes or list(range(task.classes)))
+    return Conditions(settings.count, labels[torch.arange(settings.count) % len(labels)])
 
 
-def small_images(given: str, size: int) -> Tensor:
-    """Images of an .npz or a folder, (N, 3, size, size) in [0, 1].
+def small_images(source: str, size: int) -> Tensor:
+    """Return the images of an .npz or a folder, (N, 3, size, size) in [0, 1].
 
     Raises:
         DataError: they cannot be read, or are of another size.
     """
-    path = Path(given).expanduser()
+    path = Path(source).expanduser()
     if path.suffix != ".npz":
-        return torch.stack([picture(p, size) for p in files_of("low", given)])
+        return torch.stack([picture(p, size) for p in files_of("low", source)])
     try:
         with np.load(path, allow_pickle=False) as found:
             pixels = torch.from_numpy(found["arr_0"])
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"low={given} holds no images ({error})") from None
+        raise DataError(f"low={source} holds no images ({error})") from None
     if not len(pixels) or pixels.dtype != torch.uint8:
-        raise DataError(f"low={given} holds {len(pixels)} images of {pixels.dtype}; arr_0 must be (N, H, W, 3) uint8")
+        raise DataError(f"low={source} holds {len(pixels)} images of {pixels.dtype}; arr_0 must be (N, H, W, 3) uint8")
     if pixels.shape[1:] != (size, size, 3):
-        raise DataError(f"low={given} has images of {tuple(pixels.shape[1:])}; this run enlarges {size} x {size} x 3")
+        raise DataError(f"low={source} has images of {tuple(pixels.shape[1:])}; this run enlarges {size} x {size} x 3")
     return pixels.movedim(-1, 1).float() / 255
 
 
 def check_init(generator: Generator, config: Mapping[str, Any]) -> None:
-    """Refuse to start from noise what can only start from something degraded.
+    """Refuse to start from noise a sampler that needs degraded images.
 
     Raises:
         ConfigError: the network was trained on degraded images, or the sampler degrades its predictions.
@@ -197,7 +199,7 @@ def check_init(generator: Generator, config: Mapping[str, Any]) -> None:
 
 
 def initial_state(generator: Generator, config: Mapping[str, Any], session: Session) -> InitialState | None:
-    """Where a cold generation begins, fitted on training images; None: in noise."""
+    """Return the initial state of a cold generation, fitted on training images; None for noise."""
     if not config.get("init"):
         return None
     objective = generator.objective
@@ -227,21 +229,21 @@ class Comparison:
         return cls(reader_of(features, session, splits), splits)
 
     def figures(self, images: Tensor) -> tuple[dict[str, float], list[str]]:
-        """Return the scores of images (N, 3, H, W) in [0, 1] against train, and what makes them doubtful."""
+        """Return the scores of images (N, 3, H, W) in [0, 1] against train, and caveats about them."""
         reference = self.reader.reference(self.splits.train, self.splits.fingerprint, "train")
-        return compared(self.reader, images, reference), caveats(self.reader, len(images), reference)
+        return compare_sets(self.reader, images, reference), caveats(self.reader, len(images), reference)
 
 
 class Sampling:
-    """Draws what is missing, batch by batch.
+    """Samples missing batches.
 
     Args:
         generator: a trained denoiser with its trajectory.
-        conditions: what it is told of each image.
-        settings: how many at once.
-        folder: to write to.
-        session: machine and data.
-        comparison: what they are compared with, or None.
+        conditions: conditions of the samples.
+        settings: settings of the command.
+        folder: output folder.
+        session: device and data.
+        comparison: comparison with the training set, or None.
     """
 
     def __init__(
@@ -263,52 +265,52 @@ class Sampling:
         return self.folder.path / "shards" / f"{k:06d}.safetensors"
 
     def draw_all(self) -> None:
-        """This process's batches."""
+        """Sample the batches of this process."""
         world = self.session.world
         mine = range(world.rank, self.shards, world.size)
         steps = self.generator.passes()
         progress = Progress(self.session.progress, len(mine) * steps, title="sampling")
         for k in mine:
             index = range(k * self.settings.batch, min((k + 1) * self.settings.batch, self.conditions.count))
-            if not (has_intact_tensors(self.shard(k)) and len(self._drawn(k)) == len(index)):
+            if not (has_intact_tensors(self.shard(k)) and len(self._load(k)) == len(index)):
                 self._draw(k, index, progress)
             else:
                 progress.done += steps  # drawn by an earlier process
         progress.close()
 
     def _draw(self, k: int, index: range, progress: Progress) -> None:
-        film = Animation(self.generator, shown=8) if self.settings.gif and not k else None
+        animation = Animation(self.generator, shown=8) if self.settings.gif and not k else None
 
         def callback(i: int, step: SamplingStep, x: Tensor, x0: Tensor) -> None:
             self.session.stop.poll()
             progress.advance()
-            if film:
-                film(i, step, x, x0)
+            if animation:
+                animation(i, step, x, x0)
 
         cond = self.conditions.of(index, self.generator.device)
         pixels = (self.generator.from_noise(list(index), cond, callback) * 255).round().to(torch.uint8)
         save_tensors(self.shard(k), {IMAGES: rearrange(pixels, "b c h w -> b h w c")})
-        if film:
-            film.save(self.folder.path / "way.gif")
+        if animation:
+            animation.save(self.folder.path / "way.gif")
 
-    def _drawn(self, k: int) -> Tensor:
+    def _load(self, k: int) -> Tensor:
         """Return the images of the k-th batch, (B, H, W, C) uint8."""
         return load_tensors(self.shard(k))[IMAGES]
 
     def finish(self, known: Mapping[str, Any]) -> None:
-        """samples.npz, the grid, what they are, and if asked for how near they are to the training set."""
-        images = torch.cat([self._drawn(k) for k in range(self.shards)]).numpy()
+        """Write samples.npz, the grid, and samples.json with provenance and scores."""
+        images = torch.cat([self._load(k) for k in range(self.shards)]).numpy()
         message: dict[str, Any] = {} if self.conditions.labels is None else {"arr_1": self.conditions.labels.numpy()}
         with open_atomic(self.folder.path / "samples.npz") as file:
             np.savez(file, arr_0=images, **message)
         save_png(self.folder.path / "grid.png", grid(images[:GRID]))
-        figures, doubts = self._figures(images)
-        measured = {"figures": figures, "caveats": doubts}
+        figures, warnings = self._figures(images)
+        measured = {"figures": figures, "caveats": warnings}
         write_json(self.folder.path / "samples.json", {**known, "images": len(images), **measured})
         for name, value in figures.items():
             print(f"{name} {value:.4g}")
-        for sentence in doubts:
-            print(f"caveat: {sentence}")
+        for caveat in warnings:
+            print(f"caveat: {caveat}")
         shutil.rmtree(self.folder.path / "shards", ignore_errors=True)
 
     def _figures(self, images: np.ndarray) -> tuple[dict[str, float], list[str]]:
@@ -318,7 +320,7 @@ class Sampling:
 
 
 def grid(images: np.ndarray) -> Tensor:
-    """Up to 64 images (N, H, W, C) uint8 in rows of eight."""
+    """Arrange up to 64 images (N, H, W, C) uint8 in rows of eight."""
     x = to_rgb(torch.from_numpy(images).movedim(-1, 1).float() / 255)
     columns = min(8, len(x))
     padding = torch.ones(-len(x) % columns, *x.shape[1:])

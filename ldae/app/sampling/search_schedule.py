@@ -18,7 +18,7 @@ import torch
 
 from ldae.app.compose import compose, resolved
 from ldae.app.precision import announce, settle_precision
-from ldae.app.sampling.distances import Reader, caveats, check_count, compared, reader_of
+from ldae.app.sampling.distances import Reader, caveats, check_count, compare_sets, reader_of
 from ldae.app.sampling.generator import generator_of, provenance_of
 from ldae.app.sampling.images import Pictures
 from ldae.app.session import result_folder, root_settings, session_of
@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
         assert pictures.splits is not None
         reader = reader_of(settings.features, session, pictures.splits, "holdout")
         truth = reader.moments(torch.cat([batch.images.cpu() for batch in pictures]))
-        doubts = caveats(reader, truth[0].count, truth)
+        warnings = caveats(reader, truth[0].count, truth)
         progress = Progress(session.progress, len(candidates), title="searching", unit="schedule")
         rows: list[dict[str, Any]] = [
             {"ramp": ramp, "first": first, "last": last, **scores(generator, schedule, pictures, reader)}
@@ -93,10 +93,10 @@ def main(argv: Sequence[str]) -> None:
         ]
         distance = next(name for name in rows[0] if name.startswith(("frechet_distance", "FID")))
         rows.sort(key=lambda row: row[distance])
-        write_json(folder.path / "schedules.json", {**provenance_of(config, run), "rows": rows, "caveats": doubts})
+        write_json(folder.path / "schedules.json", {**provenance_of(config, run), "rows": rows, "caveats": warnings})
         print(table(rows))
-        for sentence in dict.fromkeys(doubts):
-            print(f"caveat: {sentence}")
+        for caveat in dict.fromkeys(warnings):
+            print(f"caveat: {caveat}")
         best = rows[0]
         print(f"sampling_schedule={RAMPS[best['ramp']]} sampling_schedule.T={settings.steps} "
               f"sampling_schedule.beta_first={best['first']:g} "
@@ -125,7 +125,7 @@ def scores(generator: Generator, schedule: NoiseSchedule, pictures: Pictures, re
     batches = [enlarge(batch) for batch in pictures]
     columns = {name: torch.cat([columns[name].cpu() for columns in batches]) for name in batches[0]}
     truth = reader.moments(columns["original"])
-    return {**compared(reader, columns["sampled"], truth), "psnr": enlarge.figures(columns)["sampled"]["psnr"]}
+    return {**compare_sets(reader, columns["sampled"], truth), "psnr": enlarge.figures(columns)["sampled"]["psnr"]}
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:

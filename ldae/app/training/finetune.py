@@ -92,24 +92,24 @@ def main(argv: Sequence[str]) -> None:
             return
         announce(session.precision)
         splits = session.splits(labels_for="fine-tuning")
-        warnings = checked(splits, session, settings)
+        warnings = check_data(splits, session, settings)
         if session.world.main:
             start_run(folder, session.config, splits)
         module = classifier(encoder, settings, splits, session)
-        loader = session.loader(splits.train, session.parts.augment, even(train.batch))
+        loader = session.loader(splits.train, session.parts.augment, check_even(train.batch))
         record = {"config": session.config, "data": splits.fingerprint}
         every = max(1, math.ceil(train.total_steps(loader.steps_per_epoch) / max(1, settings.num_evals)))
-        num_evals = (
+        evaluations = (
             [HoldOut(module, splits.holdout, session, every)] if settings.num_evals and session.world.main else []
         )
         job = RunContext(
-            folder, session.world, record, num_evals, session.stop, session.progress, threads=session.threads
+            folder, session.world, record, evaluations, session.stop, session.progress, threads=session.threads
         )
         trainer = Trainer({MODEL: module}, loader, session.parts.optim, train, session.seed, job)
         trainer.fit()
         if session.world.main:
             with trainer.state.ema.applied():
-                result = scored(module, splits, session, settings, run, encoder, trainer.total, warnings)
+                result = score(module, splits, session, settings, run, encoder, trainer.total, warnings)
             write_results(folder.path / "results.jsonl", [result])
             print(f"{result.encoder}, fine-tuned: {result.accuracy:.2f} % of {result.images} {result.split} images "
                   f"(hold-out {result.selected_accuracy:.2f}; always the most frequent class: "
@@ -118,39 +118,39 @@ def main(argv: Sequence[str]) -> None:
 
 
 def session_for(run: Run, config: Mapping[str, Any], saved: Mapping[str, Any] | None) -> Session:
-    """Return the run's data, and the recipe of this tool; the config also says which checkpoint it began with."""
+    """Open a session with the run's data and this config; `encoder` records the checkpoint."""
     data = session_of(run, config).config["data"]
     system = {key: run.config[key] for key in ("task",)}
     return Session({**config, **system, "data": data, "encoder": run.checkpoint.hash}, saved)
 
 
-def checked(splits: Splits, session: Session, settings: FinetuneSettings) -> list[str]:
-    """Return what makes the accuracy doubtful.
+def check_data(splits: Splits, session: Session, settings: FinetuneSettings) -> list[str]:
+    """Return warnings about the accuracy, and print them.
 
     Raises:
-        DataError: there is nothing to score, or no hold-out to watch.
+        DataError: there is nothing to score, or there is no hold-out.
     """
-    place = data_source(session.config["data"])
+    source = data_source(session.config["data"])
     if not len(splits.holdout):
-        raise DataError(f"{place} has no hold-out; give more images or data.holdout")
+        raise DataError(f"{source} has no hold-out; give more images or data.holdout")
     on_test = settings.split == "test"
     train, holdout = splits.train.own_labels, splits.holdout.own_labels
     measured = splits.test.own_labels if on_test else holdout
-    return warn_of_labels(place, train, holdout[:0], measured, splits.classes, settings.split)
+    return warn_of_labels(source, train, holdout[:0], measured, splits.classes, settings.split)
 
 
 def classifier(encoder: Encoder, settings: FinetuneSettings, splits: Splits, session: Session) -> FineTuning:
-    """Return the folded encoder with a new head, as a player."""
+    """Return the folded encoder with a new head, as a trainable module."""
     classes = len(splits.classes)
-    torch.manual_seed(seed_of(session.seed))  # of the head
+    torch.manual_seed(seed_of(session.seed))  # seeds the head
     network = plain_vit(encoder, num_classes=classes, fc_norm=True, drop_path_rate=settings.drop_path).train()
     network.requires_grad_(True)
     mix = Mix(classes, settings.mixup, settings.cutmix, settings.smoothing)
     return FineTuning(network, mix, (0.5,) * 3, (0.5,) * 3).to(session.world.device)
 
 
-def even(batch: int) -> int:
-    """Return a batch that images can be mixed in.
+def check_even(batch: int) -> int:
+    """Check that images can be mixed in pairs.
 
     Raises:
         ConfigError: the batch is odd.
@@ -161,7 +161,7 @@ def even(batch: int) -> int:
 
 
 class HoldOut:
-    """The hold-out's accuracy, now and then."""
+    """Evaluates the accuracy on the hold-out every `every` steps."""
 
     name = "holdout"
 
@@ -169,7 +169,7 @@ class HoldOut:
         self.module, self.images, self.session, self.every = module, images, session, every
 
     def headline(self, scalars: Mapping[str, float]) -> str:
-        """Return the figure in words."""
+        """Return the accuracy in words."""
         return f"hold-out accuracy {scalars['accuracy_holdout']:.1f} %"
 
     def __call__(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
@@ -177,13 +177,13 @@ class HoldOut:
 
 
 def accuracy_on(images: ImageSet, module: FineTuning, session: Session) -> float:
-    """Top-1 in percent."""
+    """Return the top-1 accuracy in percent."""
     workers = session.config["data"]["workers"]
     poll = session.stop.poll if session.world.size == 1 else lambda: None
     return module.accuracy(in_order(images, 500, session.world.device, workers, poll))
 
 
-def scored(
+def score(
     module: FineTuning,
     splits: Splits,
     session: Session,
@@ -193,15 +193,15 @@ def scored(
     step: int,
     warnings: Sequence[str],
 ) -> Result:
-    """Return the one figure."""
+    """Return the result on the selected split."""
     config = session.config
     holdout = accuracy_on(splits.holdout, module, session)
     images: ImageSet = getattr(splits, settings.split)
     recipe = {key: config[key] for key in ("drop_path", "mixup", "cutmix", "smoothing")}
-    trained = settings.weights != "untrained"
+    is_trained = settings.weights != "untrained"
     vit: Any = module.network  # timm's
     return Result(
-        encoder=run.name if trained else f"{run.name}'s network, untrained",
+        encoder=run.name if is_trained else f"{run.name}'s network, untrained",
         protocol="finetune",
         protocol_source="end to end, adaLN folded; the recipe is under `selected`",
         accuracy=holdout if settings.split == "holdout" else accuracy_on(images, module, session),
@@ -215,7 +215,7 @@ def scored(
         input="clean",
         pooling="mean",
         dimensions=vit.num_features,
-        checkpoint=run.checkpoint.hash if trained else "none",
+        checkpoint=run.checkpoint.hash if is_trained else "none",
         step=step,
         seed=session.seed,
         data=session.parts.data.name,

@@ -1,4 +1,4 @@
-"""Latents kept on disk: a frozen tokenizer gives the same ones every epoch if nothing about the images is random."""
+"""Cache latents on disk: without random augmentation, a frozen tokenizer returns the same ones every epoch."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ FILE, MANIFEST = "latents.npy", "manifest.json"
 
 
 def train_images(session: Session, objective: Objective, splits: Splits, tokenizer: str | None) -> ImageSet:
-    """What is trained on: the training images, or their latents if that saves work and changes nothing.
+    """Return the training images, or their cached latents where these give the same results faster.
 
-    It does where the tokenizer is convolutional, the augmentation draws nothing, network and loss stay in the latent,
-    and the task tells the network nothing of the pixels. Latents are those that encoding again would give, but for
-    rounding; of a posterior the moments are kept.
+    Latents are cached if the tokenizer is convolutional, the augmentation is not random, network and loss work in the
+    latent space, and the condition has no image. They equal those of encoding again, but for rounding; for a posterior
+    the cache holds its moments.
 
     Args:
-        tokenizer: SHA-256 of its file, if there is one.
+        tokenizer: SHA-256 of the tokenizer's file, or None.
     """
-    images, random = splits.train, session.parts.augment.n > 0
-    message = session.parts.task.image_channels > 0
-    if session.config["latents"] == "never" or random or message or not isinstance(objective, Denoise):
+    images, is_random = splits.train, session.parts.augment.n > 0
+    has_image_condition = session.parts.task.image_channels > 0
+    if session.config["latents"] == "never" or is_random or has_image_condition or not isinstance(objective, Denoise):
         return images
     if not (objective.input.latent and objective.output.latent and objective.tokenizer.is_costly):
         return images
     folder = session.cache / "latents" / json_hash([tokenizer, splits.fingerprint])[:20]
-    if session.world.main and not _whole(folder):
+    if session.world.main and not _is_intact(folder):
         print(f"encoding {len(images)} images once (kept in {folder})", file=sys.stderr)
         session.writable(folder.parent)
         with publish_folder(folder) as temporary, cache_errors(session.cache):
@@ -47,7 +47,7 @@ def train_images(session: Session, objective: Objective, splits: Splits, tokeniz
     return LatentImages.of_set(images, torch.from_numpy(np.load(folder / FILE, mmap_mode="c")))
 
 
-def _whole(folder: Path) -> bool:
+def _is_intact(folder: Path) -> bool:
     """Return whether the latents kept in a folder are there, undamaged."""
     if not folder.exists():
         return False
@@ -56,7 +56,7 @@ def _whole(folder: Path) -> bool:
             return True
     except (CheckpointError, OSError, KeyError):
         pass
-    print(f"the latents kept in {folder} are damaged; they are made anew", file=sys.stderr)
+    print(f"the latents kept in {folder} are damaged; they are encoded again", file=sys.stderr)
     return False
 
 

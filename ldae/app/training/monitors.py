@@ -1,4 +1,4 @@
-"""What pretraining looks at now and then, where the network meets the evaluators."""
+"""Evaluate a network during pretraining: preview batches and the online kNN."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class MonitorSettings:
 
 
 def preview(session: Session, images: ImageSet, count: int) -> Batch:
-    """`count` images of a set, spread over it, on the device."""
+    """Return a batch of `count` images, evenly spaced over a set, on the device."""
     return joined(list(in_order(spread(images, count), 64, session.world.device)))
 
 
 def spread(images: ImageSet, count: int) -> ImageSet:
-    """`count` images of a set, or all, evenly spread over it.
+    """Return `count` images, evenly spaced over a set, or the whole set if it is smaller.
 
     Raises:
         DataError: the set is empty.
@@ -60,25 +60,25 @@ def spread(images: ImageSet, count: int) -> ImageSet:
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
-    """Batches one after another, as one."""
+    """Concatenate batches."""
     fields = ([getattr(b, name) for b in batches] for name in ("images", "labels", "index", "latents", "masks"))
     return Batch(*(None if found[0] is None else torch.cat(found) for found in fields))  # type: ignore[arg-type]
 
 
 class OnlineKNN:
-    """Measure nearest neighbours of the hold-out among training images, on the encoder's averaged tokens.
+    """Measure the kNN accuracy of the hold-out among training images on the encoder's mean tokens.
 
-    Beside the model's accuracy stand two that need no training: of the most frequent class (`chance`), and of the same
-    network before its first step with `undo_zero_init` applied (`untrained`, as in the probe's table). At step 0 the
-    blocks of a network are the identity, so the model's own first figure is that of its patch embedding.
+    Two references need no training: the most frequent class (`chance`), and the same network before its first step with
+    `undo_zero_init` applied (`untrained`, as in the probe's table). At step 0 the blocks are the identity, so the first
+    accuracy is that of the patch embedding.
 
     Args:
-        session: machine, data and config.
-        objective: what is trained.
-        splits: bank and queries come from train and hold-out.
+        session: device, data and config.
+        objective: objective in training.
+        splits: train is the bank, the hold-out the queries.
         every: steps between evaluations.
-        count: training images in the bank, at most; half as many of the hold-out are queries.
-        start: makes the objective as it is before its first step; None leaves that figure out.
+        count: maximum of training images in the bank; half as many hold-out images are queries.
+        start: function that returns the objective before its first step; None leaves `untrained` out.
     """
 
     name = "knn"
@@ -96,32 +96,32 @@ class OnlineKNN:
         self.session, self.every, self.classes, self.start = session, every, len(splits.classes), start
         self.encoder = self._encoder(objective)
         self.bank, self.queries = _some(splits.train, count), _some(splits.holdout, max(1, count // 2))
-        self.known: dict[str, float] | None = None
+        self.baselines: dict[str, float] | None = None
 
     def __call__(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
-        if self.known is None:
-            self.known = self._baselines()
-        return {"knn_holdout/model": self._accuracy(self.encoder), **self.known}, {}
+        if self.baselines is None:
+            self.baselines = self._baselines()
+        return {"knn_holdout/model": self._accuracy(self.encoder), **self.baselines}, {}
 
     def headline(self, scalars: Mapping[str, float]) -> str:
-        """Return the figures in words."""
+        """Return the accuracies in words."""
         names = [name for name in ("untrained", "chance") if f"knn_holdout/{name}" in scalars]
-        beside = ", ".join(f"{name} {scalars[f'knn_holdout/{name}']:.1f}" for name in names)
-        return f"kNN hold-out {scalars['knn_holdout/model']:.1f} % ({beside})"
+        baselines = ", ".join(f"{name} {scalars[f'knn_holdout/{name}']:.1f}" for name in names)
+        return f"kNN hold-out {scalars['knn_holdout/model']:.1f} % ({baselines})"
 
     def _encoder(self, objective: PretrainingObjective) -> Encoder:
         return Encoder(objective, precision=self.session.config["train"]["precision"])
 
     def _baselines(self) -> dict[str, float]:
         commonest = self.bank.own_labels.mode().values
-        found = {"knn_holdout/chance": 100 * (self.queries.own_labels == commonest).double().mean().item()}
+        baselines = {"knn_holdout/chance": 100 * (self.queries.own_labels == commonest).double().mean().item()}
         if self.start is not None:
             with torch.random.fork_rng():
                 objective = self.start()
             objective.network.undo_zero_init()
             objective.eval().to(self.session.world.device)
-            found["knn_holdout/untrained"] = self._accuracy(self._encoder(objective))
-        return found
+            baselines["knn_holdout/untrained"] = self._accuracy(self._encoder(objective))
+        return baselines
 
     def _accuracy(self, encoder: Encoder) -> float:
         (bank, labels), (queries, truth) = self._features(encoder, self.bank), self._features(encoder, self.queries)
@@ -129,11 +129,11 @@ class OnlineKNN:
 
     def _features(self, encoder: Encoder, images: ImageSet) -> tuple[Tensor, Tensor]:
         poll = self.session.stop.poll if self.session.world.size == 1 else lambda: None
-        found = [
+        pairs = [
             (encoder(batch.images).cpu(), batch.labels.cpu())
             for batch in in_order(images, 250, self.session.world.device, self.session.config["data"]["workers"], poll)
         ]
-        return torch.cat([x for x, _ in found]), torch.cat([y for _, y in found])
+        return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
 
 
 def _some(images: ImageSet, count: int) -> ImageSet:

@@ -1,4 +1,4 @@
-"""Say what a training is about to do: data, network, recipe, machine, length."""
+"""Describe a training before it starts: data, network, recipe, device, length."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ldae.engine.settings import TrainSettings
 from ldae.export.encoder import default_timestep
 from ldae.objectives.base import Objective, PretrainingObjective
 
-# groups of a config that make a recipe, in the order in which an image meets them
+# groups of a config that make a recipe, in the order of the data path
 GROUPS = ("augment", "task", "tokenizer", "corruption", "schedule", "input", "output", "target", "variance", "weight",
           "loss", "objective", "perceptual", "discriminator", "optim")  # fmt: skip
 USUAL = {"task": "Images", "corruption": "Gaussian", "variance": "Fixed", "augment": "Centre", "objective": "Denoise"}
@@ -31,12 +31,12 @@ SHAPE = ("width", "encoder_depth", "decoder_depth", "channels", "multipliers", "
 def overview(
     session: Session, splits: Splits, objective: Objective, settings: TrainSettings, total: int, out: Path
 ) -> str:
-    """Return the lines that a training begins with.
+    """Return the description that a training prints at its start.
 
     Args:
-        objective: what is trained, on its device.
-        total: steps of the whole run.
-        out: the run's folder.
+        objective: objective in training, on its device.
+        total: total number of steps.
+        out: folder of the run.
     """
     rows = {
         "data": _data(session, splits),
@@ -52,7 +52,7 @@ def overview(
 
 
 def encoder_parameters(objective: PretrainingObjective, size: int) -> int:
-    """Return how many parameters an image's representation depends on, at the usual layer and noise level.
+    """Return how many parameters an image's representation depends on, at the default layer and noise level.
 
     Args:
         size: side of the images in pixels.
@@ -86,14 +86,14 @@ def _network(session: Session, objective: Objective) -> str:
         f"{size} million parameters" + (f" ({n})" if len(sizes) > 1 else "") for n, size in sizes.items()
     )
     if isinstance(objective, PretrainingObjective):
-        own = _millions(encoder_parameters(objective, session.parts.data.size))
-        counts += f", {own} million of them in the encoder ({objective.network.encoder_layer} of "
+        in_encoder = _millions(encoder_parameters(objective, session.parts.data.size))
+        counts += f", {in_encoder} million of them in the encoder ({objective.network.encoder_layer} of "
         counts += f"{len(objective.network.layers)} layers)"
     return f"{message}: {counts}"
 
 
 def _recipe(session: Session, objective: Objective) -> Iterator[str]:
-    """Yield the experiment, and each part under the name of its group, the usual ones left out."""
+    """Yield the experiment, and each part under the name of its group, without default parts."""
     config = session.config
     if config.get("experiment"):
         yield f"experiment {config['experiment']}"
@@ -126,10 +126,10 @@ def _short(value: float | str) -> str:
 
 def _plain(name: str) -> str:
     """Return a class's name as words: PatchPCA becomes "patch PCA"."""
-    argv = re.findall(r"[A-Z]+(?![a-z])\d*|[A-Z][a-z]+\d*", name)
+    parts = re.findall(r"[A-Z]+(?![a-z])\d*|[A-Z][a-z]+\d*", name)
     if name in PROPER:
         return name
-    return " ".join(w.lower() if len(w.rstrip("0123456789")) == 1 or w != w.upper() else w for w in argv) or name
+    return " ".join(w.lower() if len(w.rstrip("0123456789")) == 1 or w != w.upper() else w for w in parts) or name
 
 
 def _device(session: Session) -> str:
@@ -139,10 +139,10 @@ def _device(session: Session) -> str:
 
 
 def _precision(session: Session, settings: TrainSettings) -> str:
-    """Return the precision, with its reason where the session chose it."""
-    chosen = session.precision
-    own = chosen is not None and chosen.value == settings.precision
-    return str(chosen).removeprefix("precision: ") if own else settings.precision
+    """Return the precision, with its reason if it was `auto`."""
+    automatic = session.precision
+    is_automatic = automatic is not None and automatic.value == settings.precision
+    return str(automatic).removeprefix("precision: ") if is_automatic else settings.precision
 
 
 def _length(settings: TrainSettings, total: int, images: int) -> str:

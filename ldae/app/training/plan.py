@@ -33,26 +33,26 @@ from ldae.objectives.base import PretrainingObjective
 
 # bf16 matrix products without sparsity, FLOP/s: the H200's measured, the others by their data sheets
 GPUS: Mapping[str, float] = {"h200": 790e12, "h100": 989e12, "a100": 312e12, "l40s": 362e12, "4090": 165e12}
-SHARE = 0.5  # of a GPU's limit that a training step is taken to reach
+SHARE = 0.5  # assumed fraction of a GPU's peak
 STATE = 4 * 5  # bytes a parameter: weight, gradient, two moments, average
-SECONDS = 5.0  # that steps are timed for
-MOST = 32  # images of a timed step where the whole batch is not asked for
+SECONDS = 5.0  # duration of the timing
+MOST = 32  # maximum of images in a timed step
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print what the pretraining of these arguments takes."""
+    """Print the cost of a pretraining."""
     gpu = next((word.removeprefix("gpu=") for word in argv if word.startswith("gpu=")), "h200")
     conform("gpu", gpu, Literal[tuple(GPUS)])
     require(argv, experiment="ldae/cifar10_cpu")
-    print(planned(cost_of([word for word in argv if not word.startswith("gpu=")]), gpu))
+    print(describe_cost(cost_of([word for word in argv if not word.startswith("gpu=")]), gpu))
 
 
 def trainer_on(session: Session, batch: int, images: int) -> tuple[Trainer, Loader]:
     """Return the trainer of a session on random images that are held in memory.
 
     Args:
-        batch: images of a step.
-        images: how many there are.
+        batch: batch size.
+        images: number of random images.
     """
     settings = train_settings({**session.config, "train": {**session.config["train"], "batch": batch}})
     objective = session.parts.objective.to(session.device)
@@ -62,25 +62,26 @@ def trainer_on(session: Session, batch: int, images: int) -> tuple[Trainer, Load
     size = session.parts.data.size
     pixels = torch.randint(256, (images, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = np.arange(images) % int(session.config["data"]["classes"])
-    held = MemoryImages.of(Path(), pixels, [str(i) for i in range(images)], labels)
-    loader = session.loader(held, session.parts.augment, batch)
+    memory_images = MemoryImages.of(Path(), pixels, [str(i) for i in range(images)], labels)
+    loader = session.loader(memory_images, session.parts.augment, batch)
     job = RunContext(RunFolder(Path()), session.world, {})
     return Trainer({MODEL: objective}, loader, session.parts.optim, settings, session.seed, job), loader
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a pretraining takes.
+    """Cost of a pretraining.
 
     Attributes:
-        parameters: that are trained.
-        flop: of an image: forward, backward.
-        state, activations: GiB of weights and what belongs to them; of what one image's forward pass keeps.
-        images: seen in all.
-        batch: of a step.
-        rate: images a second here.
-        timed_batch: images of the steps that were timed.
-        tokenizer_steps: of training that its tokenizer needs first, which are not in the rest; 0 if there are none.
+        parameters: number of trained parameters.
+        flop: FLOP of an image, forward and backward.
+        state: GiB of weights, gradients, optimizer moments and average.
+        activations: GiB that the forward pass of one image keeps.
+        images: number of images seen in pretraining.
+        batch: batch size.
+        rate: images per second on this machine.
+        timed_batch: batch size of the timed steps.
+        tokenizer_steps: training steps of the tokenizer, which the other numbers do not include; 0 without training.
     """
 
     parameters: int
@@ -94,12 +95,12 @@ class Cost:
     tokenizer_steps: int
 
     def hours_on(self, gpu: str) -> float:
-        """Hours on one such GPU, if it reaches half of its limit."""
+        """Return the hours on one GPU at half of its peak."""
         return self.images * self.flop / (SHARE * GPUS[gpu]) / 3600
 
 
 def cost_of(argv: Sequence[str]) -> Cost:
-    """Return the cost of what `ldae pretrain` would do with these words.
+    """Return the cost of `ldae pretrain` with these arguments.
 
     Raises:
         ConfigError: it cannot be; or its length is in epochs, and no data are named.
@@ -116,7 +117,7 @@ def cost_of(argv: Sequence[str]) -> Cost:
 
     with FlopCounterMode(display=False) as counter:
         step()
-    with _Kept() as kept:
+    with _SavedBytes() as kept:
         step()
     parameters = sum(p.numel() for p in trainer.state.weights.values())
     seconds = _seconds(step)
@@ -133,7 +134,7 @@ def cost_of(argv: Sequence[str]) -> Cost:
     )
 
 
-def planned(cost: Cost, gpu: str) -> str:
+def describe_cost(cost: Cost, gpu: str) -> str:
     """Return a cost in words."""
     each, whole = 1024 * cost.activations, cost.state + cost.activations * cost.batch
     timed = f" in batches of {cost.timed_batch}" if cost.timed_batch != cost.batch else ""
@@ -163,19 +164,19 @@ def _images_seen(session: Session) -> int:
 
 
 def _seconds(step: Any) -> float:
-    """Of a step: the mean over some seconds."""
+    """Return the mean seconds of a step, measured over some seconds."""
     step()
-    began, count = time.perf_counter(), 0
-    while time.perf_counter() - began < SECONDS:
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < SECONDS:
         step()
         count += 1
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return (time.perf_counter() - began) / count
+    return (time.perf_counter() - start) / count
 
 
-class _Kept:
-    """Counts the bytes that forward passes keep for the backward ones while it is open."""
+class _SavedBytes:
+    """Counts the bytes that forward passes save for the backward ones while it is open."""
 
     def __init__(self) -> None:
         self.bytes, self.seen = 0, set[int]()
@@ -188,7 +189,7 @@ class _Kept:
             self.bytes += storage.nbytes()
         return tensor
 
-    def __enter__(self) -> _Kept:
+    def __enter__(self) -> _SavedBytes:
         self.hooks.__enter__()
         return self
 

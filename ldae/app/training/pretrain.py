@@ -1,10 +1,10 @@
-"""Pretrains an encoder: l-DAE, its rungs, and what it is compared with.
+"""Pretrain an encoder: l-DAE, its ablation path, and baselines.
 
     ldae pretrain experiment=ldae/cifar10_cpu data.root=DIR/cifar10 out=RUN
 
 Keys: experiment= data= data.root= out= seed= train.steps= or train.epochs= train.batch= train.precision=
 device= runtime.threads= and every other key of the configs (printed with `--cfg`). The same command again
-goes on where it stopped. `torchrun --nproc_per_node=N -m ldae pretrain ...` shares each batch among N processes.
+resumes. `torchrun --nproc_per_node=N -m ldae pretrain ...` divides each batch among N processes.
 Exit codes: 0 done, 2 usage, 65 bad data or checkpoint, 70 non-finite or internal, 73 out= unusable, 74 I/O,
 75 interrupted and saved.
 """
@@ -54,7 +54,7 @@ def pretrain(config: dict[str, Any]) -> Path:
         The folder of the run.
 
     Raises:
-        UsageError, ConfigError: a key or value cannot work.
+        UsageError, ConfigError: a key or value is invalid.
         DataError: the images are missing or damaged.
         Interrupted: a signal came; the run was saved.
     """
@@ -62,9 +62,9 @@ def pretrain(config: dict[str, Any]) -> Path:
     session = Session(config, saved_config(run.path))
     config = session.config
     conform("latents", config["latents"], Literal["auto", "never"])
-    settings = train_settings(config)  # all parts are made before any data is read: a bad key costs seconds
+    settings = train_settings(config)  # build all parts before reading data, so that an invalid key fails at once
     objective = objective_of(session)
-    watching: MonitorSettings = settings_of(config, "monitor", MonitorSettings)
+    monitor: MonitorSettings = settings_of(config, "monitor", MonitorSettings)
     if objective.tokenizer is not None:
         check_fit(session)
     optim = session.parts.optim
@@ -89,9 +89,9 @@ def pretrain(config: dict[str, Any]) -> Path:
             "tokenizer": tokenizer,
             "peak_rate": optim.peak(settings.batch),
         }
-        watched = session.world.main or settings.shard
+        evaluates = session.world.main or settings.shard
         start = None if settings.shard else partial(build_untrained, config, run.path, tokenizer)
-        evaluations = monitors(session, objective, splits, total, watching, start) if watched else []
+        evaluations = monitors(session, objective, splits, total, monitor, start) if evaluates else []
         if session.world.main:
             print(overview(session, splits, objective, settings, total, run.path), flush=True)
         context = RunContext(
@@ -118,7 +118,7 @@ def objective_of(session: Session) -> PretrainingObjective:
     """Return the session's objective.
 
     Raises:
-        ConfigError: it trains no encoder.
+        ConfigError: the objective trains no encoder.
     """
     objective = session.parts.objective
     if not isinstance(objective, PretrainingObjective):
@@ -127,24 +127,26 @@ def objective_of(session: Session) -> PretrainingObjective:
 
 
 def default_out(config: dict[str, Any]) -> str:
-    """runs/EXPERIMENT/seedN, for those who give no out=."""
+    """Return the default folder of a run, runs/EXPERIMENT/seedN."""
     return f"runs/{str(config['experiment']).replace('/', '-')}/seed{config['seed']}"
 
 
 def check_classes(session: Session, splits: Splits) -> None:
-    """Return the network must be told of as many classes as the data has, if it is told of any.
+    """Check that a class-conditional network has as many classes as the data.
 
     Raises:
-        ConfigError: it is told of more or fewer.
+        ConfigError: the numbers differ.
     """
-    message, found = session.parts.task.classes, len(splits.classes)
-    if message and not splits.labelled:
+    expected, count = session.parts.task.classes, len(splits.classes)
+    if expected and not splits.labelled:
         hint = session.parts.data.label_hint
         raise ConfigError(
-            "task.classes", message, f"is for images with classes, and these have none; {hint}, or task=images"
+            "task.classes", expected, f"is for images with classes, and these have none; {hint}, or task=images"
         )
-    if message and message != found:
-        raise ConfigError("task.classes", message, f"is not how many classes the data has; give task.classes={found}")
+    if expected and expected != count:
+        raise ConfigError(
+            "task.classes", expected, f"is not the number of classes of the data; give task.classes={count}"
+        )
 
 
 def monitors(
@@ -155,17 +157,17 @@ def monitors(
     settings: MonitorSettings,
     start: Callable[[], PretrainingObjective] | None,
 ) -> list[Any]:
-    """Return what is evaluated in the course of the run.
+    """Return the evaluations of a run.
 
     Args:
         total: steps of the run.
-        start: makes the objective as it is before its first step.
+        start: function that returns the objective before its first step.
     """
     if not settings.num_evals:
         return []
     every = max(1, math.ceil(total / settings.num_evals))
-    shown = preview(session, splits.holdout if len(splits.holdout) else splits.train, settings.panel_images)
-    found: list[Any] = [*build_panels(objective, shown, every)]
+    batch = preview(session, splits.holdout if len(splits.holdout) else splits.train, settings.panel_images)
+    evaluations: list[Any] = [*build_panels(objective, batch, every)]
     if (count := settings.bank(session.world.device.type)) and len(splits.holdout) and len(splits.classes) > 1:
-        found.append(OnlineKNN(session, objective, splits, every, count, start))
-    return found
+        evaluations.append(OnlineKNN(session, objective, splits, every, count, start))
+    return evaluations

@@ -1,4 +1,4 @@
-"""Fitting and training tokenizers, and keeping them in the user's cache."""
+"""Fit and train tokenizers, and cache them in the user's cache."""
 
 from __future__ import annotations
 
@@ -37,19 +37,20 @@ from ldae.objectives.panels import FilterPanel, ReconstructionPanel, filter_tile
 from ldae.tokenizers.base import HasBasis, Tokenizer, load_tokenizer, save_tokenizer, varies
 
 PERCEPTUAL_FILE = "perceptual.safetensors"
-NUM_EVALS = 8  # at a tokenizer in the course of its training
+NUM_EVALS = 8  # evaluations during a tokenizer's training
 PANEL_IMAGES = 64
 
 
 def ensure_tokenizer(session: Session, splits: Splits, run: RunFolder) -> str:
-    """Fill the session's tokenizer and leaves a copy in the run folder: from there, from `tokenizer.weights`, from
-    the user's cache, or fitted now and cached.
+    """Load the session's tokenizer, and copy it into the run folder.
+
+    The source is the run folder, `tokenizer.weights`, the user's cache, or fitting it now.
 
     Returns:
         SHA-256 of the tokenizer's file.
 
     Raises:
-        CheckpointError: the file in the run folder is damaged, or not the one that the run was started with.
+        CheckpointError: the file in the run folder is damaged, or not that of the run's checkpoints.
     """
     tokenizer: Tokenizer = session.parts.tokenizer
     target, expected = run.path / TOKENIZER_FILE, read_latest_record(run.checkpoints, "tokenizer")
@@ -61,12 +62,12 @@ def ensure_tokenizer(session: Session, splits: Splits, run: RunFolder) -> str:
                 copy.write(source.read_bytes())
         session.world.wait()
     try:
-        found = load_tokenizer(target, tokenizer, expected)
+        digest = load_tokenizer(target, tokenizer, expected)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}; remove it to have it made again, and run the same command again") from None
+        raise CheckpointError(f"{error}; remove it, and run the same command again") from None
     tokenizer.to(session.world.device)
     _warn_of_rank(session, tokenizer)
-    return found
+    return digest
 
 
 def _warn_of_rank(session: Session, tokenizer: Tokenizer) -> None:
@@ -76,7 +77,7 @@ def _warn_of_rank(session: Session, tokenizer: Tokenizer) -> None:
     d, rank = tokenizer.shape[0], int(varies(tokenizer.eigenvalues).sum())
     if rank < d:
         reason = "every image is the same flat colour" if rank == 0 else "grey or flat pictures have such patches"
-        _say(
+        _print_on_main(
             session,
             f"warning: patches of the training images have rank {rank}, fewer than the {d} latent dimensions "
             f"({reason}); the other {d - rank} are 0 in every image",
@@ -84,7 +85,7 @@ def _warn_of_rank(session: Session, tokenizer: Tokenizer) -> None:
 
 
 def configured_weights(session: Session) -> Path | None:
-    """Return the file that `tokenizer.weights` leads to, or None.
+    """Return the file that `tokenizer.weights` names, or None.
 
     Raises:
         CheckpointError: it is missing.
@@ -95,14 +96,12 @@ def configured_weights(session: Session) -> Path | None:
     path = Path(str(weights)).expanduser()
     path = path / TOKENIZER_FILE if path.is_dir() else path
     if not path.is_file():
-        raise CheckpointError(
-            f"tokenizer.weights={weights} is missing; give a file or folder that train_tokenizer wrote"
-        )
+        raise CheckpointError(f"tokenizer.weights={weights} is missing; give a file or folder of ldae train-tokenizer")
     return path
 
 
 def tokenizer_key(session: Session, splits: Splits) -> str:
-    """Names a tokenizer in the cache: what it is, what it was fitted on, how."""
+    """Return the cache key of a tokenizer: a hash of its config and of its training data."""
     spec = {k: v for k, v in session.config["tokenizer"].items() if k != "weights"}
     seed = session.seed if session.parts.tokenizer.needs_training else 0
     task = [session.config["task"]] if "task" in _fitted_on(session) else []
@@ -110,36 +109,38 @@ def tokenizer_key(session: Session, splits: Splits) -> str:
 
 
 def _fitted_on(session: Session) -> Sequence[str]:
-    """Return the groups that say what a tokenizer is fitted on: the task among them only where x0 is not the image."""
+    """Return the config groups of a tokenizer's training data; the task counts only where x0 is not the image."""
     return ("data", "task") if session.parts.task.channels != 3 else ("data",)
 
 
 def _cached_tokenizer(session: Session, splits: Splits) -> Path:
     folder = session.cache / "tokenizers" / tokenizer_key(session, splits)
     path = folder / TOKENIZER_FILE
-    if not _kept(session, path):
+    if not _is_cached(session, path):
         session.writable(folder.parent)
-        with _held(session, RunFolder(folder)) as run:
-            if not _kept(session, path):  # else another run made it meanwhile
+        with _hold(session, RunFolder(folder)) as run:
+            if not _is_cached(session, path):  # another run may have written it meanwhile
                 sub = Session(tokenizer_config(session))
                 sub.stop, sub.world, sub.threads = session.stop, session.world, session.threads
-                _say(session, f"fitting the tokenizer {type(sub.parts.tokenizer).__name__} (kept in {folder})")
+                _print_on_main(
+                    session, f"fitting the tokenizer {type(sub.parts.tokenizer).__name__} (cached in {folder})"
+                )
                 fit_tokenizer(sub, splits, run)
     return path
 
 
-def _kept(session: Session, path: Path) -> bool:
-    """Return whether the cache has a file of tensors, undamaged; as the main process sees it."""
+def _is_cached(session: Session, path: Path) -> bool:
+    """Return whether the cache has an intact file of tensors, as the main process sees it."""
     return bool(session.world.shared(session.world.main and has_intact_tensors(path)))
 
 
 @contextlib.contextmanager
-def _held(session: Session, run: RunFolder) -> Iterator[RunFolder]:
+def _hold(session: Session, run: RunFolder) -> Iterator[RunFolder]:
     """Hold a folder of the cache, by the main process for all; wait while another run holds it."""
     waiting = False
-    while not session.world.shared(_acquired(session, run)):
+    while not session.world.shared(_acquire(session, run)):
         if not waiting:
-            _say(session, f"waiting for another run, which is making what is kept in {run.path}")
+            _print_on_main(session, f"waiting for another run, which is writing {run.path}")
         waiting = True
         session.stop.poll()
     try:
@@ -148,8 +149,8 @@ def _held(session: Session, run: RunFolder) -> Iterator[RunFolder]:
         run.release()
 
 
-def _acquired(session: Session, run: RunFolder) -> bool:
-    """Return whether the folder is held now; waits a second for it."""
+def _acquire(session: Session, run: RunFolder) -> bool:
+    """Try to lock the folder for a second, and return whether it is locked."""
     try:
         if session.world.main:
             run.acquire()
@@ -158,13 +159,13 @@ def _acquired(session: Session, run: RunFolder) -> bool:
         return False
 
 
-def _say(session: Session, text: str) -> None:
+def _print_on_main(session: Session, text: str) -> None:
     if session.world.main:
         print(text, file=sys.stderr)
 
 
 def tokenizer_config(session: Session) -> dict[str, Any]:
-    """Return the config of train_tokenizer.py for the tokenizer, data and machine of another tool's session."""
+    """Return the config of `ldae train-tokenizer` for another session's tokenizer, data and device."""
     root: DictConfig = compose("train_tokenizer", [])
     for group in (*_fitted_on(session), "tokenizer", "seed", "device", "runtime"):
         root[group] = session.config[group]
@@ -172,7 +173,7 @@ def tokenizer_config(session: Session) -> dict[str, Any]:
 
 
 def classifier_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config of train_tokenizer.py for the perceptual loss's classifier, on another tool's data and machine."""
+    """Return the config of `ldae train-tokenizer` for the perceptual loss's classifier on another config's data."""
     root: DictConfig = compose("train_tokenizer", ["tokenizer=vqgan"])
     for group in ("data", "seed", "device", "runtime"):
         root[group] = config[group]
@@ -181,11 +182,15 @@ def classifier_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How every tokenizer is fitted.
+    """Configure the fitting of a tokenizer.
 
     Attributes:
-        images: of train for the passes that need no gradients; all if None.
-        steps, batch, blr, betas, precision: of gradient descent, where there is any.
+        images: number of training images for passes without gradients; all if None.
+        steps: training steps; 0 for none.
+        batch: batch size.
+        blr: base learning rate.
+        betas: betas of Adam.
+        precision: precision of matrix products.
     """
 
     images: Count | None
@@ -197,10 +202,10 @@ class FitSettings:
 
 
 def check_fit(session: Session) -> None:
-    """Make all that the session's tokenizer would be fitted with, before any data is read.
+    """Build everything that fits the session's tokenizer, so that mistakes fail before data are read.
 
     Raises:
-        ConfigError: a key of tokenizer.fit cannot work.
+        ConfigError: a key of tokenizer.fit is invalid.
     """
     fit = session.config["tokenizer"]["fit"]
     try:
@@ -214,12 +219,12 @@ def check_fit(session: Session) -> None:
     except ConfigError as error:
         if error.key.startswith("tokenizer."):
             raise
-        own = error.key.removeprefix("train.").removeprefix("optim.")
-        raise ConfigError(f"tokenizer.fit.{own}", error.value, error.expectation) from None
+        key = error.key.removeprefix("train.").removeprefix("optim.")
+        raise ConfigError(f"tokenizer.fit.{key}", error.value, error.expectation) from None
 
 
 def fit_tokenizer(session: Session, splits: Splits, run: RunFolder) -> None:
-    """Fit or trains the session's tokenizer on train, and writes it to the run folder with its filters."""
+    """Fit or train the session's tokenizer, and write it and its filters to the run folder."""
     tokenizer: Tokenizer = session.parts.tokenizer.to(session.world.device)
     fit = session.config["tokenizer"]["fit"]
     sample = _sample(splits.train, fit["images"], session.seed)
@@ -228,8 +233,8 @@ def fit_tokenizer(session: Session, splits: Splits, run: RunFolder) -> None:
         settings = train_settings(session.config)
         perceptual = ensure_perceptual(session, splits)
         record = {"config": session.config, "data": splits.fingerprint, "perceptual": perceptual}
-        num_evals = _tokenizer_monitors(session, splits, settings) if session.world.main else ()
-        _train(session, splits, session.parts.objective, session.parts.optim, settings, run, record, num_evals)
+        evaluations = _tokenizer_monitors(session, splits, settings) if session.world.main else ()
+        _train(session, splits, session.parts.objective, session.parts.optim, settings, run, record, evaluations)
     if tokenizer.needs_training:
         tokenizer.calibrate(session.images(sample, title="measuring the latents"))
     if session.world.main:
@@ -247,11 +252,11 @@ def _train(
     settings: TrainSettings,
     run: RunFolder,
     record: Mapping[str, Any],
-    num_evals: Sequence[Monitor] = (),
+    evaluations: Sequence[Monitor] = (),
 ) -> None:
     title = "classifier" if isinstance(objective, Classify) else "tokenizer"
     job = RunContext(
-        run, session.world, record, num_evals, session.stop, session.progress, title, threads=session.threads
+        run, session.world, record, evaluations, session.stop, session.progress, title, threads=session.threads
     )
     trainable_modules = {name: module.to(session.world.device) for name, module in objective.trainable_modules.items()}  # type: ignore[attr-defined]
     loader = session.loader(splits.train, session.parts.augment, settings.batch)
@@ -269,11 +274,10 @@ def _tokenizer_monitors(session: Session, splits: Splits, settings: TrainSetting
 
 
 def ensure_perceptual(session: Session, splits: Splits) -> str | None:
-    """Fill the perceptual network of a tokenizer's training, if it has one that is trained on the data's labels: from
-    the user's cache, or trained now and cached.
+    """Load the perceptual network of a tokenizer's training from the user's cache, or train and cache it.
 
     Returns:
-        The name under which it is cached, or None.
+        Its cache key; None if the loss has none that is trained on the data's labels.
     """
     perceptual: Perceptual | None = session.parts.perceptual
     if perceptual is None or not perceptual.needs_training:
@@ -286,7 +290,7 @@ def ensure_perceptual(session: Session, splits: Splits) -> str | None:
     spec = {k: v for k, v in session.config["perceptual"].items() if k != "factor"}
     key = json_hash([spec, session.parts.data.size, splits.fingerprint, session.seed])[:20]
     folder = session.cache / "perceptual" / key
-    if not _kept(session, folder / PERCEPTUAL_FILE):
+    if not _is_cached(session, folder / PERCEPTUAL_FILE):
         session.writable(folder.parent)
         _train_perceptual(session, splits, perceptual, spec["fit"], RunFolder(folder))
     perceptual.load_state_dict(load_tensors(folder / PERCEPTUAL_FILE))
@@ -305,10 +309,10 @@ def _train_perceptual(
         raise DataError(f"{message}; give labels, tokenizer.fit.perceptual=null, or features= of a run")
     optim, settings = _perceptual_recipe({**fit, "batch": min(fit["batch"], len(splits.train))})
     data = {"data": splits.fingerprint}
-    with _held(session, run):
-        if _kept(session, run.path / PERCEPTUAL_FILE):  # another run made it meanwhile
+    with _hold(session, run):
+        if _is_cached(session, run.path / PERCEPTUAL_FILE):  # another run may have written it meanwhile
             return
-        _say(session, f"training a classifier for the perceptual loss (kept in {run.path})")
+        _print_on_main(session, f"training a classifier for the perceptual loss (cached in {run.path})")
         _train(session, splits, Classify(session.parts.task, perceptual), optim, settings, run, data)
         if session.world.main:
             save_tensors(run.path / PERCEPTUAL_FILE, perceptual.state_dict(), data)

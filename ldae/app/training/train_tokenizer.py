@@ -44,8 +44,8 @@ def main(argv: Sequence[str]) -> None:
     config = resolved(compose("train_tokenizer", argv))
     conform("split", config["split"], Literal["holdout", "test"])
     require(argv, tokenizer="patch_pca", data="cifar10")
-    kind = str(config["tokenizer"]["part"]).rsplit(".", 1)[-1]
-    run = RunFolder(Path(config["out"] or f"runs/tokenizer-{kind}/seed{config['seed']}"))
+    name = str(config["tokenizer"]["part"]).rsplit(".", 1)[-1]
+    run = RunFolder(Path(config["out"] or f"runs/tokenizer-{name}/seed{config['seed']}"))
     session = Session(config, saved_config(run.path))
     config = session.config
     tokenizer: Tokenizer = session.parts.tokenizer
@@ -83,15 +83,15 @@ def load_start(path: Path, tokenizer: Tokenizer) -> None:
 def report(session: Session, images: ImageSet, run: RunFolder) -> None:
     """Measure the tokenizer on a set, leaves figures and picture in the run folder, prints them."""
     tokenizer: Tokenizer = session.parts.tokenizer
-    shown = preview(session, images, PANEL_IMAGES).images
-    scalars, pictures = ReconstructionPanel(tokenizer, shown, every=0)(0)
+    originals = preview(session, images, PANEL_IMAGES).images
+    scalars, pictures = ReconstructionPanel(tokenizer, originals, every=0)(0)
     batches = [(x + 1) / 2 for x in session.images(images)]
-    answers = torch.cat([reconstruct_images(tokenizer, x) for x in batches])
-    quality = {**scalars, **fidelity(answers, torch.cat(batches))}
+    reconstructions = torch.cat([reconstruct_images(tokenizer, x) for x in batches])
+    quality = {**scalars, **fidelity(reconstructions, torch.cat(batches))}
     split = session.config["split"]
     write_json(run.path / "reconstruction.json", {"split": split, "images": len(images), **quality})
     save_png(run.path / "reconstruction.png", pictures["original_reconstruction"])
     d, h, w = tokenizer.shape
     message = ", ".join(f"{name} {value:.4g}" for name, value in quality.items())
     print(f"done: {run.path}\n  latents {d} x {h} x {w}\n  {split}, {len(images)} images: {message}")
-    print(f"  look at {run.path / 'reconstruction.png'}, {run.path / 'filters.png'}")
+    print(f"  pictures: {run.path / 'reconstruction.png'}, {run.path / 'filters.png'}")

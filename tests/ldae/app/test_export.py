@@ -145,7 +145,7 @@ def test_an_export_replaces_an_export_and_nothing_else(trained, tmp_path, in_pro
     (out / "thesis.tex").write_text("years of work")
     code, message = in_process(*argv)
     assert code == 73
-    assert "holds thesis.tex, which no export wrote; give another folder" in message
+    assert "holds thesis.tex, which is not of an export; give another folder" in message
     assert (out / "thesis.tex").read_text() == "years of work"
     (tmp_path / "file").write_text("")
     assert in_process("export", argv[1], f"out={tmp_path / 'file'}")[0] == 73
@@ -187,4 +187,4 @@ def test_layer_and_t_are_those_that_the_probe_chose(trained, tmp_path, in_proces
         assert in_process("export", f"run={run}", f"out={tmp_path / name}", *argv) == (0, "")
         about = json.loads((tmp_path / name / "export.json").read_text())
         assert (about["layer"], about["t"]) == expected
-        assert ("layer=1 t=40, as the run's probe chose them (kNN, " in capsys.readouterr().out) is (name != "b")
+        assert ("layer=1 t=40, as the run's probe selected them (kNN, " in capsys.readouterr().out) is (name != "b")

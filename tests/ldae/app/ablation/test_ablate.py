@@ -1,4 +1,4 @@
-"""Ablations: which cells there are, how they are planned, run, broken off, resumed and told."""
+"""Ablations: plan, run, interrupt, resume and report trials."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_the_path_has_its_thirteen_rungs_in_order_with_the_papers_accuracies():
         assert f"linear probe {trial.paper} %" in (CONFIGS / f"experiment/deconstruct/{name}.yaml").read_text()
 
 
-def test_tokenizers_by_dimensions_are_twenty_cells():
+def test_tokenizers_by_dimensions_are_twenty_trials():
     found = trials("tokenizers")
     assert len(found) == 20
     assert list(found)[:6] == ["conv_vae-4", "conv_vae-8", "conv_vae-16", "conv_vae-32", "conv_vae-48", "patch_vae-4"]
@@ -149,7 +149,7 @@ def test_cells_of_several_grids_share_the_pretraining_that_is_the_same():
         (("grid=tokenizer",), "grid=tokenizer does not exist; there are: .* did you mean 'tokenizers'?"),
         (("grid=none.yaml",), "grid='none.yaml' cannot be read"),
         (("budget=lap",), "budget=lap does not exist; there are: demo, gpu, laptop, paper"),
-        (("only=[12_dae]",), r"only=\[12_dae\] is no cell of this grid; there are: 00_dit, .*, mae"),
+        (("only=[12_dae]",), r"only=\[12_dae\] is no trial of this grid; there are: 00_dit, .*, mae"),
         (("only=[12_ldae]", "data.root=X", "optim.brl=1"), "trial 12_ldae: optim.brl=1 .* did you mean optim.blr?"),
         (("only=[07_patch_pca]", "data=digits", "data.d=13"), "trial 07_patch_pca: tokenizer.d=13 exceeds 3"),
         (("train.steps=3",), "train.steps='3' is the budget's to say; give images="),
@@ -177,13 +177,13 @@ def test_a_report_of_no_ablation_is_refused(in_process, tmp_path, monkeypatch):
     [
         ("- 1", "holds no mapping"),
         ("axes: {cell: {a: seed=1}}", "grid.axes.cell.a='seed=1' must be a list"),
-        ("axes: {cell: {a: []}}\npaper: [1, 2]", "must have an accuracy .* for each of the 1 cells"),
+        ("axes: {cell: {a: []}}\npaper: [1, 2]", "must have an accuracy .* for each of the 1 trials"),
         ("axes: {cell: {a/b: []}}", "grid.axes='a/b' must give each trial a name"),
         (
             "axes: {cell: {a: []}}\nwith_baseline: a",
             "grid.with_baseline='a' is not a key here .* did you mean 'with_baselines'?",
         ),
-        ("axes: {cell: {a: []}}\nwith_baselines: b", "grid.with_baselines='b' is no cell of this grid; there are: a"),
+        ("axes: {cell: {a: []}}\nwith_baselines: b", "grid.with_baselines='b' is no trial of this grid; there are: a"),
     ],
 )
 def test_a_mistake_in_ones_own_grid_is_one_sentence(in_process, tmp_path, text, sentence):
@@ -197,7 +197,7 @@ def test_a_mistake_in_ones_own_grid_is_one_sentence(in_process, tmp_path, text, 
 @pytest.fixture(scope="module")
 def ablation(tmp_path_factory):
     """An ablation of one's own grid, broken off in the midst of its first pretraining and taken up again; one of its
-    three cells fails. Its folder, its words, what it said: when it was broken off, and in the end."""
+    three trials fails. Its folder, its words, what it said: when it was broken off, and in the end."""
     folder = tmp_path_factory.mktemp("ablate")
     (folder / "my.yaml").write_text(OWN)
     argv = (f"grid={folder / 'my.yaml'}", *QUICK, f"out={folder / 'out'}", "only=[a,bad,b]")
@@ -214,11 +214,11 @@ def ablation(tmp_path_factory):
 
 def test_a_cell_that_fails_is_told_and_the_rest_goes_on(ablation):
     folder, _, _, out, err = ablation
-    assert "grid my, budget demo: 3 cells, 800 images each" in out
+    assert "grid my, budget demo: 3 trials, 800 images each" in out
     (line,) = [line for line in out.splitlines() if "FAILED" in line]
     assert "bad: FAILED, pretrain.py exit 65: data.root=nowhere is missing; a folder is needed" in line
     assert "nowhere is missing" in (folder / "out" / "logs" / "my" / "bad.log").read_text()
-    assert err.strip() == "error: 1 of 3 cells failed: bad; the same command tries them again"
+    assert err.strip() == "error: 1 of 3 trials failed: bad; the same command runs them again"
     assert sum(line.startswith("[") for line in out.splitlines()) == 3
 
 
@@ -275,7 +275,7 @@ def test_a_launcher_runs_every_job_and_reports_each_that_fails(tmp_path):
     assert "a: FAILED, the job" in out
     assert "b: FAILED, the job" in out
     assert "nowhere is missing" in out
-    assert err.strip() == "error: 2 of 2 cells failed: a, b; the same command tries them again"
+    assert err.strip() == "error: 2 of 2 trials failed: a, b; the same command runs them again"
 
 
 def test_a_job_that_ran_out_of_time_is_submitted_again():
@@ -303,11 +303,13 @@ def test_the_cost_is_told_first_from_a_few_steps_and_nothing_is_left(in_process,
     argv = ("budget=demo", "images=800", "runtime.threads=1", "dry=true", "only=[patch_pca-2,patch_ae-2]")
     assert in_process("ablate", "grid=tokenizers", f"out={tmp_path / 'out'}", *argv) == (0, "")
     told = capsys.readouterr().out
-    found = re.findall(r"about (\S+) min here .* 2 cells .*: (\S+) min of training .* and (\S+) min of probing", told)
+    found = re.findall(
+        r"about (\S+) min here .* 2 missing trials: (\S+) min of training .* and (\S+) min of probing", told
+    )
     whole, training, probing = map(float, found[0])
     assert whole == pytest.approx(training + probing, rel=0.1)
     assert 0 < training < 60
-    assert 0.2 <= probing < 60  # two cells, each with the start of three processes, two side by side
+    assert 0.2 <= probing < 60  # two trials, each with the start of three processes, two side by side
     assert not (tmp_path / "out").exists()
 
 

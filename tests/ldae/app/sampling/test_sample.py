@@ -144,7 +144,7 @@ def test_samples_begun_otherwise_are_refused(ddpm, tmp_path):
     [
         ("sample", (), "run=None is not set"),
         ("sample", ("guidance=2",), "guidance=2.0 needs a class-conditional network"),
-        ("sample", ("classes=[1]",), "classes=[1] is not told to this network"),
+        ("sample", ("classes=[1]",), "classes=[1] is set, and this network has no class labels"),
         ("sample", ("count=0",), "count=0 must be at least 1"),
         ("sample", ("sampler=dimm",), "did you mean 'ddim'?"),
         ("sample", ("sampler=learned",), "needs a variance that was learned"),

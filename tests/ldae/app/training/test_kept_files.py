@@ -181,7 +181,7 @@ def test_a_second_run_waits_for_the_tokenizer_that_a_first_one_makes(begun, tmp_
     assert in_process("pretrain", f"out={tmp_path / 'b'}", *WORDS) == (0, "")
     thread.join()
     told = capsys.readouterr().err
-    assert f"waiting for another run, which is making what is kept in {first.path}" in told
+    assert f"waiting for another run, which is writing {first.path}" in told
     assert "fitting" not in told
     assert losses(tmp_path / "b") == losses(begun)
 

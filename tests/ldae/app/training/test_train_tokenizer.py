@@ -116,7 +116,7 @@ def test_the_first_rung_runs_and_its_latents_are_kept(tmp_path, monkeypatch):
     (kept,) = (Path(os.environ["LDAE_CACHE"]) / "latents").glob("*/latents.npy")
     kept.write_bytes(kept.read_bytes()[:-1])
     _, told = run("pretrain", *argv, f"out={tmp_path / 'c'}")
-    assert "are damaged; they are made anew" in told
+    assert "are damaged; they are encoded again" in told
     assert losses(tmp_path / "a") == losses(tmp_path / "c")
 
 
