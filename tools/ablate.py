@@ -1,4 +1,4 @@
-"""The same as `ldae ablate`."""
+"""Run `ldae ablate`."""
 
 from ldae.app.cli import run
 

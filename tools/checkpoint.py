@@ -1,4 +1,4 @@
-"""The same as `ldae checkpoint`."""
+"""Run `ldae checkpoint`."""
 
 from ldae.app.cli import run
 

@@ -1,4 +1,4 @@
-"""The same as `ldae demo`."""
+"""Run `ldae demo`."""
 
 from ldae.app.cli import run
 

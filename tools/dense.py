@@ -1,4 +1,4 @@
-"""The same as `ldae dense`."""
+"""Run `ldae dense`."""
 
 from ldae.app.cli import run
 

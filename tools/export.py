@@ -1,4 +1,4 @@
-"""The same as `ldae export`."""
+"""Run `ldae export`."""
 
 from ldae.app.cli import run
 

@@ -1,4 +1,4 @@
-"""The same as `ldae finetune`."""
+"""Run `ldae finetune`."""
 
 from ldae.app.cli import run
 

@@ -1,4 +1,4 @@
-"""The same as `ldae likelihood`."""
+"""Run `ldae likelihood`."""
 
 from ldae.app.cli import run
 

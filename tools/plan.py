@@ -1,4 +1,4 @@
-"""The same as `ldae plan`."""
+"""Run `ldae plan`."""
 
 from ldae.app.cli import run
 

@@ -1,4 +1,4 @@
-"""The same as `ldae pretrain`."""
+"""Run `ldae pretrain`."""
 
 from ldae.app.cli import run
 

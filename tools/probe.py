@@ -1,4 +1,4 @@
-"""The same as `ldae probe`."""
+"""Run `ldae probe`."""
 
 from ldae.app.cli import run
 

@@ -1,4 +1,4 @@
-"""The same as `ldae report`."""
+"""Run `ldae report`."""
 
 from ldae.app.cli import run
 

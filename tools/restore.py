@@ -1,4 +1,4 @@
-"""The same as `ldae restore`."""
+"""Run `ldae restore`."""
 
 from ldae.app.cli import run
 

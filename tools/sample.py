@@ -1,4 +1,4 @@
-"""The same as `ldae sample`."""
+"""Run `ldae sample`."""
 
 from ldae.app.cli import run
 

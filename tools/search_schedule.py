@@ -1,4 +1,4 @@
-"""The same as `ldae search-schedule`."""
+"""Run `ldae search-schedule`."""
 
 from ldae.app.cli import run
 

@@ -1,4 +1,4 @@
-"""The same as `ldae train-tokenizer`."""
+"""Run `ldae train-tokenizer`."""
 
 from ldae.app.cli import run
 

@@ -1,4 +1,4 @@
-"""python tools/bench: contenders that take turns, and protocols within a bound on their memory."""
+"""python tools/bench: competitors in alternation, and protocols within a memory limit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_protocols_are_measured(in_process, tmp_path, capsys):
     assert "knn: read" in capsys.readouterr().out
 
 
-def test_memory_that_does_not_do_is_told(in_process, tmp_path):
+def test_too_little_memory_is_reported(in_process, tmp_path):
     argv = [*SMALL, "protocols=[knn]", "rows=300000", "dimensions=256", f"out={tmp_path}"]
     code, message = in_process("bench", *argv, "memory=0.25")
     assert code == 70
@@ -74,7 +74,7 @@ def test_ratios_are_of_rates_round_by_round():
 
 def test_a_row_says_what_was_met():
     ours, peer, limit = timed("a", 6.0, 1.0), timed("b", 4.0, 1.0), timed("p", 12.0, 1.0)
-    row = Row("r", "u/s", ours.contender, [peer.contender], {"b": 1.6}, limit.contender, 0.4)
+    row = Row("r", "u/s", ours.competitor, [peer.competitor], {"b": 1.6}, limit.competitor, 0.4)
     (record,) = compared(row, [ours, peer, limit])
     assert (record["ratio"], record["share"], record["peer_share"]) == pytest.approx((1.5, 0.5, 1 / 3))
     line = table([record]).splitlines()[-1]
@@ -83,7 +83,7 @@ def test_a_row_says_what_was_met():
     )
 
 
-def test_contenders_take_turns_in_processes_of_their_own():
+def test_competitors_alternate_in_separate_processes():
     small, large = (Competitor(str(n), "competitors:matmul", {"size": n, "precision": "float32"}) for n in (64, 512))
     found = interleaved([small, large], threads=1, rounds=2, seconds=0.02)
     assert [len(t.seconds) for t in found] == [2, 2]
@@ -92,12 +92,12 @@ def test_contenders_take_turns_in_processes_of_their_own():
     assert 0.05 < found[0].peak < 8
 
 
-def test_a_contender_that_fails_is_named():
+def test_a_competitor_that_fails_is_named():
     with pytest.raises(Fault, match="wrong: TypeError"):
         interleaved([Competitor("wrong", "competitors:matmul", {"side": 3})], threads=0, rounds=1, seconds=0.01)
 
 
-def test_every_contender_can_be_made():
+def test_every_competitor_can_be_built():
     """Each names a function that takes its arguments."""
     rows = [
         *training_rows("DIR", "fp32"),
@@ -109,8 +109,8 @@ def test_every_contender_can_be_made():
     ]
     for row in [*rows, *input_rows("DIR", "DIR", "fp32")]:
         assert set(row.marks) >= {peer.name for peer in row.peers} - UNMARKED
-        for contender in row.competitors:
-            inspect.signature(function(contender.make)).bind(**contender.arguments)
+        for competitor in row.competitors:
+            inspect.signature(function(competitor.make)).bind(**competitor.arguments)
         if row.same:
             inspect.signature(function(row.same)).bind(**row.ours.arguments)
 

@@ -1,16 +1,16 @@
 """Measure speed and memory on this machine, side by side with other software on the same work.
 
-    python tools/bench training                          # training steps: ours, timm's vision transformer
+    python tools/bench training                          # training steps: l-DAE and timm
     python tools/bench knn probe out=OUT                 # nearest neighbours, linear probes
     python tools/bench all [mae=DIR] [cold=DIR] [site=DIR] [images=DIR] [jpegs=DIR]     # every row
     python tools/bench features                          # protocols on 1.28 M x 768 features, within 8 GiB
 
-Ratios are of contenders that take turns, each in a process of its own. Rows: training load unet cold knn probe input
-(load: beside another busy process). Peers come from checkouts of facebookresearch/mae (mae=) and arpitbansal297/Cold-
+Competitors run in alternation, each in its own process. Rows: training load unet cold knn probe input (load: beside
+another busy process). Competitors come from checkouts of facebookresearch/mae (mae=) and arpitbansal297/Cold-
 Diffusion-Models (cold=), and from packages (diffusers, denoising-diffusion-pytorch, torchgeometry) that are installed
-here or in site=; images= and jpegs= are class folders of small and of full-size pictures. Rows whose peers are not
-there are left out. Keys: rounds= seconds= threads= precision= out= and for `features` rows= holdout= queries=
-dimensions= classes= epochs= protocols= memory= seed=. Leaves OUT/bench.json, a record for each row, and
+here or in site=; images= and jpegs= are class folders of small and of full-size pictures. Rows without their
+competitors are left out. Keys: rounds= seconds= threads= precision= out= and for `features` rows= holdout= queries=
+dimensions= classes= epochs= protocols= memory= seed=. Writes OUT/bench.json, a record for each row, and
 OUT/features.jsonl, a line for each protocol.
 """
 
@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from features_bench import FeatureBench, Spent, features_bench
+from features_bench import FeatureBench, ProtocolCost, features_bench
 from interleaved import Timed, function, interleaved
 from rows import Row, cold_rows, input_rows, knn_rows, load_rows, probe_rows, training_rows, unet_rows
 
@@ -44,17 +44,17 @@ FEATURES, ALL = "features", "all"
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """How ratios are measured.
+    """Configure the measurements.
 
     Attributes:
-        rounds: turns of each contender.
-        seconds: of a turn, about.
-        threads: of each process; torch's choice if 0.
+        rounds: measurements of each competitor.
+        seconds: approximate duration of a measurement in seconds.
+        threads: CPU threads of each process; torch's default if 0.
         mae, cold: folders of checkouts of facebookresearch/mae and arpitbansal297/Cold-Diffusion-Models, or None.
-        site: folder of peers' packages, or None.
+        site: folder of competitors' packages, or None.
         images, jpegs: folders of class folders of small and of full-size images, or None.
-        out: folder.
-        precision: of training steps, sampling and features.
+        out: output folder.
+        precision: precision of training steps, sampling and features.
     """
 
     rounds: Count
@@ -81,7 +81,7 @@ BENCHES: Mapping[str, Callable[[BenchSettings], list[Row]]] = {
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure what the bare words name."""
+    """Measure the rows that the arguments name."""
     names = [word for word in argv if "=" not in word]
     if not names or set(names) - {*BENCHES, FEATURES, ALL}:
         known_names = ", ".join([*BENCHES, FEATURES, ALL])
@@ -90,7 +90,7 @@ def main(argv: Sequence[str]) -> None:
     settings: BenchSettings = root_settings(BenchSettings, config)
     features: FeatureBench = root_settings(FeatureBench, config)
     set_threads(settings.threads)
-    known = {
+    provenance = {
         "command": portable_command(shlex.join(["python", "tools/bench", *argv])),
         "commit": commit(),
         "hardware": describe_hardware(),
@@ -100,27 +100,27 @@ def main(argv: Sequence[str]) -> None:
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
     if FEATURES in names:
-        measure_features(features, known, out)
-    requested = BENCHES if ALL in names else [name for name in names if name in BENCHES]
-    rows = [row for name in requested for row in BENCHES[name](settings)]
+        measure_features(features, provenance, out)
+    selected = BENCHES if ALL in names else [name for name in names if name in BENCHES]
+    rows = [row for name in selected for row in BENCHES[name](settings)]
     if rows:
-        measure_rows(rows, settings, known, out)
+        measure_rows(rows, settings, provenance, out)
 
 
-def measure_rows(rows: Sequence[Row], settings: BenchSettings, known: Mapping[str, Any], out: Path) -> None:
-    """Lets the contenders of each row take turns; prints and keeps what came of it."""
+def measure_rows(rows: Sequence[Row], settings: BenchSettings, provenance: Mapping[str, Any], out: Path) -> None:
+    """Measure the competitors of each row; print and write the records."""
     records: list[dict[str, Any]] = []
     for row in rows:
         print(f"{row.name}: {', '.join(c.name for c in row.competitors)}", flush=True)
         timed = interleaved(row.competitors, settings.threads, settings.rounds, settings.seconds)
-        found = compared(row, timed)
+        results = compared(row, timed)
         if row.same:
             same: Any = function(row.same)
-            found[0]["same"] = same(**row.ours.arguments)
-            print(f"  {found[0]['same']:.2f} % of answers are those of {row.peers[0].name}")
-        records += [{**known, "rounds": settings.rounds, **record} for record in found]
+            results[0]["same"] = same(**row.ours.arguments)
+            print(f"  {results[0]['same']:.2f} % of predictions equal those of {row.peers[0].name}")
+        records += [{**provenance, "rounds": settings.rounds, **record} for record in results]
         write_json(out / "bench.json", {"rows": records})
-    print(f"\n{known['hardware']}; median of {settings.rounds} rounds, lowest and highest in brackets\n")
+    print(f"\n{provenance['hardware']}; median of {settings.rounds} rounds, lowest and highest in brackets\n")
     print(table(records))
 
 
@@ -128,21 +128,21 @@ def compared(row: Row, timed: Sequence[Timed]) -> list[dict[str, Any]]:
     """Return a record for each peer of a row."""
     ours, limit = timed[0], timed[-1] if row.peak else None
     peers = timed[1 : len(row.peers) + 1]
-    shares = {t.contender.name: t.ratio(limit)[0] for t in timed} if limit else {}
+    shares = {t.competitor.name: t.ratio(limit)[0] for t in timed} if limit else {}
     found = []
     for peer in peers:
         ratio, low, high = ours.ratio(peer)
-        mark = row.marks.get(peer.contender.name)
-        record = {"row": row.name, "unit": row.unit, "ours": ours.rate, "peer": peer.contender.name}
+        mark = row.marks.get(peer.competitor.name)
+        record = {"row": row.name, "unit": row.unit, "ours": ours.rate, "peer": peer.competitor.name}
         record |= {"peer_rate": peer.rate, "ratio": ratio, "low": low, "high": high, "aim": mark}
-        record |= {"share": shares.get(ours.contender.name), "peer_share": shares.get(peer.contender.name)}
+        record |= {"share": shares.get(ours.competitor.name), "peer_share": shares.get(peer.competitor.name)}
         record |= {"aimed_share": row.share, "least": row.least, "peak_gib": ours.peak, "peer_peak_gib": peer.peak}
         found.append(record)
     return found
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown of records."""
+    """Return a Markdown table of records."""
     lines = [["row", "ours", "of peak", "peer", "its rate", "of peak", "ratio", "aim", "met"]]
     for r in records:
         aim, met = "" if r["aim"] is None else f"{r['aim']:.2f}", met_by(r)
@@ -167,21 +167,21 @@ def _percent(share: float | None, aim: float | None = None) -> str:
     return f"{100 * share:.0f} %" + (f" (aim {100 * aim:.0f})" if aim else "")
 
 
-def measure_features(settings: FeatureBench, known: Mapping[str, Any], out: Path) -> None:
+def measure_features(settings: FeatureBench, provenance: Mapping[str, Any], out: Path) -> None:
     """Put features of ImageNet's size through protocols; prints and keeps what each took."""
     size = f"{settings.rows:,} x {settings.dimensions} features of {settings.classes} classes"
     print(f"{size}, {settings.queries:,} queries", flush=True)
     lines = []
-    for spent in features_bench(settings):
-        print(sentence(spent), flush=True)
-        lines.append(json.dumps({**known, **asdict(settings), **asdict(spent), "out": "OUT"}))
+    for cost in features_bench(settings):
+        print(describe_protocol(cost), flush=True)
+        lines.append(json.dumps({**provenance, **asdict(settings), **asdict(cost), "out": "OUT"}))
         write_text(out / "features.jsonl", "\n".join(lines) + "\n")
 
 
-def sentence(spent: Spent) -> str:
-    """What a protocol took, in a line."""
-    steps = f", {spent.steps:,} of {spent.whole:,} steps" if spent.whole else ""
+def describe_protocol(cost: ProtocolCost) -> str:
+    """Return a line on the cost of a protocol."""
+    steps = f", {cost.steps:,} of {cost.whole:,} steps" if cost.whole else ""
     return (
-        f"{spent.protocol}{steps}: read {spent.read:.0f} s, choice {spent.tried:.0f} s, test {spent.final:.0f} s, "
-        f"at most {spent.peak:.2f} GiB (accuracy {spent.accuracy:.1f})"
+        f"{cost.protocol}{steps}: read {cost.read:.0f} s, choice {cost.tried:.0f} s, test {cost.final:.0f} s, "
+        f"at most {cost.peak:.2f} GiB (accuracy {cost.accuracy:.1f})"
     )

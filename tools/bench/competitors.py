@@ -1,4 +1,4 @@
-"""What is timed against what: each function makes a piece of work and says how much it is (see _interleaved.py)."""
+"""Build the timed calls: each function returns a call and its amount of work (timed by interleaved.py)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ldae.app.training.plan import trainer_on
 from ldae.engine.threads import AdaptiveThreads
 
 Work = tuple[Callable[[], object], float]
-IMAGES = 2048  # random ones, that training steps are timed on
-STEPS_UNDER_LOAD = 32  # of a call beside busy processes: the number of threads is adapted within some of them
+IMAGES = 2048  # number of random images for training steps
+STEPS_UNDER_LOAD = 32  # steps of a call under load; the number of threads adapts within some of them
 SPIN = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
 
 
@@ -32,11 +32,11 @@ def matmul(size: int, precision: str) -> Work:
 
 
 def training(argv: Sequence[str], input: bool = True) -> Work:
-    """Our training step as ldae pretrain makes it: batch and augmentation, loss, clipping, AdamW, average.
+    """Build the training step of `ldae pretrain`: batch and augmentation, loss, clipping, AdamW, average.
 
     Args:
-        words: of pretrain.py.
-        input: False leaves out how a batch comes about.
+        argv: arguments of `ldae pretrain`.
+        input: whether to load batches.
     """
     session = Session(resolved(compose("pretrain", list(argv))))
     trainer, loader = trainer_on(session, train_settings(session.config).batch, IMAGES)
@@ -50,11 +50,11 @@ def training(argv: Sequence[str], input: bool = True) -> Work:
 
 
 def training_under_load(argv: Sequence[str], busy: int, adapted: bool) -> Work:
-    """Our training steps while other processes each keep a core busy.
+    """Build the training step of l-DAEs while other processes each keep a core busy.
 
     Args:
-        words: of pretrain.py.
-        busy: number of other processes; they stand still between calls.
+        argv: arguments of `ldae pretrain`.
+        busy: number of other processes; they are stopped between calls.
         adapted: whether the number of threads is adapted to the load, as ldae pretrain does.
     """
     session = Session(resolved(compose("pretrain", list(argv))))
@@ -90,14 +90,14 @@ def vit(width: int, depth: int, heads: int, batch: int, precision: str, fused: b
     for block in blocks:
         block.attn.fused_attn = fused
     labels, images = torch.arange(batch) % 10, torch.randn(batch, 3, 32, 32)
-    return learning(model, lambda m: F.cross_entropy(m(images).float(), labels), precision, compiled)
+    return train_step_of(model, lambda m: F.cross_entropy(m(images).float(), labels), precision, compiled)
 
 
 def official_mae(folder: str, batch: int, precision: str, compiled: bool) -> Work:
     """Return the training step of facebookresearch/mae: 192 wide, 12 + 4 blocks, 32 px in patches of 4, 75 % hidden.
 
     Args:
-        folder: of the checkout; its `models_mae.py` is used as it is, and told where today's timm has its parts.
+        folder: of the checkout; its `models_mae.py` is used unchanged.
     """
     sys.path.insert(0, folder)
     sizes = {"img_size": 32, "patch_size": 4, "embed_dim": 192, "depth": 12, "num_heads": 3}
@@ -105,10 +105,10 @@ def official_mae(folder: str, batch: int, precision: str, compiled: bool) -> Wor
 
     model = MaskedAutoencoderViT(**sizes, decoder_embed_dim=192, decoder_depth=4, decoder_num_heads=3)
     images = torch.randn(batch, 3, 32, 32)
-    return learning(model, lambda m: m(images)[0].float(), precision, compiled)
+    return train_step_of(model, lambda m: m(images)[0].float(), precision, compiled)
 
 
-def learning(model: nn.Module, loss: Callable[[Any], Tensor], precision: str, compiled: bool) -> Work:
+def train_step_of(model: nn.Module, loss: Callable[[Any], Tensor], precision: str, compiled: bool) -> Work:
     """Return a plain training step: autocast, loss, backward, fused AdamW."""
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-3, fused=True)
     network: Any = model
@@ -116,10 +116,10 @@ def learning(model: nn.Module, loss: Callable[[Any], Tensor], precision: str, co
     def step() -> object:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
-            found = loss(network)
-        found.backward()
+            value = loss(network)
+        value.backward()
         optimizer.step()
-        return found
+        return value
 
     amount = counted(step)
     if compiled:
@@ -128,7 +128,7 @@ def learning(model: nn.Module, loss: Callable[[Any], Tensor], precision: str, co
 
 
 def counted(call: Callable[[], object]) -> float:
-    """FLOP of a call, by torch's counter: matrix products, attention and convolutions."""
+    """Count the FLOP of a call, by torch's counter: matrix products, attention and convolutions."""
     with FlopCounterMode(display=False) as counter:
         call()
     return float(counter.get_total_flops())

@@ -1,4 +1,4 @@
-"""Blur as Cold Diffusion has it: ours, and arpitbansal297/Cold-Diffusion-Models' (see _interleaved.py)."""
+"""Blur as in Cold Diffusion, with l-DAE and with arpitbansal297/Cold-Diffusion-Models (timed by interleaved.py)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UNNEEDED = ("comet_ml", "apex", "cv2", "kornia", "imageio")
 
 
 def pictures(batch: int) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, 32, 32) in [-1, 1] and a step for each, the last among them."""
+    """Return images (B, 3, 32, 32) in [-1, 1] and a step for each, the last among them."""
     generator = torch.Generator().manual_seed(0)
     t = torch.randint(T, (batch,), generator=generator)
     t[0] = T - 1
@@ -36,14 +36,14 @@ def cifar_blur() -> Blur:
 
 
 def blur(batch: int) -> Work:
-    """Ours: a batch blurred, each image to its own step."""
+    """Blur a batch with l-DAE, each image to its own step."""
     x, t = pictures(batch)
     corruption, level = cifar_blur(), Steps(T).at(t)
     return lambda: corruption.corrupt(x, level, State()), batch
 
 
 def trajectory(batch: int) -> Work:
-    """Ours: a trajectory of all steps with a network that takes no time."""
+    """Sample all steps with l-DAE and an identity network."""
     x, _ = pictures(batch)
     corruption, schedule = cifar_blur(), Steps(T)
     visited = build_trajectory(schedule, torch.arange(T).flip(0))
@@ -53,7 +53,7 @@ def trajectory(batch: int) -> Work:
 
 
 def official(folder: str, site: str | None) -> Any:
-    """Theirs, with a network that takes no time."""
+    """Load the official code with an identity network."""
     use_site(site)
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]  # it asks for a GPU by name
     module = loaded(Path(folder) / FILE, UNNEEDED)
@@ -75,14 +75,14 @@ class Echo(nn.Module):
 
 
 def official_blur(batch: int, folder: str, site: str | None) -> Work:
-    """Theirs: the same batch to the same steps."""
+    """Blur the same batch with the official code."""
     x, t = pictures(batch)
     theirs = official(folder, site)
     return lambda: theirs.q_sample(x, t), batch
 
 
 def official_trajectory(batch: int, folder: str, site: str | None) -> Work:
-    """Theirs: the same trajectory, which begins with the blur of the images."""
+    """Sample the same trajectory with the official code, which first blurs the images."""
     x, _ = pictures(batch)
     theirs = official(folder, site)
     return lambda: theirs.sample(batch_size=batch, img=x), batch

@@ -1,4 +1,4 @@
-"""Images on their way to a network: ours, torchvision's, Pillow's alone (see _interleaved.py)."""
+"""Load images with l-DAE, torchvision and Pillow (timed by interleaved.py)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def files_of(folder: str, least: int, size: int) -> FileImages:
 
 
 def small(augment: str, batch: int) -> Work:
-    """Ours: 50,000 images of 32 px, held as bytes."""
+    """Load 50,000 images of 32 px, held as bytes."""
     pixels = torch.randint(256, (50000, 3, 32, 32), dtype=torch.uint8)
     images = MemoryImages.of(Path(), pixels, [str(i) for i in range(len(pixels))], np.zeros(len(pixels), np.int64))
     batches = Loader(images, AUGMENTS[augment], batch, 0, torch.device("cpu")).batches(0)
@@ -45,7 +45,7 @@ def small(augment: str, batch: int) -> Work:
 
 
 def small_torchvision(folder: str, batch: int) -> Work:
-    """torchvision's ImageFolder, bicubic random resized crops, torch's DataLoader with two workers."""
+    """Load with torchvision's ImageFolder, bicubic random resized crops, torch's DataLoader with two workers."""
     from torch.utils.data import DataLoader
     from torchvision import datasets, transforms
 
@@ -57,7 +57,7 @@ def small_torchvision(folder: str, batch: int) -> Work:
 
 
 def large(folder: str, batch: int, size: int) -> Work:
-    """Ours: files decoded, cut and resized by two workers; a piece is from their start to their end."""
+    """Load files with l-DAE: decoded, cut and resized by two workers; from the start to the end of the workers."""
     keep_freed_memory()  # as pretraining does
     images = files_of(folder, AT_A_TIME * batch, size)
     keys = [[(0, i) for i in range(k * batch, (k + 1) * batch)] for k in range(AT_A_TIME)]
@@ -71,7 +71,7 @@ def large(folder: str, batch: int, size: int) -> Work:
 
 
 def decoded(folder: str, batch: int) -> Work:
-    """Pillow alone: files decoded by two processes, the pixels thrown away."""
+    """Decode files with Pillow in two processes, and drop the pixels."""
     images = files_of(folder, batch, 0)
     paths = [images.root / images.name(i) for i in range(len(images))]
     turns = itertools.cycle([paths[k : k + batch] for k in range(0, len(paths) - batch + 1, batch)])
@@ -84,7 +84,7 @@ def decoded(folder: str, batch: int) -> Work:
 
 
 def pixels_in(path: Path) -> int:
-    """Decodes a file; how many pixels it has."""
+    """Decode a file, and return its number of pixels."""
     with Image.open(path) as image:
         found = image.convert("RGB")
     return found.width * found.height
@@ -103,7 +103,7 @@ def in_turn(folder: str, batch: int, size: int, use: Callable[[Tensor], object])
 
 
 def read_alone(folder: str, batch: int, size: int) -> Work:
-    """Images as PCA is fitted on, without the fitting."""
+    """Read the images of a PCA fit, without the fit."""
     return in_turn(folder, batch, size, lambda x: None)
 
 

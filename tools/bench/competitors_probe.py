@@ -1,4 +1,4 @@
-"""Probes against their peers, on features made up of classes (see _interleaved.py)."""
+"""Probe synthetic features with l-DAE, faiss and scikit-learn (timed by interleaved.py)."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ CLASSES, TEMPERATURE = 10, 0.07
 PENALTY = 1e-3  # of the logistic regressions
 
 
-def made_up(count: int, dimensions: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Features (N, D) and classes (N,): normal, the class means a third as far apart as the classes are wide."""
+def draw_class_features(count: int, dimensions: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw features (N, D) and classes (N,): normal, the class means a third as far apart as the classes are wide."""
     generator = torch.Generator().manual_seed(seed)
     means = torch.randn(CLASSES, dimensions, generator=torch.Generator().manual_seed(0)) / 3
     y = torch.randint(CLASSES, (count,), generator=generator)
@@ -42,15 +42,15 @@ def made_up(count: int, dimensions: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def knn(bank: int, queries: int, dimensions: int, k: int) -> Work:
-    """Ours."""
-    (x, y), (q, _) = made_up(bank, dimensions, 1), made_up(queries, dimensions, 2)
+    """Predict with kNN of linear_probe."""
+    (x, y), (q, _) = draw_class_features(bank, dimensions, 1), draw_class_features(queries, dimensions, 2)
     return lambda: knn_predict(x, y, q, [k], CLASSES, TEMPERATURE), queries
 
 
 def knn_faiss(bank: int, queries: int, dimensions: int, k: int) -> tuple[Callable[[], Tensor], float]:
-    """faiss IndexFlatIP, filled and searched; the vote on top."""
+    """Predict with faiss IndexFlatIP, filled and searched; the vote on top."""
     faiss.omp_set_num_threads(torch.get_num_threads())
-    (x, y), (q, _) = made_up(bank, dimensions, 1), made_up(queries, dimensions, 2)
+    (x, y), (q, _) = draw_class_features(bank, dimensions, 1), draw_class_features(queries, dimensions, 2)
 
     def predict() -> Tensor:
         index = faiss.IndexFlatIP(dimensions)
@@ -63,10 +63,10 @@ def knn_faiss(bank: int, queries: int, dimensions: int, k: int) -> tuple[Callabl
 
 
 def knn_sklearn(bank: int, queries: int, dimensions: int, k: int) -> Work:
-    """scikit-learn's KNeighborsClassifier, brute force, cosine."""
+    """Predict with scikit-learn's KNeighborsClassifier, brute force, cosine."""
     from sklearn.neighbors import KNeighborsClassifier
 
-    (x, y), (q, _) = made_up(bank, dimensions, 1), made_up(queries, dimensions, 2)
+    (x, y), (q, _) = draw_class_features(bank, dimensions, 1), draw_class_features(queries, dimensions, 2)
 
     def weights(far: np.ndarray) -> np.ndarray:
         return np.exp((1 - far) / TEMPERATURE)
@@ -76,15 +76,15 @@ def knn_sklearn(bank: int, queries: int, dimensions: int, k: int) -> Work:
 
 
 def sweep(images: int, dimensions: int, epochs: float, together: bool) -> Work:
-    """DINOv2's 13 rates, all in one pass or one after the other."""
-    x, y = made_up(images, dimensions, 1)
+    """Train heads at DINOv2's 13 rates, all in one pass or one after the other."""
+    x, y = draw_class_features(images, dimensions, 1)
     recipe = replace(DINOV2.recipe, steps=None, epochs=epochs)
     recipes = [recipe] if together else [replace(recipe, rates=(rate,)) for rate in recipe.rates]
     return lambda: [train_heads(x, y, CLASSES, r) for r in recipes], images * len(DINOV2.recipe.rates)
 
 
 def extraction(images: int, bare: bool, precision: PrecisionName) -> Work:
-    """Features of images of 32 px by l-DAE's encoder half, in batches of 128.
+    """Extract features of images of 32 px by l-DAE's encoder half, in batches of 128.
 
     Args:
         bare: the network alone, on its input at hand; else all that ldae probe does, from bytes to a file.
@@ -119,15 +119,15 @@ def extraction(images: int, bare: bool, precision: PrecisionName) -> Work:
 
 
 def agreement(bank: int, queries: int, dimensions: int, k: int) -> float:
-    """Percent of predictions by our search, with its candidates in bf16, that are those of faiss's exact one."""
+    """Return the percentage of predictions with bf16 candidates that equal those of faiss's exact search."""
     size = {"bank": bank, "queries": queries, "dimensions": dimensions, "k": k}
     (ours, _), (theirs, _) = knn(**size), knn_faiss(**size)
     predicted: Any = ours()
     return accuracy(predicted[k], theirs())
 
 
-def told_apart(count: int, dimensions: int, correlated: bool) -> tuple[Tensor, Tensor]:
-    """Standardised features of which a linear probe gets less than half right; `correlated` as an encoder's are.
+def draw_separable_features(count: int, dimensions: int, correlated: bool) -> tuple[Tensor, Tensor]:
+    """Draw standardized features with a linear probe below 50 % accuracy; `correlated` as an encoder's are.
 
     The latter have a spectrum that falls as 1 / i, turned at random.
     """
@@ -142,15 +142,15 @@ def told_apart(count: int, dimensions: int, correlated: bool) -> tuple[Tensor, T
 
 
 def lbfgs(images: int, dimensions: int, correlated: bool) -> Work:
-    """Ours."""
-    x, y = told_apart(images, dimensions, correlated)
+    """Fit with L-BFGS of linear_probe."""
+    x, y = draw_separable_features(images, dimensions, correlated)
     return lambda: Logistic(x, y, CLASSES).fit(PENALTY), images
 
 
 def lbfgs_sklearn(images: int, dimensions: int, correlated: bool) -> Work:
-    """scikit-learn's, the same objective; with its own tolerance, at which it stops a little above ours."""
+    """Fit with scikit-learn: the same objective at its default tolerance, which stops slightly above ours."""
     from sklearn.linear_model import LogisticRegression
 
-    x, y = told_apart(images, dimensions, correlated)
+    x, y = draw_separable_features(images, dimensions, correlated)
     model = LogisticRegression(C=1 / (images * PENALTY), max_iter=500)
     return lambda: model.fit(x.numpy(), y.numpy()), images

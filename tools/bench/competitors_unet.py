@@ -1,4 +1,4 @@
-"""U-Nets at 32 px and what is sampled with them, ours and others' (see _interleaved.py)."""
+"""Build U-Nets at 32 px and sample with them (timed by interleaved.py)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from competitors import Work, counted, learning
+from competitors import Work, counted, train_step_of
 from peers import use_site
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,7 +25,7 @@ STEPS = 4  # of a trajectory that is timed
 
 
 def ddim(argv: Sequence[str], batch: int, precision: PrecisionName) -> Work:
-    """Some steps of DDIM from noise: ours, with the network that `words` of pretrain.py make."""
+    """Sample some steps of DDIM from noise with the network of a pretraining config."""
     generator = generating(argv, precision)
     noise = generator.initial_noise(generator.rng(range(batch)), batch)
     rng = generator.rng(range(batch))
@@ -47,7 +47,7 @@ def counted_work(call: Callable[[], object]) -> Work:
 
 
 def diffusers_unet() -> nn.Module:
-    """diffusers' UNet2DModel in the sizes of DDPM's on CIFAR-10."""
+    """Build diffusers' UNet2DModel in the sizes of DDPM's on CIFAR-10."""
     from diffusers import UNet2DModel
 
     found: nn.Module = UNet2DModel(
@@ -72,7 +72,7 @@ def diffusers_training(batch: int, precision: str, last: bool, site: str | None)
     images, t = torch.randn(batch, 3, 32, 32), torch.arange(batch)
     noise = torch.randn_like(images)
     model = _laid_out(diffusers_unet(), last)
-    return learning(model, lambda m: F.mse_loss(m(_laid(images, last), t).sample.float(), noise), precision, False)
+    return train_step_of(model, lambda m: F.mse_loss(m(_laid(images, last), t).sample.float(), noise), precision, False)
 
 
 def diffusers_ddim(batch: int, precision: str, last: bool, site: str | None) -> Work:
@@ -98,7 +98,7 @@ def diffusers_ddim(batch: int, precision: str, last: bool, site: str | None) -> 
 
 
 def lucidrains_unet() -> nn.Module:
-    """denoising_diffusion_pytorch's Unet of width 64."""
+    """Build denoising_diffusion_pytorch's Unet of width 64."""
     from denoising_diffusion_pytorch import Unet
 
     found: nn.Module = Unet(dim=64, dim_mults=(1, 2, 4, 8), flash_attn=False)
@@ -111,7 +111,7 @@ def lucidrains_training(batch: int, precision: str, last: bool, compiled: bool, 
     images, t = torch.randn(batch, 3, 32, 32), torch.arange(batch)
     noise = torch.randn_like(images)
     model = _laid_out(lucidrains_unet(), last)
-    return learning(model, lambda m: F.mse_loss(m(_laid(images, last), t).float(), noise), precision, compiled)
+    return train_step_of(model, lambda m: F.mse_loss(m(_laid(images, last), t).float(), noise), precision, compiled)
 
 
 def lucidrains_ddim(batch: int, precision: str, last: bool, site: str | None) -> Work:
@@ -134,7 +134,7 @@ def lucidrains_ddim(batch: int, precision: str, last: bool, site: str | None) ->
 
 
 def segmenting(argv: Sequence[str], batch: int, precision: PrecisionName, once: bool) -> Work:
-    """SegDiff's sampling, in images times steps.
+    """Sample with SegDiff, in images times steps.
 
     Args:
         once: whether G(I) is worked out once for all steps, or at each.

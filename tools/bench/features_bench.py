@@ -1,4 +1,4 @@
-"""Protocols on synthetic features of ImageNet's size, each in a process of its own with a bound on its memory."""
+"""Measure protocols on synthetic features of ImageNet's size, each in a process with a memory limit."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from linear_probe.protocols import SGDHeads, joined
 from linear_probe.registry import PROTOCOLS
 
 GIB = 2**30
-SIGNAL = 0.15  # deviation of the class means, that within a class being 1
-BLOCK = 16384  # rows that are drawn at once
+SIGNAL = 0.15  # standard deviation of the class means; within a class it is 1
+BLOCK = 16384  # rows of a block
 
 
 @dataclass(frozen=True)
 class FeatureBench:
-    """What is measured.
+    """Configure the measurement of protocols.
 
     Attributes:
-        rows: of train and hold-out together.
-        holdout: how many of them are the hold-out's.
-        queries: images of test.
-        dimensions: of a feature.
-        classes: how many.
-        epochs: that heads are trained for.
-        protocols: whose.
-        memory: GiB that a protocol's process may have.
-        threads: of torch and faiss; all cores if 0.
-        seed: of the features.
-        out: folder.
+        rows: number of features in train and hold-out.
+        holdout: number of features in the hold-out.
+        queries: number of features in test.
+        dimensions: feature dimensions D.
+        classes: number of classes.
+        epochs: training epochs of heads.
+        protocols: names of the protocols.
+        memory: memory limit of a protocol's process in GiB.
+        threads: threads of torch and faiss; all cores if 0.
+        seed: seed of the features.
+        out: output folder.
     """
 
     rows: Count
@@ -67,15 +67,18 @@ class FeatureBench:
 
 
 @dataclass(frozen=True)
-class Spent:
-    """What a protocol took.
+class ProtocolCost:
+    """Time and memory of a protocol.
 
     Attributes:
-        protocol: its name.
-        steps, whole: steps of its heads' training on train, those made and those that the protocol has; 0 without.
-        read, tried, final: seconds of reading the file, of the choice on the hold-out, of the figure on test.
-        peak: GiB of memory at most, the program's own included.
-        accuracy: on test, percent. The features are synthetic: it only tells that there was something to find.
+        protocol: name of the protocol.
+        steps: training steps of the heads in this measurement; 0 without training.
+        whole: training steps of the full protocol; 0 without training.
+        read: seconds of reading the file.
+        tried: seconds of the selection on the hold-out.
+        final: seconds of the final fit and the score on test.
+        peak: peak memory of the process in GiB.
+        accuracy: accuracy on test in percent; the features are synthetic.
     """
 
     protocol: str
@@ -88,11 +91,11 @@ class Spent:
     accuracy: float
 
 
-def features_bench(settings: FeatureBench) -> Iterator[Spent]:
-    """Each protocol in turn, on features that are drawn if they are not there from before.
+def features_bench(settings: FeatureBench) -> Iterator[ProtocolCost]:
+    """Measure each protocol in turn on cached synthetic features.
 
     Raises:
-        Fault: a protocol's process ended badly, as when memory does not suffice.
+        Fault: a protocol's process failed, for example for lack of memory.
     """
     drawn = [settings.rows, settings.holdout, settings.queries, settings.dimensions, settings.classes, settings.seed]
     file = Path(settings.out) / f"features-{'-'.join(map(str, drawn))}.npz"
@@ -106,22 +109,22 @@ def features_bench(settings: FeatureBench) -> Iterator[Spent]:
         child.start()
         there.close()
         try:
-            found = here.recv()
+            result = here.recv()
         except EOFError:
             child.join()
             raise Fault(f"{name}: its process ended with {child.exitcode}; memory={settings.memory:g} GiB") from None
         child.join()
-        if isinstance(found, str):
-            raise Fault(f"{name}: {found}; memory={settings.memory:g} GiB did not do")
-        yield found
+        if isinstance(result, str):
+            raise Fault(f"{name}: {result}; memory={settings.memory:g} GiB is too little")
+        yield result
 
 
 def _measure(name: str, file: Path, settings: FeatureBench, pipe: Connection) -> None:
     import faiss
     import torch
 
-    most = int(settings.memory * GIB)
-    resource.setrlimit(resource.RLIMIT_DATA, (most, most))  # more cannot be had from here on
+    limit = int(settings.memory * GIB)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))  # limits later allocations
     threads = settings.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)
@@ -131,8 +134,8 @@ def _measure(name: str, file: Path, settings: FeatureBench, pipe: Connection) ->
         pipe.send(str(error).splitlines()[0])
 
 
-def _scored(name: str, file: Path, settings: FeatureBench) -> Spent:
-    began = time.perf_counter()
+def _scored(name: str, file: Path, settings: FeatureBench) -> ProtocolCost:
+    start = time.perf_counter()
     splits = read_features(file).splits
     train, holdout, test = (splits[split] for split in ("train", "holdout", "test"))
     read, protocol, steps, whole = time.perf_counter(), PROTOCOLS[name], 0, 0
@@ -144,7 +147,7 @@ def _scored(name: str, file: Path, settings: FeatureBench) -> Spent:
     tried = time.perf_counter()
     accuracy = protocol.score(chosen.setting, joined(train, holdout), test, settings.classes, settings.seed)
     final = time.perf_counter()
-    return Spent(name, steps, whole, read - began, tried - read, final - tried, peak_gib(), accuracy)
+    return ProtocolCost(name, steps, whole, read - start, tried - read, final - tried, peak_gib(), accuracy)
 
 
 def _draw(settings: FeatureBench, path: Path) -> None:

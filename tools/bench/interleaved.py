@@ -1,4 +1,4 @@
-"""Speeds side by side: contenders take turns, each in a process of its own, so that whatever slows one slows all."""
+"""Measure speeds in alternation, each competitor in its own process, so that disturbances affect all alike."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ WORKER = Path(__file__).resolve().parent / "worker.py"
 
 
 def function(name: str) -> Callable[..., Any]:
-    """What `module:function` names."""
-    module, _, own = name.partition(":")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), own)
-    return found
+    """Import the function of a name `module:function`."""
+    module, _, attribute = name.partition(":")
+    imported: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    return imported
 
 
 @dataclass(frozen=True)
 class Competitor:
-    """Something that is timed.
+    """An implementation to time.
 
     Attributes:
-        name: as in the table.
-        make: `module:function` of tools/; called with `arguments` it gives a function without arguments, which does a
-            piece of work, and how much that is: FLOP, images.
+        name: name in the table.
+        make: `module:function` of tools/bench; called with `arguments`, it returns a function without arguments and the
+            amount of its work (FLOP, images).
         arguments: JSON values.
-        environment: of its process, beside this one's.
+        environment: additional environment variables of its process.
     """
 
     name: str
@@ -45,63 +45,63 @@ class Competitor:
 
 @dataclass(frozen=True)
 class Timed:
-    """What a contender took.
+    """Measurements of a competitor.
 
     Attributes:
-        contender: which.
-        work: of a piece.
-        seconds: of a piece, a figure a round.
-        peak: GiB of memory at most.
+        competitor: the competitor.
+        work: amount of work of a call.
+        seconds: seconds of a call, one value per round.
+        peak: peak memory in GiB.
     """
 
-    contender: Competitor
+    competitor: Competitor
     work: float
     seconds: Sequence[float]
     peak: float
 
     @property
     def rate(self) -> float:
-        """Work per second, the median of all rounds."""
+        """Return the work per second, the median of all rounds."""
         return self.work / statistics.median(self.seconds)
 
     def ratio(self, other: Timed) -> tuple[float, float, float]:
-        """This rate over another's, round by round: median, lowest, highest."""
+        """Return the ratio of this rate to another, per round: median, lowest, highest."""
         each = [self.work / a * b / other.work for a, b in zip(self.seconds, other.seconds, strict=True)]
         return statistics.median(each), min(each), max(each)
 
 
 def interleaved(competitors: Sequence[Competitor], threads: int, rounds: int, seconds: float) -> list[Timed]:
-    """Times every contender in each of several rounds.
+    """Time every competitor in each of several rounds.
 
     Args:
-        threads: of torch in each process.
-        rounds: how often all have a turn.
-        seconds: of a turn, about.
+        threads: CPU threads of each process.
+        rounds: number of measurements of each competitor.
+        seconds: approximate duration of a measurement.
 
     Raises:
-        Fault: a contender cannot be made or fails.
+        Fault: a competitor cannot be built or fails.
     """
-    workers = [Worker(contender, threads, seconds) for contender in competitors]
+    workers = [Worker(competitor, threads, seconds) for competitor in competitors]
     try:
         for worker in workers:
-            worker.warm()  # one after the other: compiling beside each other would disturb
+            worker.warm()  # one after another, because concurrent compilation slows both
         for _ in range(rounds):
             for worker in workers:
-                worker.turn()
-        return [Timed(w.contender, w.work, w.seconds, w.peak) for w in workers]
+                worker.time()
+        return [Timed(w.competitor, w.work, w.seconds, w.peak) for w in workers]
     finally:
         for worker in workers:
             worker.close()
 
 
 class Worker:
-    """A contender's process."""
+    """The process of a competitor."""
 
-    def __init__(self, contender: Competitor, threads: int, seconds: float):
-        self.contender, self.work, self.seconds, self.peak = contender, 0.0, list[float](), 0.0
+    def __init__(self, competitor: Competitor, threads: int, seconds: float):
+        self.competitor, self.work, self.seconds, self.peak = competitor, 0.0, list[float](), 0.0
         message = {
-            "make": contender.make,
-            "arguments": dict(contender.arguments),
+            "make": competitor.make,
+            "arguments": dict(competitor.arguments),
             "threads": threads,
             "seconds": seconds,
         }
@@ -110,37 +110,37 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, **contender.environment},
+            env={**os.environ, **competitor.environment},
         )
 
     def warm(self) -> None:
-        """Make it and runs it until it is as fast as it gets."""
+        """Build the competitor and run its first calls."""
         self.work = self._ask("warm")["work"]
 
-    def turn(self) -> None:
-        """Times it once."""
-        answer = self._ask("turn")
+    def time(self) -> None:
+        """Time the competitor once."""
+        answer = self._ask("time")
         self.seconds.append(answer["seconds"])
         self.peak = answer["peak"]
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
                 stream.close()
         self.process.wait()
 
-    def _ask(self, what: str) -> dict[str, Any]:
+    def _ask(self, request: str) -> dict[str, Any]:
         stdin, stdout = self._stream(self.process.stdin), self._stream(self.process.stdout)
         try:
-            stdin.write(f"{what}\n")
+            stdin.write(f"{request}\n")
             stdin.flush()
         except BrokenPipeError:
-            pass  # it died: there is no answer either
+            pass  # the process ended; the missing answer reports it
         line = stdout.readline()
         answer: dict[str, Any] = json.loads(line) if line else {"error": f"ended with {self.process.wait()}"}
         if "error" in answer:
-            raise Fault(f"{self.contender.name}: {answer['error']}")
+            raise Fault(f"{self.competitor.name}: {answer['error']}")
         return answer
 
     @staticmethod

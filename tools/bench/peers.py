@@ -1,4 +1,4 @@
-"""Other people's code, from folders outside this repository."""
+"""Import competitors' code from folders outside this repository."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def installed(name: str, site: str | None) -> bool:
 
 
 def use_site(site: str | None) -> None:
-    """Lets packages be found in a folder as well, after all others."""
+    """Append a folder to the import path."""
     if site:
         sys.path.append(site)
 
 
 class Absent(ModuleType):
-    """Stands for a package that a file names and that what is used of the file does not need."""
+    """Placeholder of a package that a file imports and that the used code does not need."""
 
     def __init__(self, name: str):
         super().__init__(name)
@@ -35,10 +35,10 @@ class Absent(ModuleType):
 
 
 def loaded(path: Path, unneeded: tuple[str, ...]) -> ModuleType:
-    """Return the module of a file.
+    """Import the module of a file.
 
     Args:
-        unneeded: packages that it names for other purposes; those that are not installed are left out.
+        unneeded: imported packages that the used code does not need; placeholders replace missing ones.
     """
     for name in unneeded:
         if name.partition(".")[0] in sys.modules or importlib.util.find_spec(name.partition(".")[0]) is None:

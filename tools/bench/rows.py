@@ -1,4 +1,4 @@
-"""What python tools/bench compares: rows of ours and its peers on the same work."""
+"""Define the comparisons of `python tools/bench`: l-DAE and its competitors on the same work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from interleaved import Competitor
 from peers import installed
 
-# settings of glibc under which peers' training steps are faster; ours makes them itself (ldae/engine/runtime.py)
+# settings of glibc that make competitors' training steps faster; ldae applies them itself (ldae/engine/runtime.py)
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1", "MALLOC_TOP_PAD_": "268435456"}
 
 
@@ -28,15 +28,15 @@ class Row:
     """One comparison.
 
     Attributes:
-        name: of the row.
-        unit: of rates.
-        ours: what is ours.
-        peers: what it is held against.
-        marks: peer -> the ratio ours / peer that is aimed at.
-        peak: what is measured as the machine's limit, or None; `share` of it is aimed at.
-        share: of the limit.
-        least: rate of ours that is aimed at, or None.
-        same: what says how many percent of our answers are the first peer's, `module:function` taking our arguments.
+        name: name of the row.
+        unit: unit of rates.
+        ours: implementation of this project.
+        peers: implementations to compare with.
+        marks: {peer: target of the ratio ours / peer}.
+        peak: measurement of the machine's peak, or None.
+        share: target fraction of the peak, or None.
+        least: target of our rate, or None.
+        same: `module:function` that returns the percentage of our predictions that equal the first peer's, or None.
     """
 
     name: str
@@ -51,16 +51,16 @@ class Row:
 
     @property
     def competitors(self) -> list[Competitor]:
-        """All that take turns."""
+        """Return all competitors of the row."""
         return [self.ours, *self.peers, *([self.peak] if self.peak else [])]
 
 
 def training_rows(mae: str | None, precision: str) -> list[Row]:
-    """Training steps at 32 px in patches of 4; the rates are of FLOP, so that sizes compare.
+    """Compare training steps at 32 px in patches of 4; rates are in FLOP/s, so that sizes compare.
 
     Args:
         mae: folder of a checkout of facebookresearch/mae, or None.
-        precision: `fp32` or `bf16`, of all.
+        precision: `fp32` or `bf16`, for all competitors.
     """
     sizes = (192, 12, 3, "vit_192x12", mae), (128, 8, 4, "vit_128x8", None)
     return [_training(*size, precision) for size in sizes]
@@ -90,10 +90,10 @@ def _training(width: int, depth: int, heads: int, network: str, mae: str | None,
 
 
 def load_rows(precision: str) -> list[Row]:
-    """Training steps of ldae/cifar10_cpu, not compiled, alone and beside one busy process.
+    """Compare training steps of ldae/cifar10_cpu, not compiled, alone and beside one busy process.
 
     Args:
-        precision: `fp32` or `bf16`, of all.
+        precision: `fp32` or `bf16`, for all competitors.
     """
     argv = ["experiment=ldae/cifar10_cpu", "train.compile=false", f"train.precision={precision}"]
 
@@ -113,7 +113,7 @@ def unet_rows(site: str | None, precision: str) -> list[Row]:
 
     Args:
         site: folder where peers are installed, beside those that can be imported anyway.
-        precision: `fp32` or `bf16`, of all.
+        precision: `fp32` or `bf16`, for all competitors.
     """
     argv, batch = ["experiment=ddpm/cifar10", "train.batch=32"], {"batch": 32, "precision": precision}
     training, sampling = [], []
@@ -141,7 +141,7 @@ def unet_rows(site: str | None, precision: str) -> list[Row]:
 
 
 def cold_rows(folder: str | None, site: str | None) -> list[Row]:
-    """Blur against that of Cold Diffusion's code.
+    """Compare the blur with that of Cold Diffusion's code.
 
     Args:
         folder: of a checkout of arpitbansal297/Cold-Diffusion-Models; no rows without.
@@ -161,7 +161,7 @@ def cold_rows(folder: str | None, site: str | None) -> list[Row]:
 
 
 def input_rows(images: str | None, jpegs: str | None, precision: str) -> list[Row]:
-    """How images come to a network.
+    """Compare the loading of images.
 
     Args:
         images: folder of class folders of small images, for torchvision to read.
@@ -213,7 +213,7 @@ def _found(name: str, site: str | None) -> bool:
 
 
 def knn_rows() -> list[Row]:
-    """kNN of 10,000 queries in a bank of 50,000, k = 20."""
+    """Compare kNN of 10,000 queries in a bank of 50,000, k = 20."""
     found = []
     for dimensions in (192, 384, 768):
         size = {"bank": 50000, "queries": 10000, "dimensions": dimensions, "k": 20}
@@ -229,7 +229,7 @@ def knn_rows() -> list[Row]:
 
 
 def probe_rows(precision: str) -> list[Row]:
-    """Linear probes on 50,000 x 384 features of 10 classes; reading features in `fp32` or `bf16`."""
+    """Compare linear probes on 50,000 x 384 features of 10 classes; reading features in `fp32` or `bf16`."""
     read = {"images": 2048, "precision": precision}
     size = {"images": 50000, "dimensions": 384}
     one, all_ = ({**size, "epochs": 2.0, "together": together} for together in (False, True))

@@ -1,4 +1,4 @@
-"""The process of one contender (see _interleaved.py): answers `warm` and `turn`, a line of JSON each."""
+"""Run one competitor in a process (see interleaved.py): answer `warm` and `time` by a line of JSON each."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from interleaved import function
 
 from ldae.engine.runtime import peak_gib, set_threads
 
-WARM = 3  # calls before any is timed
+WARM = 3  # calls before the first timed one
 
 
 class Work:
-    """A contender at work.
+    """The timed call of a competitor.
 
     Args:
-        told: what _interleaved.Worker says of it.
+        message: `make`, `arguments`, `threads` and `seconds` of interleaved.Worker.
     """
 
     def __init__(self, message: Mapping[str, Any]):
@@ -30,28 +30,28 @@ class Work:
         self.call, self.amount = function(message["make"])(**message["arguments"])
         for _ in range(WARM):
             once = self.timed(1)
-        self.count = max(1, round(message["seconds"] / once))  # pieces that fill a turn
+        self.count = max(1, round(message["seconds"] / once))  # calls of a measurement
 
     def timed(self, count: int) -> float:
-        """Seconds of a piece, the mean of some."""
-        began = time.perf_counter()
+        """Return the mean seconds of `count` calls."""
+        start = time.perf_counter()
         for _ in range(count):
             self.call()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        return (time.perf_counter() - began) / count
+        return (time.perf_counter() - start) / count
 
 
 def main(message: str) -> None:
-    """Answers until the questions end."""
+    """Answer requests until the input ends."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what the work prints is no answer
+    os.dup2(2, 1)  # keeps output of the call apart from answers
     work: Work | None = None
-    for question in sys.stdin:
+    for request in sys.stdin:
         try:
             work = work or Work(json.loads(message))
             answer: dict[str, object] = {"work": work.amount}
-            if question.strip() == "turn":
+            if request.strip() == "time":
                 answer = {"seconds": work.timed(work.count), "peak": peak_gib()}
         except Exception as error:
             text = str(error).strip().splitlines()

@@ -50,7 +50,10 @@ MISTAKES = [
     ),
     (("denoiser=dit_s", "denoiser.patch=8", "input=latent"), "denoiser.patch=8 must divide the network's input, 4 x 4"),
     (("task=labelled", "task.dropout=2"), "task.dropout=2.0 must be at least 0 and at most 1"),
-    (("task=labelled", "data.classes=7"), "task.classes=7 is not the number of classes of the data; give task.classes=10"),
+    (
+        ("task=labelled", "data.classes=7"),
+        "task.classes=7 is not the number of classes of the data; give task.classes=10",
+    ),
     (("data=cifar10",), "data.root=None is not set; give data.root=FOLDER"),
     (("experiment=cold_blur/cifar10_cpu", "corruption.growth=25"), "corruption.growth=25.0 makes sigma inf pixels"),
     (
