@@ -1,1 +1,1 @@
-"""The application: the only place where configs, ldae and linear_probe meet."""
+"""Connect configs, ldae and linear_probe in the commands of the application."""

@@ -46,7 +46,7 @@ _register_classes()
 
 
 def compose(root: str, argv: Sequence[str], optional: Sequence[str] = ()) -> DictConfig:
-    """Compose the config of configs/ROOT.yaml and the overrides make; interpolations are not resolved yet.
+    """Compose configs/ROOT.yaml and overrides into a config; interpolations are not resolved yet.
 
     Args:
         optional: overrides of values, each left out where the config has no such key; `argv` takes precedence.
@@ -61,13 +61,13 @@ def compose(root: str, argv: Sequence[str], optional: Sequence[str] = ()) -> Dic
     groups = [o for o in overrides if _is_group(o, folder)]
     choices = [*search, *(str(o.input_line) for o in groups)]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        known = _composed(root, choices)
-        values = [_rename_precision(o, known) for o in overrides if o not in groups]
+        config = _composed(root, choices)
+        values = [_rename_precision(o, config) for o in overrides if o not in groups]
         for override in values:
-            _check_key(override, known)
-        extra = [o for o in map(parse_override, optional) if has_key(known, o.key_or_group)]
+            _check_key(override, config)
+        extra = [o for o in map(parse_override, optional) if has_key(config, o.key_or_group)]
         lines = [str(o.input_line) for o in (*extra, *values)]
-        return _composed(root, choices + lines) if lines else known
+        return _composed(root, choices + lines) if lines else config
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
@@ -155,15 +155,15 @@ def _composed(root: str, overrides: list[str]) -> DictConfig:
     """Compose a config, with the name of the experiment under `experiment`."""
     try:
         config = hydra_compose(root, overrides=overrides, return_hydra_config=True)
-        chosen = config.hydra.runtime.choices.get("experiment")
+        experiment = config.hydra.runtime.choices.get("experiment")
     except HydraException as error:
         raise UsageError(_explained(error)) from None
     except (OmegaConfBaseException, YAMLError) as error:
         raise UsageError(f"config: {_first_line(error)}") from None
     plain: dict[Any, Any] = {key: config._get_node(key) for key in config if key != "hydra"}
-    found = OmegaConf.create({**plain, **({"experiment": chosen} if chosen else {})})
-    OmegaConf.set_struct(found, True)
-    return found
+    composed = OmegaConf.create({**plain, **({"experiment": experiment} if experiment else {})})
+    OmegaConf.set_struct(composed, True)
+    return composed
 
 
 def _explained(error: HydraException) -> str:
@@ -183,9 +183,9 @@ def _check_key(override: Override, config: DictConfig) -> None:
     parts = override.key_or_group.split(".")
     for depth, part in enumerate(parts):
         if not isinstance(node, DictConfig) or part not in node:
-            known = [".".join(path) for path in _paths(config)]
+            keys = [".".join(path) for path in _paths(config)]
             key = override.key_or_group
-            close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+            close = difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
             hint = f"; did you mean {close[0]}?" if close else ""
             if not hint and isinstance(node, DictConfig):
                 hint = f"; {'.'.join(parts[:depth]) or 'the config'} has: {', '.join(map(str, node))}"
@@ -206,13 +206,13 @@ def has_key(config: DictConfig, key: str) -> bool:
 
 
 def _paths(config: DictConfig, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    found = []
+    paths = []
     for key in config:
         node = config._get_node(key)
-        found.append((*prefix, str(key)))
+        paths.append((*prefix, str(key)))
         if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
-            found += _paths(node, (*prefix, str(key)))
-    return found
+            paths += _paths(node, (*prefix, str(key)))
+    return paths
 
 
 def _first_line(error: BaseException) -> str:

@@ -168,7 +168,7 @@ def _percent(share: float | None, aim: float | None = None) -> str:
 
 
 def measure_features(settings: FeatureBench, provenance: Mapping[str, Any], out: Path) -> None:
-    """Put features of ImageNet's size through protocols; prints and keeps what each took."""
+    """Measure protocols on features of ImageNet's size; print and write the costs."""
     size = f"{settings.rows:,} x {settings.dimensions} features of {settings.classes} classes"
     print(f"{size}, {settings.queries:,} queries", flush=True)
     lines = []

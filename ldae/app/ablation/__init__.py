@@ -1,1 +1,1 @@
-"""Ablations: grids of trials, their cost, their runs and reports."""
+"""Run ablations: grids of trials, their cost, their runs and reports."""

@@ -134,7 +134,7 @@ class ProbeRunner:
         return Measurement(seed, accuracy, chosen, plan.chosen_on)
 
     def _result(self, encoder: ProbedEncoder, protocol: Protocol, measurements: Sequence[Measurement]) -> Result:
-        """Return the line; cell and setting of the first seed, accuracies the means of all."""
+        """Return the result: setting of the first seed, mean accuracies over all seeds."""
         first, feature_key = measurements[0], measurements[0].chosen.feature_key
         accuracy, deviation = mean_and_deviation([m.accuracy for m in measurements])
         scored = encoder.features(Part(self.settings.split), feature_key)

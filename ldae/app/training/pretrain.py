@@ -110,7 +110,7 @@ def pretrain(config: dict[str, Any]) -> Path:
             print(f"done: {run.path}")
             if splits.labelled:
                 print(f"  probe it:  {command('probe', run=run.path)}")
-            print(f"  look at it:  tensorboard --logdir {shlex.quote(str(run.path))}")
+            print(f"  curves:  tensorboard --logdir {shlex.quote(str(run.path))}")
     return run.path
 
 
