@@ -178,7 +178,7 @@ def test_a_report_of_no_ablation_is_refused(in_process, tmp_path, monkeypatch):
         ("- 1", "holds no mapping"),
         ("axes: {cell: {a: seed=1}}", "grid.axes.cell.a='seed=1' must be a list"),
         ("axes: {cell: {a: []}}\npaper: [1, 2]", "must have an accuracy .* for each of the 1 trials"),
-        ("axes: {cell: {a/b: []}}", "grid.axes='a/b' must give each trial a name"),
+        ("axes: {cell: {a/b: []}}", "grid.axes='a/b' must give each trial a unique name"),
         (
             "axes: {cell: {a: []}}\nwith_baseline: a",
             "grid.with_baseline='a' is not a key here .* did you mean 'with_baselines'?",
