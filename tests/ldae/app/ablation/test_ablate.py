@@ -152,7 +152,7 @@ def test_cells_of_several_grids_share_the_pretraining_that_is_the_same():
         (("only=[12_dae]",), r"only=\[12_dae\] is no trial of this grid; there are: 00_dit, .*, mae"),
         (("only=[12_ldae]", "data.root=X", "optim.brl=1"), "trial 12_ldae: optim.brl=1 .* did you mean optim.blr?"),
         (("only=[07_patch_pca]", "data=digits", "data.d=13"), "trial 07_patch_pca: tokenizer.d=13 exceeds 3"),
-        (("train.steps=3",), "train.steps='3' is the budget's to say; give images="),
+        (("train.steps=3",), "train.steps='3' is determined by the budget; give images="),
         (("parallel=0",), "parallel=0 must be at least 1"),
         (("launcher=slrum",), "launcher=slrum does not exist"),
     ],
@@ -325,7 +325,7 @@ def test_time_is_read_off_the_speeds_that_were_logged(tmp_path):
 
 
 def test_commands_are_told_without_the_places_of_one_machine():
-    argv = f"python {ROOT}/ldae probe run=/a/b out=/c data.root=/d t=[10]"
+    argv = "ldae probe run=/a/b out=/c data.root=/d t=[10]"
     assert portable_command(argv) == "ldae probe run=RUN out=RUN data.root=DIR t=[10]"
     assert portable_command("ldae probe 'data.only=[a b,c]' \"save=it's\"") == (
         "ldae probe 'data.only=[a b,c]' 'save=it'\"'\"'s'"
