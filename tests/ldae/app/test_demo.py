@@ -95,7 +95,7 @@ def test_mistyped_words_are_refused():
         (["--steps"], "usage"),
         (["seeds=a"], "whole numbers"),
         (["seeds=[0,0]"], "twice"),
-        (["data=digits"], "own"),
+        (["data=digits"], "fixed"),
     ):
         with pytest.raises(UsageError, match=message):
             demo.arguments(argv)

@@ -12,7 +12,7 @@ from ldae.export.encoder import load_encoder
 from ldae.export.fold import plain_vit
 from linear_probe.results import read_results
 
-QUICK = ("train.batch=64", "train.log_every=1", "looks=1", "runtime.threads=1")
+QUICK = ("train.batch=64", "train.log_every=1", "num_evals=1", "runtime.threads=1")
 
 
 @pytest.fixture(scope="module")

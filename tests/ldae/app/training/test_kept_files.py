@@ -12,7 +12,7 @@ import pytest
 from helpers import SHORT, complete, losses, status
 
 from ldae.core.files import remove_folder
-from ldae.engine import trainer
+from ldae.engine import train_state
 from ldae.engine.run_folder import RunFolder
 from ldae.export.encoder import load_run
 
@@ -145,14 +145,14 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_its_status(
 @pytest.mark.case("A9", "the run folder is moved away")
 def test_a_run_whose_folder_is_moved_away_is_74(tmp_path, in_process, monkeypatch):
     folder = tmp_path / "r"
-    publish = trainer.publish
+    publish = train_state.publish
 
     def moved(*given):
         if folder.exists():
             folder.rename(tmp_path / "elsewhere")
         return publish(*given)
 
-    monkeypatch.setattr(trainer, "publish", moved)
+    monkeypatch.setattr(train_state, "publish", moved)
     code, message = in_process("pretrain", f"out={folder}", *WORDS, "train.checkpoint_every=1")
     assert code == 74, message
 
