@@ -216,7 +216,7 @@ def test_a_cell_that_fails_is_told_and_the_rest_goes_on(ablation):
     folder, _, _, out, err = ablation
     assert "grid my, budget demo: 3 trials, 800 images each" in out
     (line,) = [line for line in out.splitlines() if "FAILED" in line]
-    assert "bad: FAILED, pretrain.py exit 65: data.root=nowhere is missing; a folder is needed" in line
+    assert "bad: FAILED, pretrain exit 65: data.root=nowhere is missing; a folder is needed" in line
     assert "nowhere is missing" in (folder / "out" / "logs" / "my" / "bad.log").read_text()
     assert err.strip() == "error: 1 of 3 trials failed: bad; the same command runs them again"
     assert sum(line.startswith("[") for line in out.splitlines()) == 3

@@ -40,7 +40,7 @@ def test_a_run_says_what_it_does_and_what_comes_next(reference):
     assert "1 thread)" in named["device"]
     assert named["out"].split() == ["out", str(reference)]
     assert [shlex.split(line)[-2:] for line in lines[-2:]] == [
-        ["ldae probe", f"run={reference}"],
+        ["probe", f"run={reference}"],
         ["--logdir", str(reference)],
     ]
 
@@ -71,9 +71,9 @@ def test_a_run_leaves_what_it_promises(reference):
     assert events[0].stat().st_size > 5000  # with pictures
 
 
-def test_the_readme_names_every_figure_of_a_run(reference):
+def test_the_docs_name_every_figure_of_a_run(reference):
     """One name for one thing: in metrics.jsonl, in TensorBoard, in the table."""
-    table = (ROOT / "README.md").read_text().split("## Reading a run")[1]
+    table = (ROOT / "docs" / "pretraining.md").read_text().split("`RUN/metrics.jsonl` | meaning |")[1]
     cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     named = {
         re.sub(r"\d\.\.\d|(?<=/)k(?=_8)", "*", name)
