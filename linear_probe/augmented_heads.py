@@ -22,7 +22,7 @@ class AugmentedHeads(Protocol):
     Args:
         plain: the protocol on features that were read once.
         augment: name of the augmentation.
-        told: what it is, for the result line.
+        message: what it is, for the result line.
     """
 
     def __init__(self, plain: SGDHeads, augment: str, message: str):

@@ -21,7 +21,7 @@ def raw_pixels(images: Tensor) -> Mapping[FeatureKey, Tensor]:
 
 
 def pixels_name(size: int) -> str:
-    """What the floor of raw pixels is called for images of so many pixels a side."""
+    """Return the name of the raw-pixel baseline for images of `size` pixels a side."""
     return "raw pixels" if size <= SIDE else f"raw pixels, reduced to {SIDE} x {SIDE}"
 
 

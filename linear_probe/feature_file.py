@@ -27,11 +27,11 @@ PIECE = 1 << 26  # bytes that are read at once
 
 @dataclass(frozen=True)
 class NpyHeader:
-    """What an array says of itself.
+    """The header of an array in NumPy's format.
 
     Attributes:
         shape: of it.
-        turned: whether it lies in Fortran's order.
+        fortran_order: whether it lies in Fortran's order.
         kind: of its numbers.
     """
 
@@ -149,7 +149,7 @@ MOST_CLASSES = 100_000  # heads have a column for each class up to the highest
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """What a file of features holds.
+    """The contents of a feature file.
 
     Attributes:
         splits: by name; the hold-out is a tenth of train where the file has none.
@@ -163,7 +163,7 @@ class FeatureFile:
 
     @property
     def classes(self) -> int:
-        """How many classes the labels have, 0 to the highest."""
+        """Return the number of classes: the highest label plus one."""
         return 1 + max(int(found.y.max()) for found in self.splits.values())
 
 
@@ -223,7 +223,7 @@ def write_features(path: Path, splits: Mapping[str, Features], **message: str) -
 
     Args:
         splits: train, holdout and test.
-        told: texts to keep with them, e.g. `fingerprint`.
+        message: texts to keep with them, e.g. `fingerprint`.
     """
     arrays: dict[str, Any] = {
         f"{name}_{key}": getattr(found, key).numpy() for name, found in splits.items() for key in "xy"

@@ -22,7 +22,7 @@ LABELS = "labels"  # file of a bank
 
 
 class ImageBatch(Protocol):
-    """What a loader yields: images (B, 3, H, W) in [0, 1] and their labels (B,)."""
+    """A batch of a loader: images (B, 3, H, W) in [0, 1] and their labels (B,)."""
 
     @property
     def images(self) -> Tensor: ...
@@ -33,7 +33,7 @@ class ImageBatch(Protocol):
 
 @dataclass(frozen=True, order=True)
 class FeatureKey:
-    """Where a feature was read: one column of a bank.
+    """The place that features are read at: one column of a bank.
 
     Attributes:
         layer: of the network, 0 where there is none.
@@ -182,7 +182,7 @@ class Source(Protocol):
     """Features of one encoder.
 
     Attributes:
-        cells: columns among which a protocol chooses.
+        feature_keys: columns among which a protocol chooses.
     """
 
     @property
@@ -192,7 +192,7 @@ class Source(Protocol):
         """Features of the images of a part, as they are."""
 
     def count(self, parts: Sequence[Part]) -> int:
-        """How many images the parts have."""
+        """Return the number of images in the parts."""
 
     def stream(
         self, parts: Sequence[Part], feature_keys: Sequence[FeatureKey], augment: str, batch: int, seed: int

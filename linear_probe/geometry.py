@@ -1,4 +1,4 @@
-"""What can be said of features without labels: how near views lie, how images spread, in how many directions."""
+"""Measures of features without labels: alignment of views, uniformity of images, effective rank."""
 
 from __future__ import annotations
 

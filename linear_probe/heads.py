@@ -49,7 +49,7 @@ class Heads:
 
 @dataclass(frozen=True)
 class HeadRecipe:
-    """How SGD heads are trained.
+    """The recipe that SGD heads are trained by.
 
     Attributes:
         rates: peak learning rate of each head, used as they are.
@@ -83,7 +83,7 @@ class HeadRecipe:
 
 
 class Rule(ABC):
-    """How parameters move along a gradient: the last but one axis of each is that of the heads."""
+    """An update rule along a gradient; the last but one axis of each parameter is that of the heads."""
 
     @abstractmethod
     def move(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], rates: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""How tokens become one vector."""
+"""Poolings: from tokens to one vector."""
 
 from __future__ import annotations
 

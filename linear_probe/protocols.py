@@ -84,7 +84,7 @@ class Protocol(ABC):
         return self.score(setting, joined(*(source.features(part, feature_key) for part in fits)), held, classes, seed)
 
     def encodings(self, source: Source, fits: Sequence[Part]) -> int:
-        """How many images are encoded for one fit alone, beyond those whose features are kept."""
+        """Return the number of images that one fit encodes beyond those whose features are kept."""
         return 0
 
 

@@ -154,7 +154,7 @@ def table(results: Sequence[Result], chance: float | None = None) -> str:
 
 
 def place_of_choice(result: Result) -> str:
-    """What a choice was made on, in words."""
+    """Return the images that a setting was selected on, in words."""
     return "hold-out" if result.selected_on == "holdout" else result.selected_on
 
 
@@ -166,7 +166,7 @@ def percent(result: Result) -> str:
 
 
 def grid(results: Sequence[Result]) -> str:
-    """What every cell had where the choice was made, percent: encoders and layers as rows, levels as columns.
+    """Return the accuracies in percent on the selection split: encoders and layers as rows, levels as columns.
 
     Args:
         results: of one protocol.

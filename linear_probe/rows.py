@@ -16,7 +16,7 @@ class Row:
 
     Attributes:
         grid: which ablation it belongs to.
-        cell: its name, the only one of that name in the grid.
+        trial: its name, the only one of that name in the grid.
         axes: what the grid varies, and this cell's values: {"tokenizer": "patch_pca", "d": 16}.
         results: what probes found, a protocol each.
         paper: accuracy that the paper printed for it, percent; None where it printed none.

@@ -1,4 +1,4 @@
-"""Which images a probe is fitted on, and which it chooses with: all, or a few of each class."""
+"""Subsets of images that a probe is fitted on and selects with: all, or a few of each class."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is fitted on what.
+    """The parts that are fitted and selected on.
 
     Attributes:
         trials: (fitted on, scored on) of every trial that a choice rests on; their accuracies are averaged over images.
@@ -71,7 +71,7 @@ def few(labels: Tensor, counts: Tensor, seed: int) -> Plan:
 
 
 def tenth(labels: Tensor, seed: int = 0) -> Tensor:
-    """Which of the images (N,) are a hold-out where there is none: a tenth of each class, the same in every call.
+    """Return the images (N,) of a hold-out where there is none: a tenth of each class, the same in every call.
 
     Returns:
         (N,) bool.
@@ -83,7 +83,7 @@ def tenth(labels: Tensor, seed: int = 0) -> Tensor:
 
 
 def counts_of(requested: str | int, train: Tensor, holdout: Tensor, classes: int) -> Tensor:
-    """How many images of each class `asked` labels are, (C,).
+    """Return the number of labelled images of each class, (C,), for `requested` labels.
 
     Args:
         asked: images per class, or a share such as `1%` of train and hold-out together.
@@ -106,7 +106,7 @@ def counts_of(requested: str | int, train: Tensor, holdout: Tensor, classes: int
 
 
 def check_form(requested: str | int) -> None:
-    """Whether `asked` can be a number of labels.
+    """Check that `requested` can be a number of labels.
 
     Raises:
         ValueError: it is neither `all`, nor images per class, nor a share.

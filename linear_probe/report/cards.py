@@ -1,4 +1,4 @@
-"""What can be looked at in each cell: a strip whose slider moves the noise level, pictures, heat maps."""
+"""Cards of the trials: a picture whose slider moves the noise level, other pictures, heat maps."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def percent(result: Result | None) -> str:
 
 
 def protocol_column(name: str, source: str) -> Column:
-    """What one protocol found."""
+    """Return the column of the accuracies of one protocol."""
 
     def tip(entry: Entry) -> str:
         r = entry.results.get(name)
@@ -69,7 +69,7 @@ def hours(found: float) -> str:
 
 
 def chosen_on(result: Result) -> str:
-    """What layer, noise level and settings were chosen on, in words."""
+    """Return the images that layer, noise level and settings were selected on, in words."""
     return "the hold-out" if result.selected_on == "holdout" else result.selected_on
 
 

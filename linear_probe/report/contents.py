@@ -1,4 +1,4 @@
-"""What a report is about: cells of grids and what stands beside them, so checked that a column holds one kind."""
+"""Contents of a report: trials of grids and their baselines, checked so that a column holds one kind of figure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ IMAGE_SIZE = "size"  # the axis of a grid over image sizes: the same images, has
 
 
 class Unreportable(ValueError):
-    """What was given cannot stand in one report: one sentence on what was found and what would do."""
+    """Raised where results cannot stand in one report; the sentence names them and what would do."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which plots a grid gets: lines where an axis is a number, bars where the cells are steps or alternatives."""
+"""Plots of a grid: lines where an axis is a number, bars where the trials are steps or alternatives."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Value = tuple[float, float | None]  # accuracy and its deviation
 
 @dataclass(frozen=True)
 class Measure:
-    """What a plot shows of each entry: None where there is nothing.
+    """The quantity that a plot shows of each entry, or None.
 
     Attributes:
         title: of the plot.
@@ -108,7 +108,7 @@ def _numbers(axes: Sequence[Mapping[str, Any]], name: str) -> set[float]:
 
 
 def _follows(axes: Sequence[Mapping[str, Any]], name: str, x: str) -> bool:
-    """Whether x says what `name` is: it tells no lines apart then."""
+    """Return whether x determines `name`, which then distinguishes no lines."""
     seen: dict[Any, set[str]] = {}
     for a in axes:
         if x in a:

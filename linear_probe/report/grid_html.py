@@ -54,7 +54,7 @@ def _name(entry: Entry) -> str:
 
 
 def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
-    """What is told when a line is opened, as HTML."""
+    """Yield the facts that an opened line shows, as HTML."""
     row = entry.row
     if row is not None:
         if row.axes:

@@ -23,7 +23,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Axis:
-    """What runs along x.
+    """The quantity along x.
 
     Attributes:
         label: its name.
@@ -47,7 +47,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Frame:
-    """Where things go in one plot."""
+    """The layout of one plot."""
 
     x: Scale
     y: Scale

@@ -69,7 +69,7 @@ def _lead(contents: Contents) -> str:
 
 
 def _hours(contents: Contents) -> list[str]:
-    """What all cells took, each checkpoint once: cells that read one network share its pretraining."""
+    """Return the cost of all trials, each checkpoint once: trials that read one network share its pretraining."""
     runs = {tuple(checkpoints(e)) or e.name: e.row for e in contents.entries if e.row}
     units = dict.fromkeys(row.unit for row in runs.values())
     return [f"{hours(sum(row.hours for row in runs.values() if row.unit == unit))} {unit}-hours" for unit in units]
@@ -130,7 +130,7 @@ def _cells(contents: Contents, root: Path) -> str:
 
 
 def _method(contents: Contents) -> str:
-    """What the columns are."""
+    """Return the description of the columns."""
     message = [(c.head, c.about) for c in columns(contents) if c.about]
     hardware = ", ".join(sorted({r.hardware for r in contents.results}))
     dates = sorted(r.date[:10] for r in contents.results)

@@ -80,7 +80,7 @@ def correlations(contents: Contents) -> list[str]:
 
 
 def facts(contents: Contents) -> str:
-    """What every figure of the report shares."""
+    """Return the facts that all figures of the report share."""
     r = contents.results[0]
     labels = "all labels" if r.labels == "all" else f"{r.labels} of the labels"
     return f"Top-1 accuracy in percent on {r.images:,} images of {r.data}, {r.split} split; probes fitted on {labels}"
