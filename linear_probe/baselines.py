@@ -1,4 +1,4 @@
-"""Floors: what a linear head or a neighbour finds without any learning by denoising."""
+"""Features of baselines that need no pretraining: raw pixels and principal components of whole images."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ from linear_probe.features import FeatureKey, Features
 from linear_probe.scaling import Affine, projector
 
 PIXELS = FeatureKey(pooling="none")
-SIDE = 32  # of images whose pixels are features, at most: a head on 3 * 256 * 256 numbers cannot be fitted
+SIDE = 32  # pixels; larger images are reduced, since a head on 3 * 256 * 256 features cannot be fitted
 
 
 def raw_pixels(images: Tensor) -> Mapping[FeatureKey, Tensor]:
-    """Images (B, 3, H, W) in [0, 1] as features, larger ones reduced by averaging: {cell: (B, 3hw)}, h, w <= 32."""
+    """Flatten images to features; average-pool larger ones to 32 pixels a side.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+
+    Returns:
+        {PIXELS: (B, 3hw)} with h, w <= 32.
+    """
     height, width = (min(SIDE, side) for side in images.shape[2:])
     return {PIXELS: F.adaptive_avg_pool2d(images, (height, width)).flatten(1)}
 
@@ -26,5 +33,13 @@ def pixels_name(size: int) -> str:
 
 
 def whole_image_pca(train: Features, dimensions: int) -> Affine:
-    """The leading principal components of whole training images: (N, 3hw) -> (N, dimensions)."""
+    """Fit PCA of whole training images.
+
+    Args:
+        train: raw pixels, (N, 3hw).
+        dimensions: number of leading components, at most min(N, 3hw).
+
+    Returns:
+        The map (N, 3hw) -> (N, dimensions).
+    """
     return projector(train.x, min(dimensions, train.x.shape[1], len(train)))

@@ -1,4 +1,4 @@
-"""A linear head on patch tokens that tells figure from ground at every pixel."""
+"""Segment figure from ground by a linear head on patch tokens."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch.nn import functional as F
 
 
 class DenseHead:
-    """Binary logistic regression on tokens, its logits enlarged bilinearly to pixels (as Sec. 7.4 of arXiv 2304.07193).
+    """Binary logistic regression on tokens with bilinearly upsampled logits (as Sec. 7.4 of arXiv 2304.07193).
 
-    Tokens are standardised by their own moments first. Minimises the mean binary cross-entropy over pixels plus
-    penalty / 2 ||w||^2; the bias goes free. Convex, by L-BFGS from 0.
+    Standardises tokens by their moments over the training images. Minimises the mean binary cross-entropy over pixels
+    plus penalty / 2 ||w||^2, without a penalty of the bias, by L-BFGS from 0; the problem is convex.
 
     Args:
-        tokens: (M, N, D) float32 of M images, N = h w in rows.
+        tokens: (M, N, D) float32 patch tokens of M training images, N = h w in row-major order.
         masks: (M, 1, H, W), 0 or 1.
-        grid: (h, w).
-        penalty: of the squared weights.
-        iterations: of L-BFGS, at most.
+        grid: (h, w), the grid of patches.
+        penalty: L2 penalty of the weights, >= 0.
+        iterations: maximum number of iterations of L-BFGS.
     """
 
     def __init__(self, tokens: Tensor, masks: Tensor, grid: tuple[int, int], penalty: float, iterations: int = 200):
@@ -32,8 +32,8 @@ class DenseHead:
 
         def loss() -> Tensor:
             rule.zero_grad()
-            found = F.binary_cross_entropy_with_logits(self._logits(z), masks)
-            total = found + penalty / 2 * self.weight.square().sum()
+            cross_entropy = F.binary_cross_entropy_with_logits(self._logits(z), masks)
+            total = cross_entropy + penalty / 2 * self.weight.square().sum()
             total.backward()
             return total
 
@@ -41,7 +41,7 @@ class DenseHead:
         self.weight, self.bias = self.weight.detach(), self.bias.detach()
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """Tokens (M, N, D) -> probability that a pixel is figure, (M, 1, H, W)."""
+        """Return the probability of figure at every pixel, (M, 1, H, W), from tokens (M, N, D)."""
         return torch.sigmoid(self._logits(self._standardised(tokens)))
 
     def _standardised(self, tokens: Tensor) -> Tensor:

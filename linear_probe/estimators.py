@@ -1,7 +1,7 @@
 """scikit-learn style classifiers on frozen features, with the algorithms of the protocols and fixed hyper-parameters.
 
-All three pass scikit-learn's `check_estimator`. They compute in float32, so that a feature and its copy that differs
-beyond 7 digits are one; they take no `sample_weight` and no sparse matrices.
+All three pass scikit-learn's `check_estimator`. They compute in float32, so features that agree in 7 digits are equal;
+they take no `sample_weight` and no sparse matrices.
 """
 
 from __future__ import annotations

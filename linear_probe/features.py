@@ -1,4 +1,4 @@
-"""Features: extracted once and memory-mapped, and the sources that protocols read them from."""
+"""Extract features once into memory-mapped banks, and declare the source that protocols read features from."""
 
 from __future__ import annotations
 
@@ -18,28 +18,30 @@ from torch import Tensor
 
 from linear_probe.subsets import Part
 
-LABELS = "labels"  # file of a bank
+LABELS, META = "labels", "meta.json"  # files of a bank
 
 
 class ImageBatch(Protocol):
     """A batch of a loader: images (B, 3, H, W) in [0, 1] and their labels (B,)."""
 
     @property
-    def images(self) -> Tensor: ...
+    def images(self) -> Tensor:
+        """Return the images, (B, 3, H, W) in [0, 1]."""
 
     @property
-    def labels(self) -> Tensor: ...
+    def labels(self) -> Tensor:
+        """Return the labels, (B,) int64; negative for an image without one."""
 
 
 @dataclass(frozen=True, order=True)
 class FeatureKey:
-    """The place that features are read at: one column of a bank.
+    """Key of the features of one layer, noise level, input and pooling.
 
     Attributes:
-        layer: of the network, 0 where there is none.
-        t: step of the noise level.
+        layer: layer of the network, from 1; 0 where there is none.
+        t: diffusion step of the noise level.
         input: `clean` or `noised`.
-        pooling: how tokens became one vector.
+        pooling: name of the pooling of tokens to one vector (linear_probe.pooling).
     """
 
     layer: int = 0
@@ -53,7 +55,7 @@ class FeatureKey:
 
 @dataclass(frozen=True)
 class Features:
-    """Features of some images under one cell, and the images' labels.
+    """Features of images at one feature key, and the images' labels.
 
     Attributes:
         x: (N, D) float32.
@@ -68,15 +70,19 @@ class Features:
 
 
 class Bank:
-    """Features of one split for several cells, each an (N, D) float32 memory map.
+    """Features of one split at several feature keys, each an (N, D) float32 memory map.
 
     Args:
-        folder: where `extract` put it.
+        folder: folder that `extract` wrote.
+
+    Raises:
+        ValueError: the folder holds no complete bank.
     """
 
     def __init__(self, folder: Path):
+        if not (folder / META).is_file():  # written last
+            raise ValueError(f"{folder} holds no complete bank of features; remove it and extract them again")
         self.folder = folder
-        self.meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
         self.y = torch.from_numpy(np.load(folder / f"{LABELS}.npy"))
 
     def __getitem__(self, feature_key: FeatureKey) -> Features:
@@ -89,19 +95,22 @@ Encode = Callable[[Any], Mapping[FeatureKey, Tensor]]
 def extract(
     encode: Encode, feature_keys: Sequence[FeatureKey], batches: Iterable[ImageBatch], count: int, folder: Path
 ) -> Bank:
-    """Features of every image for every cell in one pass over the images, or those found from before.
+    """Extract the features of every image in one pass, or open those that an earlier call has extracted.
 
     Args:
-        encode: one of `batches` -> {cell: (B, D)}.
-        cells: which cells to keep.
+        encode: function from a batch to {feature key: (B, D)}.
+        feature_keys: feature keys to store.
         batches: all images, in order.
-        count: N, how many images there are.
-        folder: where to put them, or find them whole. Its name must tell encoder and images apart.
+        count: number of images N.
+        folder: folder of the bank, renamed into place when it is complete. Its name must identify encoder and images.
 
     Returns:
-        The bank; the folder appears all at once when it is complete.
+        The bank.
+
+    Raises:
+        ValueError: features are not finite, or the number of images is not `count`.
     """
-    if _whole(folder, feature_keys, count):
+    if _is_intact(folder, feature_keys, count):
         return Bank(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (folder.parent / f".tmp-{folder.name}-{uuid.uuid4().hex[:8]}" for _ in range(2))
@@ -109,7 +118,7 @@ def extract(
     try:
         _fill(encode, feature_keys, batches, count, temporary)
         if folder.exists():
-            os.rename(folder, old)  # so that no part of it remains under its name
+            os.rename(folder, old)  # atomic: a partly removed folder never has this name
         os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -122,24 +131,24 @@ def _fill(
 ) -> None:
     labels, done = np.empty(count, dtype=np.int64), 0
     for batch in batches:
-        found = encode(batch)
+        features = encode(batch)
         stop = done + len(batch.labels)
         for feature_key in feature_keys:
-            _append(folder / f"{feature_key}.npy", found[feature_key].float().cpu().numpy(), count, feature_key)
+            _append(folder / f"{feature_key}.npy", features[feature_key].float().cpu().numpy(), count, feature_key)
         labels[done:stop] = batch.labels.cpu().numpy()
         done = stop
     if done != count:
-        raise ValueError(f"{done} images came where {count} were announced")
+        raise ValueError(f"the loader yielded {done} images, not {count}")
     np.save(folder / f"{LABELS}.npy", labels)
     hashes = {name: digest(folder / f"{name}.npy") for name in (LABELS, *map(str, feature_keys))}
-    (folder / "meta.json").write_text(json.dumps({"count": count, "sha256": hashes}))
+    (folder / META).write_text(json.dumps({"count": count, "sha256": hashes}))
 
 
 def _append(path: Path, rows: np.ndarray, count: int, feature_key: FeatureKey) -> None:
-    """Write rows (B, D) at the end of an .npy file of `count` rows: a full disk is an error where a map would crash.
+    """Append rows (B, D) to an .npy file of `count` rows; unlike a memory map, a full disk raises an error.
 
     Raises:
-        ValueError: they are not finite.
+        ValueError: a number is not finite.
         OSError: the disk is full or fails.
     """
     if not np.isfinite(rows).all():
@@ -151,9 +160,9 @@ def _append(path: Path, rows: np.ndarray, count: int, feature_key: FeatureKey) -
         file.write(np.ascontiguousarray(rows, "<f4").data)
 
 
-def _whole(folder: Path, feature_keys: Sequence[FeatureKey], count: int) -> bool:
+def _is_intact(folder: Path, feature_keys: Sequence[FeatureKey], count: int) -> bool:
     try:
-        meta = json.loads((folder / "meta.json").read_text())
+        meta = json.loads((folder / META).read_text())
         hashes = meta["sha256"]
         names = (LABELS, *map(str, feature_keys))
         return meta["count"] == count and all(digest(folder / f"{n}.npy") == hashes[n] for n in names)
@@ -162,34 +171,31 @@ def _whole(folder: Path, feature_keys: Sequence[FeatureKey], count: int) -> bool
 
 
 def digest(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    found = hashlib.sha256()
+    """Return the SHA-256 of a file, in hexadecimal."""
+    sha256 = hashlib.sha256()
     with open(path, "rb") as f:
         while block := f.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
+            sha256.update(block)
+    return sha256.hexdigest()
 
 
 def _mapped(path: Path) -> Tensor:
     return torch.from_numpy(np.load(path, mmap_mode="c"))  # copy on write: the file is never changed
 
 
-# features of a batch at every cell, {cell: (B, D)}, and its labels (B,)
+# {feature key: (B, D)} of a batch, and its labels (B,)
 Encoded = tuple[Mapping[FeatureKey, Tensor], Tensor]
 
 
 class Source(Protocol):
-    """Features of one encoder.
-
-    Attributes:
-        feature_keys: columns among which a protocol chooses.
-    """
+    """Source of the features of one encoder."""
 
     @property
-    def feature_keys(self) -> Sequence[FeatureKey]: ...
+    def feature_keys(self) -> Sequence[FeatureKey]:
+        """Return the candidates for a protocol's selection."""
 
     def features(self, part: Part, feature_key: FeatureKey) -> Features:
-        """Features of the images of a part, as they are."""
+        """Return the features of the images of a part, without augmentation."""
 
     def count(self, parts: Sequence[Part]) -> int:
         """Return the number of images in the parts."""
@@ -197,12 +203,17 @@ class Source(Protocol):
     def stream(
         self, parts: Sequence[Part], feature_keys: Sequence[FeatureKey], augment: str, batch: int, seed: int
     ) -> Iterator[Encoded]:
-        """Batches of augmented images of all the parts together without end, each epoch in an order of its own.
+        """Yield endless batches of encoded augmented images of all parts; order and augmentation differ per epoch.
 
-        An image looks different in every epoch. The last, incomplete batch of an epoch is left out.
+        The last, incomplete batch of an epoch is dropped.
 
         Args:
+            parts: images to encode.
+            feature_keys: feature keys to return.
             augment: name of the augmentation.
-            batch: images of a batch.
-            seed: of order and augmentation.
+            batch: batch size B.
+            seed: seed of order and augmentation.
+
+        Yields:
+            {feature key: (B, D)} and labels (B,).
         """

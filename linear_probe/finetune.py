@@ -1,4 +1,4 @@
-"""Fine-tuning: an encoder and a new linear head trained together on labels."""
+"""Fine-tune an encoder and a new linear head end to end on labels."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from linear_probe.knn import accuracy
 
 
 class Mix:
-    """MixUp (arXiv 1710.09412), CutMix (arXiv 1905.04899) and label smoothing, as timm has them.
+    """MixUp (arXiv 1710.09412), CutMix (arXiv 1905.04899) and label smoothing by timm.
 
     Args:
-        classes: K.
-        mixup, cutmix: parameters of the Beta distributions that shares are drawn from; 0 for none. With both, one of
-            the two for each batch.
-        smoothing: probability mass that is spread over all classes.
+        classes: number of classes K.
+        mixup, cutmix: parameters of the Beta distributions of the mixing ratio, >= 0; 0 switches one off. With both,
+            each batch uses one of the two.
+        smoothing: probability mass that is spread over all classes, in [0, 1].
     """
 
     def __init__(self, classes: int, mixup: float = 0.8, cutmix: float = 1.0, smoothing: float = 0.1):
@@ -31,18 +31,22 @@ class Mix:
         self.mixing = Mixup(mixup, cutmix, prob=rate, label_smoothing=smoothing, num_classes=classes)
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W), (B,) -> images and targets (B, K) of sum 1, drawn from torch's random numbers; B is even."""
+        """Mix images (B, 3, H, W) with labels (B,), B even, by torch's global random numbers.
+
+        Returns:
+            Mixed images (B, 3, H, W) and soft targets (B, K), each of sum 1.
+        """
         with numpy_from_torch():
             return self.mixing(images.clone(), labels)
 
 
 class FineTuning(nn.Module):
-    """A classifier that learns end to end: what an engine needs of a player (a network, a loss).
+    """Trainable module of a classifier: the network and its loss.
 
     Args:
-        network: images -> logits (B, K).
-        mix: makes images and soft targets of a batch.
-        mean, std: what images in [0, 1] are normalised by, a number for each of three channels.
+        network: function from normalised images (B, 3, H, W) to logits (B, K).
+        mix: mixes the images and labels of a batch.
+        mean, std: normalisation of images in [0, 1], a number for each of three channels.
     """
 
     mean: Tensor
@@ -55,26 +59,26 @@ class FineTuning(nn.Module):
             self.register_buffer(name, torch.tensor(list(values)).reshape(1, 3, 1, 1), persistent=False)
 
     def logits(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> (B, K) float32."""
+        """Return the logits (B, K) float32 of images (B, 3, H, W) in [0, 1]."""
         return self.network((images - self.mean) / self.std).float()
 
     def forward(self, batch: ImageBatch, rng: Any) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        """Cross-entropy with soft targets, nats."""
+        """Return the cross-entropy with soft targets in nats, (), and no additional losses."""
         images, target = self.mix(batch.images, batch.labels)
         loss = -(target * torch.log_softmax(self.logits(images), 1)).sum(1).mean()
         return loss, {}
 
     def is_active(self, step: int) -> bool:
-        """It learns at every step."""
+        """Return True: the module is updated at every step."""
         return True
 
     def describe(self, batch: ImageBatch, rng: Any) -> Mapping[str, list[float]]:
-        """Nothing is drawn for an image alone."""
+        """Return an empty mapping: no random numbers belong to a single image."""
         return {}
 
     @torch.no_grad()
     def accuracy(self, batches: Iterable[ImageBatch]) -> float:
-        """Top-1 in percent, in eval mode, unmixed."""
+        """Return the top-1 accuracy in percent, in eval mode and without mixing."""
         was = self.training
         self.eval()
         pairs = [(self.logits(batch.images).argmax(1).cpu(), batch.labels.cpu()) for batch in batches]
@@ -85,7 +89,7 @@ class FineTuning(nn.Module):
 
 @contextlib.contextmanager
 def numpy_from_torch() -> Iterator[None]:
-    """numpy's global random numbers, which timm mixes with, begin at one that torch draws; then they are put back."""
+    """Seed NumPy's global generator, which timm uses, from torch's for the block; restore its state afterwards."""
     before = np.random.get_state()
     np.random.seed(int(torch.randint(2**31, ())))
     try:

@@ -1,4 +1,4 @@
-"""Measures of features without labels: alignment of views, uniformity of images, effective rank."""
+"""Measure features without labels: alignment of views, uniformity of images, effective rank."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ SMALLEST = 1e-7  # RankMe's epsilon
 
 
 def alignment(x: Tensor, y: Tensor, alpha: float = 2) -> float:
-    """Mean distance of two views of an image on the unit sphere, to the power alpha (Eq. 1, arXiv 2005.10242).
+    """Return the alignment: mean distance^alpha of two views on the unit sphere (Eq. 1, arXiv 2005.10242).
 
     Args:
-        x, y: (N, D) features of two views, row by row of the same images; normalised here.
+        x, y: (N, D) features of two views of the same images; normalised here.
+        alpha: power of the distance, > 0.
 
     Returns:
-        0 where views agree, at most 4 for alpha = 2.
+        In [0, 2^alpha]; 0 for equal views.
     """
     return (F.normalize(x.double(), dim=1) - F.normalize(y.double(), dim=1)).norm(dim=1).pow(alpha).mean().item()
 
 
 def uniformity(x: Tensor, t: float = 2, block: int = 1024) -> float:
-    """log of the mean Gaussian potential exp(-t d^2) of all pairs on the unit sphere (Eq. 2, arXiv 2005.10242).
+    """Return the uniformity: log of the mean of exp(-t d^2) over pairs on the unit sphere (Eq. 2, arXiv 2005.10242).
 
     Args:
         x: (N, D) features of different images; normalised here.
-        block: rows that are compared with all others at once.
+        t: inverse scale of the Gaussian potential, > 0.
+        block: rows compared with all others at a time.
 
     Returns:
-        0 where all features are one, lower where they spread; -2t for a single pair of opposites.
+        In [-4t, 0]; 0 if all features are equal, lower the more evenly they spread.
     """
     z, total = F.normalize(x.double(), dim=1), 0.0
     for start in range(0, len(z), block):
@@ -44,28 +46,28 @@ def uniformity(x: Tensor, t: float = 2, block: int = 1024) -> float:
 
 
 def effective_rank(x: Tensor) -> float:
-    """exp of the entropy of the covariance's eigenvalues as shares of their sum (Roy and Vetterli, EUSIPCO 2007).
+    """Return the effective rank: exp of the entropy of the normalised eigenvalues (Roy and Vetterli, EUSIPCO 2007).
 
-    Their rank of the covariance matrix, whose singular values are its eigenvalues: k for a Gaussian that is alike in k
-    directions and nothing in the others.
+    The eigenvalues are those of the covariance matrix; k equal ones and no others give k.
 
     Args:
         x: (N, D) features.
 
     Returns:
-        1 to D; 0 where the features do not vary.
+        In [1, D]; 0 for constant features.
     """
     _, covariance = moments(x)
     return _exp_entropy(torch.linalg.eigvalsh(covariance).clamp(min=0))
 
 
 def rank_me(x: Tensor) -> float:
-    """exp of the entropy of the features' singular values as shares of their sum (Eq. 1, arXiv 2210.02885).
-
-    Of the features as they are: neither centred nor normalised.
+    """Return RankMe: exp of the entropy of the features' normalised singular values (Eq. 1, arXiv 2210.02885).
 
     Args:
-        x: (N, D) features.
+        x: (N, D) features, neither centred nor normalised.
+
+    Returns:
+        In [1, D], up to the epsilon 1e-7 of each singular value.
     """
     mean, covariance = moments(x)
     values = torch.linalg.eigvalsh(covariance + torch.outer(mean, mean)).clamp(min=0).sqrt()
@@ -75,5 +77,5 @@ def rank_me(x: Tensor) -> float:
 def _exp_entropy(values: Tensor, smallest: float = 0.0) -> float:
     if values.sum() <= 0:
         return 0.0
-    shares = values / values.sum() + smallest
-    return torch.exp(torch.special.entr(shares).sum()).item()
+    fractions = values / values.sum() + smallest
+    return torch.exp(torch.special.entr(fractions).sum()).item()

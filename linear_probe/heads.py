@@ -1,6 +1,6 @@
-"""Linear classifiers that SGD trains: many heads side by side, a batch a step.
+"""Train linear classifiers by SGD, one for each learning rate, on the same batches.
 
-The gradient of the cross-entropy is written out, softmax(logits) - one_hot(y): no autograd.
+The gradient of the cross-entropy is in closed form, softmax(logits) - one_hot(y), without autograd.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Heads:
     Attributes:
         weight: (D, R, C).
         bias: (R, C).
-        mean, variance: (D,) statistics of the BatchNorm before them, or None.
+        mean, variance: (D,) running statistics of the BatchNorm in front, or None without one.
     """
 
     weight: Tensor
@@ -36,7 +36,12 @@ class Heads:
     variance: Tensor | None = None
 
     def predict(self, x: Tensor, numbers: int = 2**24) -> Tensor:
-        """(N, D) -> classes (R, N) int64, with about so many logits in memory at once."""
+        """Return the predicted classes, (R, N) int64.
+
+        Args:
+            x: (N, D) features.
+            numbers: number of logits in memory at a time.
+        """
         block = max(1, numbers // self.bias.numel())
         return torch.cat([self._logits(part).argmax(2) for part in x.split(block)]).T
 
@@ -49,19 +54,19 @@ class Heads:
 
 @dataclass(frozen=True)
 class HeadRecipe:
-    """The recipe that SGD heads are trained by.
+    """Hyper-parameters of SGD heads.
 
     Attributes:
-        rates: peak learning rate of each head, used as they are.
-        batch: at most; never more than there are features.
-        epochs: passes over the features (may be a fraction), if `steps` is None.
-        steps: their length in steps.
-        rule: plain `sgd` or `lars`, both with momentum 0.9, or `adam`; none has weight decay.
-        warmup: share of all steps with a rising rate, from 0.
-        batch_norm: whether a BatchNorm without parameters comes first.
-        start: of the weights, `small` (normal, 0.01; biases 0) or `linear` (as torch's nn.Linear).
-        whole: whether an epoch ends with an incomplete batch; else the images that are over are left out of it.
-        stairs: whether the rate stays as it is for an epoch.
+        rates: peak learning rate of each head, > 0, not scaled by the batch size.
+        batch: batch size, reduced to the number of features.
+        epochs: passes over the features, > 0, may be fractional; ignored if `steps` is given.
+        steps: number of training steps.
+        rule: `sgd` or `lars`, both with momentum 0.9, or `adam`; none has weight decay.
+        warmup: fraction of the steps during which the rate rises linearly from 0, in [0, 1).
+        batch_norm: standardise each batch first (BatchNorm without affine parameters).
+        start: initial weights, `small` (normal of deviation 0.01; biases 0) or `linear` (as torch's nn.Linear).
+        whole: end an epoch with an incomplete batch; otherwise its images are dropped.
+        stairs: change the rate between epochs only.
     """
 
     rates: tuple[float, ...]
@@ -76,33 +81,40 @@ class HeadRecipe:
     stairs: bool = False
 
     def lengths(self, images: int) -> tuple[int, int, int]:
-        """For so many images: the size of a batch, steps of an epoch, steps in all."""
+        """Return batch size, steps per epoch and total steps for a number of images."""
         batch = min(self.batch, images)
         of_epoch = -(-images // batch) if self.whole else images // batch
         return batch, of_epoch, self.steps or max(1, round(self.epochs * of_epoch))
 
 
 class Rule(ABC):
-    """An update rule along a gradient; the last but one axis of each parameter is that of the heads."""
+    """Update rule of gradient descent; the second to last axis of each parameter is that of the heads."""
 
     @abstractmethod
     def move(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], rates: Tensor) -> None:
-        """One step in place, for every head at its own rate, (R,)."""
+        """Update the parameters in place.
+
+        Args:
+            parameters: weight (D, R, C) and bias (R, C).
+            gradients: their gradients, of the same shapes.
+            rates: (R,) learning rate of each head.
+        """
 
 
 class Momentum(Rule):
-    """SGD with momentum 0.9, a weight's gradient scaled by `trust` first.
+    """SGD with momentum 0.9 and an optional factor of the weights' gradients.
 
     Args:
-        trust: (weight, gradient), both (D, R, C) -> a factor for each head, (R,); none if None.
+        trust: function from weight and gradient, both (D, R, C), to the factor of each head, (R,); None for 1.
     """
 
     def __init__(self, trust: Callable[[Tensor, Tensor], Tensor] | None = None):
-        self.trust, self.speed = trust, list[Tensor]()
+        self.trust, self.velocity = trust, list[Tensor]()
 
     def move(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], rates: Tensor) -> None:
-        self.speed = self.speed or [torch.zeros_like(p) for p in parameters]
-        for parameter, gradient, v in zip(parameters, gradients, self.speed, strict=True):
+        """Update parameters and velocities in place."""
+        self.velocity = self.velocity or [torch.zeros_like(p) for p in parameters]
+        for parameter, gradient, v in zip(parameters, gradients, self.velocity, strict=True):
             if self.trust is not None and parameter.ndim == 3:
                 gradient = gradient * self.trust(parameter, gradient)[None, :, None]
             v.mul_(MOMENTUM).add_(gradient)
@@ -110,18 +122,19 @@ class Momentum(Rule):
 
 
 def lars_trust(weight: Tensor, gradient: Tensor) -> Tensor:
-    """LARS' ratio 0.001 |weight| / |gradient| of each head (arXiv 1708.03888): (D, R, C) both -> (R,)."""
-    size, pull = weight.norm(dim=(0, 2)), gradient.norm(dim=(0, 2))
-    return torch.where((size > 0) & (pull > 0), LARS_TRUST * size / pull, 1.0)
+    """Return LARS' ratio 0.001 |weight| / |gradient| of each head (arXiv 1708.03888): (D, R, C) both to (R,)."""
+    weight_norm, gradient_norm = weight.norm(dim=(0, 2)), gradient.norm(dim=(0, 2))
+    return torch.where((weight_norm > 0) & (gradient_norm > 0), LARS_TRUST * weight_norm / gradient_norm, 1.0)
 
 
 class Adam(Rule):
-    """Adam (arXiv 1412.6980), beta 0.9 and 0.999, epsilon 1e-8, as torch's."""
+    """Adam (arXiv 1412.6980) with betas 0.9 and 0.999 and epsilon 1e-8, as torch's."""
 
     def __init__(self) -> None:
         self.count, self.first, self.second = 0, list[Tensor](), list[Tensor]()
 
     def move(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], rates: Tensor) -> None:
+        """Update parameters and moments in place."""
         self.first = self.first or [torch.zeros_like(p) for p in parameters]
         self.second = self.second or [torch.zeros_like(p) for p in parameters]
         self.count += 1
@@ -136,13 +149,13 @@ RULES: Mapping[str, Callable[[], Rule]] = {"sgd": Momentum, "lars": lambda: Mome
 
 
 def small_start(dimensions: int, classes: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Weight (D, 1, C) normal with deviation 0.01, bias (1, C) zero: MAE's and DINOv2's."""
+    """Return a normal weight (D, 1, C) of deviation 0.01 and a zero bias (1, C), as MAE and DINOv2 do."""
     weight = torch.nn.init.trunc_normal_(torch.empty(dimensions, 1, classes), std=0.01, generator=generator)
     return weight, torch.zeros(1, classes)
 
 
 def linear_start(dimensions: int, classes: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Weight (D, 1, C) and bias (1, C) as in torch's nn.Linear, uniform on +- 1 / sqrt(D)."""
+    """Return a weight (D, 1, C) and a bias (1, C), uniform in +- 1 / sqrt(D), as torch's nn.Linear does."""
     bound = dimensions**-0.5
     drawn = (torch.rand(dimensions + 1, classes, generator=generator) * 2 - 1) * bound
     return drawn[:-1, None], drawn[-1:]
@@ -152,14 +165,14 @@ STARTS = {"small": small_start, "linear": linear_start}
 
 
 class HeadTrainer:
-    """R heads, one for each learning rate, that learn from one batch of features after another.
+    """Trainer of R heads, one for each learning rate, batch by batch.
 
     Args:
-        dimensions: D of the features.
-        classes: C.
-        recipe: rates, length, rule.
-        images: how many there are to learn from: sets the length.
-        generator: of the initial weights.
+        dimensions: dimension D of the features.
+        classes: number of classes C.
+        recipe: hyper-parameters.
+        images: number of training images, which determines the number of steps.
+        generator: generator of the initial weights.
     """
 
     def __init__(self, dimensions: int, classes: int, recipe: HeadRecipe, images: int, generator: Generator):
@@ -171,7 +184,7 @@ class HeadTrainer:
         self.rates, self.rule, self.done = torch.tensor(recipe.rates), RULES[recipe.rule](), 0
 
     def step(self, x: Tensor, y: Tensor) -> None:
-        """Learns from features (B, D) of classes (B,)."""
+        """Update the heads on features (B, D) with labels (B,)."""
         if self.recipe.batch_norm:
             x = self._normalised(x)
         gradients = _head_gradients(x, y, self.weight, self.bias)
@@ -181,7 +194,7 @@ class HeadTrainer:
         self.done += 1
 
     def _normalised(self, x: Tensor) -> Tensor:
-        """With the batch's own moments; takes them into the running ones."""
+        """Standardise features (B, D) by the moments of the batch, and update the running moments."""
         spread, centre = torch.var_mean(x, dim=0, correction=0)
         self.mean.lerp_(centre, BN_MOMENTUM)
         self.variance.lerp_(spread * len(x) / max(1, len(x) - 1), BN_MOMENTUM)
@@ -189,12 +202,12 @@ class HeadTrainer:
 
     @property
     def heads(self) -> Heads:
-        """As they are now."""
+        """Return the heads after the last step."""
         moments = (self.mean, self.variance) if self.recipe.batch_norm else ()
         return Heads(self.weight, self.bias, *moments)
 
     def orders(self, images: int, generator: Generator) -> Iterator[Tensor]:
-        """Rows of each step's batch, every epoch in an order of its own."""
+        """Yield the rows (B,) of each step's batch, in a new random order for every epoch."""
         order = torch.empty(0)
         for step in range(self.steps):
             place = step % self.of_epoch * self.batch
@@ -204,13 +217,17 @@ class HeadTrainer:
 
 
 def train_heads(x: Tensor, y: Tensor, classes: int, recipe: HeadRecipe, seed: int = 0) -> Heads:
-    """Trains a head for each learning rate, all in one pass: the features meet one matrix product a step.
+    """Train a head for each learning rate, all by one matrix product per step.
 
     Args:
         x: (N, D) float32 features.
-        y: (N,) int64 classes.
-        recipe: rates, length, rule.
-        seed: of the initial weights and the order.
+        y: (N,) int64 labels.
+        classes: number of classes C.
+        recipe: hyper-parameters.
+        seed: seed of initial weights and order.
+
+    Returns:
+        The trained heads, one for each rate of the recipe.
     """
     generator = torch.Generator().manual_seed(seed)
     trainer = HeadTrainer(x.shape[1], classes, recipe, len(x), generator)
@@ -220,7 +237,7 @@ def train_heads(x: Tensor, y: Tensor, classes: int, recipe: HeadRecipe, seed: in
 
 
 def _cosine(step: int, steps: int, warmup: float) -> float:
-    """MAE's factor of the rate: a line from 0, then half a cosine to 0."""
+    """Return MAE's factor of the learning rate: linear warm-up from 0, then half a cosine to 0."""
     warm = warmup * steps
     if step < warm:
         return step / warm

@@ -1,4 +1,4 @@
-"""Weighted nearest neighbours with cosine similarity (Sec. 3.4 of arXiv 1805.01978; Sec. 4.1 of arXiv 2104.14294)."""
+"""Classify by weighted k nearest neighbours with cosine similarity (Sec. 3.4 of arXiv 1805.01978, arXiv 2104.14294)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SPARE = 12  # candidates beyond those that are asked for
-GROUP = 16  # entries of which the largest product stands for all, at first
-BLOCK = 256  # queries at once
+SPARE = 12  # candidates in addition to the K results
+GROUP = 16  # entries per group; the first pass ranks groups by their largest product
+BLOCK = 256  # queries per search
 
 
 # instruction sets without products of bf16, as the variables that limit oneDNN name them
@@ -31,15 +31,15 @@ def multiplies_bf16() -> bool:
 
 
 class Candidates:
-    """A bank whose products are taken in bf16, where a CPU multiplies those faster than float32.
+    """Search for the largest inner products by candidates in bf16, where a CPU multiplies bf16 faster than float32.
 
-    An entry is missed if rounding, 2^-9 of each number, moves it behind `SPARE` others that are really smaller. To make
-    that rare the mean entry is taken off first: it adds the same to all products of a query. What is returned is
-    computed in float32 again.
+    Rounding has a relative error of 2^-9 per number; an entry is missed if it moves behind `SPARE` smaller ones.
+    Subtracting the mean entry first, which shifts all products of a query equally, makes this rare. The returned
+    products are computed in float32.
 
     Args:
         entries: (N, D) float32.
-        count: K, how many are asked for at a time.
+        count: number of results K.
     """
 
     def __init__(self, entries: Tensor, count: int):
@@ -51,11 +51,11 @@ class Candidates:
         self.rounded = whole
 
     def search(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """(M, D) float32 -> the K largest products (M, K) float32, falling, and their entries (M, K) int64."""
-        found = [self._of(part) for part in queries.split(BLOCK)]
-        return torch.cat([products for products, _ in found]), torch.cat([rows for _, rows in found])
+        """Return the largest K products (M, K), descending, and their entries (M, K) int64, of (M, D) queries."""
+        blocks = [self._search_block(block) for block in queries.split(BLOCK)]
+        return torch.cat([products for products, _ in blocks]), torch.cat([rows for _, rows in blocks])
 
-    def _of(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+    def _search_block(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         rough = queries.bfloat16() @ self.rounded.T  # (M, GROUP * groups)
         rough[:, len(self.entries) :] = -torch.inf
         first = rough.view(-1, GROUP, self.groups).amax(1)  # entries g, g + groups, ... are a group
@@ -68,7 +68,7 @@ class Candidates:
         return products, rows.gather(1, order)
 
 
-PART = 65536  # bank entries that are normalised and searched at once
+PART = 65536  # bank entries normalised and searched at a time
 
 
 def knn_predict(
@@ -81,32 +81,33 @@ def knn_predict(
     block: int = 4096,
     scale: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[int, Tensor]:
-    """Classes by a vote of the k most similar bank entries, each with weight exp(similarity / temperature).
+    """Classify by a vote of the k most similar bank entries, each with weight exp(similarity / temperature).
 
-    One search serves every k. Exact (faiss, brute force), or where that is faster by candidates in bf16, which leave
-    99.95 % of predictions as they are (see `nearest`). Beside its arguments it keeps a part of the bank in memory.
+    One search serves every k. It is exact (faiss, brute force) or, where faster, by candidates in bf16, which leave
+    99.95 % of predictions unchanged (see `nearest`). In addition to its arguments it holds a part of the bank in
+    memory.
 
     Args:
         bank: (N, D) float32 features; normalised here.
         labels: (N,) int64 in [0, classes).
         queries: (M, D) float32.
-        ks: numbers of neighbours; those above N are cut to N.
+        ks: numbers of neighbours, >= 1; cut to N.
         classes: number of classes.
-        temperature: of the weights.
-        block: queries that vote at once.
-        scale: of bank and queries before they are normalised, (n, D) -> (n, D').
+        temperature: temperature of the weights, > 0.
+        block: queries per vote.
+        scale: map of bank and queries before they are normalised, (n, D) to (n, D').
 
     Returns:
         {k: (M,) int64 predicted classes}.
     """
     similarity, neighbour = nearest(bank, queries, min(max(ks), len(bank)), scale=scale)
-    found: dict[int, list[Tensor]] = {k: [] for k in ks}
-    for alike, rows in zip(similarity.split(block), neighbour.split(block), strict=True):
-        weight, label = torch.exp(alike / temperature), labels[rows]  # (m, most)
+    predicted: dict[int, list[Tensor]] = {k: [] for k in ks}
+    for similarities, rows in zip(similarity.split(block), neighbour.split(block), strict=True):
+        weight, label = torch.exp(similarities / temperature), labels[rows]  # (m, most)
         for k in ks:
             votes = torch.zeros(len(rows), classes).scatter_add_(1, label[:, :k], weight[:, :k])
-            found[k].append(votes.argmax(1))
-    return {k: torch.cat(parts) for k, parts in found.items()}
+            predicted[k].append(votes.argmax(1))
+    return {k: torch.cat(parts) for k, parts in predicted.items()}
 
 
 def nearest(
@@ -116,28 +117,28 @@ def nearest(
     part: int = PART,
     scale: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The bank entries with the largest cosine similarity to each query, a part of the bank after the other.
+    """Return the bank entries with the largest cosine similarity to each query, searching the bank part by part.
 
-    By faiss, all in float32; or where it pays (`by_candidates`) by `Candidates`, whose similarities are float32 too but
-    which may now and then take a neighbour for another that is as near within 1e-3.
+    Uses faiss in float32 or, where faster (`by_candidates`), `Candidates`, whose similarities are float32 too but which
+    may swap neighbours whose similarities differ by less than 1e-3.
 
     Args:
         bank: (N, D) float32.
         queries: (M, D) float32.
-        count: K, how many of them, at most N.
-        part: entries of a part.
+        count: number of neighbours K, in [1, N].
+        part: entries per part of the bank.
         scale: as in `knn_predict`.
 
     Returns:
-        Similarities (M, K) float32, falling, and rows of the bank (M, K) int64.
+        Similarities (M, K) float32, descending, and rows of the bank (M, K) int64.
     """
-    requested = _unit(queries, scale)
-    search = _proposed if by_candidates(len(requested), requested.shape[1], count) else _searched
+    normalised = _normalise(queries, scale)
+    search = _search_candidates if by_candidates(len(normalised), normalised.shape[1], count) else _search_exact
     best, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long)
     for start in range(0, len(bank), part):
-        entries = _unit(bank[start : start + part], scale)
-        alike, where = search(entries, requested, min(count, len(entries)))
-        best, rows = torch.cat([best, alike], 1), torch.cat([rows, where + start], 1)
+        entries = _normalise(bank[start : start + part], scale)
+        similarity, index = search(entries, normalised, min(count, len(entries)))
+        best, rows = torch.cat([best, similarity], 1), torch.cat([rows, index + start], 1)
         best, order = best.topk(min(count, best.shape[1]), dim=1)
         rows = rows.gather(1, order)
     return best, rows
@@ -148,21 +149,20 @@ def by_candidates(queries: int, dimensions: int, count: int) -> bool:
     return queries >= 1024 and dimensions >= 192 and count <= 32 and multiplies_bf16()
 
 
-def _searched(entries: Tensor, requested: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _search_exact(entries: Tensor, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
     faiss.omp_set_num_threads(torch.get_num_threads())
-    found = faiss.knn(requested.numpy(), entries.numpy(), count, metric=faiss.METRIC_INNER_PRODUCT)
-    alike, where = (torch.from_numpy(array) for array in found)
-    return alike, where
+    products, rows = faiss.knn(queries.numpy(), entries.numpy(), count, metric=faiss.METRIC_INNER_PRODUCT)
+    return torch.from_numpy(products), torch.from_numpy(rows)
 
 
-def _proposed(entries: Tensor, requested: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    return Candidates(entries, count).search(requested)
+def _search_candidates(entries: Tensor, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    return Candidates(entries, count).search(queries)
 
 
-def _unit(x: Tensor, scale: Callable[[Tensor], Tensor] | None) -> Tensor:
+def _normalise(x: Tensor, scale: Callable[[Tensor], Tensor] | None) -> Tensor:
     return F.normalize(x if scale is None else scale(x), dim=1)
 
 
 def accuracy(predicted: Tensor, labels: Tensor) -> float:
-    """Share of equal entries, in percent."""
+    """Return the accuracy in percent of predicted classes (N,) against labels (N,)."""
     return 100 * (predicted == labels).double().mean().item()

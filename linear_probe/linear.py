@@ -1,4 +1,4 @@
-"""Logistic regression on frozen features, by L-BFGS, with the closed-form gradient of the cross-entropy."""
+"""Fit logistic regression on frozen features by L-BFGS with the gradient in closed form."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from torch import Tensor
 
 from linear_probe.scaling import narrow_eigh
 
-PAD = 16  # matrix products with fewer columns than this fall off a cliff in MKL
+PAD = 16  # columns; narrower matrix products are ten times slower in MKL
 
 
 class Logistic:
-    """Multinomial logistic regression, mean cross-entropy + penalty / 2 ||W||^2, by L-BFGS (scipy's).
+    """Multinomial logistic regression, mean cross-entropy + penalty / 2 ||W||^2, by scipy's L-BFGS.
 
-    The same objective as scikit-learn's with C = 1 / (N penalty). Its curvature along a direction of the features
-    is their second moment times about 1 / classes, plus the penalty; L-BFGS moves in the eigenbasis of the
-    moments with each direction in that unit, where the problem is far better
-    conditioned. Classes are padded to a multiple of 16 with ones that nothing belongs to: narrow matrix products are
-    ten times slower. Equal features are taken together, m of them as one of sqrt(m) times the size, which is the same
-    problem: grey images have every pixel three times.
+    The objective is scikit-learn's with C = 1 / (N penalty). Preconditioned: its curvature along a direction of the
+    features is about their second moment / classes plus the penalty, so L-BFGS works in the eigenbasis of the moments,
+    with each direction scaled by the root of that curvature. Classes are padded to a multiple of 16 with empty ones,
+    because narrow matrix products are slow. Equal columns, which grey images have three times, are merged: m of them
+    into one of sqrt(m) times the size, which leaves the optimum unchanged.
 
     Args:
-        x: (N, D) float32, best standardised.
-        y: (N,) int64.
-        classes: how many there are.
+        x: (N, D) float32, preferably standardised.
+        y: (N,) int64 labels.
+        classes: number of classes C.
+
+    Attributes:
+        n_iter: iterations that the last fit took.
     """
 
     def __init__(self, x: Tensor, y: Tensor, classes: int):
@@ -34,8 +36,8 @@ class Logistic:
         self.group, counts = equal_columns(x)
         self.times = counts.sqrt()[:, None]  # (D', 1)
         if len(counts) < x.shape[1]:
-            x = x[:, members(self.group)] * self.times.T
-        if len(x) < x.shape[1]:  # the weights are a sum of features, so few directions matter
+            x = x[:, first_columns(self.group)] * self.times.T
+        if len(x) < x.shape[1]:  # the weights lie in the span of the N features
             self.moments, basis = narrow_eigh(x.double())
         else:
             self.moments, basis = torch.linalg.eigh((x.T @ x / len(x)).double())
@@ -47,13 +49,15 @@ class Logistic:
         self.n_iter = 0
 
     def fit(self, penalty: float, start: Tensor | None = None, iterations: int = 500) -> Tensor:
-        """The optimum for a penalty of the weights (biases go free).
+        """Fit the weights; biases are not penalised.
 
         Args:
-            start: (D + 1, classes) to begin at, or None for 0.
+            penalty: L2 penalty of the weights, > 0.
+            start: (D + 1, C) initial weights; None for 0.
+            iterations: maximum number of iterations.
 
         Returns:
-            (D + 1, classes) float32, the last row the biases.
+            (D + 1, C) float32, the last row the biases.
         """
         unit = (self.moments.clamp(min=0) / self.classes + penalty).rsqrt().float()[:, None]
         phi = torch.zeros(len(unit) + 1, self.width)
@@ -74,28 +78,41 @@ class Logistic:
             return float(loss + penalty / 2 * weights.double().square().sum()), gradient.double().numpy().ravel()
 
         options = {"maxiter": iterations, "gtol": 1e-6, "ftol": 1e-9, "maxcor": 10}
-        begin = phi.double().numpy().ravel()
-        with threadpool_limits(1, user_api="blas"):  # its sums are short: threads of OpenBLAS would wait, spinning
-            found = minimize(loss_and_gradient, begin, jac=True, method="L-BFGS-B", options=options)
-        self.n_iter = int(found.nit)
-        theta = torch.from_numpy(found.x).float().reshape(phi.shape)[:, : self.classes]
+        x0 = phi.double().numpy().ravel()
+        with threadpool_limits(1, user_api="blas"):  # the vectors of scipy are short: several threads are slower
+            optimum = minimize(loss_and_gradient, x0, jac=True, method="L-BFGS-B", options=options)
+        self.n_iter = int(optimum.nit)
+        theta = torch.from_numpy(optimum.x).float().reshape(phi.shape)[:, : self.classes]
         return torch.cat([(self.basis @ (unit * theta[:-1]) / self.times)[self.group], theta[-1:]])
 
 
 def equal_columns(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which columns of features (N, D) are equal: the group of each (D,) int64, and the groups' sizes (D',)."""
-    marks = torch.linspace(1, 2, len(x), dtype=torch.float64).sin().float() @ x  # (D,): equal for equal columns
-    group, counts = torch.unique(marks, return_inverse=True, return_counts=True)[1:]
-    if len(counts) < x.shape[1] and torch.equal(x, x[:, members(group)][:, group]):
+    """Group equal columns of features (N, D).
+
+    Returns:
+        The group of each column, (D,) int64 in [0, D'), and the sizes of the groups, (D',) float32.
+    """
+    hashes = torch.linspace(1, 2, len(x), dtype=torch.float64).sin().float() @ x  # (D,): equal for equal columns
+    group, counts = torch.unique(hashes, return_inverse=True, return_counts=True)[1:]
+    if len(counts) < x.shape[1] and torch.equal(x, x[:, first_columns(group)][:, group]):
         return group, counts.float()
-    return torch.arange(x.shape[1]), torch.ones(x.shape[1])  # marks of different columns can coincide
+    return torch.arange(x.shape[1]), torch.ones(x.shape[1])  # hashes of different columns can coincide
 
 
-def members(group: Tensor) -> Tensor:
+def first_columns(group: Tensor) -> Tensor:
     """Return one column of each group, (D',) int64."""
     return torch.empty(int(group.max()) + 1, dtype=torch.long).scatter_(0, group, torch.arange(len(group)))
 
 
 def predict(theta: Tensor, x: Tensor, block: int = 16384) -> Tensor:
-    """Classes (N,) of features (N, D) under weights from Logistic.fit."""
+    """Predict classes.
+
+    Args:
+        theta: (D + 1, C) weights of Logistic.fit.
+        x: (N, D) features.
+        block: images per matrix product.
+
+    Returns:
+        (N,) int64.
+    """
     return torch.cat([(part @ theta[:-1] + theta[-1]).argmax(1) for part in x.split(block)])

@@ -1,4 +1,4 @@
-"""Poolings: from tokens to one vector."""
+"""Pool the tokens of layers to one vector."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Pooling:
-    """Class tokens of some layers, then means over patches of some layers, one after the other.
+    """Concatenation of class tokens and of means over patch tokens, of the last layers up to the one read.
 
     Attributes:
-        cls, mean: of how many layers, the last of which is the one that is read.
+        cls: number of layers whose class token is taken.
+        mean: number of layers whose patch tokens are averaged.
     """
 
     cls: int = 0
     mean: int = 0
 
     def layers(self, layer: int) -> range:
-        """Layers whose tokens it takes where `layer` is read; those below 1 do not exist."""
+        """Return the layers needed to read `layer`; those below 1 do not exist."""
         return range(layer - max(self.cls, self.mean) + 1, layer + 1)
 
     def __call__(self, tokens: Mapping[int, Tensor], layer: int, prefix: int) -> Tensor:
-        """{layer: (B, prefix + N, D)} -> (B, (cls + mean) D).
+        """Return the pooled features, (B, (cls + mean) D).
 
         Args:
-            tokens: class and register tokens, then patches.
-            layer: which is read.
-            prefix: how many tokens stand before the patches.
+            tokens: {layer: (B, prefix + N, D)}, class and register tokens first.
+            layer: layer to read, >= 1.
+            prefix: number of tokens in front of the patch tokens.
         """
         classes = [tokens[i][:, 0] for i in range(layer - self.cls + 1, layer + 1)]
         means = [tokens[i][:, prefix:].mean(1) for i in range(layer - self.mean + 1, layer + 1)]

@@ -1,7 +1,7 @@
-"""Named protocols: what is fitted on frozen features, what is chosen, and how.
+"""Define protocols: classifiers of frozen features, with the selection of their settings.
 
-Every protocol chooses among its settings on the hold-out and is then fitted once on train and hold-out
-together; only that one fit meets the test split.
+Every protocol selects its setting on the hold-out and is then fitted once on train and hold-out together; only that
+fit is scored on the test split.
 """
 
 from __future__ import annotations
@@ -25,74 +25,79 @@ from linear_probe.subsets import Part, Plan
 
 @dataclass(frozen=True)
 class Choice:
-    """A setting of a protocol and its accuracy where the choice is made, in percent."""
+    """Setting of a protocol with its accuracy on the images of the selection.
+
+    Attributes:
+        setting: {hyper-parameter: value}.
+        accuracy: percent.
+    """
 
     setting: Mapping[str, Any]
     accuracy: float
 
 
 class Protocol(ABC):
-    """A way to score features.
+    """Protocol that scores features.
 
     Attributes:
-        name: as written in result lines.
-        source: where it is from and how it deviates.
+        name: name in result lines.
+        source: the paper and every deviation from it.
     """
 
     name: str
     source: str
 
     @abstractmethod
-    def tried(self, train: Features, holdout: Features, classes: int, seed: int) -> list[Choice]:
-        """Every setting when fitted on `train` and scored on `holdout`, always in the same order."""
+    def sweep(self, train: Features, holdout: Features, classes: int, seed: int) -> list[Choice]:
+        """Score every setting, fitted on `train`, on `holdout`; the order of the settings is fixed."""
 
     @abstractmethod
     def predict(self, setting: Mapping[str, Any], fit: Features, x: Tensor, classes: int, seed: int) -> Tensor:
-        """Classes (N,) of `x`, (N, D), under one setting fitted on `fit`."""
+        """Predict the classes (N,) of features `x`, (N, D), under one setting fitted on `fit`."""
 
     def select(self, train: Features, holdout: Features, classes: int, seed: int) -> Choice:
-        """The best setting when fitted on `train` and scored on `holdout`."""
-        return max(self.tried(train, holdout, classes, seed), key=lambda c: c.accuracy)
+        """Return the setting that is best on `holdout`, fitted on `train`."""
+        return max(self.sweep(train, holdout, classes, seed), key=lambda c: c.accuracy)
 
     def score(self, setting: Mapping[str, Any], fit: Features, test: Features, classes: int, seed: int) -> float:
-        """Accuracy on `test` in percent, under one setting fitted on `fit`."""
+        """Return the accuracy on `test` in percent, under one setting fitted on `fit`."""
         return accuracy(self.predict(setting, fit, test.x, classes, seed), test.y)
 
-    def tried_at(
+    def sweep_source(
         self, source: Source, fit: Part, held: Part, classes: int, seed: int
     ) -> dict[FeatureKey, list[Choice]]:
-        """`tried` for every cell of a source."""
+        """Score every setting at every feature key of a source, fitted on `fit`, on `held`."""
         return {
-            feature_key: self.tried(
+            feature_key: self.sweep(
                 source.features(fit, feature_key), source.features(held, feature_key), classes, seed
             )
             for feature_key in source.feature_keys
         }
 
-    def scored(
+    def score_source(
         self,
         source: Source,
         feature_key: FeatureKey,
         setting: Mapping[str, Any],
         fits: Sequence[Part],
-        requested: Part,
+        scored: Part,
         classes: int,
         seed: int,
     ) -> float:
-        """`score` on one part, fitted on several together, all read at one cell."""
-        held = source.features(requested, feature_key)
+        """Return the accuracy on `scored` in percent, fitted on the union of `fits`, at one feature key."""
+        held = source.features(scored, feature_key)
         return self.score(setting, joined(*(source.features(part, feature_key) for part in fits)), held, classes, seed)
 
-    def encodings(self, source: Source, fits: Sequence[Part]) -> int:
-        """Return the number of images that one fit encodes beyond those whose features are kept."""
+    def num_encodings(self, source: Source, fits: Sequence[Part]) -> int:
+        """Return the number of images that one fit encodes in addition to the cached features."""
         return 0
 
 
-def joined(*found: Features) -> Features:
-    """Sets of features, one after the other: without a copy where they lie so in memory."""
-    if len(found) == 1:
-        return found[0]
-    return Features(_joined([f.x for f in found]), torch.cat([f.y for f in found]))
+def joined(*parts: Features) -> Features:
+    """Concatenate features, without a copy where they are adjacent in memory."""
+    if len(parts) == 1:
+        return parts[0]
+    return Features(_joined([part.x for part in parts]), torch.cat([part.y for part in parts]))
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
@@ -106,7 +111,11 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 class LBFGS(Protocol):
-    """Multinomial logistic regression on standardised features, its L2 penalty chosen on the hold-out."""
+    """Multinomial logistic regression on standardised features, with the L2 penalty selected on the hold-out.
+
+    Args:
+        penalties: candidate penalties, descending, > 0.
+    """
 
     name = "lbfgs"
     source = "standardised features, multinomial logistic regression, L2 penalty chosen among 6"
@@ -114,25 +123,27 @@ class LBFGS(Protocol):
     def __init__(self, penalties: Sequence[float] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)):
         self.penalties = penalties
 
-    def tried(self, train: Features, holdout: Features, classes: int, seed: int) -> list[Choice]:
-        scale, theta, found = standardiser(train.x), None, []
+    def sweep(self, train: Features, holdout: Features, classes: int, seed: int) -> list[Choice]:
+        """Score every penalty, fitted on `train`, on `holdout`; warm-start each from the next stronger one."""
+        scale, theta, choices = standardiser(train.x), None, []
         model, held = Logistic(scale(train.x), train.y, classes), scale(holdout.x)
-        for penalty in self.penalties:  # from the strongest, each the start of the next
+        for penalty in self.penalties:
             theta = model.fit(penalty, theta)
-            found.append(Choice({"penalty": penalty}, accuracy(predict(theta, held), holdout.y)))
-        return found
+            choices.append(Choice({"penalty": penalty}, accuracy(predict(theta, held), holdout.y)))
+        return choices
 
     def predict(self, setting: Mapping[str, Any], fit: Features, x: Tensor, classes: int, seed: int) -> Tensor:
+        """Predict the classes (N,) of features `x`, (N, D), under one penalty, from weights 0."""
         scale = standardiser(fit.x)
         model = Logistic(scale(fit.x), fit.y, classes)
         return predict(model.fit(setting["penalty"]), scale(x))
 
 
 class KNN(Protocol):
-    """Nearest neighbours with cosine similarity, votes weighted by exp(s / 0.07), k chosen among 10, 20, 50, 100, 200.
+    """k nearest neighbours with cosine similarity and weights exp(s / 0.07), k selected among 10, 20, 50, 100, 200.
 
     Args:
-        whiten: features are whitened first, by their moments on the training set.
+        whiten: whiten features first, by their moments on the training set.
     """
 
     KS = (10, 20, 50, 100, 200)
@@ -140,53 +151,59 @@ class KNN(Protocol):
     def __init__(self, whiten: bool = False):
         self.whiten = whiten
         self.name = "knn_whitened" if whiten else "knn"
-        kind = "whitened" if whiten else "raw"
-        self.source = f"cosine similarity of {kind} features, T = 0.07 (arXiv 1805.01978), k chosen among {self.KS}"
+        scaling = "whitened" if whiten else "raw"
+        self.source = f"cosine similarity of {scaling} features, T = 0.07 (arXiv 1805.01978), k chosen among {self.KS}"
 
-    def _voted(self, fit: Features, x: Tensor, ks: Sequence[int], classes: int) -> dict[int, Tensor]:
+    def _predict(self, fit: Features, x: Tensor, ks: Sequence[int], classes: int) -> dict[int, Tensor]:
         scale = whitener(fit.x) if self.whiten else None
         return knn_predict(fit.x, fit.y, x, ks, classes, scale=scale)
 
-    def tried(self, train: Features, holdout: Features, classes: int, seed: int) -> list[Choice]:
-        found = self._voted(train, holdout.x, self.KS, classes)
-        return [Choice({"k": k}, accuracy(predicted, holdout.y)) for k, predicted in found.items()]
+    def sweep(self, train: Features, holdout: Features, classes: int, seed: int) -> list[Choice]:
+        """Score every k, with `train` as the bank, on `holdout`."""
+        predictions = self._predict(train, holdout.x, self.KS, classes)
+        return [Choice({"k": k}, accuracy(predicted, holdout.y)) for k, predicted in predictions.items()]
 
     def predict(self, setting: Mapping[str, Any], fit: Features, x: Tensor, classes: int, seed: int) -> Tensor:
-        return self._voted(fit, x, [setting["k"]], classes)[setting["k"]]
+        """Predict the classes (N,) of features `x`, (N, D), under one k."""
+        return self._predict(fit, x, [setting["k"]], classes)[setting["k"]]
 
 
 class SGDHeads(Protocol):
-    """A linear head for each of several learning rates, trained side by side, the rate chosen on the hold-out.
+    """Linear heads trained by SGD, one for each learning rate; the rate is selected on the hold-out.
 
     Args:
-        name, source: for the result line.
-        recipe: how the heads are trained; its rates are the choices.
+        name: name in result lines.
+        source: the paper and every deviation from it.
+        recipe: hyper-parameters; its rates are the candidates.
     """
 
     def __init__(self, name: str, source: str, recipe: HeadRecipe):
         self.name, self.source, self.recipe = name, source, recipe
 
-    def tried(self, train: Features, holdout: Features, classes: int, seed: int) -> list[Choice]:
+    def sweep(self, train: Features, holdout: Features, classes: int, seed: int) -> list[Choice]:
+        """Score the head of every rate, trained on `train`, on `holdout`."""
         heads = train_heads(train.x, train.y, classes, self.recipe, seed)
-        return rated(self.recipe, heads.predict(holdout.x), holdout.y)
+        return score_rates(self.recipe, heads.predict(holdout.x), holdout.y)
 
     def predict(self, setting: Mapping[str, Any], fit: Features, x: Tensor, classes: int, seed: int) -> Tensor:
+        """Predict the classes (N,) of features `x`, (N, D), by the head of one rate."""
         recipe = replace(self.recipe, rates=(setting["rate"],))
         return train_heads(fit.x, fit.y, classes, recipe, seed).predict(x)[0]
 
 
-def rated(recipe: HeadRecipe, predicted: Tensor, truth: Tensor) -> list[Choice]:
-    """The accuracy of each learning rate's head: its classes (R, N) held against (N,)."""
-    return [Choice({"rate": rate}, accuracy(found, truth)) for rate, found in zip(recipe.rates, predicted, strict=True)]
+def score_rates(recipe: HeadRecipe, predicted: Tensor, truth: Tensor) -> list[Choice]:
+    """Return the accuracy of each learning rate's head from predicted classes (R, N) and labels (N,)."""
+    return [Choice({"rate": rate}, accuracy(p, truth)) for rate, p in zip(recipe.rates, predicted, strict=True)]
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A cell, the protocol's setting there, and what every cell had where the choice was made.
+    """Selected feature key and setting of a protocol.
 
     Attributes:
-        cell, choice: the best.
-        among: accuracy of each cell under its best setting, percent.
+        feature_key: selected features.
+        choice: selected setting, with its accuracy.
+        among: accuracy of each candidate feature key under its best setting, percent.
     """
 
     feature_key: FeatureKey
@@ -195,8 +212,8 @@ class Chosen:
 
 
 def choose(protocol: Protocol, source: Source, plan: Plan, classes: int, seed: int) -> Chosen:
-    """The best cell and setting by a plan's trials; each trial weighs as many images as it was scored on."""
-    trials = [protocol.tried_at(source, fit, held, classes, seed) for fit, held in plan.trials]
+    """Select feature key and setting by the mean accuracy over a plan's trials, weighted by the number of images."""
+    trials = [protocol.sweep_source(source, fit, held, classes, seed) for fit, held in plan.trials]
     sizes = [source.count([held]) for _, held in plan.trials]
     best = {
         feature_key: max(_averaged([t[feature_key] for t in trials], sizes), key=lambda c: c.accuracy)
@@ -207,14 +224,14 @@ def choose(protocol: Protocol, source: Source, plan: Plan, classes: int, seed: i
 
 
 def _averaged(trials: Sequence[Sequence[Choice]], sizes: Sequence[int]) -> list[Choice]:
-    """Each setting's accuracy over all trials."""
-    shares = [size / sum(sizes) for size in sizes]
+    """Return the weighted mean accuracy of each setting over trials."""
+    weights = [size / sum(sizes) for size in sizes]
     return [
-        Choice(same[0].setting, sum(c.accuracy * share for c, share in zip(same, shares, strict=True)))
+        Choice(same[0].setting, sum(c.accuracy * weight for c, weight in zip(same, weights, strict=True)))
         for same in zip(*trials, strict=True)
     ]
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation; no deviation of a single value."""
+    """Return the mean and the sample standard deviation, which is None for a single value."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None

@@ -1,4 +1,4 @@
-"""Named protocols with the hyper-parameters of their sources."""
+"""List the protocols by name, with the hyper-parameters of their papers."""
 
 from __future__ import annotations
 

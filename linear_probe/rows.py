@@ -1,4 +1,4 @@
-"""A line of an ablation table: one pretraining, what it cost, and what probes found in it."""
+"""Read and write rows of an ablation: a pretraining, its cost and its probe results."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from linear_probe.results import Result, sealed, unsealed
 
 @dataclass(frozen=True)
 class Row:
-    """One cell of a grid.
+    """Finished trial of a grid.
 
     Attributes:
-        grid: which ablation it belongs to.
-        trial: its name, the only one of that name in the grid.
-        axes: what the grid varies, and this cell's values: {"tokenizer": "patch_pca", "d": 16}.
-        results: what probes found, a protocol each.
-        paper: accuracy that the paper printed for it, percent; None where it printed none.
-        paper_source: where, and with what data and size.
-        budget: name of the length of pretraining.
-        images: seen in pretraining, repetitions counted.
-        hours: of pretraining and of its tokenizer's training, times cores or GPUs.
-        unit: what the hours are of, `core` or `GPU`.
-        command, commit: of pretraining.
-        pictures: what each shows -> its file, relative to the file of rows.
+        grid: name of the grid.
+        trial: name of the trial, unique in the grid.
+        axes: values of the varied quantities, e.g. {"tokenizer": "patch_pca", "d": 16}.
+        results: probe results, one for each protocol.
+        paper: accuracy in percent that the paper reports; None if it reports none.
+        paper_source: table or figure of the paper, with its data and network.
+        budget: name of the budget of pretraining.
+        images: number of images seen in pretraining, repetitions included.
+        hours: core-hours or GPU-hours of pretraining and of the tokenizer's training.
+        unit: unit of the hours, `core` or `GPU`.
+        command, commit: provenance of the pretraining.
+        pictures: {subject: file relative to the file of rows}.
     """
 
     grid: str
@@ -44,12 +44,12 @@ class Row:
     pictures: Mapping[str, str] = field(default_factory=dict)
 
     def line(self) -> str:
-        """One line of JSON."""
+        """Return the row as a line of JSON with its hash."""
         return sealed(asdict(self))
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows in `path`, one a line.
+    """Read a file of rows.
 
     Raises:
         ValueError: a line is damaged.
@@ -57,5 +57,5 @@ def read_rows(path: Path) -> list[Row]:
     return [_row(unsealed(line)) for line in path.read_text().splitlines()]
 
 
-def _row(found: dict[str, Any]) -> Row:
-    return Row(**{**found, "results": [Result(**result) for result in found["results"]]})
+def _row(record: dict[str, Any]) -> Row:
+    return Row(**{**record, "results": [Result(**result) for result in record["results"]]})

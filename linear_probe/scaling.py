@@ -1,4 +1,4 @@
-"""Linear maps of features that are fitted on the training features alone."""
+"""Fit linear maps of features on the training features alone: standardisation, whitening, PCA."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ROWS = 65536  # that are held as float64 at once
+ROWS = 65536  # rows converted to float64 at a time
 
 
 @dataclass(frozen=True)
 class Affine:
-    """x -> (x - mean) @ matrix.
+    """Affine map x -> (x - mean) @ matrix.
 
     Attributes:
         mean: (D,).
-        matrix: (D, D') or (D,), the latter a diagonal.
+        matrix: (D, D'), or (D,) for a diagonal matrix.
     """
 
     mean: Tensor
     matrix: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(N, D) -> (N, D')."""
+        """Map features (N, D) to (N, D')."""
         centred = x - self.mean
         return centred * self.matrix if self.matrix.ndim == 1 else centred @ self.matrix
 
     def leading(self, dimensions: int) -> Affine:
-        """The first so many of D' dimensions."""
+        """Return the map to the first `dimensions` of D' output dimensions."""
         return Affine(self.mean, self.matrix[:, :dimensions])
 
 
 def moments(x: Tensor, rows: int = ROWS) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and covariance (D, D), float64, streamed over (N, D)."""
+    """Return mean (D,) and covariance (D, D) of features (N, D), float64, in one pass over blocks of rows."""
     shift = x[:rows].double().mean(0)
     total, outer = torch.zeros_like(shift), torch.zeros(len(shift), len(shift), dtype=torch.float64)
     for part in x.split(rows):
@@ -44,39 +44,47 @@ def moments(x: Tensor, rows: int = ROWS) -> tuple[Tensor, Tensor]:
     return mean + shift, outer / len(x) - torch.outer(mean, mean)
 
 
-def standardiser(x: Tensor, floor: float = 1e-6) -> Affine:
-    """Every feature to mean 0 and variance 1; one that is constant stays 0."""
+def standardiser(x: Tensor, threshold: float = 1e-6) -> Affine:
+    """Fit the map of every feature to mean 0 and variance 1; constant features become 0.
+
+    Args:
+        x: (N, D) features.
+        threshold: features with a variance below this fraction of the largest count as constant.
+    """
     parts = x.split(ROWS)
     mean = sum((part.double().sum(0) for part in parts), torch.zeros(x.shape[1], dtype=torch.float64)) / len(x)
     variance = sum(((part.double() - mean).square().sum(0) for part in parts), torch.zeros_like(mean)) / len(x)
-    keep = variance > floor * variance.max()
+    keep = variance > threshold * variance.max()
     return Affine(mean.float(), torch.where(keep, variance.clamp(min=1e-30).rsqrt(), 0).float())
 
 
-def whitener(x: Tensor, dimensions: int | None = None, floor: float = 1e-5) -> Affine:
-    """Principal components scaled to variance 1: the leading `dimensions`, or all above `floor` x the largest.
+def whitener(x: Tensor, dimensions: int | None = None, threshold: float = 1e-5) -> Affine:
+    """Fit PCA whitening; constant features become one dimension of 0.
 
-    Constant features become one dimension of 0.
+    Args:
+        x: (N, D) features.
+        dimensions: number of leading components; None for all.
+        threshold: components with a variance below this fraction of the largest are dropped.
     """
     mean, values, vectors = principal(x)
-    count = int((values > max(0.0, floor * float(values[:1].sum()))).sum())  # 0 where all features are constant
+    count = int((values > max(0.0, threshold * float(values[:1].sum()))).sum())  # 0 where all features are constant
     count = count if dimensions is None else min(count, dimensions)
     return _affine(mean, vectors[:, :count] * values[:count].rsqrt())
 
 
 def projector(x: Tensor, dimensions: int) -> Affine:
-    """The leading principal components, unscaled. Constant features become one dimension of 0."""
+    """Fit the map of features (N, D) to their leading `dimensions` principal components; constant ones become one 0."""
     mean, _, vectors = principal(x)
     return _affine(mean, vectors[:, :dimensions])
 
 
 def _affine(mean: Tensor, matrix: Tensor) -> Affine:
-    """Return the map of float64 mean (D,) and matrix (D, D'); where D' = 0, to one dimension of 0."""
+    """Return the float32 map of a float64 mean (D,) and matrix (D, D'); for D' = 0, the map to one dimension of 0."""
     return Affine(mean.float(), (matrix if matrix.shape[1] else matrix.new_zeros(len(mean), 1)).float())
 
 
 def principal(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (D,), variances (r,), falling, and directions (D, r) of the principal components of (N, D), float64."""
+    """Return mean (D,), variances (r,), descending, and directions (D, r) of the PCA of features (N, D), float64."""
     if len(x) < x.shape[1]:
         mean = x.double().mean(0)
         return mean, *narrow_eigh(x.double() - mean)
@@ -86,12 +94,10 @@ def principal(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def narrow_eigh(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (r,) that are not 0, falling, and eigenvectors (D, r) of x.T @ x / N from the N x N products.
-
-    For fewer rows than columns: x.T @ x would be far larger.
+    """Return the eigenvalues (r,) above 0, descending, and eigenvectors (D, r) of x.T @ x / N, by those of x @ x.T.
 
     Args:
-        x: (N, D) float64.
+        x: (N, D) float64 with N < D, where the N x N products are smaller.
     """
     values, left = torch.linalg.eigh(x @ x.T / len(x))
     keep = values > 1e-12 * values[-1]

@@ -1,4 +1,4 @@
-"""Score features in numpy arrays under named protocols, without a file, an image or a model."""
+"""Score features in NumPy arrays under named protocols."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from linear_probe.features import Features
 from linear_probe.protocols import joined
 from linear_probe.registry import PROTOCOLS
 from linear_probe.results import markdown, title
-from linear_probe.subsets import tenth
+from linear_probe.subsets import holdout_mask
 
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Accuracies of one set of features; prints as a Markdown table.
+    """Accuracies of one set of features, printed as a Markdown table.
 
     Attributes:
         rows: one dict for each protocol: `protocol` (its name), `accuracy` (percent on the test split),
@@ -41,7 +41,7 @@ class ScoreTable:
 
     @property
     def accuracies(self) -> dict[str, float]:
-        """{protocol: accuracy in percent on the test split}."""
+        """Return {protocol: accuracy in percent on the test split}."""
         return {row["protocol"]: row["accuracy"] for row in self.rows}
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def score(
         test_x, test_y: (M, D) and (M,) of the test images.
         holdout_x, holdout_y: (H, D) and (H,) of the images that hyper-parameters are chosen on. Without them, a tenth
             of each training class is held out, the same in every call.
-        protocols: names out of `linear_probe.PROTOCOLS`, without those that augment images (`*_augmented`).
+        protocols: names of `linear_probe.PROTOCOLS`, without those that augment images (`*_augmented`).
         seed: of initial weights and batch orders of the SGD heads; `lbfgs` and the kNN protocols do not depend on it.
 
     Returns:
@@ -105,34 +105,53 @@ def score(
         ['knn', 'lbfgs']
     """
     _check_protocols(protocols)
+    splits, names = _splits(_arrays(train_x, train_y, test_x, test_y, holdout_x, holdout_y))
+    train, holdout, test = (splits[split] for split in ("train", "holdout", "test"))
+    sentences = check_labels(train.y, holdout.y, test.y, names)
+    for sentence in sentences:
+        warnings.warn(sentence, stacklevel=2)
+    rows = [_score_protocol(name, train, holdout, test, len(names), seed) for name in protocols]
+    return ScoreTable(rows, chance(train.y, test.y), sentences)
+
+
+def _arrays(
+    train_x: ArrayLike,
+    train_y: ArrayLike,
+    test_x: ArrayLike,
+    test_y: ArrayLike,
+    holdout_x: ArrayLike | None,
+    holdout_y: ArrayLike | None,
+) -> dict[str, tuple[ArrayLike, ArrayLike]]:
+    """Return {split: (features, labels)}.
+
+    Raises:
+        ValueError: only one of the two arrays of the hold-out is given.
+    """
     if (holdout_x is None) != (holdout_y is None):
         raise ValueError(f"holdout_{'x' if holdout_x is None else 'y'} is missing; give both holdout_x and holdout_y")
     arrays = {"train": (train_x, train_y), "test": (test_x, test_y)}
     if holdout_x is not None and holdout_y is not None:
         arrays["holdout"] = (holdout_x, holdout_y)
-    splits, names = _splits(arrays)
-    train, holdout, test = (splits[split] for split in ("train", "holdout", "test"))
-    sentences = check_labels(train.y, holdout.y, test.y, names)
-    for sentence in sentences:
-        warnings.warn(sentence, stacklevel=2)
-    rows = []
-    for name in protocols:
-        protocol, classes = PROTOCOLS[name], len(names)
-        choice = protocol.select(train, holdout, classes, seed)
-        rows.append(
-            {
-                "protocol": name,
-                "accuracy": protocol.score(choice.setting, joined(train, holdout), test, classes, seed),
-                "holdout_accuracy": choice.accuracy,
-                "setting": dict(choice.setting),
-                "dimensions": train.x.shape[1],
-                "train_images": len(train),
-                "holdout_images": len(holdout),
-                "test_images": len(test),
-                "source": protocol.source,
-            }
-        )
-    return ScoreTable(rows, chance(train.y, test.y), sentences)
+    return arrays
+
+
+def _score_protocol(
+    name: str, train: Features, holdout: Features, test: Features, classes: int, seed: int
+) -> dict[str, Any]:
+    """Select the setting of a protocol on the hold-out, fit it on train and hold-out, and return its row."""
+    protocol = PROTOCOLS[name]
+    choice = protocol.select(train, holdout, classes, seed)
+    return {
+        "protocol": name,
+        "accuracy": protocol.score(choice.setting, joined(train, holdout), test, classes, seed),
+        "holdout_accuracy": choice.accuracy,
+        "setting": dict(choice.setting),
+        "dimensions": train.x.shape[1],
+        "train_images": len(train),
+        "holdout_images": len(holdout),
+        "test_images": len(test),
+        "source": protocol.source,
+    }
 
 
 def _check_protocols(names: Sequence[str]) -> None:
@@ -159,7 +178,7 @@ def _splits(arrays: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> tuple[dict[str
     splits = {split: Features(x, y) for (split, (x, _)), y in zip(pairs.items(), parts, strict=True)}
     if "holdout" not in splits:
         train = splits["train"]
-        held = tenth(train.y)
+        held = holdout_mask(train.y)
         if not held.any():
             raise ValueError(f"train has {len(train)} images, too few for a hold-out; give holdout_x and holdout_y")
         splits["train"] = Features(train.x[~held], train.y[~held])

@@ -1,4 +1,4 @@
-"""Subsets of images that a probe is fitted on and selects with: all, or a few of each class."""
+"""Plan the images that a probe is fitted and selected on: all of them, or a few of each class."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ import torch
 from torch import Generator, Tensor
 
 ALL = "all"
-FOLDS = 5  # of cross-validation, at most
+FOLDS = 5  # maximum number of folds of the cross-validation
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some images of a split.
+    """Subset of a split.
 
     Attributes:
         split: `train`, `holdout` or `test`.
-        rows: (n,) their positions in it, ascending; all of it if None.
+        rows: (n,) positions of the images in the split, ascending; None for the whole split.
     """
 
     split: str
     rows: Tensor | None = None
 
     def of(self, x: Tensor) -> Tensor:
-        """Those rows of what there is for the split, (N, ...) -> (n, ...)."""
+        """Select the rows of the subset from a tensor of the split, (N, ...) to (n, ...)."""
         return x if self.rows is None else x[self.rows]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The parts that are fitted and selected on.
+    """Subsets for fitting and selection.
 
     Attributes:
-        trials: (fitted on, scored on) of every trial that a choice rests on; their accuracies are averaged over images.
-        final: what the chosen setting is fitted on at the end.
-        chosen_on: what the trials are, in words.
+        trials: (fitted on, scored on) of every trial of the selection; their accuracies are averaged over images.
+        final: subsets that the selected setting is fitted on.
+        chosen_on: description of the trials.
     """
 
     trials: Sequence[tuple[Part, Part]]
@@ -44,21 +44,21 @@ class Plan:
     chosen_on: str
 
 
-def whole() -> Plan:
-    """All labels: chosen on the hold-out, fitted on train and hold-out."""
+def plan_all_labels() -> Plan:
+    """Return the plan with all labels: select on the hold-out, fit on train and hold-out."""
     train, holdout = Part("train"), Part("holdout")
     return Plan([(train, holdout)], [train, holdout], "holdout")
 
 
-def few(labels: Tensor, counts: Tensor, seed: int) -> Plan:
-    """A few images of each class of train, and nothing but their labels: choices by cross-validation among them.
+def plan_few_labels(labels: Tensor, counts: Tensor, seed: int) -> Plan:
+    """Return the plan with a few training images per class: select by stratified cross-validation, fit on all of them.
 
-    As many folds as the smallest class has images, five at most; every class in proportion in each.
+    The number of folds is that of the images of the smallest class, at most 5.
 
     Args:
-        labels: (N,) of train.
-        counts: (C,) images of each class, at least 2.
-        seed: of the draw and the folds.
+        labels: (N,) labels of train.
+        counts: (C,) number of images of each class, >= 2 for each class that occurs.
+        seed: seed of the subset and the folds.
     """
     folds = min(FOLDS, int(counts[counts > 0].min()))
     drawn = _shuffled(labels, len(counts), seed)
@@ -70,11 +70,15 @@ def few(labels: Tensor, counts: Tensor, seed: int) -> Plan:
     return Plan(trials, [Part("train", rows)], f"cross-validation of {folds} folds")
 
 
-def tenth(labels: Tensor, seed: int = 0) -> Tensor:
-    """Return the images (N,) of a hold-out where there is none: a tenth of each class, the same in every call.
+def holdout_mask(labels: Tensor, seed: int = 0) -> Tensor:
+    """Return the mask of a hold-out: a tenth of each class, the same images in every call.
+
+    Args:
+        labels: (N,) labels of train, >= 0.
+        seed: seed of the random order.
 
     Returns:
-        (N,) bool.
+        (N,) bool, true for held-out images.
     """
     held = torch.zeros(len(labels), dtype=torch.bool)
     for rows in _shuffled(labels, int(labels.max()) + 1, seed):
@@ -82,58 +86,60 @@ def tenth(labels: Tensor, seed: int = 0) -> Tensor:
     return held
 
 
-def counts_of(requested: str | int, train: Tensor, holdout: Tensor, classes: int) -> Tensor:
-    """Return the number of labelled images of each class, (C,), for `requested` labels.
+def images_per_class(labels: str | int, train: Tensor, holdout: Tensor, classes: int) -> Tensor:
+    """Return the number of labelled images of each class, (C,) int64.
 
     Args:
-        asked: images per class, or a share such as `1%` of train and hold-out together.
-        train, holdout: their labels; all images are drawn from train.
+        labels: images per class, or a percentage of train and hold-out together, such as `1%`.
+        train: (N,) labels of train, which all images are drawn from.
+        holdout: (H,) labels of the hold-out.
+        classes: number of classes C.
 
     Raises:
-        ValueError: it is neither, or leaves a class fewer than two or more than there are; a clause that
-            finishes the sentence `labels=... `.
+        ValueError: `labels` is neither, or leaves a class fewer than 2 or more images than train has; the message
+            completes a sentence that begins with `labels=...`.
     """
-    there = torch.bincount(train, minlength=classes)
-    every = there + torch.bincount(holdout, minlength=classes)
-    counts = _counted(requested, every)
+    available = torch.bincount(train, minlength=classes)
+    every = available + torch.bincount(holdout, minlength=classes)
+    counts = _counts(labels, every)
     if (counts[every > 0] < 2).any():
         poorest = int(torch.where(every > 0, counts, counts.max() + 1).argmin())
         raise ValueError(f"leaves class {poorest} {int(counts[poorest])} images; a choice needs 2 of each, give more")
-    if (counts > there).any():
-        scarce = int((there - counts).argmin())
-        raise ValueError(f"exceeds the {int(there[scarce])} training images of class {scarce}; give fewer or all")
+    if (counts > available).any():
+        scarce = int((available - counts).argmin())
+        raise ValueError(f"exceeds the {int(available[scarce])} training images of class {scarce}; give fewer or all")
     return counts
 
 
-def check_form(requested: str | int) -> None:
-    """Check that `requested` can be a number of labels.
+def check_num_labels(labels: str | int) -> None:
+    """Check the form of a number of labels.
 
     Raises:
-        ValueError: it is neither `all`, nor images per class, nor a share.
+        ValueError: it is neither `all`, nor a number of images per class, nor a percentage.
     """
-    if requested != ALL:
-        _counted(requested, torch.zeros(1))
+    if labels != ALL:
+        _counts(labels, torch.zeros(1))
 
 
-def describe_labels(requested: str | int) -> str:
-    """`asked` as result lines say it: all, 1%, 5 per class."""
-    return requested if isinstance(requested, str) else f"{requested} per class"
+def describe_labels(labels: str | int) -> str:
+    """Return the number of labels as in result lines: `all`, `1%`, `5 per class`."""
+    return labels if isinstance(labels, str) else f"{labels} per class"
 
 
-def _counted(requested: str | int, every: Tensor) -> Tensor:
-    if isinstance(requested, int) and requested > 1:
-        return torch.where(every > 0, requested, 0)
+def _counts(labels: str | int, every: Tensor) -> Tensor:
+    if isinstance(labels, int) and labels > 1:
+        return torch.where(every > 0, labels, 0)
     try:
-        share = float(str(requested).removesuffix("%")) if str(requested).endswith("%") else -1.0
+        percent = float(str(labels).removesuffix("%")) if str(labels).endswith("%") else -1.0
     except ValueError:
-        share = -1.0
-    if not 0 < share <= 100:
-        raise ValueError("is no number of labels; give all, images per class, 2 or more, or a share such as 1%")
-    return (every.double() * share / 100).round().long()
+        percent = -1.0
+    if not 0 < percent <= 100:
+        raise ValueError("is no number of labels; give all, images per class, 2 or more, or a percentage such as 1%")
+    return (every.double() * percent / 100).round().long()
 
 
 def _shuffled(labels: Tensor, classes: int, seed: int) -> Iterator[Tensor]:
-    """Positions of each class in turn, in an order by seed."""
+    """Yield the positions of the images of each class in random order."""
     generator = Generator().manual_seed(seed)
     for label in range(classes):
         rows = (labels == label).nonzero().flatten()

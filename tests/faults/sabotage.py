@@ -144,8 +144,8 @@ ALL = (
     Sabotage(
         "the hash of a feature bank's labels",
         "linear_probe/features.py",
-        "        names = (LABELS, *map(str, cells))\n        return",
-        "        names = tuple(map(str, cells))\n        return",
+        "        names = (LABELS, *map(str, feature_keys))\n        return",
+        "        names = tuple(map(str, feature_keys))\n        return",
         "tests/ldae/app/training/test_kept_files.py::test_changed_labels_of_a_feature_bank_are_noticed",
     ),
     Sabotage(

@@ -54,11 +54,11 @@ def source():
 def test_heads_on_a_stream_are_those_on_the_same_features(source):
     protocol = AugmentedHeads(SGDHeads("x", "", RECIPE), "none", "")
     part = Part("train")
-    heads = protocol.trained(source, [A], [part], RECIPE, 3, seed=5)[A]
+    heads = protocol.train(source, [A], [part], RECIPE, 3, seed=5)[A]
     cached = train_heads(source.x[A], source.y, 3, RECIPE, seed=5)
     assert torch.equal(heads.weight, cached.weight)
     assert torch.equal(heads.mean, cached.mean)
-    assert source.encoded == protocol.encodings(source, [part]) == 4 * 100  # 20 of 120 are over in each epoch
+    assert source.encoded == protocol.num_encodings(source, [part]) == 4 * 100  # 20 of 120 are over in each epoch
 
 
 def test_all_cells_learn_from_one_stream(source):
@@ -67,8 +67,8 @@ def test_all_cells_learn_from_one_stream(source):
     assert protocol.name == "x_augmented"
     assert protocol.source == "from there; cut in probe training, images encoded anew"
     train, held = Part("train", torch.arange(100)), Part("train", torch.arange(100, 120))
-    found = protocol.tried_at(source, train, held, 3, seed=0)
+    found = protocol.sweep_source(source, train, held, 3, seed=0)
     assert source.encoded == 400
     assert found[B][0].accuracy > 95 > found[A][0].accuracy
-    score = protocol.scored(source, B, found[B][0].setting, [train], held, 3, seed=0)
+    score = protocol.score_source(source, B, found[B][0].setting, [train], held, 3, seed=0)
     assert score == pytest.approx(found[B][0].accuracy)

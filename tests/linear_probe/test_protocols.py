@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from linear_probe.baselines import PIXELS, raw_pixels, whole_image_pca
-from linear_probe.features import FeatureKey, Features, extract
+from linear_probe.features import Bank, FeatureKey, Features, extract
 from linear_probe.protocols import KNN, LBFGS, SGDHeads, joined
 from linear_probe.registry import PROTOCOLS
 from linear_probe.results import Result, grid, markdown, panel, read_results, table, write_results
@@ -84,7 +84,7 @@ def encode(batch):
     return {A: batch.images.flatten(1), B: batch.images.mean((2, 3))}
 
 
-def test_a_bank_holds_every_cell_and_is_found_again(tmp_path):
+def test_a_bank_holds_every_feature_key_and_is_reused(tmp_path):
     bank = extract(encode, [A, B], batches(), 25, tmp_path / "bank")
     images = torch.cat([b.images for b in batches()])
     assert torch.equal(bank[A].x, images.flatten(1))
@@ -94,7 +94,7 @@ def test_a_bank_holds_every_cell_and_is_found_again(tmp_path):
     assert torch.equal(again[A].x, bank[A].x)
 
 
-def test_a_damaged_bank_is_made_anew(tmp_path):
+def test_a_damaged_bank_is_extracted_again(tmp_path):
     extract(encode, [A], batches(), 25, tmp_path / "bank")
     path = tmp_path / "bank" / f"{A}.npy"
     raw = bytearray(path.read_bytes())
@@ -105,14 +105,16 @@ def test_a_damaged_bank_is_made_anew(tmp_path):
 
 
 def test_a_bank_that_fails_leaves_nothing(tmp_path):
-    with pytest.raises(ValueError, match="25 images came where 26"):
+    with pytest.raises(ValueError, match="the loader yielded 25 images, not 26"):
         extract(encode, [A], batches(), 26, tmp_path / "bank")
     with pytest.raises(ValueError, match="not finite"):
         extract(lambda batch: {A: batch.images.flatten(1) * np.nan}, [A], batches(), 25, tmp_path / "bank")
     assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="no complete bank"):
+        Bank(tmp_path)
 
 
-def test_floors_are_what_they_say():
+def test_baselines_are_pixels_and_their_principal_components():
     images = torch.cat([b.images for b in batches()])
     pixels = Features(raw_pixels(images)[PIXELS], torch.arange(25))
     assert torch.equal(pixels.x, images.flatten(1))

@@ -7,7 +7,7 @@ import torch
 
 from linear_probe.features import FeatureKey, Features
 from linear_probe.protocols import KNN, choose, mean_and_deviation
-from linear_probe.subsets import check_form, counts_of, few, tenth, whole
+from linear_probe.subsets import check_num_labels, holdout_mask, images_per_class, plan_all_labels, plan_few_labels
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def labels():
 
 def test_a_draw_has_the_count_of_every_class_and_its_folds_divide_it(labels):
     counts = torch.tensor([7, 7, 7, 12, 7])
-    plan = few(labels, counts, seed=1)
+    plan = plan_few_labels(labels, counts, seed=1)
     (final,) = plan.final
     assert torch.equal(torch.bincount(labels[final.rows]), counts)
     assert (final.rows.diff() > 0).all()
@@ -30,26 +30,26 @@ def test_a_draw_has_the_count_of_every_class_and_its_folds_divide_it(labels):
 
 
 def test_folds_are_at_most_the_images_of_the_smallest_class(labels):
-    assert len(few(labels, torch.full((5,), 2), 0).trials) == 2
-    assert len(few(labels, torch.full((5,), 3), 0).trials) == 3
+    assert len(plan_few_labels(labels, torch.full((5,), 2), 0).trials) == 2
+    assert len(plan_few_labels(labels, torch.full((5,), 3), 0).trials) == 3
 
 
 def test_a_draw_is_its_seeds(labels):
     counts = torch.full((5,), 10)
-    a, b, c = (few(labels, counts, seed).final[0].rows for seed in (1, 1, 2))
+    a, b, c = (plan_few_labels(labels, counts, seed).final[0].rows for seed in (1, 1, 2))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
 
 
-def test_a_share_is_of_train_and_holdout_in_every_class():
+def test_a_percentage_is_of_train_and_holdout_in_every_class():
     train, holdout = torch.arange(4).repeat_interleave(900), torch.arange(4).repeat_interleave(100)
-    assert counts_of("1%", train, holdout, 4).tolist() == [10] * 4
-    assert counts_of("2.5%", train, holdout, 4).tolist() == [25] * 4
-    assert counts_of(3, train, holdout, 4).tolist() == [3] * 4
+    assert images_per_class("1%", train, holdout, 4).tolist() == [10] * 4
+    assert images_per_class("2.5%", train, holdout, 4).tolist() == [25] * 4
+    assert images_per_class(3, train, holdout, 4).tolist() == [3] * 4
 
 
 @pytest.mark.parametrize(
-    ("requested", "sentence"),
+    ("num_labels", "sentence"),
     [
         ("some", "no number of labels"),
         ("0%", "no number of labels"),
@@ -60,24 +60,24 @@ def test_a_share_is_of_train_and_holdout_in_every_class():
         ("1%", "leaves class 0 1 images"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(requested, sentence):
+def test_what_cannot_be_drawn_is_refused(num_labels, sentence):
     train = torch.tensor([0] * 95 + [1] * 90)
     with pytest.raises(ValueError, match=sentence):
-        counts_of(requested, train, torch.tensor([0, 1]), 2)
+        images_per_class(num_labels, train, torch.tensor([0, 1]), 2)
     if "no number" in sentence or "or more" in sentence:
         with pytest.raises(ValueError, match=sentence):
-            check_form(requested)
+            check_num_labels(num_labels)
 
 
 def test_a_tenth_of_each_class_is_held_out_alike_in_every_call(labels):
-    held = tenth(labels)
-    assert torch.equal(held, tenth(labels))
+    held = holdout_mask(labels)
+    assert torch.equal(held, holdout_mask(labels))
     counts = torch.bincount(labels)
     assert torch.equal(torch.bincount(labels[held]), (counts / 10).round().long())
 
 
 class Guarded:
-    """Features of two cells; train rows outside the draw, and the test split, may not be asked for."""
+    """Features at two feature keys that fail where the test split or rows outside the subset are read."""
 
     def __init__(self, labels, allowed):
         generator = torch.Generator().manual_seed(0)
@@ -99,7 +99,7 @@ class Guarded:
 
 
 def test_a_choice_among_few_labels_sees_no_other(labels):
-    plan = few(labels, torch.full((5,), 20), seed=0)
+    plan = plan_few_labels(labels, torch.full((5,), 20), seed=0)
     chosen = choose(KNN(), Guarded(labels, plan.final[0].rows), plan, 5, 0)
     assert chosen.feature_key == FeatureKey(2)
     assert chosen.choice.accuracy > 95 > 50 > chosen.among[FeatureKey(1)]
@@ -107,7 +107,7 @@ def test_a_choice_among_few_labels_sees_no_other(labels):
 
 
 def test_with_all_labels_the_choice_is_the_holdouts():
-    plan = whole()
+    plan = plan_all_labels()
     assert [(a.split, b.split) for a, b in plan.trials] == [("train", "holdout")]
     assert [part.split for part in plan.final] == ["train", "holdout"]
 

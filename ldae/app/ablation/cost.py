@@ -209,7 +209,7 @@ def _of_protocol(
         return passes * steps * (_seconds(lambda: trainer.step(some.x, some.y)) * (trials if anew else 1) + anew)
     few, held = draw(min(FEW, train)), draw(min(FEW, scored))
     larger = train / len(few) * (scored / len(held) if isinstance(protocol, KNN) else 1)
-    return (trials + 1) * larger * _seconds(lambda: protocol.tried(few, held, classes, 0), repeats=1)
+    return (trials + 1) * larger * _seconds(lambda: protocol.sweep(few, held, classes, 0), repeats=1)
 
 
 def _seconds(work: Callable[[], object], repeats: int = 2) -> float:

@@ -71,7 +71,7 @@ class ProbeRunner:
         self.warnings = self._check_labels()
         if settings.few:
             try:
-                self.counts = subsets.counts_of(
+                self.counts = subsets.images_per_class(
                     settings.labels, inputs.labels("train"), inputs.labels("holdout"), len(inputs.classes)
                 )
             except ValueError as error:
@@ -100,8 +100,8 @@ class ProbeRunner:
     def plan(self, seed: int) -> Plan:
         """Return the splits to fit, to select and to score on."""
         if self.counts is None:
-            return subsets.whole()
-        return subsets.few(self.inputs.labels("train"), self.counts, seed)
+            return subsets.plan_all_labels()
+        return subsets.plan_few_labels(self.inputs.labels("train"), self.counts, seed)
 
     def announce(self, encoder: ProbedEncoder, protocol: Protocol) -> None:
         """Print how many images a protocol encodes in addition to the cached features, if any.
@@ -111,7 +111,7 @@ class ProbeRunner:
         """
         plans = [self.plan(seed) for seed in self.settings.repetitions]
         fits = [parts for plan in plans for parts in (*([fit] for fit, _ in plan.trials), plan.final)]
-        images = sum(protocol.encodings(encoder, parts) for parts in fits)
+        images = sum(protocol.num_encodings(encoder, parts) for parts in fits)
         if images and encoder.encode is None:
             message = "encodes images anew for every step, and a file of features has none; leave it out"
             raise ConfigError("protocols", protocol.name, message)
@@ -130,7 +130,9 @@ class ProbeRunner:
         accuracy = chosen.choice.accuracy
         if split == "test" or self.settings.few:
             setting = chosen.choice.setting
-            accuracy = protocol.scored(encoder, chosen.feature_key, setting, plan.final, Part(split), classes, seed)
+            accuracy = protocol.score_source(
+                encoder, chosen.feature_key, setting, plan.final, Part(split), classes, seed
+            )
         return Measurement(seed, accuracy, chosen, plan.chosen_on)
 
     def _result(self, encoder: ProbedEncoder, protocol: Protocol, measurements: Sequence[Measurement]) -> Result:

@@ -11,7 +11,7 @@ from ldae.core.errors import ConfigError
 from ldae.core.types import Count, Natural, PossiblyEmpty
 from linear_probe.pooling import POOLINGS
 from linear_probe.registry import PROTOCOLS
-from linear_probe.subsets import ALL, check_form
+from linear_probe.subsets import ALL, check_num_labels
 
 SOURCES = "give run=RUN (a folder of pretraining), timm=NAME, features=FILE.npz or baseline=pixels|pca|untrained"
 
@@ -84,7 +84,7 @@ class ProbeSettings:
             if len(set(getattr(self, key) or [])) < len(getattr(self, key) or []):
                 raise ConfigError(key, getattr(self, key), "must name each once")
         try:
-            check_form(self.labels)
+            check_num_labels(self.labels)
         except ValueError as error:
             raise ConfigError("labels", self.labels, str(error)) from None
         if self.save and self.split != "test":
