@@ -11,10 +11,9 @@ import torch
 import yaml
 
 from ldae.app.compose import CONFIGS
-from ldae.app.config_folder import choices_of
 from ldae.app.listing import summary
 from ldae.config.build import DIVIDING, GROUPS, HINTS, READING, Parts
-from ldae.config.choices import CLASSES, class_of, settings_of
+from ldae.config.choices import CLASSES, choices_of, class_of, settings_of
 from ldae.config.schema import construct
 from ldae.core.errors import ConfigError, UsageError
 from ldae.diffusion.samplers import StepRule

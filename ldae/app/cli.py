@@ -24,7 +24,7 @@ class Command:
 
     Attributes:
         module: the module of its `main(argv)`; the module's docstring is its usage.
-        summary: the job it does, in a few words.
+        summary: its purpose, for the help.
         config: name of its root config; None for a command without one.
         settings: `module:Dataclass` that declares the keys at the root of the config, for the help.
         trains: whether the config has a group `train`.
@@ -75,7 +75,7 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
     "Measure it": {
         "probe": Command(
             "ldae.app.probing.probe",
-            "score frozen features: linear probes and kNN, beside baselines",
+            "score frozen features and baselines by linear probes and kNN",
             "probe",
             "ldae.app.probing.settings:ProbeSettings",
         ),
@@ -236,22 +236,24 @@ def _exit(code: int) -> NoReturn:
 
 
 class BrokenPipeSafeStream:
-    """A text stream that drops what is written once its reader is gone, so that a run does not end with its reader.
+    """Text stream that discards text once its reader is closed, so that the run continues.
 
-    The reader is gone when a pipe's other end is closed (`| head`) or when a terminal is closed.
+    The reader is closed when the other end of a pipe exits (`| head`) or a terminal is closed.
 
     Args:
-        stream: the stream to write to, with a file descriptor of its own.
+        stream: stream to write to, with a file descriptor.
     """
 
     def __init__(self, stream: Any):
         self.stream = stream
 
     def write(self, text: str) -> int:
+        """Write a text, or discard it where the reader is closed; return its length."""
         self._try(lambda: self.stream.write(text))
         return len(text)
 
     def flush(self) -> None:
+        """Flush the stream; do nothing where the reader is closed."""
         self._try(self.stream.flush)
 
     def __getattr__(self, name: str) -> Any:

@@ -9,16 +9,16 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from ldae.app.config_folder import CONFIGS, choices_of, groups_of
 from ldae.app.help import entries
+from ldae.config.choices import CONFIGS, choices_of, groups_of
 
 
 def completions(config: str | None, prefix: str) -> list[str]:
-    """Return the words that a KEY=VALUE argument may be completed to.
+    """Return the completions of a KEY=VALUE argument.
 
     Args:
         config: root config of the command, or None.
-        prefix: the part of the word before the cursor.
+        prefix: the part of the argument before the cursor.
     """
     key, assigned, _ = prefix.partition("=")
     if assigned:

@@ -1,4 +1,4 @@
-"""Compose the config of a command from configs/ and the KEY=VALUE words of its command line."""
+"""Compose the config of a command from configs/ and the KEY=VALUE arguments of its command line."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ldae.app.config_folder import CONFIGS, choices_of, groups_of
 from ldae.app.overrides import ASSIGNMENT, parse_override, suggestion
-from ldae.config.choices import CLASSES, settings_of
+from ldae.config.choices import CLASSES, CONFIGS, choices_of, groups_of, settings_of
 from ldae.core.errors import ConfigError, UsageError, did_you_mean
 
 
-def _share(part: float, whole: float | None, most: float) -> float:
+def _fraction(part: float, whole: float | None, most: float) -> float:
     """Return part / whole, at most `most`; `most` where the whole is not set."""
     return min(part / whole, most) if whole else most
 
 
-# ${share:100,${train.epochs},0.25}: a hundred epochs of warm-up as a share of them, a quarter of a shorter training
-OmegaConf.register_new_resolver("share", _share, replace=True)
+# ${share:100,${train.epochs},0.25}: 100 epochs of warm-up as a fraction of the training, at most a quarter of it
+OmegaConf.register_new_resolver("share", _fraction, replace=True)
 
 
 def _register_classes() -> None:
@@ -49,6 +48,8 @@ def compose(root: str, argv: Sequence[str], optional: Sequence[str] = ()) -> Dic
     """Compose configs/ROOT.yaml and overrides into a config; interpolations are not resolved yet.
 
     Args:
+        root: name of the root config.
+        argv: overrides, KEY=VALUE.
         optional: overrides of values, each left out where the config has no such key; `argv` takes precedence.
 
     Raises:
@@ -101,7 +102,7 @@ def require(argv: Sequence[str], **examples: str) -> None:
 
 
 def _parsed(root: str, argv: Sequence[str]) -> list[Override]:
-    """Return the words as overrides.
+    """Return the arguments as overrides.
 
     Raises:
         UsageError: an argument is no override; the message suggests a key.

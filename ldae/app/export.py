@@ -37,7 +37,7 @@ from ldae.export.onnx import OnnxFeatures, check_onnx, write_onnx
 from ldae.export.timm import CONFIG, WEIGHTS, TimmFeatures, write_timm_folder
 from linear_probe.results import Result, percent, read_results, title
 
-LIMIT = 1e-4  # of the difference of a feature, if features are not larger than 1
+LIMIT = 1e-4  # maximum difference of a feature, for features up to 1
 ONNX, ABOUT, CARD = "model.onnx", "export.json", "README.md"
 WRITTEN = {WEIGHTS, CONFIG, ONNX, f"{ONNX}.data", ABOUT, CARD}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # explained by cli.guarded
@@ -85,13 +85,13 @@ def main(argv: Sequence[str]) -> None:
     run = load_run(Path(settings.run), settings.step, settings.weights)
     session = session_of(run, {**config, "device": "cpu"})
     encoder = Encoder(run.objective, *read_at(settings, run))
-    writers = {kind: WRITERS[kind](encoder) for kind in settings.format}  # fails before data are read
+    writers = {format_: WRITERS[format_](encoder) for format_ in settings.format}  # fails before data are read
     with session.stop.listening(), session.stop.at_once():
         split, images = comparison_images(session, settings.count)
         with writable(out), publish_folder(out) as folder:
             figures: dict[str, dict[str, float]] = {}
-            for kind, write in writers.items():
-                figures[kind] = parity(kind, write(folder, images), encoder, images, session)
+            for format_, write in writers.items():
+                figures[format_] = parity(format_, write(folder, images), encoder, images, session)
             about = export_record(settings, run, encoder, images)
             write_json(folder / ABOUT, {**about, "split": split, "differences": figures})
             write_text(folder / CARD, card(about, figures))
@@ -205,7 +205,7 @@ def comparison_images(session: Session, count: int) -> tuple[str, Tensor]:
     return split, torch.cat([batch.images for batch in in_order(some, count, session.world.device)])
 
 
-def parity(kind: str, exported: Features, encoder: Encoder, images: Tensor, session: Session) -> dict[str, float]:
+def parity(format_: str, exported: Features, encoder: Encoder, images: Tensor, session: Session) -> dict[str, float]:
     """Compare exported features with the encoder's, and print the largest difference.
 
     The images come in two batches of different sizes. Where features are larger than 1 the limit grows with the
@@ -223,7 +223,7 @@ def parity(kind: str, exported: Features, encoder: Encoder, images: Tensor, sess
     features = torch.cat(original)
     difference, size = (torch.cat(restored) - features).abs().max().item(), features.abs().max().item()
     limit = LIMIT * max(1.0, size)
-    message = f"{kind}: largest difference {difference:.1e} of features up to {size:.2g}, on {len(images)} images"
+    message = f"{format_}: largest difference {difference:.1e} of features up to {size:.2g}, on {len(images)} images"
     if not difference <= limit:
         raise Fault(f"{message}, above {limit:.1e}; nothing was written")
     print(message, flush=True)
@@ -268,9 +268,9 @@ def card(about: Mapping[str, Any], figures: Mapping[str, Mapping[str, float]]) -
         f"{message} {about['checkpoint'][:16]}); `export.json` has the command. FOLDER below is this folder.",
         "",
     ]
-    for kind, figure in figures.items():
+    for format_, figure in figures.items():
         largest = f"The largest difference from the original's features was {figure['difference']:.1e}."
-        lines += ["```python", LOADING[kind].format(side=side), "```", "", largest, ""]
+        lines += ["```python", LOADING[format_].format(side=side), "```", "", largest, ""]
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from ldae.app.config_folder import CONFIGS
+from ldae.config.choices import CONFIGS
 
 LINE = re.compile(r"^(?P<indent> *)(?P<key>[A-Za-z_]\w*):(?: (?P<value>[^#]*?))?(?:\s+# (?P<meaning>.*))?\s*$")
 WIDTH = 118
@@ -81,7 +81,7 @@ def entries(text: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _type_of(default: str) -> str:
-    """Return the type of a YAML value, in words."""
+    """Return the name of the type of a YAML value."""
     if default in ("true", "false"):
         return "true or false"
     if re.fullmatch(r"-?\d+", default):
@@ -115,7 +115,7 @@ def _attributes(docstring: str) -> dict[str, str]:
 
 
 def _readable(annotation: str) -> str:
-    """Return an annotation in words: `Count | None` -> `whole number >= 1, or null`."""
+    """Return the description of an annotation: `Count | None` is `whole number >= 1, or null`."""
     parts = [part.strip() for part in annotation.split(" | ")]
     types = [_one(part) for part in parts if part != "None"]
     return " or ".join(types) + (", or null" if "None" in parts else "")

@@ -13,8 +13,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ldae.app.config_folder import choices_of, groups_of
-from ldae.config.choices import class_of
+from ldae.config.choices import choices_of, class_of, groups_of
 from ldae.core.errors import UsageError, did_you_mean
 
 

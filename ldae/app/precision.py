@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ldae.config.version import check_version
 from ldae.core.files import read_sealed_json
+from ldae.core.version import check_version
 from ldae.engine.precision import Precision, resolve_precision
 from ldae.engine.runtime import resolve_device
 

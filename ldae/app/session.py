@@ -85,6 +85,7 @@ class Runtime:
 
     @property
     def bars(self) -> bool:
+        """Return whether loops draw progress bars."""
         return sys.stderr.isatty() if self.progress == "auto" else bool(self.progress)
 
 

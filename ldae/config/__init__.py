@@ -1,1 +1,1 @@
-"""From a config to the parts that it names: checks, error sentences, building."""
+"""Check configs and build the parts that they name."""

@@ -1,6 +1,6 @@
-"""From a resolved config to the parts it names, typed and in the order of the figure.
+"""Build the parts that a resolved config names, in the order of the data path.
 
-Needs no data: an impossible config fails before any image is read.
+Needs no data, so an invalid config fails before any image is read.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from ldae.tokenizers.base import Tokenizer
 
 Part = TypeVar("Part")
 
-# keys of a data set that others refer to: the number of classes, the patch and latent dimensions that suit its images
+# keys of a data set that other groups refer to: number of classes, patch size and latent dimension
 HINTS = ("classes", "patch", "d")
 READING = tuple(f.name for f in fields(Context) if f.name not in ("poll", "progress"))
 DIVIDING = tuple(f.name for f in fields(Division))
-# first words of the keys that an error may name in full
+# groups whose keys an error names in full
 GROUPS = frozenset(
     [
         "data",
@@ -79,10 +79,10 @@ GROUPS = frozenset(
 
 
 class Parts:
-    """The parts of a config, each built once, when it is first asked for.
+    """Parts of a config, each built on first use.
 
     Args:
-        config: group -> {part: dotted class name, argument: value, ...}; other keys do no harm.
+        config: {group: {part: dotted class name, argument: value, ...}}; other keys are ignored.
 
     Example:
         >>> parts = Parts(config)
@@ -94,10 +94,13 @@ class Parts:
         self.config = config
 
     def build(self, *names: str) -> None:
-        """Build some parts, so that what cannot be built fails now.
+        """Build parts now, so that an invalid key fails before any work.
+
+        Args:
+            names: names of properties, e.g. `objective`.
 
         Raises:
-            ConfigError: naming the key, its value and what would do.
+            ConfigError: a part cannot be built; the message names the key, its value and the expectation.
         """
         for name in names:
             getattr(self, name)
@@ -106,24 +109,29 @@ class Parts:
 
     @cached_property
     def data(self) -> Dataset:
+        """Return the data set."""
         return self._dataset("data")
 
     @cached_property
     def blend_dataset(self) -> Dataset:
+        """Return the data set of the images that `blend` mixes in."""
         return self._dataset("blend_dataset")
 
     @cached_property
     def augment(self) -> Augment:
+        """Return the augmentation of training images."""
         return self._build("augment", "ldae.data", Augment)
 
     @cached_property
     def task(self) -> Task:
+        """Return the task, which maps a batch to (x0, cond)."""
         return self._build("task", "ldae.tasks", Task)
 
     # x0 -> z0
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
+        """Return the tokenizer of x0, untrained."""
         shape = (self.task.channels, self.data.size, self.data.size)
         return self._build("tokenizer", "ldae.tokenizers", Tokenizer, {"image_shape": shape}, ("weights", "fit"))
 
@@ -131,48 +139,61 @@ class Parts:
 
     @cached_property
     def schedule(self) -> NoiseSchedule:
+        """Return the noise schedule of training."""
         return self._build("schedule", "ldae.diffusion", NoiseSchedule)
 
     @cached_property
     def corruption(self) -> Corruption:
+        """Return the corruption of z0."""
         given = {"schedule": self.schedule, "image_shape": self.tokenizer.image_shape}
         return self._build("corruption", "ldae.diffusion", Corruption, given)
 
     @cached_property
     def timesteps(self) -> Timesteps:
+        """Return the distribution of training steps t."""
         return self._build("timesteps", "ldae.diffusion", Timesteps, {"schedule": self.schedule})
 
     @cached_property
     def process(self) -> Process:
+        """Return the forward process: schedule, corruption and timesteps."""
         return Process(self.schedule, self.corruption, self.timesteps)
 
-    # z_t -> the network's input; its answer -> the clean signal
+    # z_t -> the network's input; its output -> the clean signal
 
     @cached_property
     def input(self) -> InputSpace:
+        """Return the space of the network's input."""
         return self._build("input", "ldae.objectives", InputSpace, {"tokenizer": self.tokenizer})
 
     @cached_property
     def output(self) -> OutputSpace:
+        """Return the space of the network's output."""
         return self._build("output", "ldae.objectives", OutputSpace, {"tokenizer": self.tokenizer})
 
     @cached_property
     def target(self) -> Target:
+        """Return the prediction target."""
         return self._build("target", "ldae.diffusion", Target)
 
     @cached_property
     def parameterization(self) -> Parameterization:
+        """Return the parameterization: input, output and target."""
         return Parameterization(self.input, self.output, self.target)
 
     # the network
 
     @cached_property
     def denoiser(self) -> Network:
+        """Return the network with random weights.
+
+        Raises:
+            ConfigError: objective and network do not fit together.
+        """
         objective = self._class("objective", "ldae.objectives", Objective)
         network = self._class("denoiser", "ldae.denoisers", Network)
         if issubclass(objective, PretrainingObjective):
             objective.check_network(network)
-        if not issubclass(objective, Denoise):  # of whole images
+        if not issubclass(objective, Denoise):  # for images
             shape = (self.task.channels, self.data.size, self.data.size)
             return self._build("denoiser", "ldae.denoisers", Network, {"image_shape": shape})
         channels, height, width = self.output.shape
@@ -193,29 +214,34 @@ class Parts:
 
     @cached_property
     def weight(self) -> Weight:
+        """Return the weight of the loss as a function of t."""
         return self._build("weight", "ldae.diffusion", Weight, {"target": self.target})
 
     @cached_property
     def loss(self) -> Loss:
+        """Return the elementwise loss."""
         given = {"tokenizer": self.tokenizer, "output": self.output}
         return self._build("loss", "ldae.objectives", Loss, given)
 
     @cached_property
     def criterion(self) -> Criterion:
+        """Return the criterion: weight and loss."""
         return Criterion(self.weight, self.loss)
 
     @cached_property
     def perceptual(self) -> Perceptual | None:
+        """Return the perceptual loss of a tokenizer's training; None without one."""
         return self._optional("perceptual", Perceptual)
 
     @cached_property
     def discriminator(self) -> Discriminator | None:
+        """Return the discriminator of a tokenizer's training; None without one."""
         return self._optional("discriminator", Discriminator)
 
     @cached_property
     def objective(self) -> Objective:
-        kind = self._class("objective", "ldae.objectives", Objective)
-        build = {
+        """Return the objective with all of its parts."""
+        builders = {
             Denoise: self.build_denoise,
             DenoiseWithVariance: self.build_denoise,
             Masked: self.build_masked,
@@ -223,10 +249,10 @@ class Parts:
             Reconstruct: self.build_reconstruct,
             Classify: self.build_classify,
         }
-        return build[kind]()
+        return builders[self._class("objective", "ldae.objectives", Objective)]()
 
     def build_denoise(self) -> Objective:
-        """Build l-DAE, and every diffusion model: what is restored, from what, by which network, by which loss."""
+        """Build the denoising objective of l-DAE and of diffusion models."""
         given = {
             "task": self.task,
             "tokenizer": self.tokenizer,
@@ -238,12 +264,12 @@ class Parts:
         return self._build("objective", "ldae.objectives", Objective, given)
 
     def build_masked(self) -> Objective:
-        """Build the masked autoencoder: no tokenizer, no noise."""
+        """Build the objective of the masked autoencoder, without tokenizer and noise."""
         given = {"task": self.task, "denoiser": self.denoiser}
         return self._build("objective", "ldae.objectives", Objective, given)
 
     def build_autoencode(self) -> Objective:
-        """Build the training of a convolutional tokenizer, with its perceptual and adversarial losses if it has any."""
+        """Build the objective of a convolutional tokenizer, with its perceptual and adversarial losses, if any."""
         given = {
             "task": self.task,
             "tokenizer": self.tokenizer,
@@ -253,31 +279,35 @@ class Parts:
         return self._build("objective", "ldae.objectives", Objective, given)
 
     def build_reconstruct(self) -> Objective:
-        """Build the training of a tokenizer that has a loss of its own."""
+        """Build the objective of a tokenizer that defines its own loss."""
         given = {"task": self.task, "tokenizer": self.tokenizer}
         return self._build("objective", "ldae.objectives", Objective, given)
 
     def build_classify(self) -> Objective:
-        """Build the training of the classifier that a perceptual loss is measured with."""
+        """Build the objective of the classifier whose features define a perceptual loss."""
         given = {"task": self.task, "perceptual": self.perceptual}
         return self._build("objective", "ldae.objectives", Objective, given)
 
     @cached_property
     def optim(self) -> Optim:
+        """Return the optimizer settings."""
         return self._build("optim", "ldae.engine", Optim)
 
     # sampling
 
     @cached_property
     def sampler(self) -> StepRule:
+        """Return the rule of a reverse step."""
         return self._build("sampler", "ldae.diffusion", StepRule)
 
     @cached_property
     def spacing(self) -> Spacing:
+        """Return the selection of sampling steps."""
         return self._build("spacing", "ldae.diffusion", Spacing)
 
     @cached_property
     def sampling_schedule(self) -> NoiseSchedule:
+        """Return the noise schedule of sampling."""
         return self._build("sampling_schedule", "ldae.diffusion", NoiseSchedule)
 
     def build_init(self, objective: Denoise) -> InitialState:
@@ -311,7 +341,7 @@ class Parts:
         return self._named("denoiser", build)
 
     def _optional(self, group: str, base: type[Part]) -> Part | None:
-        """Build a loss that may be absent: null, or of factor 0, whose network then needs no file."""
+        """Build an optional loss; return None if its group is null or its factor 0."""
         if not (self.config.get(group) or {}).get("factor"):
             return None
         return self._build(group, "ldae.nn", base, {}, ("fit",) if base is Perceptual else ())
@@ -327,21 +357,21 @@ class Parts:
         """Construct the part of a group.
 
         Args:
-            group: of the config.
-            package: the only package that the part may lie in.
-            base: the class that it derives from.
-            given: the parts that it may be made of; a constructor takes those that it declares.
-            elsewhere: keys of the group that are not the constructor's, unless it declares them.
+            group: group of the config.
+            package: package that the class must belong to.
+            base: base class of the part.
+            given: other parts and shapes; the constructor gets those that it declares.
+            elsewhere: keys of the group that are dropped unless the constructor declares them.
 
         Raises:
-            ConfigError: the group is missing, or the part cannot be made so.
+            ConfigError: the group is missing, or a key is invalid.
         """
-        kind = self._class(group, package, base)
-        declared = inspect.signature(kind).parameters
+        part_type = self._class(group, package, base)
+        declared = inspect.signature(part_type).parameters
         parts = {name: part for name, part in (given or {}).items() if name in declared}
         own = {k: v for k, v in self._spec(group).items() if k != "part" and (k in declared or k not in elsewhere)}
         own = {key: value for key, value in own.items() if key not in parts}
-        return self._named(group, lambda: construct(kind, own, parts))
+        return self._named(group, lambda: construct(part_type, own, parts))
 
     def _class(self, group: str, package: str, base: type[Part]) -> type[Part]:
         part = self._spec(group).get("part")
@@ -355,11 +385,11 @@ class Parts:
 
     @staticmethod
     def _named(group: str, make: Callable[[], Any]) -> Any:
-        """Return what `make` makes; an error names its key from the root of the config."""
+        """Call `make`; prefix the key of an error with the group."""
         try:
             return make()
         except ConfigError as error:
-            if error.key.split(".")[0] in GROUPS - {group}:  # of another group, named in full already
+            if error.key.split(".")[0] in GROUPS - {group}:  # a key of another group, already complete
                 raise
             place = f"tokenizer.fit.{group}" if group in ("perceptual", "discriminator") else group
             raise error.with_prefix(place) from None

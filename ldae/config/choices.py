@@ -1,11 +1,16 @@
-"""Choices of a config group that need no file: a class, whose constructor has all the settings and their defaults."""
+"""List the choices of config groups: files of configs/GROUP, and classes with default settings, which need no file."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+# in the package for an installed wheel, next to it in a checkout
+CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 
 # group -> {choice: class}; other choices are files of configs/GROUP
 CLASSES: Mapping[str, Mapping[str, str]] = {
@@ -91,7 +96,7 @@ CLASSES: Mapping[str, Mapping[str, str]] = {
 
 
 def settings_of(path: str) -> dict[str, Any]:
-    """Return the config of a class: `part`, and every parameter that has a default.
+    """Return the config of a class: `part`, and the default of every parameter that has one.
 
     Args:
         path: dotted name of the class.
@@ -104,5 +109,20 @@ def settings_of(path: str) -> dict[str, Any]:
 def class_of(path: str) -> type:
     """Return the class of a dotted name out of `CLASSES`."""
     module, _, name = path.rpartition(".")
-    found: type = getattr(importlib.import_module(module), name)
-    return found
+    choice: type = getattr(importlib.import_module(module), name)
+    return choice
+
+
+def groups_of() -> list[str]:
+    """Return the names of the groups."""
+    folders = {path.name for path in CONFIGS.iterdir() if path.is_dir() and not path.name.startswith("_")}
+    return sorted(folders | CLASSES.keys())
+
+
+def choices_of(group: str) -> dict[str, Path | str]:
+    """Return {choice: its file, or the dotted name of its class}; files that only others include are left out."""
+    folder = CONFIGS / group
+    files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yaml")}
+    public = {name: path for name, path in files.items() if not name.rsplit("/", 1)[-1].startswith("_")}
+    choices: dict[str, Path | str] = {**CLASSES.get(group, {}), **public}
+    return dict(sorted(choices.items()))

@@ -1,7 +1,7 @@
-"""Building parts from plain mappings: names resolve inside this package only, arguments are checked.
+"""Build objects from plain mappings, with typed checks; class names resolve inside this package only.
 
-A part is written in a config as `{part: ldae.tokenizers.patch_linear.PatchPCA, d: 16, ...}`. The
-arguments are held against the constructor's signature and its annotations before it is called.
+A config names a part as `{part: ldae.tokenizers.patch_linear.PatchPCA, d: 16, ...}`. The arguments are checked against
+the constructor's signature and annotations before it is called.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from ldae.core.types import ALLOW_EMPTY, Range
 
 
 def resolve(name: Any, package: str, base: type, key: str = "part") -> type:
-    """The class that `name` stands for.
+    """Import the class with a dotted name.
 
     Args:
         name: dotted name, e.g. `ldae.tokenizers.patch_linear.PatchPCA`.
-        package: the only package that the name may lie in.
-        base: the class that it must derive from.
-        key: what to call the key in an error.
+        package: package that the class must belong to.
+        base: base class that it must derive from.
+        key: key of the config, for error messages.
 
     Raises:
-        ConfigError: the name lies elsewhere, does not exist, or is another kind of thing.
+        ConfigError: the name is outside the package, does not exist, or is not of a subclass of `base`.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[a-z_0-9]+(\.[a-z_0-9]+)+\.[A-Z]\w*", name):
         raise ConfigError(key, name, f"is not the name of a class in {package}")
@@ -37,21 +37,24 @@ def resolve(name: Any, package: str, base: type, key: str = "part") -> type:
     if module_name != package and not module_name.startswith(package + "."):
         raise ConfigError(key, name, f"lies outside {package}, where such parts are")
     try:
-        found = getattr(importlib.import_module(module_name), class_name, None)
+        resolved = getattr(importlib.import_module(module_name), class_name, None)
     except ModuleNotFoundError:
         raise ConfigError(key, name, f"names a module that {package} does not have") from None
-    if not (inspect.isclass(found) and issubclass(found, base) and found.__module__ == module_name):
+    if not (inspect.isclass(resolved) and issubclass(resolved, base) and resolved.__module__ == module_name):
         raise ConfigError(key, name, f"is not a {base.__name__} of {package}")
-    return found
+    return resolved
 
 
 def construct(target: Callable[..., Any], arguments: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
-    """Calls `target` with `arguments` from a config and with those of `given` that it asks for.
+    """Call `target` with checked arguments of a config and with given objects.
 
     Args:
-        target: a class or function with annotated parameters.
-        arguments: values from a config; each is checked against its annotation.
-        given: objects that the caller has made (shapes, other parts); passed by name, unchecked.
+        target: class or function with annotated parameters.
+        arguments: {parameter: value of a config}, each checked against its annotation.
+        given: {parameter: object}, such as shapes and other parts; those that `target` declares are passed unchecked.
+
+    Returns:
+        The result of the call.
 
     Raises:
         ConfigError: a key is unknown, missing, of the wrong type or out of range.
@@ -71,12 +74,20 @@ def construct(target: Callable[..., Any], arguments: Mapping[str, Any], given: M
 
 
 def conform(key: str, value: Any, hint: Any) -> Any:
-    """Check `value` against `hint` and return it in that type (an int may serve as a float, a list as a tuple).
+    """Check a value against a type hint and convert it (an int to a float, a list to a tuple).
 
-    A list or tuple needs one entry at least unless `hint` is `PossiblyEmpty`; a tuple of fixed length needs that many.
+    A list or tuple needs at least one entry unless `hint` is `PossiblyEmpty`; a tuple of fixed length needs that many.
+
+    Args:
+        key: key of the config, for error messages.
+        value: value of a config.
+        hint: annotation, e.g. `Count | None`.
+
+    Returns:
+        The converted value.
 
     Raises:
-        ConfigError: it is of another type, empty, not finite, or out of range.
+        ConfigError: the value has another type, is empty, not finite, or out of range.
     """
     origin, choices = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
@@ -89,8 +100,8 @@ def conform(key: str, value: Any, hint: Any) -> Any:
         return _either(key, value, choices)
     if origin is typing.Literal:
         if value not in choices:
-            requested = ", ".join(map(str, choices))
-            raise ConfigError(key, value, f"is none of: {requested}{did_you_mean(str(value), map(str, choices))}")
+            names = ", ".join(map(str, choices))
+            raise ConfigError(key, value, f"is none of: {names}{did_you_mean(str(value), map(str, choices))}")
         return value
     if origin in (list, tuple):
         return origin(_entries(key, value, origin, choices))
@@ -127,13 +138,13 @@ def _either(key: str, value: Any, choices: tuple[Any, ...]) -> Any:
     raise failure
 
 
-def _plain(key: str, value: Any, kind: Any) -> Any:
-    argv = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a mapping"}
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+def _plain(key: str, value: Any, hint: Any) -> Any:
+    expectations = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a mapping"}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    fits = isinstance(value, kind) and not (kind in (int, float) and isinstance(value, bool))
+    fits = isinstance(value, hint) and not (hint in (int, float) and isinstance(value, bool))
     if not fits:
-        raise ConfigError(key, value, f"must be {argv.get(kind, kind)}")
-    if kind is float and not math.isfinite(value):
+        raise ConfigError(key, value, f"must be {expectations.get(hint, hint)}")
+    if hint is float and not math.isfinite(value):
         raise ConfigError(key, value, "must be a finite number")
     return value

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ldae.config.build import Parts
-from ldae.config.version import check_version
 from ldae.core.errors import CheckpointError, ConfigError
 from ldae.core.files import read_sealed_json
 from ldae.core.rng import seed_of
 from ldae.core.types import BatchGenerator
+from ldae.core.version import check_version
 from ldae.engine.checkpoint import ATTEMPTS, Checkpoint, checkpoint_folder, list_checkpoints, newest, verify
 from ldae.objectives.base import PretrainingObjective
 from ldae.tokenizers.base import load_tokenizer

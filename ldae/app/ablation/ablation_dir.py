@@ -23,7 +23,7 @@ ROWS, OTHERS = "rows.jsonl", "others.jsonl"
 
 
 class AblationDir:
-    """Folder of an ablation: rows.jsonl, others.jsonl, pictures/ and, for internal use, cells/, runs/ and logs/.
+    """Folder of an ablation: rows.jsonl, others.jsonl, pictures/ and, for internal use, trials/, runs/ and logs/.
 
     Several processes may use it at a time.
 
@@ -40,7 +40,7 @@ class AblationDir:
         Raises:
             OutputError: it cannot be made or written.
         """
-        probe = self.out / "cells" / f".writable-{uuid.uuid4().hex[:8]}"
+        probe = self.out / "trials" / f".writable-{uuid.uuid4().hex[:8]}"
         try:
             probe.parent.mkdir(parents=True, exist_ok=True)
             probe.touch()
@@ -56,22 +56,31 @@ class AblationDir:
         return existing[0] if existing else self.out / "runs" / planned.run
 
     def pictures(self, planned: PlannedTrial) -> Path:
+        """Return the folder of a trial's pictures."""
         return self.out / "pictures" / self.run(planned).name
 
     def log(self, planned: PlannedTrial) -> Path:
+        """Return the file that collects the output of a trial's processes."""
         return self.out / "logs" / planned.trial.grid / f"{planned.trial.name}.log"
 
     def record(self, planned: PlannedTrial) -> Path:
-        return self.out / "cells" / planned.trial.grid / f"{planned.trial.name}.json"
+        """Return the file with a finished trial's row, baselines and config."""
+        return self.out / "trials" / planned.trial.grid / f"{planned.trial.name}.json"
 
     def keep(self, planned: PlannedTrial, row: Row, baselines: Sequence[Result]) -> None:
         """Write the record of a finished trial, and collect all records again."""
         path = self.record(planned)
         path.parent.mkdir(parents=True, exist_ok=True)
         trial, results = planned.trial, [asdict(r) for r in baselines]
-        known = {"key": planned.key, "config": dict(lasting(planned.config)), "probe": list(planned.probe)}
-        ablation_dir = {"is_baseline": trial.is_baseline, "position": trial.position}
-        record = {**known, **ablation_dir, "row": asdict(row), "baselines": results}
+        record = {
+            "key": planned.key,
+            "config": dict(lasting(planned.config)),
+            "probe": list(planned.probe),
+            "is_baseline": trial.is_baseline,
+            "position": trial.position,
+            "row": asdict(row),
+            "baselines": results,
+        }
         whole = json.loads(json.dumps(record))  # as JSON reads it
         sealed = {**whole, CONTENT_HASH: content_hash(whole)}
         write_text(path, json.dumps(sealed, indent=1) + "\n")  # unsorted: axes keep their order
@@ -102,8 +111,8 @@ class AblationDir:
 
     def collect(self) -> tuple[list[Row], list[Result]]:
         """Write rows.jsonl and others.jsonl from all records; the same records give the same files."""
-        with FileLock(self.out / "cells" / ".collect"):
-            paths = sorted((self.out / "cells").glob("*/*.json"))
+        with FileLock(self.out / "trials" / ".collect"):
+            paths = sorted((self.out / "trials").glob("*/*.json"))
             pairs = [(record, row_of(record, path)) for path in paths for record in [read_sealed_json(path)]]
             pairs.sort(key=lambda pair: (pair[1].grid, pair[0]["is_baseline"], pair[0]["position"]))
             rows = [row for record, row in pairs if not record["is_baseline"]]

@@ -26,8 +26,8 @@ from linear_probe.heads import HeadTrainer
 from linear_probe.protocols import KNN, Protocol, SGDHeads
 from linear_probe.registry import PROTOCOLS
 
-STEPS = 3  # timed, after one that is not
-WHOLE = 32  # images of such a step, at most
+STEPS = 3  # timed steps after a warm-up step
+WHOLE = 32  # maximum number of images in a timed step
 QUIET = {"threads": 0, "progress": False}
 
 
@@ -35,6 +35,7 @@ def training_seconds(plans: Sequence[PlannedTrial], threads: int) -> float:
     """Return the seconds of the training loops of trials and their tokenizers, one after another on this machine.
 
     Args:
+        plans: trials; those that share a pretraining or a tokenizer count it once.
         threads: CPU threads of each process.
     """
     torch.set_num_threads(threads)
@@ -54,8 +55,8 @@ def _pretraining(planned: PlannedTrial) -> float:
     if _encodes_once(session, objective):
         assert isinstance(objective, Denoise)
         with torch.no_grad():
-            kept = objective.tokenizer.posterior_params(2 * batch.images - 1)
-        batch = Batch(batch.images, batch.labels, batch.index, kept)
+            latents = objective.tokenizer.posterior_params(2 * batch.images - 1)
+        batch = Batch(batch.images, batch.labels, batch.index, latents)
     return planned.images * _step(session, objective, batch) / len(batch)
 
 

@@ -61,6 +61,7 @@ class Machine:
 
     @property
     def argv(self) -> list[str]:
+        """Return the arguments that set threads, progress and device of a command."""
         return [f"runtime.threads={self.threads}", "runtime.progress=false", f"device={self.device}"]
 
 
@@ -182,7 +183,7 @@ class Runner:
             command=portable_command(shlex.join(["ldae", "pretrain", *planned.overrides, f"out={run}"])),
             commit=commit(),
             pictures={
-                what: (drawn / file).relative_to(self.ablation_dir.out).as_posix() for what, file in index.items()
+                title: (drawn / file).relative_to(self.ablation_dir.out).as_posix() for title, file in index.items()
             },
         )
 

@@ -32,7 +32,7 @@ class Budget:
     """Configure the length and the size of the trials of a grid.
 
     Attributes:
-        name: name of the budget's file.
+        name: name of the budget.
         parallel: number of trials that run at the same time and share the cores.
         images: {grid: images seen by each of its trials in pretraining}; `other` stands for the rest.
         overrides: overrides for every trial, baselines included.

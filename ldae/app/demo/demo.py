@@ -1,4 +1,4 @@
-"""Pretrain l-DAE on embedded photographs in two ways, probe both beside baselines, print one table and a picture.
+"""Pretrain l-DAE on embedded photographs by two recipes, probe them and baselines, print a table and draw a picture.
 
     ldae demo [out=FOLDER] [seeds=[0,1,2]] [KEY=VALUE ...]
 
@@ -80,11 +80,11 @@ def all_tasks(out: Path, seeds: Sequence[int], extra: Sequence[str]) -> list[Tas
         label = f"{SHORT[recipe]}, seed {seed}" if several else SHORT[recipe]
         argv = (f"experiment=demo/{recipe}", f"seed={seed}", f"out={run}", *extra, *QUIET)
         tasks.append(Task(f"pretrain: {label}", "pretrain", argv, run / "status.json", run / "log.txt"))
-        kinds = {"probe": ("baselines=false", f"layers=[{LAYER}]"), "untrained": ("baseline=untrained",)}
-        for kind in kinds if recipe == UNTRAINED else ("probe",):
-            argv = (f"run={run}", *kinds[kind], *PROBED, *QUIET)
-            result, log = results_of(run, kind), run / f"{kind}.txt"
-            probes.append(Task(f"{kind}: {label}", "probe", argv, result, log, 3, needs=run / "status.json"))
+        encoders = {"probe": ("baselines=false", f"layers=[{LAYER}]"), "untrained": ("baseline=untrained",)}
+        for encoder in encoders if recipe == UNTRAINED else ("probe",):
+            argv = (f"run={run}", *encoders[encoder], *PROBED, *QUIET)
+            result, log = results_of(run, encoder), run / f"{encoder}.txt"
+            probes.append(Task(f"{encoder}: {label}", "probe", argv, result, log, 3, needs=run / "status.json"))
     data = [word for word in extra if word.startswith("data.")]
     for baseline, figures in (("pixels", 2), ("pca", 3)):
         argv = (f"baseline={baseline}", f"out={out}", "data=photos", *data, *PROBED, *QUIET)
@@ -94,11 +94,16 @@ def all_tasks(out: Path, seeds: Sequence[int], extra: Sequence[str]) -> list[Tas
     return tasks + probes
 
 
-def results_of(folder: Path, kind: str) -> Path:
-    """Return the file that ldae probe writes its results to: of a run (`probe`) or of a baseline alone."""
-    if kind == "probe":
+def results_of(folder: Path, encoder: str) -> Path:
+    """Return the results file of `ldae probe`.
+
+    Args:
+        folder: folder of the run, or of the demo for `pixels` and `pca`.
+        encoder: `probe` for the pretrained encoder, or the name of a baseline.
+    """
+    if encoder == "probe":
         return folder / "probe" / "results.jsonl"
-    return folder / ("probe" if kind == "untrained" else "") / f"results-{kind}.jsonl"
+    return folder / ("probe" if encoder == "untrained" else "") / f"results-{encoder}.jsonl"
 
 
 def report(out: Path, seeds: Sequence[int]) -> str:
@@ -115,7 +120,7 @@ def report(out: Path, seeds: Sequence[int]) -> str:
     first = rows[RECIPES["ldae_eps"]][0]
     lines = [["encoder", *PROTOCOLS.values()]]
     for name, results in rows.items():
-        lines.append([name, *(_cell([r.accuracy for r in results if r.protocol == p]) for p in PROTOCOLS)])
+        lines.append([name, *(_format([r.accuracy for r in results if r.protocol == p]) for p in PROTOCOLS)])
     lines.append(["chance", *[f"{100 / len(PHOTOGRAPHS):.1f}"] * len(PROTOCOLS)])
     spread = f", mean +- standard deviation of {len(seeds)} seeds" if len(seeds) > 1 else f", seed {seeds[0]}"
     return (
@@ -124,7 +129,7 @@ def report(out: Path, seeds: Sequence[int]) -> str:
     )
 
 
-def _cell(values: Sequence[float]) -> str:
+def _format(values: Sequence[float]) -> str:
     """Return an entry of the table: mean and, with several values, standard deviation."""
     if not values:
         return ""

@@ -24,15 +24,15 @@ from ldae.objectives.denoise import Denoise
 
 RATIOS = (0.3, 0.7, 1.5)  # sigma / gamma of the levels: standard deviation of the noise over that of the latent
 ROWS = 6
-TILE, GAP, HEAD, NAME = 96, 6, 40, 130  # pixels: side of a tile, between tiles, height of the heads, width of the names
+TILE, GAP, HEAD, NAME = 96, 6, 40, 130  # pixels: side of a tile, gap between tiles, height of heads, width of names
 
 
 @dataclass(frozen=True)
 class Column:
-    """Tiles under one head.
+    """Column of tiles under one heading.
 
     Attributes:
-        head: one line or two.
+        head: heading of one or two lines.
         images: (B, 3, H, W) in [0, 1].
     """
 

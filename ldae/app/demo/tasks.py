@@ -57,7 +57,7 @@ class Task:
         return _is_finished_run(self.result) if self.tool == "pretrain" else self.result.exists()
 
     def is_ready(self) -> bool:
-        """Return whether the call may begin."""
+        """Return whether the pretraining that the call needs is finished."""
         return self.needs is None or _is_finished_run(self.needs)
 
     def progress(self) -> tuple[int, int]:
@@ -98,9 +98,9 @@ def run_tasks(tasks: Sequence[Task]) -> None:
                 stop.poll()
                 while len(running) < WORKERS and (task := next((t for t in waiting if t.is_ready()), None)):
                     waiting.remove(task)
-                    task.log.unlink(missing_ok=True)  # of an earlier call, whose lines would count
+                    task.log.unlink(missing_ok=True)  # lines of an earlier call would count
                     running[pool.submit(call, task)] = task
-                    display.begin(task)
+                    display.start(task)
                 ended, _ = wait(running, REFRESH, FIRST_COMPLETED)
                 for task in running.values():
                     display.update(task)
@@ -156,7 +156,7 @@ def _leave_signals() -> None:
 
 
 class Display:
-    """A bar for each task on a terminal; elsewhere a line every 20 seconds."""
+    """Progress of tasks: a bar for each on a terminal, elsewhere a line every 20 seconds."""
 
     def __init__(self) -> None:
         self.on_terminal = sys.stderr.isatty()
@@ -164,7 +164,7 @@ class Display:
         self.started: dict[str, float] = {}
         self.last_line: dict[str, float] = {}
 
-    def begin(self, task: Task) -> None:
+    def start(self, task: Task) -> None:
         """Show a new task."""
         self.started[task.label] = self.last_line[task.label] = time.monotonic()
         if self.on_terminal:

@@ -123,5 +123,5 @@ def _sprites(encoder: ProbedEncoder, chosen: np.ndarray) -> Tensor | None:
     if encoder.encode is None:
         return None
     images = encoder.encode[1]
-    found = torch.cat([batch.images.cpu() for batch in images.in_order(images.split("holdout").subset(chosen))])
-    return F.interpolate(found, (SPRITE, SPRITE), mode="area" if found.shape[-1] > SPRITE else "nearest")
+    pixels = torch.cat([batch.images.cpu() for batch in images.in_order(images.split("holdout").subset(chosen))])
+    return F.interpolate(pixels, (SPRITE, SPRITE), mode="area" if pixels.shape[-1] > SPRITE else "nearest")

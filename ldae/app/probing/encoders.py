@@ -54,10 +54,12 @@ class ProbedEncoder:
     step: int = 0
 
     def features(self, part: Part, feature_key: FeatureKey) -> Features:
-        found = self.read(part.split, feature_key)
-        return found if part.rows is None else Features(part.of(found.x), part.of(found.y))
+        """Return the features of the images of a part, without augmentation."""
+        features = self.read(part.split, feature_key)
+        return features if part.rows is None else Features(part.of(features.x), part.of(features.y))
 
     def count(self, parts: Sequence[Part]) -> int:
+        """Return the number of images in the parts."""
         return sum(self._size(part.split) if part.rows is None else len(part.rows) for part in parts)
 
     def _size(self, split: str) -> int:
@@ -68,6 +70,7 @@ class ProbedEncoder:
     def stream(
         self, parts: Sequence[Part], feature_keys: Sequence[FeatureKey], augment: str, batch: int, seed: int
     ) -> Iterator[Encoded]:
+        """Yield endless batches of encoded augmented images (see linear_probe.features.Source)."""
         assert self.encode is not None, "checked by ProbeRunner.announce"
         encode, images = self.encode
         return images.stream(encode, parts, feature_keys, augment, batch, seed)
@@ -132,19 +135,23 @@ def layers_of(feature_keys: Sequence[FeatureKey]) -> set[int]:
 
 
 def image_encoder(
-    name: str, key: str, feature_keys: Sequence[FeatureKey], encode: EncodeAt, images: Images, **known: Any
+    name: str, key: str, feature_keys: Sequence[FeatureKey], encode: EncodeAt, images: Images, **attributes: Any
 ) -> ProbedEncoder:
     """Return an encoder of images.
 
     Args:
+        name: name in the table.
         key: name of its cached features.
-        known: attributes of ProbedEncoder.
+        feature_keys: candidates for a protocol's selection.
+        encode: function from a batch and feature keys to features.
+        images: images to encode.
+        attributes: further attributes of ProbedEncoder.
     """
 
     def read(split: str, feature_key: FeatureKey) -> Features:
         return images.read(key, encode, feature_keys, split, feature_key)
 
-    return ProbedEncoder(name, feature_keys, read, (encode, images), **known)
+    return ProbedEncoder(name, feature_keys, read, (encode, images), **attributes)
 
 
 def file_encoder(name: str, file: FeatureFile) -> ProbedEncoder:

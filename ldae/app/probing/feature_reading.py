@@ -87,6 +87,7 @@ class Images:
 
     @property
     def workers(self) -> int:
+        """Return the number of worker processes that read images."""
         return int(self.session.config["data"]["workers"])
 
     def augmented(self, parts: Sequence[Part], augment: str, batch: int, seed: int) -> Iterator[Batch]:

@@ -1,4 +1,4 @@
-"""Score an encoder with frozen features: linear probes and nearest neighbours, beside baselines.
+"""Score an encoder and baselines on frozen features by linear probes and nearest neighbours.
 
     ldae probe run=RUN
     ldae probe run=RUN protocols=[lbfgs,knn,paper,mae,dinov2] layers=[2,4,6] t=[10,40]

@@ -75,8 +75,8 @@ def main(argv: Sequence[str]) -> None:
             "steps": float(torch.cat([bound.steps[:-1].sum(0) for bound in bounds]).mean()),
             "last": float(torch.cat([bound.steps[-1] for bound in bounds]).mean()),
         }
-        known = {**provenance_of(config, run), "split": settings.split, "images": len(images)}
-        write_json(folder.path / "likelihood.json", {**known, "figures": figures})
+        provenance = {**provenance_of(config, run), "split": settings.split, "images": len(images)}
+        write_json(folder.path / "likelihood.json", {**provenance, "figures": figures})
         print(f"{len(images)} {settings.split} images: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
         folder.set_status("done", len(images))
 

@@ -7,8 +7,8 @@
 Cold Diffusion runs invert their degradation, SR3 runs enlarge, SegDiff runs segment. Any run of an image diffusion
 edits (SDEdit; from simulated strokes without guide=), inverts a picture to its noise and reconstructs it (how=invert,
 DDIM), or interpolates between the noise of two pictures (how=interpolate).
-Writes OUT/strip.png (a row for each picture), OUT/NAME.png for each of your own pictures, OUT/way.gif (the animated
-trajectory) and OUT/restored.json with the printed scores.
+Writes OUT/restored.png (a row for each picture), OUT/NAME.png for each of your own pictures, OUT/trajectory.gif (an
+animation) and OUT/restored.json with the printed scores.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class RestoreSettings:
         split: split of the run's data to restore, without `pictures`.
         count: number of images of the split.
         batch: images per forward pass.
-        shown: rows of the strip.
+        shown: number of pictures in restored.png.
         how: operation; `auto` for the one that the run was trained for.
         runs: segment: number of sampled masks to average.
         t0: edit: fractions of the schedule at which the reverse process starts.
@@ -103,22 +103,26 @@ def main(argv: Sequence[str]) -> None:
         restoration = restoration_of(generator, settings, pictures)
         reader = set_reader(settings, restoration, session, pictures) if settings.features else None
         columns = restore_all(restoration, pictures, settings, folder, session)
-        write_strips(columns, pictures, settings, folder)
+        write_pictures(columns, pictures, settings, folder)
         figures = restoration.figures(columns) if restoration.truth in columns else {}
         warnings: list[str] = []
         if reader is not None:
             scores, warnings = set_scores(reader, columns, restoration, pictures)
             figures = {name: {**figures.get(name, {}), **more} for name, more in scores.items()}
         count = len(next(iter(columns.values())))
-        known = {**provenance_of(config, run), "images": count, "split": None if settings.pictures else settings.split}
+        provenance = {
+            **provenance_of(config, run),
+            "images": count,
+            "split": None if settings.pictures else settings.split,
+        }
         measured = {"how": type(restoration).__name__, "figures": figures, "caveats": warnings}
-        write_json(folder.path / "restored.json", {**known, **measured})
+        write_json(folder.path / "restored.json", {**provenance, **measured})
         if figures:
             print(table(figures))
         for caveat in warnings:
             print(f"caveat: {caveat}")
         folder.set_status("done", count)
-        print(f"done: {folder.path}\n  pictures: {folder.path / 'strip.png'}")
+        print(f"done: {folder.path}\n  pictures: {folder.path / 'restored.png'}")
 
 
 RESTORATIONS: Mapping[str, type[Restoration]] = {
@@ -186,16 +190,16 @@ def restore_all(
 
         batches.append({name: x.cpu() for name, x in restoration(batch, callback).items()})
         if animation:
-            animation.save(folder.path / "way.gif")
+            animation.save(folder.path / "trajectory.gif")
     progress.close()
     return {name: torch.cat([columns[name] for columns in batches]) for name in batches[0]}
 
 
-def write_strips(columns: Columns, pictures: Pictures, settings: RestoreSettings, folder: RunFolder) -> None:
-    """Write the strip, and a strip for each of the user's pictures."""
+def write_pictures(columns: Columns, pictures: Pictures, settings: RestoreSettings, folder: RunFolder) -> None:
+    """Write restored.png with a row for each picture, and a file for each of the user's pictures."""
     coloured = torch.stack([to_rgb(x) for x in columns.values()], dim=1)  # (N, columns, 3, H, W)
     rows = torch.linspace(0, len(coloured) - 1, min(settings.shown, len(coloured))).round().long()
-    save_png(folder.path / "strip.png", tile(coloured[rows]))
+    save_png(folder.path / "restored.png", tile(coloured[rows]))
     for i, name in enumerate(pictures.names or []):
         save_png(folder.path / f"{name}.png", tile(coloured[i : i + 1]))
 
@@ -229,7 +233,7 @@ def set_scores(
 
 
 def table(figures: Mapping[str, Mapping[str, float]]) -> str:
-    """Return a Markdown table with a row for each column of the strip."""
+    """Return a Markdown table with a row for each column of restored.png."""
     names = list(dict.fromkeys(name for row in figures.values() for name in row))
     lines = ["| | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
     for column, row in figures.items():

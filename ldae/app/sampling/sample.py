@@ -91,13 +91,13 @@ def main(argv: Sequence[str]) -> None:
     session = session_of(run, config)
     with session.running(folder):
         generator.objective.to(session.world.device)
-        known = {"version": version(), **config, "checkpoint": run.checkpoint.hash}
-        if is_finished(folder, known):
+        record = {"version": version(), **config, "checkpoint": run.checkpoint.hash}
+        if is_finished(folder, record):
             print(f"{folder.path} is finished; nothing to do")
             return
         announce(precision)
         if session.world.main:
-            write_sealed_json(folder.path / "config.json", known)
+            write_sealed_json(folder.path / "config.json", record)
             (folder.path / "shards").mkdir(exist_ok=True)
         session.world.wait()
         generator.init = initial_state(generator, config, session)
@@ -171,8 +171,8 @@ def small_images(source: str, size: int) -> Tensor:
     if path.suffix != ".npz":
         return torch.stack([picture(p, size) for p in files_of("low", source)])
     try:
-        with np.load(path, allow_pickle=False) as found:
-            pixels = torch.from_numpy(found["arr_0"])
+        with np.load(path, allow_pickle=False) as arrays:
+            pixels = torch.from_numpy(arrays["arr_0"])
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"low={source} holds no images ({error})") from None
     if not len(pixels) or pixels.dtype != torch.uint8:
@@ -291,22 +291,22 @@ class Sampling:
         pixels = (self.generator.from_noise(list(index), cond, callback) * 255).round().to(torch.uint8)
         save_tensors(self.shard(k), {IMAGES: rearrange(pixels, "b c h w -> b h w c")})
         if animation:
-            animation.save(self.folder.path / "way.gif")
+            animation.save(self.folder.path / "trajectory.gif")
 
     def _load(self, k: int) -> Tensor:
         """Return the images of the k-th batch, (B, H, W, C) uint8."""
         return load_tensors(self.shard(k))[IMAGES]
 
-    def finish(self, known: Mapping[str, Any]) -> None:
+    def finish(self, provenance: Mapping[str, Any]) -> None:
         """Write samples.npz, the grid, and samples.json with provenance and scores."""
         images = torch.cat([self._load(k) for k in range(self.shards)]).numpy()
-        message: dict[str, Any] = {} if self.conditions.labels is None else {"arr_1": self.conditions.labels.numpy()}
+        labels: dict[str, Any] = {} if self.conditions.labels is None else {"arr_1": self.conditions.labels.numpy()}
         with open_atomic(self.folder.path / "samples.npz") as file:
-            np.savez(file, arr_0=images, **message)
+            np.savez(file, arr_0=images, **labels)
         save_png(self.folder.path / "grid.png", grid(images[:GRID]))
         figures, warnings = self._figures(images)
         measured = {"figures": figures, "caveats": warnings}
-        write_json(self.folder.path / "samples.json", {**known, "images": len(images), **measured})
+        write_json(self.folder.path / "samples.json", {**provenance, "images": len(images), **measured})
         for name, value in figures.items():
             print(f"{name} {value:.4g}")
         for caveat in warnings:

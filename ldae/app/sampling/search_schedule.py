@@ -131,6 +131,6 @@ def scores(generator: Generator, schedule: NoiseSchedule, pictures: Pictures, re
 def table(rows: Sequence[Mapping[str, object]]) -> str:
     """Return a Markdown table with a row for each schedule."""
     names = list(rows[0])
-    cells = [[f"{row[n]:.4g}" if isinstance(row[n], float) else str(row[n]) for n in names] for row in rows]
+    texts = [[f"{row[n]:.4g}" if isinstance(row[n], float) else str(row[n]) for n in names] for row in rows]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in cells)])
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in texts)])

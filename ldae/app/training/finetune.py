@@ -169,7 +169,7 @@ class HoldOut:
         self.module, self.images, self.session, self.every = module, images, session, every
 
     def headline(self, scalars: Mapping[str, float]) -> str:
-        """Return the accuracy in words."""
+        """Return a sentence on the accuracy."""
         return f"hold-out accuracy {scalars['accuracy_holdout']:.1f} %"
 
     def __call__(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:

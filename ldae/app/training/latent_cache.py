@@ -28,6 +28,9 @@ def train_images(session: Session, objective: Objective, splits: Splits, tokeniz
     the cache holds its moments.
 
     Args:
+        session: config, cache and device.
+        objective: objective in training.
+        splits: images of the data set.
         tokenizer: SHA-256 of the tokenizer's file, or None.
     """
     images, is_random = splits.train, session.parts.augment.n > 0
@@ -62,7 +65,7 @@ def _is_intact(folder: Path) -> bool:
 
 @torch.no_grad()
 def _write(path: Path, session: Session, tokenizer: Tokenizer, images: ImageSet) -> None:
-    """Return an .npy file, written row by row: a full disk is an error here, where a memory map would be a crash."""
+    """Encode images into an .npy file row by row; unlike a memory map, a full disk raises an error."""
     with open(path, "wb") as file:
         for i, x in enumerate(session.images(images, title="encoding the latents")):
             posterior_params = tokenizer.posterior_params(x).float().cpu().numpy()

@@ -62,7 +62,7 @@ def spread(images: ImageSet, count: int) -> ImageSet:
 def joined(batches: Sequence[Batch]) -> Batch:
     """Concatenate batches."""
     fields = ([getattr(b, name) for b in batches] for name in ("images", "labels", "index", "latents", "masks"))
-    return Batch(*(None if found[0] is None else torch.cat(found) for found in fields))  # type: ignore[arg-type]
+    return Batch(*(None if values[0] is None else torch.cat(values) for values in fields))  # type: ignore[arg-type]
 
 
 class OnlineKNN:
@@ -104,7 +104,7 @@ class OnlineKNN:
         return {"knn_holdout/model": self._accuracy(self.encoder), **self.baselines}, {}
 
     def headline(self, scalars: Mapping[str, float]) -> str:
-        """Return the accuracies in words."""
+        """Return a sentence on the accuracies."""
         names = [name for name in ("untrained", "chance") if f"knn_holdout/{name}" in scalars]
         baselines = ", ".join(f"{name} {scalars[f'knn_holdout/{name}']:.1f}" for name in names)
         return f"kNN hold-out {scalars['knn_holdout/model']:.1f} % ({baselines})"

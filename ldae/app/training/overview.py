@@ -34,7 +34,10 @@ def overview(
     """Return the description that a training prints at its start.
 
     Args:
+        session: config, device and data.
+        splits: images of the data set.
         objective: objective in training, on its device.
+        settings: length and settings of the training.
         total: total number of steps.
         out: folder of the run.
     """
@@ -52,9 +55,10 @@ def overview(
 
 
 def encoder_parameters(objective: PretrainingObjective, size: int) -> int:
-    """Return how many parameters an image's representation depends on, at the default layer and noise level.
+    """Count the parameters that an image's representation depends on, at the default layer and noise level.
 
     Args:
+        objective: objective with the network.
         size: side of the images in pixels.
     """
     network = objective.network
@@ -125,7 +129,7 @@ def _short(value: float | str) -> str:
 
 
 def _plain(name: str) -> str:
-    """Return a class's name as words: PatchPCA becomes "patch PCA"."""
+    """Split a class's name at its capitals: PatchPCA becomes "patch PCA"."""
     parts = re.findall(r"[A-Z]+(?![a-z])\d*|[A-Z][a-z]+\d*", name)
     if name in PROPER:
         return name

@@ -135,7 +135,7 @@ def cost_of(argv: Sequence[str]) -> Cost:
 
 
 def describe_cost(cost: Cost, gpu: str) -> str:
-    """Return a cost in words."""
+    """Return a description of a cost."""
     each, whole = 1024 * cost.activations, cost.state + cost.activations * cost.batch
     timed = f" in batches of {cost.timed_batch}" if cost.timed_batch != cost.batch else ""
     limit = f"{100 * SHARE:.0f} % of its {GPUS[gpu] / 1e12:.0f} TFLOP/s"

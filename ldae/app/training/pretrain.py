@@ -30,6 +30,7 @@ from ldae.config.schema import conform
 from ldae.core.errors import ConfigError
 from ldae.data.images import Splits
 from ldae.engine.run_folder import RunFolder
+from ldae.engine.settings import TrainSettings
 from ldae.engine.trainer import RunContext, Trainer
 from ldae.export.encoder import MODEL, TOKENIZER_FILE, build_untrained
 from ldae.objectives.base import PretrainingObjective
@@ -67,8 +68,7 @@ def pretrain(config: dict[str, Any]) -> Path:
     monitor: MonitorSettings = settings_of(config, "monitor", MonitorSettings)
     if objective.tokenizer is not None:
         check_fit(session)
-    optim = session.parts.optim
-    augment = session.parts.augment
+    session.parts.build("optim", "augment")
     with session.running(run):
         if is_finished(run, config):
             print(f"{run.path} is finished; nothing to do")
@@ -79,32 +79,7 @@ def pretrain(config: dict[str, Any]) -> Path:
             session.load_blend_images(objective.corruption)
         if session.world.main:
             start_run(run, config, splits)
-        tokenizer = None if objective.tokenizer is None else ensure_tokenizer(session, splits, run)
-        objective.to(session.world.device)
-        loader = session.loader(train_images(session, objective, splits, tokenizer), augment, settings.batch)
-        total = settings.total_steps(loader.steps_per_epoch)
-        record = {
-            "config": config,
-            "data": splits.fingerprint,
-            "tokenizer": tokenizer,
-            "peak_rate": optim.peak(settings.batch),
-        }
-        evaluates = session.world.main or settings.shard
-        start = None if settings.shard else partial(build_untrained, config, run.path, tokenizer)
-        evaluations = monitors(session, objective, splits, total, monitor, start) if evaluates else []
-        if session.world.main:
-            print(overview(session, splits, objective, settings, total, run.path), flush=True)
-        context = RunContext(
-            run,
-            session.world,
-            record,
-            evaluations,
-            session.stop,
-            session.progress,
-            can_shard=True,
-            threads=session.threads,
-        )
-        Trainer({MODEL: objective}, loader, optim, settings, session.seed, context).fit()
+        total = train(session, objective, splits, settings, monitor, run)
         if session.world.main:
             run.set_status("done", total)
             print(f"done: {run.path}")
@@ -112,6 +87,58 @@ def pretrain(config: dict[str, Any]) -> Path:
                 print(f"  probe it:  {command('probe', run=run.path)}")
             print(f"  curves:  tensorboard --logdir {shlex.quote(str(run.path))}")
     return run.path
+
+
+def train(
+    session: Session,
+    objective: PretrainingObjective,
+    splits: Splits,
+    settings: TrainSettings,
+    monitor: MonitorSettings,
+    run: RunFolder,
+) -> int:
+    """Load or fit the tokenizer, then train the objective on the training images.
+
+    Args:
+        session: parts, device and data.
+        objective: objective to train.
+        splits: images of the data set.
+        settings: length and settings of the training.
+        monitor: settings of the evaluations.
+        run: folder of the run, locked.
+
+    Returns:
+        The total number of steps.
+    """
+    config, optim = session.config, session.parts.optim
+    tokenizer = None if objective.tokenizer is None else ensure_tokenizer(session, splits, run)
+    objective.to(session.world.device)
+    images = train_images(session, objective, splits, tokenizer)
+    loader = session.loader(images, session.parts.augment, settings.batch)
+    total = settings.total_steps(loader.steps_per_epoch)
+    record = {
+        "config": config,
+        "data": splits.fingerprint,
+        "tokenizer": tokenizer,
+        "peak_rate": optim.peak(settings.batch),
+    }
+    evaluates = session.world.main or settings.shard
+    start = None if settings.shard else partial(build_untrained, config, run.path, tokenizer)
+    evaluations = monitors(session, objective, splits, total, monitor, start) if evaluates else []
+    if session.world.main:
+        print(overview(session, splits, objective, settings, total, run.path), flush=True)
+    context = RunContext(
+        run,
+        session.world,
+        record,
+        evaluations,
+        session.stop,
+        session.progress,
+        can_shard=True,
+        threads=session.threads,
+    )
+    Trainer({MODEL: objective}, loader, optim, settings, session.seed, context).fit()
+    return total
 
 
 def objective_of(session: Session) -> PretrainingObjective:
@@ -160,7 +187,11 @@ def monitors(
     """Return the evaluations of a run.
 
     Args:
-        total: steps of the run.
+        session: device, data and config.
+        objective: objective in training.
+        splits: images of the data set.
+        total: total number of steps of the run.
+        settings: number and size of the evaluations.
         start: function that returns the objective before its first step.
     """
     if not settings.num_evals:

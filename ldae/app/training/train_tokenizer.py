@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def load_start(path: Path, tokenizer: Tokenizer) -> None:
-    """Fill a tokenizer with weights to go on from: of ours, or of a public KL autoencoder."""
+    """Load initial weights of a tokenizer: from a file of this package, or of a public KL autoencoder."""
     try:
         load_tokenizer(path, tokenizer)
     except CheckpointError:
@@ -81,7 +81,7 @@ def load_start(path: Path, tokenizer: Tokenizer) -> None:
 
 @torch.no_grad()
 def report(session: Session, images: ImageSet, run: RunFolder) -> None:
-    """Measure the tokenizer on a set, leaves figures and picture in the run folder, prints them."""
+    """Measure the tokenizer on a set of images, write scores and picture to the run folder, and print the scores."""
     tokenizer: Tokenizer = session.parts.tokenizer
     originals = preview(session, images, PANEL_IMAGES).images
     scalars, pictures = ReconstructionPanel(tokenizer, originals, every=0)(0)

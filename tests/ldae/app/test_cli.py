@@ -13,9 +13,9 @@ import ldae
 from ldae.app import provenance
 from ldae.app.cli import COMMANDS, dispatch, find, guarded, overview
 from ldae.app.completion import completions
-from ldae.app.config_folder import CONFIGS, choices_of
 from ldae.app.help import command_help, usage_of
 from ldae.app.listing import summary
+from ldae.config.choices import CONFIGS, choices_of
 from ldae.core.errors import UsageError
 
 MINE = """# @package _global_

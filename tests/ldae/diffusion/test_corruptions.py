@@ -10,7 +10,7 @@ import torch
 from corrupted import SHAPE, at, built, images
 from torch.nn import functional as F
 
-from ldae.app.config_folder import choices_of
+from ldae.config.choices import choices_of
 from ldae.core.errors import ConfigError
 from ldae.core.types import BatchGenerator
 from ldae.diffusion.corruptions.base import State

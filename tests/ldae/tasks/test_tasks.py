@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from ldae.app.config_folder import choices_of
 from ldae.config.build import Parts
+from ldae.config.choices import choices_of
 from ldae.core.errors import ConfigError
 from ldae.core.types import Batch, BatchGenerator, Cond
 from ldae.metrics.image_quality import consistency

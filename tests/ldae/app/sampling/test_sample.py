@@ -69,7 +69,7 @@ def test_samples_are_images_and_say_how_they_were_made(ddpm, tmp_path):
     assert (found.shape, found.dtype) == ((10, 8, 8, 3), np.uint8)
     assert found.std() > 5
     assert Image.open(out / "grid.png").size == (8 * 66 - 2, 2 * 66 - 2)
-    assert Image.open(out / "way.gif").n_frames == 5
+    assert Image.open(out / "trajectory.gif").n_frames == 5
     known = json.loads((out / "samples.json").read_text())
     assert known["sampler"]["eta"] == 0
     assert known["images"] == 10
@@ -203,10 +203,10 @@ def test_an_edit_of_pictures_of_ones_own(ddpm, tmp_path):
         Image.new("RGB", (40, 30), colour).save(folder / f"{name}.png")
     stdout, _ = run("restore", f"run={ddpm}", f"pictures={folder}", f"out={out}", *QUICK, "t0=[0,0.4]")
     assert "| t0=0 |" in stdout
-    assert Image.open(out / "strip.png").size == (4 * 66 - 2, 2 * 66 - 2)  # original, guide, two edits
-    strip = np.asarray(Image.open(out / "red.png"))
-    assert np.abs(strip[30, 30].astype(int) - (250, 10, 10)).max() < 6
-    assert np.abs(strip[30, 2 * 66 + 30].astype(int) - (250, 10, 10)).max() < 6  # from t0 = 0 comes the guide
+    assert Image.open(out / "restored.png").size == (4 * 66 - 2, 2 * 66 - 2)  # original, guide, two edits
+    picture = np.asarray(Image.open(out / "red.png"))
+    assert np.abs(picture[30, 30].astype(int) - (250, 10, 10)).max() < 6
+    assert np.abs(picture[30, 2 * 66 + 30].astype(int) - (250, 10, 10)).max() < 6  # from t0 = 0 comes the guide
     assert (out / "blue.png").exists()
     assert json.loads((out / "restored.json").read_text())["figures"]["t0=0"]["rmse"] < 0.01
 
@@ -214,7 +214,7 @@ def test_an_edit_of_pictures_of_ones_own(ddpm, tmp_path):
 def test_between_pictures_nothing_is_measured(ddpm, tmp_path):
     stdout, _ = run("restore", f"run={ddpm}", f"out={tmp_path}", *QUICK, "how=interpolate", "count=3")
     assert "|" not in stdout
-    assert Image.open(tmp_path / "strip.png").size == (6 * 66 - 2, 3 * 66 - 2)
+    assert Image.open(tmp_path / "restored.png").size == (6 * 66 - 2, 3 * 66 - 2)
 
 
 def test_a_damaged_picture_is_named(ddpm, tmp_path):
@@ -308,8 +308,8 @@ def test_the_folder_of_a_training_run_is_no_place_for_results(ddpm, in_process, 
 def test_an_edit_from_the_clean_end_takes_no_step_and_has_no_animation(ddpm, tmp_path, in_process):
     argv = (f"out={tmp_path / 'a'}", *QUICK, "how=edit", "t0=[0]", "count=2", "precision=fp32")
     assert in_process("restore", f"run={ddpm}", *argv) == (0, "")
-    assert (tmp_path / "a" / "strip.png").exists()
-    assert not (tmp_path / "a" / "way.gif").exists()
+    assert (tmp_path / "a" / "restored.png").exists()
+    assert not (tmp_path / "a" / "trajectory.gif").exists()
 
 
 def test_a_likelihood_of_one_image_has_no_standard_error(ddpm, tmp_path, in_process):
