@@ -92,14 +92,15 @@ class Ancestral(StepRule):
         return mean + torch.exp(self.log_variance(prediction, back) / 2) * rng.normal(x.shape)
 
 
-class Small(Ancestral):
+class FixedSmallVariance(Ancestral):
     """Variance beta_tilde, exact for data that is one point ("fixedsmall", Sec. 3.2, arXiv 2006.11239)."""
 
     def log_variance(self, prediction: Prediction, back: StepBack) -> Tensor:
+        """Return ln beta_tilde of the step, ()."""
         return _ln(back.beta_tilde)
 
 
-class Large(Ancestral):
+class FixedLargeVariance(Ancestral):
     """Variance beta, exact for data of unit variance ("fixedlarge", Sec. 3.2, arXiv 2006.11239).
 
     Over a shortened sequence these are the sigma-hat rows of DDIM (Sec. 5, arXiv 2010.02502): the posterior's mean with
@@ -108,10 +109,11 @@ class Large(Ancestral):
     """
 
     def log_variance(self, prediction: Prediction, back: StepBack) -> Tensor:
+        """Return ln beta of the step, ()."""
         return _ln(back.beta_tilde if back.final else back.beta)
 
 
-class Learned(Ancestral):
+class LearnedVariance(Ancestral):
     """Log variance f ln beta + (1 - f) ln beta_tilde with the network's f (Eq. 15, arXiv 2102.09672).
 
     beta and beta_tilde are those of the step between the two levels, which a shortened sequence makes larger.
@@ -124,7 +126,7 @@ class Learned(Ancestral):
             ConfigError: the network has no learned variance.
         """
         if prediction.interpolation is None:
-            raise ConfigError("sampler", "Learned", "needs a variance that was learned; use sampler=ddpm or ddim")
+            raise ConfigError("sampler", "LearnedVariance", "needs a learned variance; use sampler=ddpm or ddim")
         return prediction.interpolation * _ln(back.beta) + (1 - prediction.interpolation) * _ln(back.beta_tilde)
 
 
@@ -155,12 +157,13 @@ class Cold(StepRule):
         self.degrade: Callable[[Tensor, SamplingStep], Tensor] = _missing
 
     def bind(self, degrade: Callable[[Tensor, SamplingStep], Tensor]) -> Cold:
+        """Return a rule of this class with the degradation operator D(x, step)."""
         rule = type(self)()
         rule.degrade = degrade
         return rule
 
 
-class Restart(Cold):
+class NaiveColdSampling(Cold):
     """D(x0, then), independent of x (Alg. 1, arXiv 2208.09392)."""
 
     def __call__(
@@ -169,7 +172,7 @@ class Restart(Cold):
         return self.degrade(prediction.x0, then)
 
 
-class Improved(Cold):
+class ImprovedColdSampling(Cold):
     """x - D(x0, now) + D(x0, then) (Alg. 2, arXiv 2208.09392): the residual x - D(x0, now) is kept.
 
     With D(x, step) = gamma x + sigma z and z = (x - gamma_now x0) / sigma_now the first two terms cancel and it is
@@ -187,6 +190,7 @@ class Direct(StepRule):
     """The prediction at the first step, in one call of the network."""
 
     def select(self, trajectory: Sequence[SamplingStep]) -> Sequence[SamplingStep]:
+        """Return the first and the last step of a trajectory."""
         return [*trajectory[:1], *trajectory[1:][-1:]]
 
     def __call__(

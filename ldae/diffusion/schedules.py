@@ -117,6 +117,7 @@ class DDPMLinear(NoiseSchedule):
         super().__init__(T)
 
     def build_table(self) -> tuple[Tensor, Tensor]:
+        """Return gamma and sigma of every step, (T,) float64, from the betas."""
         return variance_preserving((1 - self.beta).cumprod(0))
 
 
@@ -128,6 +129,7 @@ class Cosine(NoiseSchedule):
         super().__init__(T)
 
     def build_table(self) -> tuple[Tensor, Tensor]:
+        """Return gamma and sigma of every step, (T,) float64, from ratios of squared cosines."""
         u = torch.arange(self.T + 1, dtype=torch.float64) / self.T
         f = torch.cos((u + self.offset) / (1 + self.offset) * math.pi / 2) ** 2
         beta = (1 - f[1:] / f[:-1]).clamp(max=0.999)
@@ -144,6 +146,7 @@ class LinearGamma2(NoiseSchedule):
         super().__init__(T)
 
     def build_table(self) -> tuple[Tensor, Tensor]:
+        """Return gamma and sigma of every step, (T,) float64, from a linear gamma^2."""
         return variance_preserving(1 - torch.arange(1, self.T + 1, dtype=torch.float64) / self.T)
 
 
@@ -155,6 +158,7 @@ class LinearSigma(NoiseSchedule):
         super().__init__(T)
 
     def build_table(self) -> tuple[Tensor, Tensor]:
+        """Return ones and linear sigma, (T,) float64."""
         sigma = torch.linspace(0, self.sigma_max, self.T, dtype=torch.float64)
         return torch.ones_like(sigma), sigma
 
@@ -167,6 +171,7 @@ class ConstantSigma(NoiseSchedule):
         super().__init__(T)
 
     def build_table(self) -> tuple[Tensor, Tensor]:
+        """Return ones and constant sigma, (T,) float64."""
         ones = torch.ones(self.T, dtype=torch.float64)
         return ones, self.constant * ones
 
@@ -200,6 +205,7 @@ class Quadratic(NoiseSchedule):
         super().__init__(T)
 
     def build_table(self) -> tuple[Tensor, Tensor]:
+        """Return gamma and sigma of every step, (T,) float64, from the betas."""
         return variance_preserving((1 - self.beta).cumprod(0))
 
 
@@ -222,6 +228,7 @@ class ContinuousGamma(NoiseSchedule):
         self.gamma2_bounds = torch.cat([one, self.gamma**2])  # gamma^2 of t = -1, 0, ..., T-1
 
     def build_table(self) -> tuple[Tensor, Tensor]:
+        """Return gamma and sigma at the upper end of every interval, (T,) float64."""
         return variance_preserving((1 - self.beta).cumprod(0))
 
     def draw(self, count: int, rng: BatchGenerator) -> NoiseLevel:
@@ -240,10 +247,11 @@ class Steps(NoiseSchedule):
         super().__init__(T)
 
     def build_table(self) -> tuple[Tensor, Tensor]:
+        """Return ones and zeros, (T,) float64."""
         return torch.ones(self.T, dtype=torch.float64), torch.zeros(self.T, dtype=torch.float64)
 
 
-class Blank(NoiseSchedule):
+class ZeroInput(NoiseSchedule):
     """One step with gamma = sigma = 0: regression from the condition alone, SR3's baseline (Sec. 4, arXiv 2104.07636).
 
     Every sampler returns the network's prediction.
@@ -253,4 +261,5 @@ class Blank(NoiseSchedule):
         super().__init__(T=1)
 
     def build_table(self) -> tuple[Tensor, Tensor]:
+        """Return zeros and zeros, (1,) float64."""
         return torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)

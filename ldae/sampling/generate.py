@@ -17,9 +17,9 @@ from ldae.diffusion.initial_states import InitialState
 from ldae.diffusion.samplers import (
     Degradation,
     Direct,
-    Improved,
-    Large,
-    Learned,
+    FixedLargeVariance,
+    ImprovedColdSampling,
+    LearnedVariance,
     StepCallback,
     StepRule,
     initial_noise,
@@ -160,5 +160,5 @@ def default_sampler(objective: Denoise) -> StepRule:
     if objective.T == 1:
         return Direct()
     if objective.corruption.pixel_only:
-        return Improved()
-    return Learned() if objective.outputs_per_channel > 1 else Large()
+        return ImprovedColdSampling()
+    return LearnedVariance() if objective.outputs_per_channel > 1 else FixedLargeVariance()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ldae.core.types import BatchGenerator
 from ldae.diffusion.corruptions.base import State
 from ldae.diffusion.corruptions.blur import Blur
-from ldae.diffusion.samplers import Degradation, Improved, sample
+from ldae.diffusion.samplers import Degradation, ImprovedColdSampling, sample
 from ldae.diffusion.schedules import Steps
 from ldae.diffusion.trajectory import Prediction, build_trajectory
 
@@ -47,7 +47,7 @@ def trajectory(batch: int) -> Work:
     x, _ = pictures(batch)
     corruption, schedule = cifar_blur(), Steps(T)
     visited = build_trajectory(schedule, torch.arange(T).flip(0))
-    rule = Improved().bind(Degradation(corruption, State()))
+    rule = ImprovedColdSampling().bind(Degradation(corruption, State()))
     x_T = corruption.at(x, visited[0].level(x), State())
     return lambda: sample(lambda z, step: Prediction(z), rule, x_T, visited, BatchGenerator([0])), batch
 

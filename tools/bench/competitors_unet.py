@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ldae.app.compose import compose, resolved
 from ldae.app.session import Session
 from ldae.core.types import Cond
-from ldae.diffusion.samplers import DDIM, Small, sample
+from ldae.diffusion.samplers import DDIM, FixedSmallVariance, sample
 from ldae.diffusion.spacing import Linear
 from ldae.diffusion.trajectory import build_trajectory
 from ldae.engine.precision import PrecisionName
@@ -148,7 +148,7 @@ def segmenting(argv: Sequence[str], batch: int, precision: PrecisionName, once: 
     def steps() -> Tensor:
         cond = generator.precompute(message) if once else message
         predict = lambda x, step: generator.predict(x, step, cond)  # noqa: E731
-        return sample(predict, Small(), noise, sampler.trajectory, generator.rng(range(batch)), clip=True)
+        return sample(predict, FixedSmallVariance(), noise, sampler.trajectory, generator.rng(range(batch)), clip=True)
 
     return steps, batch * STEPS
 

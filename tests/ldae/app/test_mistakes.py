@@ -62,8 +62,8 @@ MISTAKES = [
     ),
     (("schedule=steps",), "schedule='Steps' has no noise, so Gaussian would leave every image as it is"),
     (
-        ("schedule=blank", "target=eps", "output=latent", "loss=l2"),
-        "target='Eps' determines x0 at no level of Blank",
+        ("schedule=zero_input", "target=eps", "output=latent", "loss=l2"),
+        "target='Eps' determines x0 at no level of ZeroInput",
     ),
     (("device=tpu",), "device='tpu' is no device"),
     (("runtime.threads=100000",), "runtime.threads=100000 must be at least 0 and at most [0-9]+"),

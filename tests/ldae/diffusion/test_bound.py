@@ -11,7 +11,7 @@ from oracles import Normal, Told
 from ldae.core.errors import ConfigError
 from ldae.core.types import BatchGenerator
 from ldae.diffusion.bound import nll_bound, prior_bound, reverse_steps, step_bound
-from ldae.diffusion.samplers import Large, Learned, Small
+from ldae.diffusion.samplers import FixedLargeVariance, FixedSmallVariance, LearnedVariance
 from ldae.diffusion.schedules import Cosine, DDPMLinear, LinearSigma, Steps
 from ldae.diffusion.spacing import All, Linear, Stride
 from ldae.diffusion.targets import X0, Eps
@@ -41,7 +41,7 @@ def test_a_term_is_a_weighted_error_in_eps_and_in_x0(t):
     guess = eps + 0.3 * normal(3, 64, 3)
     x = now.mixed(x0, eps)
     said = Prediction((x - now.sigma * guess) / now.gamma)
-    bits = step_bound(said, Small(), x0, x, back)
+    bits = step_bound(said, FixedSmallVariance(), x0, x, back)
     weight = back.beta**2 / (2 * back.beta_tilde * (1 - back.beta) * now.sigma**2)
     in_eps = weight * (eps - guess).square().mean(1) / math.log(2)
     torch.testing.assert_close(bits, in_eps, rtol=1e-5, atol=0)
@@ -61,14 +61,14 @@ def test_the_large_variance_costs_a_constant_more(t):
     now, back = at(t)
     x0, eps = normal(1, 64, 3).double(), normal(2, 64, 3).double()
     x, ratio = now.mixed(x0, eps), back.beta_tilde / back.beta
-    exact = step_bound(Prediction(x0), Large(), x0, x, back)
+    exact = step_bound(Prediction(x0), FixedLargeVariance(), x0, x, back)
     expected = 0.5 * (-math.log(ratio) + ratio - 1) / math.log(2)
     torch.testing.assert_close(exact, torch.full_like(exact, expected), rtol=1e-6, atol=1e-12)
-    assert (step_bound(Prediction(x0), Small(), x0, x, back) == 0).all()
+    assert (step_bound(Prediction(x0), FixedSmallVariance(), x0, x, back) == 0).all()
     wrong = Prediction(x0 + 0.1)
     parts = [
         step_bound(wrong, rule, x0, x, back) - step_bound(Prediction(x0), rule, x0, x, back)
-        for rule in (Large(), Small())
+        for rule in (FixedLargeVariance(), FixedSmallVariance())
     ]
     torch.testing.assert_close(parts[0], ratio * parts[1], rtol=1e-6, atol=0)
 
@@ -94,7 +94,9 @@ def test_terms_are_those_that_a_learned_variance_is_trained_with(T):
         x, out = now.mixed(x0, eps), torch.cat([eps + 0.5 * normal(3, 4, 3, 8, 8), normal(4, 4, 3, 8, 8)], 1)
         said = Prediction(Eps().to_x0(variance.prediction(out), x, now.level(x)), variance.interpolation(out))
         trained = variance.bound(out, x0, x, now.level(x))
-        torch.testing.assert_close(trained, T / 1000 * step_bound(said, Learned(), x0, x, back), rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(
+            trained, T / 1000 * step_bound(said, LearnedVariance(), x0, x, back), rtol=1e-3, atol=1e-6
+        )
 
 
 def test_shares_run_from_the_narrowest_to_the_widest():
@@ -114,10 +116,10 @@ def test_the_last_steps_variance_is_that_of_the_one_before(trajectory):
     said = Prediction(torch.zeros(1), torch.full((1,), 0.25))
     assert last.final
     assert last.beta == pytest.approx(1 - trajectory[-2].gamma ** 2)
-    assert Small().log_variance(said, last) == Small().log_variance(said, before)
-    assert Large().log_variance(said, last) == Small().log_variance(said, before)
+    assert FixedSmallVariance().log_variance(said, last) == FixedSmallVariance().log_variance(said, before)
+    assert FixedLargeVariance().log_variance(said, last) == FixedSmallVariance().log_variance(said, before)
     mixed = 0.25 * math.log(last.beta) + 0.75 * math.log(before.beta_tilde)
-    assert Learned().log_variance(said, last).item() == pytest.approx(mixed, rel=1e-6)
+    assert LearnedVariance().log_variance(said, last).item() == pytest.approx(mixed, rel=1e-6)
 
 
 def levels(x):
@@ -139,11 +141,11 @@ def test_the_bound_of_normal_data_is_its_entropy_where_prediction_and_variance_a
     """s = 0.3 and levels of 1 / 127.5; and what the fixed variances lose is what the divergences say."""
     data, x0 = Normal(0.3), levels(0.3 * normal(1, 15_000, 1))
     truth = 0.5 * math.log2(2 * math.pi * math.e * 0.3**2) + math.log2(127.5)
-    best = nll_bound(Told(data, FULL), Learned(), x0, FULL, BatchGenerator([2]))
+    best = nll_bound(Told(data, FULL), LearnedVariance(), x0, FULL, BatchGenerator([2]))
     assert best.steps.shape == (1000, 15_000)
     torch.testing.assert_close(best.total, best.prior + best.steps.sum(0))
     assert best.total.mean().item() == pytest.approx(truth, abs=0.02)
-    for rule in (Small(), Large()):
+    for rule in (FixedSmallVariance(), FixedLargeVariance()):
         found = nll_bound(data, rule, x0, FULL, BatchGenerator([2]))
         lost = (found.steps - best.steps).mean(1)
         assert lost[:-1].sum().item() == pytest.approx(excess(rule, data, FULL), abs=0.01)
@@ -154,12 +156,13 @@ def test_the_bound_clips_the_prediction():
     """A prediction that is off by far outside of [-1, 1] costs nothing at white."""
     x0, trajectory = torch.ones(4, 8), build_trajectory(Cosine(), Stride([20]).steps(1000))
     outside = lambda x, step: Prediction(x0 + 5)  # noqa: E731
-    clipped = nll_bound(outside, Small(), x0, trajectory, BatchGenerator([0]))
+    clipped = nll_bound(outside, FixedSmallVariance(), x0, trajectory, BatchGenerator([0]))
     assert torch.equal(
-        clipped.steps, nll_bound(lambda x, step: Prediction(x0), Small(), x0, trajectory, BatchGenerator([0])).steps
+        clipped.steps,
+        nll_bound(lambda x, step: Prediction(x0), FixedSmallVariance(), x0, trajectory, BatchGenerator([0])).steps,
     )
     assert (
-        nll_bound(outside, Small(), x0, trajectory, BatchGenerator([0]), clip=False).total.min()
+        nll_bound(outside, FixedSmallVariance(), x0, trajectory, BatchGenerator([0]), clip=False).total.min()
         > 10 * clipped.total.max()
     )
 
@@ -167,9 +170,11 @@ def test_the_bound_clips_the_prediction():
 def test_a_likelihood_needs_noise_at_every_step_and_two_of_them():
     predict, x0 = (lambda x, step: Prediction(x)), torch.zeros(1, 2)
     with pytest.raises(ConfigError, match=r"spacing.count=1 is too few for a likelihood"):
-        nll_bound(predict, Small(), x0, [FULL[0], CLEAN], BatchGenerator([0]))
+        nll_bound(predict, FixedSmallVariance(), x0, [FULL[0], CLEAN], BatchGenerator([0]))
     with pytest.raises(ConfigError, match="t=0 is reached without noise, but a likelihood needs some"):
-        nll_bound(predict, Small(), x0, build_trajectory(LinearSigma(), All().steps(1000)), BatchGenerator([0]))
+        nll_bound(
+            predict, FixedSmallVariance(), x0, build_trajectory(LinearSigma(), All().steps(1000)), BatchGenerator([0])
+        )
 
 
 # --- importance sampling of t

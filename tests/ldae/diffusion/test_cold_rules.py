@@ -11,7 +11,7 @@ from ldae.core.errors import ConfigError
 from ldae.core.types import BatchGenerator, expand
 from ldae.diffusion.corruptions.base import Corruption, State
 from ldae.diffusion.corruptions.gaussian import Gaussian
-from ldae.diffusion.samplers import DDIM, Degradation, Direct, Improved, Restart, sample
+from ldae.diffusion.samplers import DDIM, Degradation, Direct, ImprovedColdSampling, NaiveColdSampling, sample
 from ldae.diffusion.schedules import Cosine, Steps
 from ldae.diffusion.spacing import All, Linear
 from ldae.diffusion.trajectory import CLEAN, Prediction, build_trajectory
@@ -42,7 +42,7 @@ class Fading(Corruption):
 def test_what_is_added_by_steps_is_taken_off_whatever_the_network_says():
     """Test 1: D(x, s) = x + s e, and predictions that are noise."""
     x0, e = normal(1, 3, 8), 0.1 * normal(2, 3, 8)
-    rule = Improved().bind(lambda x, step: x + (step.t + 1) * e)
+    rule = ImprovedColdSampling().bind(lambda x, step: x + (step.t + 1) * e)
     for trajectory in (TRAJECTORY, build_trajectory(Steps(T), Linear(4).steps(T))):
         seen = []
         noise = lambda x, step: Prediction(normal(step.t, 3, 8))  # noqa: E731
@@ -66,13 +66,13 @@ def test_a_constant_error_ends_as_the_last_degradation_leaves_it_out(kept):
     families = [torch.eye(8, dtype=torch.float64), *(normal(s, 8, 8) / 4 for s in range(T))]
     x0, d = normal(30, 3, 8), 0.3 * normal(31, 3, 8)
     trajectory = [*TRAJECTORY[:: T // kept][:kept], CLEAN]
-    rule = Improved().bind(lambda x, step: x @ families[step.t + 1].T)
+    rule = ImprovedColdSampling().bind(lambda x, step: x @ families[step.t + 1].T)
     end = sample(always(x0 + d), rule, x0 @ families[T].T, trajectory, BatchGenerator([0]))
     torch.testing.assert_close(end - x0, d - d @ families[T].T, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("corruption", [Fading(), Gaussian()], ids=lambda c: type(c).__name__)
-@pytest.mark.parametrize("rule", [Restart(), Improved()], ids=lambda r: type(r).__name__)
+@pytest.mark.parametrize("rule", [NaiveColdSampling(), ImprovedColdSampling()], ids=lambda r: type(r).__name__)
 def test_a_perfect_network_restores_exactly(rule, corruption):
     """Test 3: and every x on the way is D(x0, s), because what was drawn is drawn once."""
     schedule = Steps(T) if isinstance(corruption, Fading) else Cosine(T)
@@ -94,7 +94,7 @@ def test_what_was_added_beside_the_degradation_stays_or_is_forgotten():
     degrade, extra = Degradation(Fading(), State()), 0.002 * normal(2, 3, 8)
     ends = [
         sample(always(x0), rule.bind(degrade), degrade(x0, TRAJECTORY[0]) + extra, TRAJECTORY, BatchGenerator([0]))
-        for rule in (Improved(), Restart())
+        for rule in (ImprovedColdSampling(), NaiveColdSampling())
     ]
     torch.testing.assert_close(ends[0], x0 + extra, rtol=0, atol=1e-6)
     torch.testing.assert_close(ends[1], x0, rtol=0, atol=1e-6)
@@ -106,7 +106,8 @@ def test_both_algorithms_are_one_where_the_prediction_degrades_to_x():
     for now, then in pairwise(TRAJECTORY):
         x = degrade(x0, now)
         first, second = (
-            rule.bind(degrade)(x, Prediction(x0), now, then, BatchGenerator([0])) for rule in (Restart(), Improved())
+            rule.bind(degrade)(x, Prediction(x0), now, then, BatchGenerator([0]))
+            for rule in (NaiveColdSampling(), ImprovedColdSampling())
         )
         torch.testing.assert_close(first, second, rtol=0, atol=1e-6)
 
@@ -121,7 +122,7 @@ def test_estimated_noise_is_ddim():
     trajectory, x, x0 = build_trajectory(Cosine(200), Linear(20).steps(200)), normal(1, 3, 8), normal(2, 3, 8)
     for now, then in pairwise(trajectory):
         expected = DDIM()(x, Prediction(x0), now, then, BatchGenerator([0]))
-        for rule in (Improved(), Restart()):
+        for rule in (ImprovedColdSampling(), NaiveColdSampling()):
             found, wrong = (
                 rule.bind(lambda y, step, z=z: step.mixed(y, z))(x, Prediction(x0), now, then, BatchGenerator([0]))
                 for z in (estimated(x, x0, now), estimated(x, x0, now, forgetful=True))
@@ -136,7 +137,7 @@ def test_fixed_noise_restores_what_it_degraded_and_says_how_far_from_it_pure_noi
     trajectory, x0 = build_trajectory(Cosine(200), All().steps(200)), normal(1, 3, 8)
     state = Gaussian().draw(x0, BatchGenerator([4]))
     degrade = lambda x, step: step.mixed(x, state.eps.double())  # noqa: E731
-    rule, z = Improved().bind(degrade), state.eps.double()
+    rule, z = ImprovedColdSampling().bind(degrade), state.eps.double()
     end = sample(always(x0), rule, degrade(x0, trajectory[0]), trajectory, BatchGenerator([0]))
     torch.testing.assert_close(end, x0, rtol=0, atol=1e-5)
     from_noise = sample(always(x0), rule, z, trajectory, BatchGenerator([0]))
@@ -159,9 +160,9 @@ def test_direct_asks_the_network_once():
 
 
 def test_a_cold_rule_must_be_told_how_to_degrade_and_binding_leaves_the_part_as_it_was():
-    part = Improved()
+    part = ImprovedColdSampling()
     bound = part.bind(Degradation(Fading(), State()))
-    assert isinstance(bound, Improved)
+    assert isinstance(bound, ImprovedColdSampling)
     assert torch.isfinite(
         sample(always(normal(1, 2, 3)), bound, normal(2, 2, 3), TRAJECTORY, BatchGenerator([0]))
     ).all()

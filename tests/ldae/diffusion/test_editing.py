@@ -12,7 +12,7 @@ from oracles import Exact, Normal, TwoModes
 from ldae.core.types import BatchGenerator
 from ldae.diffusion.editing import edit, invert, slerp
 from ldae.diffusion.posterior import StepBack
-from ldae.diffusion.samplers import DDIM, Large, Small, add_noise, initial_noise, sample
+from ldae.diffusion.samplers import DDIM, FixedLargeVariance, FixedSmallVariance, add_noise, initial_noise, sample
 from ldae.diffusion.schedules import Cosine, DDPMLinear, LinearSigma
 from ldae.diffusion.spacing import All, Linear
 from ldae.diffusion.trajectory import CLEAN, Prediction, build_trajectory, nearest_step
@@ -72,7 +72,9 @@ def test_fewer_steps_from_the_same_level_are_the_same_edit(count):
 def test_no_noise_gives_the_guide_back_and_all_of_it_forgets_the_guide():
     """Test 8; T = 100 rescaled, where alpha_bar ends at 2e-5."""
     trajectory, guide = build_trajectory(DDPMLinear(T=100), All().steps(100)), normal(1, 200_000)
-    assert torch.equal(edit(DATA, Small(), guide, tail(0, trajectory, 100), BatchGenerator([0]), repeats=3), guide)
+    assert torch.equal(
+        edit(DATA, FixedSmallVariance(), guide, tail(0, trajectory, 100), BatchGenerator([0]), repeats=3), guide
+    )
     found = edit(DATA, Exact(DATA), guide, tail(100, trajectory, 100), BatchGenerator([0]))
     assert abs(torch.corrcoef(torch.stack([found, guide]))[0, 1]) < 0.01
 
@@ -98,7 +100,7 @@ def test_what_is_kept_stays_and_the_rest_changes(schedule, repeats):
     keep[:, :, :, :4] = 1
 
     def run(keep):
-        return edit(DATA, Small(), guide, trajectory, BatchGenerator([5]), keep=keep, repeats=repeats)
+        return edit(DATA, FixedSmallVariance(), guide, trajectory, BatchGenerator([5]), keep=keep, repeats=repeats)
 
     found = run(keep)
     assert torch.equal(found[..., :4], guide[..., :4])
@@ -111,7 +113,7 @@ def test_what_is_kept_has_the_level_after_the_step_and_one_noise():
     trajectory, guide, seen = build_trajectory(DDPMLinear(T=50), All().steps(50))[20:], normal(1, 4, 3), []
     edit(
         DATA,
-        Small(),
+        FixedSmallVariance(),
         guide,
         trajectory,
         BatchGenerator([5]),
@@ -152,7 +154,7 @@ def test_the_true_mask_comes_out_of_a_hundred_steps():
 
     runs = torch.stack(
         [
-            sample(predict, Large(), initial_noise(mask.shape, trajectory[0], d), trajectory, d)
+            sample(predict, FixedLargeVariance(), initial_noise(mask.shape, trajectory[0], d), trajectory, d)
             for d in map(BatchGenerator, ([1], [2]))
         ]
     )

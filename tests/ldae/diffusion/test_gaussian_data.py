@@ -12,7 +12,7 @@ from oracles import Exact, Normal, Told
 from ldae.core.types import BatchGenerator
 from ldae.diffusion.corruptions.gaussian import Gaussian
 from ldae.diffusion.posterior import StepBack
-from ldae.diffusion.samplers import DDIM, Large, Learned, Small, initial_noise, sample
+from ldae.diffusion.samplers import DDIM, FixedLargeVariance, FixedSmallVariance, LearnedVariance, initial_noise, sample
 from ldae.diffusion.schedules import ContinuousGamma, Cosine, DDPMLinear, LinearSigma
 from ldae.diffusion.spacing import All, Linear, Quadratic, Stride
 from ldae.diffusion.targets import Eps
@@ -74,7 +74,7 @@ class Three:
         return Prediction(torch.stack([f.x0 for f in found]), torch.stack([f.interpolation for f in found]))
 
 
-RULES = {"small": Small(), "large": Large(), "exact": Learned(), "eta0": DDIM()}
+RULES = {"small": FixedSmallVariance(), "large": FixedLargeVariance(), "exact": LearnedVariance(), "eta0": DDIM()}
 
 
 @pytest.mark.parametrize("count", [pytest.param(1000, marks=pytest.mark.slow), 100, 20, 10])
@@ -136,11 +136,11 @@ def test_sr3_is_ancestral_sampling_with_the_large_variance(schedule):
 
     trajectory = build_trajectory(schedule, All().steps(schedule.T))
     y = torch.randn(4, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = sample(predict, Large(), y, trajectory, BatchGenerator([2]))
+    found = sample(predict, FixedLargeVariance(), y, trajectory, BatchGenerator([2]))
     torch.testing.assert_close(
         found, _reference_sr3(eps_of, y, schedule.gamma**2, BatchGenerator([2])), rtol=0, atol=1e-5
     )
-    assert sample(predict, Large(), 5 * y, trajectory, BatchGenerator([2]), clip=True).abs().max() <= 1
+    assert sample(predict, FixedLargeVariance(), 5 * y, trajectory, BatchGenerator([2]), clip=True).abs().max() <= 1
 
 
 CONDITION = torch.tensor([[-0.8], [0.0], [0.3], [0.9]])  # m(x) of four images, as many numbers of each
@@ -152,7 +152,11 @@ def test_sr3_of_unit_data_is_right_whatever_the_number_of_steps(schedule):
     trajectory, data = build_trajectory(schedule, All().steps(schedule.T)), Normal(1.0, CONDITION)
     assert trajectory[0].gamma ** 2 < 1e-2
     found = sample(
-        data, Large(), initial_noise((4, 25_000), trajectory[0], BatchGenerator([1])), trajectory, BatchGenerator([2])
+        data,
+        FixedLargeVariance(),
+        initial_noise((4, 25_000), trajectory[0], BatchGenerator([1])),
+        trajectory,
+        BatchGenerator([2]),
     )
     off = found - CONDITION
     assert off.mean().abs() < 0.01
@@ -164,7 +168,11 @@ def test_sr3_of_unit_data_is_right_whatever_the_number_of_steps(schedule):
 def test_sr3_of_certain_data_is_right_with_the_small_variance(schedule):
     trajectory, data = build_trajectory(schedule, All().steps(schedule.T)), Normal(1e-4, CONDITION)
     found = sample(
-        data, Small(), initial_noise((4, 64), trajectory[0], BatchGenerator([1])), trajectory, BatchGenerator([2])
+        data,
+        FixedSmallVariance(),
+        initial_noise((4, 64), trajectory[0], BatchGenerator([1])),
+        trajectory,
+        BatchGenerator([2]),
     )
     assert (found - CONDITION).abs().max() < 1e-3
 

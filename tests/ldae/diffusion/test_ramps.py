@@ -9,7 +9,7 @@ import torch
 
 from ldae.core.errors import ConfigError
 from ldae.core.types import BatchGenerator
-from ldae.diffusion.schedules import Blank, ContinuousGamma, Cosine, DDPMLinear, Quadratic, Steps
+from ldae.diffusion.schedules import ContinuousGamma, Cosine, DDPMLinear, Quadratic, Steps, ZeroInput
 
 
 def _reference_alpha_bar(betas):
@@ -113,5 +113,5 @@ def test_schedules_without_noise():
     assert set(level.t.tolist()) == set(range(7))
     assert (level.gamma == 1).all()
     assert (level.sigma == 0).all()
-    blank = Blank().draw(3, BatchGenerator([0]))
-    assert (blank.t.tolist(), blank.gamma.tolist(), blank.sigma.tolist()) == ([0] * 3, [0.0] * 3, [0.0] * 3)
+    zero = ZeroInput().draw(3, BatchGenerator([0]))
+    assert (zero.t.tolist(), zero.gamma.tolist(), zero.sigma.tolist()) == ([0] * 3, [0.0] * 3, [0.0] * 3)

@@ -11,7 +11,17 @@ from oracles import TwoModes
 
 from ldae.core.errors import ConfigError
 from ldae.core.types import BatchGenerator
-from ldae.diffusion.samplers import DDIM, Improved, Large, Learned, Restart, Small, add_noise, initial_noise, sample
+from ldae.diffusion.samplers import (
+    DDIM,
+    FixedLargeVariance,
+    FixedSmallVariance,
+    ImprovedColdSampling,
+    LearnedVariance,
+    NaiveColdSampling,
+    add_noise,
+    initial_noise,
+    sample,
+)
 from ldae.diffusion.schedules import DDPMLinear, LinearSigma
 from ldae.diffusion.spacing import All, Linear, Quadratic, Stride, Trailing
 from ldae.diffusion.trajectory import CLEAN, Prediction, build_trajectory
@@ -72,9 +82,9 @@ CHAINS = [All(), Linear(50), Quadratic(50), Stride([10, 20]), Trailing(30)]
 
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("spacing", CHAINS, ids=lambda s: type(s).__name__)
-@pytest.mark.parametrize(("rule", "variance"), [(Small(), "small"), (Large(), "large")])
+@pytest.mark.parametrize(("rule", "variance"), [(FixedSmallVariance(), "small"), (FixedLargeVariance(), "large")])
 def test_ancestral_sampling_is_ddpms_on_the_kept_steps(rule, variance, spacing, clip):
-    """With `Large`, the sigma-hat rows of DDIM's table (spec, test 7)."""
+    """With `FixedLargeVariance`, the sigma-hat rows of DDIM's table (spec, test 7)."""
     schedule, x = DDPMLinear(), normal(3, 4, 16)
     steps = spacing.steps(1000)
     found = sample(network, rule, x, build_trajectory(schedule, steps), BatchGenerator([5]), clip=clip)
@@ -100,7 +110,8 @@ def test_ddim_with_eta_one_is_ancestral_sampling(spacing, clip):
     """Spec, test 6; with clipping it takes an eps that changes along with x0."""
     trajectory, x = build_trajectory(DDPMLinear(), spacing.steps(1000)), normal(3, 4, 16)
     found, expected = (
-        sample(network, rule, x, trajectory, BatchGenerator([5]), clip=clip) for rule in (DDIM(1.0), Small())
+        sample(network, rule, x, trajectory, BatchGenerator([5]), clip=clip)
+        for rule in (DDIM(1.0), FixedSmallVariance())
     )
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     if clip:
@@ -130,7 +141,7 @@ def test_ddim_with_the_true_noise_passes_through_the_true_levels(spacing):
         torch.testing.assert_close(x, step.mixed(x0, eps), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize(("interpolation", "rule"), [(0.0, Small()), (1.0, Large())])
+@pytest.mark.parametrize(("interpolation", "rule"), [(0.0, FixedSmallVariance()), (1.0, FixedLargeVariance())])
 def test_the_ends_of_a_learned_variance_are_the_fixed_ones(interpolation, rule):
     """On the kept steps, with the betas between those (spec, test 14)."""
     trajectory, x = build_trajectory(DDPMLinear(), Linear(40).steps(1000)), normal(3, 4, 16)
@@ -139,7 +150,7 @@ def test_the_ends_of_a_learned_variance_are_the_fixed_ones(interpolation, rule):
         return Prediction(network(x, step).x0, torch.full_like(x, interpolation))
 
     torch.testing.assert_close(
-        sample(predict, Learned(), x, trajectory, BatchGenerator([5])),
+        sample(predict, LearnedVariance(), x, trajectory, BatchGenerator([5])),
         sample(network, rule, x, trajectory, BatchGenerator([5])),
         rtol=0,
         atol=1e-6,
@@ -147,9 +158,13 @@ def test_the_ends_of_a_learned_variance_are_the_fixed_ones(interpolation, rule):
 
 
 def test_a_learned_variance_must_have_been_learned():
-    with pytest.raises(ConfigError, match="sampler='Learned' needs a variance that was learned"):
+    with pytest.raises(ConfigError, match="sampler='LearnedVariance' needs a learned variance"):
         sample(
-            network, Learned(), normal(1, 4), build_trajectory(DDPMLinear(), Linear(4).steps(1000)), BatchGenerator([0])
+            network,
+            LearnedVariance(),
+            normal(1, 4),
+            build_trajectory(DDPMLinear(), Linear(4).steps(1000)),
+            BatchGenerator([0]),
         )
 
 
@@ -178,7 +193,13 @@ def test_the_network_is_told_the_schedules_own_steps():
         return Prediction(x)
 
     schedule = DDPMLinear()
-    sample(predict, Small(), normal(1, 2, 3), build_trajectory(schedule, Linear(4).steps(1000)), BatchGenerator([0]))
+    sample(
+        predict,
+        FixedSmallVariance(),
+        normal(1, 2, 3),
+        build_trajectory(schedule, Linear(4).steps(1000)),
+        BatchGenerator([0]),
+    )
     assert told == [([t, t], schedule.gamma[t].float().item()) for t in (750, 500, 250, 0)]
 
 
@@ -188,22 +209,24 @@ def test_a_chain_goes_on_from_where_it_was_left():
     rng = BatchGenerator([1, 2, 3, 4])
     whole = sample(
         network,
-        Small(),
+        FixedSmallVariance(),
         x,
         trajectory,
         BatchGenerator([1, 2, 3, 4]),
         callback=lambda i, s, x, _: kept.update({i: (s, x)}),
     )
-    half = sample(network, Small(), x, trajectory[:8], rng)
+    half = sample(network, FixedSmallVariance(), x, trajectory[:8], rng)
     assert torch.equal(half, kept[6][1])
-    assert torch.equal(sample(network, Small(), half, trajectory[7:], rng), whole)
-    alone = torch.cat([sample(network, Small(), x[i : i + 1], trajectory, BatchGenerator([i + 1])) for i in range(4)])
+    assert torch.equal(sample(network, FixedSmallVariance(), half, trajectory[7:], rng), whole)
+    alone = torch.cat(
+        [sample(network, FixedSmallVariance(), x[i : i + 1], trajectory, BatchGenerator([i + 1])) for i in range(4)]
+    )
     assert torch.equal(alone, whole)
 
 
 def test_one_stage_is_no_step():
     x = normal(1, 4)
-    for rule in (Small(), DDIM(), Restart(), Improved()):
+    for rule in (FixedSmallVariance(), DDIM(), NaiveColdSampling(), ImprovedColdSampling()):
         assert torch.equal(sample(network, rule, x, [CLEAN], BatchGenerator([0])), x)
 
 
@@ -212,7 +235,7 @@ def test_clipping_holds_the_prediction_not_x():
     x = 3 * normal(1, 64)
     end = sample(
         network,
-        Large(),
+        FixedLargeVariance(),
         x,
         trajectory,
         BatchGenerator([0]),
@@ -233,7 +256,7 @@ def test_amended_values_are_what_the_next_step_starts_from():
 
     end = sample(
         predict,
-        Small(),
+        FixedSmallVariance(),
         normal(1, 3),
         trajectory,
         BatchGenerator([0]),

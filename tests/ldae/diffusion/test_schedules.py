@@ -9,7 +9,7 @@ import torch
 
 from ldae.core.errors import ConfigError
 from ldae.core.types import BatchGenerator
-from ldae.diffusion.schedules import Blank, ConstantSigma, Cosine, DDPMLinear, LinearGamma2, LinearSigma
+from ldae.diffusion.schedules import ConstantSigma, Cosine, DDPMLinear, LinearGamma2, LinearSigma, ZeroInput
 
 
 def test_ddpm_linear_has_the_published_check_values():
@@ -72,7 +72,7 @@ def test_draws_are_uniform_over_all_steps_and_levels_are_those_of_the_table():
     assert level.sigma.dtype == torch.float32
 
 
-@pytest.mark.parametrize("schedule", [Cosine(T=50), LinearSigma(T=50), Blank()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("schedule", [Cosine(T=50), LinearSigma(T=50), ZeroInput()], ids=lambda s: type(s).__name__)
 def test_a_plot_has_gamma_sigma_and_the_signal_share_over_t(schedule, tmp_path):
     figure = schedule.plot(tmp_path / "schedule.png")
     assert (tmp_path / "schedule.png").stat().st_size > 1000

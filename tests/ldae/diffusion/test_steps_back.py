@@ -10,8 +10,8 @@ import torch
 
 from ldae.core.types import BatchGenerator
 from ldae.diffusion.posterior import Posterior, StepBack
-from ldae.diffusion.samplers import DDIM, Large, Learned, Small, initial_noise, sample
-from ldae.diffusion.schedules import Blank, ConstantSigma, Cosine, DDPMLinear, LinearGamma2, LinearSigma
+from ldae.diffusion.samplers import DDIM, FixedLargeVariance, FixedSmallVariance, LearnedVariance, initial_noise, sample
+from ldae.diffusion.schedules import ConstantSigma, Cosine, DDPMLinear, LinearGamma2, LinearSigma, ZeroInput
 from ldae.diffusion.spacing import All, Linear, Quadratic, Stride, Trailing
 from ldae.diffusion.targets import V
 from ldae.diffusion.trajectory import CLEAN, Prediction, SamplingStep, build_trajectory
@@ -101,24 +101,26 @@ def test_equal_stages_are_one():
         build_trajectory(DDPMLinear(), torch.tensor([300]))[0],
         build_trajectory(ConstantSigma(), torch.tensor([3]))[0],
     ):
-        for rule in (Small(), Large(), Learned(), DDIM(), DDIM(0.5), DDIM(1.0)):
+        for rule in (FixedSmallVariance(), FixedLargeVariance(), LearnedVariance(), DDIM(), DDIM(0.5), DDIM(1.0)):
             torch.testing.assert_close(rule(x, found, step, step, BatchGenerator([0])), x)
 
 
 def test_stages_that_grow_noisier_are_refused():
     up = build_trajectory(DDPMLinear(), torch.tensor([300, 400]))
-    for rule in (Small(), DDIM()):
+    for rule in (FixedSmallVariance(), DDIM()):
         with pytest.raises(ValueError, match="t=400 is noisier than t=300"):
             sample(lambda x, step: Prediction(x), rule, normal(1, 4), up, BatchGenerator([0]))
 
 
-@pytest.mark.parametrize("rule", [Small(), Large(), DDIM(), DDIM(0.5), DDIM(1.0)], ids=lambda r: type(r).__name__)
+@pytest.mark.parametrize(
+    "rule", [FixedSmallVariance(), FixedLargeVariance(), DDIM(), DDIM(0.5), DDIM(1.0)], ids=lambda r: type(r).__name__
+)
 def test_levels_without_noise_or_without_signal_are_defined(rule):
     """Nothing left to remove: x stays. Nothing there at all: the prediction is all. gamma = 0: v tells x0."""
     x, found = normal(1, 8), Prediction(normal(2, 8))
     assert torch.equal(rule(x, found, SamplingStep(0, 1.0, 0.0), CLEAN, BatchGenerator([0])), x)
     assert torch.equal(
-        rule(torch.zeros(8), found, build_trajectory(Blank(), torch.tensor([0]))[0], CLEAN, BatchGenerator([0])),
+        rule(torch.zeros(8), found, build_trajectory(ZeroInput(), torch.tensor([0]))[0], CLEAN, BatchGenerator([0])),
         found.x0,
     )
     trajectory = build_trajectory(LinearGamma2(T=10), All().steps(10))
@@ -139,7 +141,14 @@ def test_a_step_to_where_there_is_no_noise_adds_none():
     trajectory = build_trajectory(LinearSigma(T=4), All().steps(4))
     rng, other, seen = BatchGenerator([0]), BatchGenerator([0]), []
     predict = lambda x, step: Prediction(0.5 * x)  # noqa: E731
-    sample(predict, Large(), normal(1, 5), trajectory, rng, callback=lambda i, step, x, x0: seen.append((x, x0)))
+    sample(
+        predict,
+        FixedLargeVariance(),
+        normal(1, 5),
+        trajectory,
+        rng,
+        callback=lambda i, step, x, x0: seen.append((x, x0)),
+    )
     for _ in range(2):  # 3 -> 2 -> 1; then 1 -> 0 and 0 -> clean draw nothing
         other.normal((5,))
     assert torch.equal(rng.normal((5,)), other.normal((5,)))

@@ -7,7 +7,7 @@ import torch
 
 from ldae.core.types import BatchGenerator
 from ldae.diffusion.corruptions.gaussian import Gaussian
-from ldae.diffusion.schedules import Blank, Cosine, DDPMLinear, LinearGamma2, LinearSigma
+from ldae.diffusion.schedules import Cosine, DDPMLinear, LinearGamma2, LinearSigma, ZeroInput
 from ldae.diffusion.targets import X0, Eps, V, usable_steps
 from ldae.diffusion.weights import SNR, Gamma2, InverseVariance, MinSNR, One
 
@@ -102,7 +102,7 @@ def test_weights_are_finite_wherever_there_is_noise(weight, target):
 
 
 def test_no_target_but_x0_is_recovered_where_neither_signal_nor_noise_is():
-    assert [usable_steps(Blank(), target) for target in (X0(), Eps(), V())] == [1, 0, 0]
+    assert [usable_steps(ZeroInput(), target) for target in (X0(), Eps(), V())] == [1, 0, 0]
 
 
 def test_gaussian_noise_has_the_levels_moments():

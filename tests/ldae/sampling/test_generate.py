@@ -9,7 +9,7 @@ from ldae.config.build import Parts
 from ldae.core.errors import ConfigError, NonFiniteError
 from ldae.core.types import Batch, Cond
 from ldae.diffusion.editing import slerp
-from ldae.diffusion.samplers import DDIM, Direct, Improved, Large
+from ldae.diffusion.samplers import DDIM, Direct, FixedLargeVariance, ImprovedColdSampling
 from ldae.diffusion.spacing import Trailing
 from ldae.diffusion.trajectory import build_trajectory
 from ldae.sampling.generate import Generator, SamplerConfig, default_sampler
@@ -51,7 +51,9 @@ def perfect(objective, truth):
 
 
 def test_an_image_depends_on_seed_and_number_alone(config):
-    generator = generator_of(objective_of(config, "experiment=ddpm/cifar10_cpu", *SMALL), Large(), clip=True)
+    generator = generator_of(
+        objective_of(config, "experiment=ddpm/cifar10_cpu", *SMALL), FixedLargeVariance(), clip=True
+    )
     whole = generator.from_noise([0, 1, 2, 3])
     parts = torch.cat([generator.from_noise([0]), generator.from_noise([1, 2]), generator.from_noise([3])])
     assert torch.allclose(whole, parts, atol=1e-5)
@@ -98,7 +100,7 @@ def test_a_perfect_network_undoes_every_degradation(config, corruption):
     if corruption == "blend":
         objective.corruption.set_images((255 * batch_of(32, 9).images).byte())
     perfect(objective, 2 * batch.images - 1)
-    assert isinstance(default_sampler(objective), Improved)
+    assert isinstance(default_sampler(objective), ImprovedColdSampling)
     columns = Undo(generator_of(objective, steps=objective.T))(batch)
     assert list(columns) == ["input", "degraded", "direct", "sampled"]
     assert (columns["degraded"] - batch.images).abs().mean() > 0.05

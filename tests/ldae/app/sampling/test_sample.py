@@ -176,7 +176,7 @@ def test_noise_prediction_is_sampled_from_the_last_step_that_has_signal(quick_ru
     assert images(tmp_path / "sample").shape == (3, 8, 8, 3)
 
 
-@pytest.mark.parametrize("argv", [(), ("sampler=cold_restart",), ("sampler=direct",), ("sampler=ddim",)])
+@pytest.mark.parametrize("argv", [(), ("sampler=cold_naive",), ("sampler=direct",), ("sampler=ddim",)])
 def test_a_run_on_degraded_images_does_not_start_from_noise(quick_run, in_process, tmp_path, argv):
     folder = quick_run("cold_color/cifar10_cpu", *SMALL[1:4], "monitor.num_evals=0")
     out = tmp_path / "x"
@@ -186,7 +186,7 @@ def test_a_run_on_degraded_images_does_not_start_from_noise(quick_run, in_proces
     assert not out.exists()
 
 
-@pytest.mark.parametrize("sampler", ["cold_improved", "cold_restart"])
+@pytest.mark.parametrize("sampler", ["cold_improved", "cold_naive"])
 @pytest.mark.parametrize("tool", ["sample", "restore"])
 def test_a_rule_that_degrades_its_predictions_needs_a_degraded_image(ddpm, in_process, tmp_path, tool, sampler):
     out = tmp_path / "x"
