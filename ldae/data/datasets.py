@@ -30,6 +30,7 @@ class Digits(Dataset):
     """
 
     def open(self, context: Context) -> Splits:
+        """Load the digits from scikit-learn and divide them."""
         from sklearn.datasets import load_digits
 
         if self.size != 8:
@@ -130,6 +131,7 @@ class ImageFolder(Dataset):
             raise ConfigError("only", only, "names classes, and data.labels=none reads none; leave one of them out")
 
     def open(self, context: Context) -> Splits:
+        """List and read the images of the folder, and divide them."""
         root = resolve_root(self.root, "images in it: NAME, CLASS/NAME or train/CLASS/NAME")
         contents = list_folder(root)
         names = self.split_names.resolve(contents.folders, str(root))
@@ -226,9 +228,11 @@ class CIFAR(ImageFolder):
 
     @property
     def name(self) -> str:
+        """Return `CIFAR-10` or `CIFAR-100`."""
         return f"CIFAR-{self.classes}"
 
     def open(self, context: Context) -> Splits:
+        """Read the images of the folder, or download them, and divide them."""
         if self.download:
             return self._downloaded(context)
         root = resolve_root(self.root, "train/CLASS/NAME images")

@@ -40,6 +40,7 @@ class Shards:
 
     @property
     def count(self) -> int:
+        """Return the number of shards."""
         return sum(int(split.num_shards) for split in self.splits)
 
     def __call__(self, shard: int, skip: int = 0) -> Iterator[bytes]:
@@ -125,6 +126,7 @@ class HubImages(Dataset):
         self.store, self.window = store, window
 
     def open(self, context: Context) -> Splits:
+        """Read the data set of the Hugging Face Hub, and divide it."""
         splits, version = self._load_splits()
         names = self.split_names.resolve(list(splits), f"data.root={self.root}")
         if "train" not in names:

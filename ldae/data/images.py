@@ -72,6 +72,7 @@ class FileImages(ImageSet):
         self.locate, self.bands = locate, bands
 
     def subset(self, chosen: np.ndarray) -> FileImages:
+        """Return the images at positions `chosen`, (n,) int64."""
         return FileImages(self.root, self.names, self.labels, self.size, self.ids[chosen], self.locate, self.bands)
 
     def source(self, position: int) -> Source:
@@ -89,6 +90,7 @@ class MemoryImages(ImageSet):
     pixels: Tensor
 
     def subset(self, chosen: np.ndarray) -> MemoryImages:
+        """Return the images at positions `chosen`, (n,) int64; the pixels are shared."""
         part = super().subset(chosen)
         assert isinstance(part, MemoryImages)
         part.pixels = self.pixels

@@ -87,6 +87,7 @@ class Photos(Dataset):
         self.crops, self.test_crops = crops, test_crops
 
     def open(self, context: Context) -> Splits:
+        """Cut the embedded photographs into crops, and divide them."""
         if self.size > MAX_SIZE:
             raise ConfigError("size", self.size, f"must be at most {MAX_SIZE}: the narrowest photograph is 451 wide")
         counts = self._counts()

@@ -53,12 +53,15 @@ class RandAugment(Augment):
         self.operations = rand_augment_transform(policy, hparams)
 
     def boxes(self, u: Tensor, height: Tensor, width: Tensor) -> Tensor:
+        """Return the crop boxes of the random resized crop, (B, 4) float64."""
         return self.crop.boxes(u[:, :-1], height, width)
 
     def flips(self, u: Tensor) -> Tensor:
+        """Return whether each image is flipped, (B,) bool."""
         return self.crop.flips(u[:, :-1])
 
     def finish(self, pixels: Tensor, u: Tensor) -> Tensor:
+        """Apply the random operations to an image, (3, H, W) uint8."""
         image = Image.fromarray(pixels.movedim(0, -1).contiguous().numpy())
         with RNG_LOCK, seed_global_rng(int(u[-1] * SEEDS)):
             return torch.from_numpy(np.array(self.operations(image))).movedim(-1, 0)

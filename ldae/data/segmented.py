@@ -38,6 +38,7 @@ class MaskedPixelReader(PixelReader):
         self.masks = masks
 
     def sources(self, listing: Listing) -> Iterable[Any]:
+        """Return the pair of paths, image and mask, for each file of a listing."""
         return zip(super().sources(listing), self.masks, strict=True)
 
     @staticmethod
@@ -79,6 +80,7 @@ class Segmented(Dataset):
         self.root = root
 
     def open(self, context: Context) -> Splits:
+        """List and read the images and masks of the folder, and divide them."""
         root = resolve_root(self.root, LAYOUT)
         contents = list_folder(root)
         names = {"train": "train", **SplitNames().resolve(contents.folders, str(root))}

@@ -44,6 +44,7 @@ class TarShards(ImageFolder):
     label_hint = "give each KEY.jpg a KEY.cls with the number of its class"
 
     def open(self, context: Context) -> Splits:
+        """List and read the images of the tar files, and divide them."""
         root = resolve_root(self.root, "train-000.tar, train-001.tar, ...")
         files = [e.name for e in list_entries(root) if e.name.lower().endswith(".tar") and not e.name.startswith(".")]
         if not files:

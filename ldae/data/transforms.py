@@ -81,6 +81,7 @@ class Flip(Augment):
         self.flip = flip
 
     def flips(self, u: Tensor) -> Tensor:
+        """Return whether each image is flipped, (B,) bool."""
         return u[:, 0] < self.flip
 
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
@@ -130,6 +131,7 @@ class RandomResizedCrop(Flip):
         self.low, self.high = low, high
 
     def boxes(self, u: Tensor, height: Tensor, width: Tensor) -> Tensor:
+        """Return random crop boxes, (B, 4) float64: the first of ten tries that fits, else the largest centred square."""
         tries = u[:, 1:].double().reshape(len(u), self.TRIES, 4)
         H, W = height[:, None].double(), width[:, None].double()
         area = H * W * (self.low + (self.high - self.low) * tries[..., 0])

@@ -28,6 +28,7 @@ class All(Spacing):
     """All steps: T-1, T-2, ..., 0."""
 
     def steps(self, T: int) -> Tensor:
+        """Return T-1, T-2, ..., 0, (T,) int64."""
         return torch.arange(T).flip(0)
 
 
@@ -42,6 +43,7 @@ class Counted(Spacing):
         self.count = count
 
     def steps(self, T: int) -> Tensor:
+        """Return the visited steps, (S,) int64, after a check of S."""
         if not 1 <= self.count <= T:
             raise ConfigError("spacing.count", self.count, f"must be 1 to {T}, the steps that can be visited")
         return self.visited(T)
@@ -61,6 +63,7 @@ class Linear(Counted):
     """
 
     def visited(self, T: int) -> Tensor:
+        """Return floor(i T / S), descending, (S,) int64."""
         return (torch.arange(self.count) * T // self.count).flip(0)
 
 
@@ -72,6 +75,7 @@ class Trailing(Counted):
     """
 
     def visited(self, T: int) -> Tensor:
+        """Return round(T - i T / S) - 1, descending, (S,) int64."""
         return ((T * (self.count - torch.arange(self.count)).double()) / self.count).round().long() - 1
 
 
@@ -87,6 +91,7 @@ class Quadratic(Counted):
     REACH = 0.8
 
     def visited(self, T: int) -> Tensor:
+        """Return floor(u^2) without duplicates, descending, (S',) int64 with S' <= S."""
         u = torch.linspace(0, math.sqrt(self.REACH * T), self.count, dtype=torch.float64)
         return (u**2).long().unique().flip(0)
 
@@ -107,6 +112,7 @@ class Stride(Spacing):
         self.counts = counts
 
     def steps(self, T: int) -> Tensor:
+        """Return the evenly spaced steps of every section, descending, (S,) int64."""
         size, longer = divmod(T, len(self.counts))
         visited, start = [], 0
         for i, count in enumerate(self.counts):
@@ -126,6 +132,7 @@ class Exact(Counted):
     """
 
     def visited(self, T: int) -> Tensor:
+        """Return the multiples of k below T, descending, (S,) int64."""
         possible = {len(range(0, T, k)): k for k in range(T, 0, -1)}
         if self.count not in possible:
             near = min(possible, key=lambda count: abs(count - self.count))

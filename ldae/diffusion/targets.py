@@ -55,12 +55,15 @@ class X0(Target):
     requires_noise = False
 
     def of(self, clean: Tensor, state: State, level: NoiseLevel) -> Tensor:
+        """Return x0, (B, ...)."""
         return clean
 
     def to_x0(self, out: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
+        """Return the prediction, (B, ...)."""
         return out
 
     def error_scale(self, level: NoiseLevel) -> Tensor:
+        """Return 1 at every level, (B,)."""
         return torch.ones_like(level.sigma)
 
 
@@ -68,17 +71,21 @@ class Eps(Target):
     """The noise (Eq. 14, arXiv 2006.11239)."""
 
     def of(self, clean: Tensor, state: State, level: NoiseLevel) -> Tensor:
+        """Return eps, (B, ...)."""
         return _noise(state)
 
     def determines_x0(self, level: NoiseLevel) -> Tensor:
+        """Return whether gamma > 0, (B,) bool."""
         return level.gamma > 0
 
     def to_x0(self, out: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
+        """Return (x_t - sigma eps) / gamma, (B, ...)."""
         if not self.determines_x0(level).all():
             raise ZeroDivisionError("gamma = 0 at one of the levels: x0 cannot be had from a predicted eps there")
         return (x_t - expand(level.sigma, x_t) * out) / expand(level.gamma, x_t)
 
     def error_scale(self, level: NoiseLevel) -> Tensor:
+        """Return gamma^2 / sigma^2, (B,)."""
         return level.gamma**2 / level.sigma**2
 
 
@@ -86,16 +93,20 @@ class V(Target):
     """v = gamma eps - sigma x0; x0 = (gamma x_t - sigma v) / (gamma^2 + sigma^2)."""
 
     def of(self, clean: Tensor, state: State, level: NoiseLevel) -> Tensor:
+        """Return gamma eps - sigma x0, (B, ...)."""
         return expand(level.gamma, clean) * _noise(state) - expand(level.sigma, clean) * clean
 
     def determines_x0(self, level: NoiseLevel) -> Tensor:
+        """Return whether gamma^2 + sigma^2 > 0, (B,) bool."""
         return level.gamma**2 + level.sigma**2 > 0
 
     def to_x0(self, out: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
+        """Return (gamma x_t - sigma v) / (gamma^2 + sigma^2), (B, ...)."""
         gamma, sigma = expand(level.gamma, x_t), expand(level.sigma, x_t)
         return (gamma * x_t - sigma * out) / (gamma**2 + sigma**2)
 
     def error_scale(self, level: NoiseLevel) -> Tensor:
+        """Return (gamma^2 + sigma^2)^2 / sigma^2, (B,)."""
         return (level.gamma**2 + level.sigma**2) ** 2 / level.sigma**2
 
 

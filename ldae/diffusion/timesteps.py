@@ -30,6 +30,7 @@ class Uniform(Timesteps):
     """t uniform, or as the schedule draws it (L_simple, Eq. 14 of arXiv 2006.11239)."""
 
     def draw(self, schedule: NoiseSchedule, count: int, rng: BatchGenerator) -> tuple[NoiseLevel, Tensor | None]:
+        """Draw levels by the schedule, without importance weights."""
         return schedule.draw(count, rng), None
 
 

@@ -95,6 +95,7 @@ class LPIPS(Perceptual):
         self.scale: Tensor
 
     def stages(self, x: Tensor) -> list[Tensor]:
+        """Return the VGG features of images (B, 3, H, W) in [-1, 1], five of (B, C, h, w)."""
         x, features = (x - self.shift) / self.scale, []
         for i, layer in enumerate(self.features):
             x = layer(x)
@@ -103,6 +104,7 @@ class LPIPS(Perceptual):
         return features
 
     def stage_weights(self) -> Sequence[Tensor]:
+        """Return LPIPS' learned channel weights of each stage, (C,)."""
         return [getattr(self, f"stage{i}") for i in range(len(self.ENDS))]
 
 
@@ -126,6 +128,7 @@ class Classifier(Perceptual):
         self.head = nn.Linear(channels[-1], num_classes)
 
     def stages(self, x: Tensor) -> list[Tensor]:
+        """Return the output of every block for images (B, 3, H, W) in [-1, 1], each (B, C, h, w)."""
         features: list[Tensor] = []
         for block in self.blocks:
             x = block(F.max_pool2d(x, 2) if features else x)
@@ -133,6 +136,7 @@ class Classifier(Perceptual):
         return features
 
     def stage_weights(self) -> Sequence[Tensor]:
+        """Return the equal weight of each stage, (1,)."""
         one = self.head.weight.new_ones(1)
         return [one / len(self.blocks)] * len(self.blocks)
 

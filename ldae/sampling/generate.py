@@ -79,6 +79,7 @@ class Generator:
 
     @property
     def device(self) -> torch.device:
+        """Return the device of the network."""
         return next(self.objective.denoiser.parameters()).device
 
     def passes(self, rule: StepRule | None = None, first: int = 0) -> int:

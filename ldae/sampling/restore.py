@@ -86,6 +86,7 @@ class Undo(Restoration):
 
     @property
     def passes(self) -> int:
+        """Return the number of passes per batch: the direct restoration and the sampled one."""
         return self.generator.passes(Direct()) + self.generator.passes()
 
     @torch.no_grad()
@@ -145,6 +146,7 @@ class Invert(Restoration):
 
     @property
     def passes(self) -> int:
+        """Return the number of passes per batch: to the noise and back."""
         return 2 * self.generator.passes(DDIM())
 
     @torch.no_grad()
@@ -169,6 +171,7 @@ class Interpolate(Restoration):
 
     @property
     def passes(self) -> int:
+        """Return the number of passes per batch: to the noise, and back for each weight."""
         return (1 + len(self.WEIGHTS)) * self.generator.passes(DDIM())
 
     @torch.no_grad()
@@ -208,6 +211,7 @@ class Segment(Restoration):
 
     @property
     def passes(self) -> int:
+        """Return the number of passes per batch, for all sampled masks."""
         return self.runs * self.generator.passes()
 
     @torch.no_grad()
@@ -259,6 +263,7 @@ class Edit(Restoration):
 
     @property
     def passes(self) -> int:
+        """Return the number of passes per batch, for every t0 and repetition."""
         return self.repeats * sum(self.generator.passes(first=self._first(t0)) for t0 in self.t0)
 
     def _first(self, t0: float) -> int:

@@ -62,14 +62,17 @@ class ConvTokenizer(Tokenizer):
 
     @property
     def grid(self) -> tuple[int, int]:
+        """Return (h, w) of the tokens, each of `token` x `token` latents."""
         return self.shape[1] // self.token, self.shape[2] // self.token
 
     @property
     def is_costly(self) -> bool:
+        """Return True: latents are worth caching."""
         return True
 
     @property
     def needs_training(self) -> bool:
+        """Return True: the tokenizer is trained by gradient descent."""
         return True
 
     @property
@@ -132,16 +135,20 @@ class ConvVAE(ConvTokenizer):
         return mean, log_variance.clamp(-30, 20)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of the raw latents, each (B, z_channels, h, w)."""
         mean, log_variance = self.gaussian(x)
         return mean, torch.exp(log_variance / 2)
 
     def to_raw(self, x: Tensor) -> Tensor:
+        """Return the mean of the raw latents, (B, 3, H, W) -> (B, z_channels, h, w)."""
         return self.gaussian(x)[0]
 
     def from_raw(self, raw: Tensor) -> Tensor:
+        """Decode raw latents, (B, z_channels, h, w) -> (B, 3, H, W)."""
         return self.decoder(self.unmoments(raw))
 
     def reconstruct(self, x: Tensor, rng: BatchGenerator) -> tuple[Tensor, Tensor, Metrics]:
+        """Decode a posterior sample of images (B, 3, H, W); return it with the weighted KL divergence (B,) and metrics."""
         mean, log_variance = self.gaussian(x)
         raw = mean + torch.exp(log_variance / 2) * rng.normal(mean.shape)
         divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum((1, 2, 3))  # (B,) nats

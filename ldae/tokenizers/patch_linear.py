@@ -63,9 +63,11 @@ class PatchLinear(Tokenizer):
         return rearrange(x, "b c (h p) (w q) -> (b h w) (p q c)", p=self.patch, q=self.patch)
 
     def to_raw(self, x: Tensor) -> Tensor:
+        """Project the centred patches, (B, 3, H, W) -> (B, d, h, w)."""
         return _apply(self.encoder, self.centred(x))  # (B, d, h, w)
 
     def from_raw(self, raw: Tensor) -> Tensor:
+        """Return the patches of latents plus the mean patch, (B, d, h, w) -> (B, 3, H, W)."""
         patches = _apply(self.decoder.T, raw) + self.mean.reshape(-1, 1, 1)  # (B, D, h, w)
         return unpatchify(patches, self.patch)
 
@@ -97,10 +99,12 @@ class PatchPCA(PatchLinear):
 
     @property
     def encoder(self) -> Tensor:
+        """Return the leading eigenvectors, (d, D)."""
         return self.basis[: self.d]
 
     @property
     def decoder(self) -> Tensor:
+        """Return the leading eigenvectors, (d, D)."""
         return self.basis[: self.d]
 
     def rotate(self, residue: Tensor) -> Tensor:
@@ -143,14 +147,17 @@ class PatchAE(PatchLinear):
 
     @property
     def encoder(self) -> Tensor:
+        """Return V, (d, D)."""
         return self.V
 
     @property
     def decoder(self) -> Tensor:
+        """Return U, (d, D)."""
         return self.U
 
     @property
     def needs_training(self) -> bool:
+        """Return True: the tokenizer is trained by gradient descent."""
         return True
 
     @torch.no_grad()

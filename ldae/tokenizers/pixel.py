@@ -32,9 +32,11 @@ class Pixel(Tokenizer):
         self.eigenvalues: Tensor
 
     def to_raw(self, x: Tensor) -> Tensor:
+        """Return the centred patches, (B, 3, H, W) -> (B, D, h, w)."""
         return patchify(x, self.patch) - self.mean  # (B, D, h, w)
 
     def from_raw(self, raw: Tensor) -> Tensor:
+        """Return the image of centred patches, (B, D, h, w) -> (B, 3, H, W)."""
         return unpatchify(raw + self.mean, self.patch)
 
     def rotate(self, residue: Tensor) -> Tensor:
@@ -70,12 +72,15 @@ class Identity(Tokenizer):
 
     @property
     def is_bounded(self) -> bool:
+        """Return True: latents are images in [-1, 1]."""
         return True
 
     def to_raw(self, x: Tensor) -> Tensor:
+        """Return the images unchanged."""
         return x
 
     def from_raw(self, raw: Tensor) -> Tensor:
+        """Return the images unchanged."""
         return raw
 
     def fit(self, batches: Iterable[Tensor]) -> Tokenizer:

@@ -47,9 +47,11 @@ class VQ(ConvTokenizer):
         self.codebook = nn.Parameter(torch.empty(codes, z_channels).uniform_(-1 / codes, 1 / codes))
 
     def to_raw(self, x: Tensor) -> Tensor:
+        """Return the latents before quantisation, (B, 3, H, W) -> (B, z_channels, h, w) float32."""
         return self.before(self.encoder(x)).float()
 
     def from_raw(self, raw: Tensor) -> Tensor:
+        """Quantise raw latents and decode them, (B, z_channels, h, w) -> (B, 3, H, W)."""
         return self.decoder(self.after(self.quantise(raw)[0]))
 
     def quantise(self, raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,6 +62,7 @@ class VQ(ConvTokenizer):
         return rearrange(self.codebook[index], "b h w c -> b c h w"), index
 
     def reconstruct(self, x: Tensor, rng: BatchGenerator) -> tuple[Tensor, Tensor, Metrics]:
+        """Decode quantised images (B, 3, H, W); return them with the losses of the codebook (B,) and metrics."""
         raw = self.to_raw(x)
         with torch.autocast(x.device.type, enabled=False):
             codes, index = self.quantise(raw)
