@@ -51,7 +51,7 @@ class StreamedImages(ImageSet):
         return StreamedImages(self.root, self.names, self.labels, self.size, self.shards, self.window, ids, self.bands)
 
     def order(self, seed: int, epoch: int) -> Tensor:
-        """Return the ids in the order of an epoch, (N,) int64: shards in random order, images shuffled within windows."""
+        """Return the ids in the order of an epoch, (N,) int64: random shards, images shuffled within windows."""
         read = self._reading_order(seed, epoch)
         keys = uniforms(seed, epoch, torch.from_numpy(self.ids), 1)[:, 0].numpy()
         shuffled = np.lexsort((keys[read], np.arange(len(read)) // self.window))  # by window, then by random key

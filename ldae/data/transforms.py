@@ -131,7 +131,7 @@ class RandomResizedCrop(Flip):
         self.low, self.high = low, high
 
     def boxes(self, u: Tensor, height: Tensor, width: Tensor) -> Tensor:
-        """Return random crop boxes, (B, 4) float64: the first of ten tries that fits, else the largest centred square."""
+        """Return random crop boxes, (B, 4) float64: the first of ten that fits, else the largest centred square."""
         tries = u[:, 1:].double().reshape(len(u), self.TRIES, 4)
         H, W = height[:, None].double(), width[:, None].double()
         area = H * W * (self.low + (self.high - self.low) * tries[..., 0])

@@ -148,7 +148,7 @@ class ConvVAE(ConvTokenizer):
         return self.decoder(self.unmoments(raw))
 
     def reconstruct(self, x: Tensor, rng: BatchGenerator) -> tuple[Tensor, Tensor, Metrics]:
-        """Decode a posterior sample of images (B, 3, H, W); return it with the weighted KL divergence (B,) and metrics."""
+        """Decode a posterior sample of images (B, 3, H, W); return it, the weighted KL divergence (B,) and metrics."""
         mean, log_variance = self.gaussian(x)
         raw = mean + torch.exp(log_variance / 2) * rng.normal(mean.shape)
         divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum((1, 2, 3))  # (B,) nats
