@@ -1,4 +1,4 @@
-"""An extension of mkdocstrings: the section `Example:` of a docstring is rendered as code, as `Examples:` is."""
+"""Extension of mkdocstrings: the section `Example:` of a docstring is rendered as code, as `Examples:` is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""l-DAE: pretrain vision encoders by denoising, and find out why a representation is good (arXiv 2401.14404).
+"""l-DAE: pretrain vision encoders by denoising, and measure their features (arXiv 2401.14404).
 
 Pretrain, open a run, use its encoder:
 

@@ -1,4 +1,4 @@
-"""The same as the command `ldae`."""
+"""Run the command `ldae`."""
 
 from ldae.app.cli import main
 

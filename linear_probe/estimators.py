@@ -24,7 +24,7 @@ from linear_probe.scaling import standardiser, whitener
 
 
 class FeatureClassifier(ClassifierMixin, BaseEstimator):
-    """The base of the classifiers: checks arrays and maps class labels to indices 0..C-1 and back.
+    """Base of the classifiers: checks arrays and maps class labels to indices 0..C-1 and back.
 
     Attributes:
         classes_: (C,) class labels, ascending.
@@ -127,7 +127,7 @@ class KNNProbe(FeatureClassifier):
 
 
 class LinearHead(FeatureClassifier):
-    """A linear classifier trained by SGD, LARS or Adam with a warm-up and a cosine schedule: one head of a protocol.
+    """Linear classifier trained by SGD, LARS or Adam with a warm-up and a cosine schedule: one head of a protocol.
 
     The defaults train quickly on thousands of features. The recipes of MAE, DINOv2, DDAE and l-DAE are the protocols
     `mae`, `dinov2`, `ddae` and `paper` of `linear_probe.PROTOCOLS`.

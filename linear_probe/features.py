@@ -22,7 +22,7 @@ LABELS, META = "labels", "meta.json"  # files of a bank
 
 
 class ImageBatch(Protocol):
-    """A batch of a loader: images (B, 3, H, W) in [0, 1] and their labels (B,)."""
+    """Batch of a loader: images (B, 3, H, W) in [0, 1] and their labels (B,)."""
 
     @property
     def images(self) -> Tensor:

@@ -19,7 +19,7 @@ from ldae.export.encoder import load_encoder as load_from_run
 
 
 class Run:
-    """A pretraining run on disk.
+    """Pretraining run on disk.
 
     Args:
         path: the folder that pretraining wrote.

@@ -20,7 +20,7 @@ from ldae.core.errors import Fault, UsageError, did_you_mean
 
 @dataclass(frozen=True)
 class Command:
-    """A command of the command line.
+    """Command of the command line.
 
     Attributes:
         module: the module of its `main(argv)`; the module's docstring is its usage.

@@ -157,7 +157,7 @@ Metrics = Mapping[str, tuple[Tensor, Tensor]]
 
 
 class TrainableModule(Protocol):
-    """A network with a loss: the interface between the engine and an objective."""
+    """Network with a loss: the interface between the engine and an objective."""
 
     @property
     def network(self) -> nn.Module:

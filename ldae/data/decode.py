@@ -27,7 +27,7 @@ DEFAULT_BANDS = Bands()
 
 @dataclass(frozen=True)
 class FileSlice:
-    """A range of bytes in a file, e.g. an image in a tar file.
+    """Range of bytes in a file, e.g. an image in a tar file.
 
     Attributes:
         file: path of the file.

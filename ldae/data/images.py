@@ -132,7 +132,7 @@ def encode_names(names: Sequence[str] | np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set divided into train, hold-out and test.
+    """Data set divided into train, hold-out and test.
 
     Attributes:
         train: images for training.

@@ -22,7 +22,7 @@ RNG_LOCK = threading.Lock()  # global random numbers are common to all threads o
 
 
 class RandAugment(Augment):
-    """A random resized crop with a random flip, then RandAugment (arXiv 1909.13719) with timm's operations.
+    """Random resized crop with a random flip, then RandAugment (arXiv 1909.13719) with timm's operations.
 
     Args:
         magnitude: mean magnitude of the operations, 0 to 10.

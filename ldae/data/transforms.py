@@ -66,14 +66,14 @@ class Augment(ABC):
 
 
 class Centre(Augment):
-    """A centre crop without a flip."""
+    """Centre crop without a flip."""
 
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
         return images
 
 
 class Flip(Augment):
-    """A centre crop, flipped with probability `flip`."""
+    """Centre crop, flipped with probability `flip`."""
 
     n = 1
 
@@ -89,7 +89,7 @@ class Flip(Augment):
 
 
 class PadCrop(Flip):
-    """A random crop of the image padded by `pad` black pixels, and a random flip, as is usual for CIFAR.
+    """Random crop of the image padded by `pad` black pixels, and a random flip, as is usual for CIFAR.
 
     The shift is uniform on {-pad, ..., pad} in each direction.
     """
@@ -113,7 +113,7 @@ class PadCrop(Flip):
 
 
 class RandomResizedCrop(Flip):
-    """A random box of the image, resized: area `low` to `high`, aspect ratio 3/4 to 4/3 (arXiv 1409.4842).
+    """Random box of the image, resized: area `low` to `high`, aspect ratio 3/4 to 4/3 (arXiv 1409.4842).
 
     As in torchvision: ten attempts at a box that fits, log-uniform ratio, whole pixels; else the centre.
 

@@ -1,4 +1,4 @@
-"""The variational bound on -ln p(x0) (Sec. 3, arXiv 2006.11239)."""
+"""Variational bound on -ln p(x0) (Sec. 3, arXiv 2006.11239)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The posterior q(x_{t-1} | x_t, x_0) of a reverse step (Sec. 2, arXiv 2006.11239).
+"""Posterior q(x_{t-1} | x_t, x_0) of a reverse step (Sec. 2, arXiv 2006.11239).
 
 `Posterior` tabulates it for every step of a schedule; `StepBack` is that between any two steps of a trajectory.
 """

@@ -187,7 +187,7 @@ class ImprovedColdSampling(Cold):
 
 
 class Direct(StepRule):
-    """The prediction at the first step, in one call of the network."""
+    """Prediction at the first step, in one call of the network."""
 
     def select(self, trajectory: Sequence[SamplingStep]) -> Sequence[SamplingStep]:
         """Return the first and the last step of a trajectory."""

@@ -17,7 +17,7 @@ from ldae.diffusion.schedules import NoiseSchedule
 
 
 class Target(ABC):
-    """A regression target and its inverse.
+    """Regression target and its inverse.
 
     Attributes:
         requires_noise: the target is built from the noise, and exists only in the space that the noise was added in.
@@ -50,7 +50,7 @@ class Target(ABC):
 
 
 class X0(Target):
-    """The clean signal itself (step 8 of arXiv 2401.14404)."""
+    """Clean signal itself (step 8 of arXiv 2401.14404)."""
 
     requires_noise = False
 
@@ -68,7 +68,7 @@ class X0(Target):
 
 
 class Eps(Target):
-    """The noise (Eq. 14, arXiv 2006.11239)."""
+    """Noise (Eq. 14, arXiv 2006.11239)."""
 
     def of(self, clean: Tensor, state: State, level: NoiseLevel) -> Tensor:
         """Return eps, (B, ...)."""

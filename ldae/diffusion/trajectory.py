@@ -1,4 +1,4 @@
-"""The noise levels that a sampler visits, and the prediction of a network at each."""
+"""Noise levels that a sampler visits, and the prediction of a network at each."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm ViT block (Eq. 2 and 3, arXiv 2010.11929); parameters named as timm's.
+    """Pre-norm ViT block (Eq. 2 and 3, arXiv 2010.11929); parameters named as timm's.
 
     Args:
         width: D.
@@ -85,7 +85,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class ConditionedBlock(nn.Module):
-    """A ViT block with adaLN-Zero (Fig. 3, arXiv 2212.09748).
+    """ViT block with adaLN-Zero (Fig. 3, arXiv 2212.09748).
 
     Args:
         width: D.

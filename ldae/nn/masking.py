@@ -12,7 +12,7 @@ from ldae.core.types import expand
 
 @dataclass(frozen=True)
 class Masking:
-    """A random order of each image's N patches, of which the first `num_visible` are visible and the others masked.
+    """Random order of each image's N patches, of which the first `num_visible` are visible and the others masked.
 
     Attributes:
         order: (B, N) int64, a permutation of 0..N-1 in each row.

@@ -109,7 +109,7 @@ class LPIPS(Perceptual):
 
 
 class Classifier(Perceptual):
-    """A small VGG-style classifier that is trained on the data set's labels and needs no published weights.
+    """Small VGG-style classifier that is trained on the data set's labels and needs no published weights.
 
     Stages of two convolutions (BatchNorm, ReLU) with max pooling between them, global average pooling, linear layer.
     All channels and stages have the same weight; the distance is the mean over stages.

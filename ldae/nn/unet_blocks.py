@@ -108,7 +108,7 @@ class PixelAttention(nn.Module):
 
 
 class Layer(nn.Module):
-    """A residual block with optional attention; a U-Net exposes the outputs of its layers as features.
+    """Residual block with optional attention; a U-Net exposes the outputs of its layers as features.
 
     Args:
         channels, out: channels of input and output.
@@ -152,7 +152,7 @@ class Unconditioned(nn.Module):
 
 
 class Level(nn.Module):
-    """The layers of one resolution, and the resampling to the next, None for the last."""
+    """Layers of one resolution, and the resampling to the next, None for the last."""
 
     def __init__(self, layers: Sequence[Layer], resample: nn.Module | None):
         super().__init__()

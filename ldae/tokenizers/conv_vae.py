@@ -1,4 +1,4 @@
-"""The convolutional KL tokenizer of latent diffusion (arXiv 2112.10752): steps 0 to 4 of arXiv 2401.14404.
+"""Convolutional KL tokenizer of latent diffusion (arXiv 2112.10752): steps 0 to 4 of arXiv 2401.14404.
 
 Its perceptual and adversarial losses belong to the objective (ldae.objectives.autoencode).
 """

@@ -1,4 +1,4 @@
-"""The convolutional VQ tokenizer of VQGAN (arXiv 2012.09841)."""
+"""Convolutional VQ tokenizer of VQGAN (arXiv 2012.09841)."""
 
 from __future__ import annotations
 

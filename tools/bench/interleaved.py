@@ -27,7 +27,7 @@ def function(name: str) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Competitor:
-    """An implementation to time.
+    """Implementation to time.
 
     Attributes:
         name: name in the table.
@@ -95,7 +95,7 @@ def interleaved(competitors: Sequence[Competitor], threads: int, rounds: int, se
 
 
 class Worker:
-    """The process of a competitor."""
+    """Process of a competitor."""
 
     def __init__(self, competitor: Competitor, threads: int, seconds: float):
         self.competitor, self.work, self.seconds, self.peak = competitor, 0.0, list[float](), 0.0

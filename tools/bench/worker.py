@@ -18,7 +18,7 @@ WARM = 3  # calls before the first timed one
 
 
 class Work:
-    """The timed call of a competitor.
+    """Timed call of a competitor.
 
     Args:
         message: `make`, `arguments`, `threads` and `seconds` of interleaved.Worker.

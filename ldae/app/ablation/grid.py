@@ -22,7 +22,7 @@ NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
 @dataclass(frozen=True)
 class Grid:
-    """The axes of an ablation and the paper's accuracies.
+    """Axes of an ablation and the paper's accuracies.
 
     Attributes:
         name: name of its file.

@@ -24,7 +24,7 @@ NOT_OF_A_JOB = ("only", "launcher", "parallel", "dry", "estimate", "report")
 
 
 class TrialJob:
-    """A job: `ldae ablate` for some trials. Submitit pickles it, runs it on a node, and requeues it after a timeout.
+    """Job that runs `ldae ablate` for some trials; submitit pickles it, runs it on a node, and requeues it after a timeout.
 
     Args:
         argv: arguments of `ldae ablate`.

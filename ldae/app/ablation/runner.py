@@ -47,7 +47,7 @@ PLACEHOLDERS |= dict.fromkeys(("mae", "cold", "site", "images", "jpegs"), "DIR")
 
 @dataclass(frozen=True)
 class Machine:
-    """The resources of a trial's processes.
+    """Resources of a trial's processes.
 
     Attributes:
         threads: CPU threads of each process.

@@ -59,7 +59,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    """A trial with the overrides and the config that running it needs.
+    """Trial with the overrides and the config that running it needs.
 
     Attributes:
         trial: the trial of the grid.

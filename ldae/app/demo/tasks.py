@@ -32,7 +32,7 @@ FIGURE = re.compile(r": [\w, -]+ \d+\.\d+ \(")  # `ldae probe` prints a line of 
 
 @dataclass(frozen=True)
 class Task:
-    """A call of a command.
+    """Call of a command.
 
     Attributes:
         label: name of the progress bar.

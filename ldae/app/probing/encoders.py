@@ -33,7 +33,7 @@ UNTRAINED = "the same network, untrained"
 
 @dataclass(frozen=True)
 class ProbedEncoder:
-    """A source of features to score (see linear_probe.features.Source).
+    """Source of features to score (see linear_probe.features.Source).
 
     Attributes:
         name: name in the table.

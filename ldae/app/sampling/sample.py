@@ -212,7 +212,7 @@ def initial_state(generator: Generator, config: Mapping[str, Any], session: Sess
 
 @dataclass(frozen=True)
 class Comparison:
-    """The features and images that samples are compared with.
+    """Features and images that samples are compared with.
 
     Attributes:
         reader: reads features.
