@@ -50,7 +50,7 @@ class Target(ABC):
 
 
 class X0(Target):
-    """Clean signal itself (step 8 of arXiv 2401.14404)."""
+    """Clean signal x0 (step 8 of arXiv 2401.14404)."""
 
     requires_noise = False
 

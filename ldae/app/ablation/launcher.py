@@ -24,7 +24,7 @@ NOT_OF_A_JOB = ("only", "launcher", "parallel", "dry", "estimate", "report")
 
 
 class TrialJob:
-    """Job that runs `ldae ablate` for some trials; submitit pickles it, runs it on a node, and requeues it after a timeout.
+    """Job that runs `ldae ablate` for some trials; submitit pickles, runs and, after a timeout, requeues it.
 
     Args:
         argv: arguments of `ldae ablate`.
