@@ -322,11 +322,14 @@ def result_folder(config: Mapping[str, Any], name: str) -> RunFolder:
 def session_of(run: Run, config: Mapping[str, Any]) -> Session:
     """Open a session with a run's parts and data, on the device of another config.
 
-    Keys of `config.data` that are not null replace the run's.
+    Args:
+        run: loaded run.
+        config: resolved config of the command. If `config.data` names a data set, its images replace the run's, at the
+            run's image size; else its keys that are not null replace those of the run's data.
     """
-    overrides = {key: value for key, value in config["data"].items() if value is not None}
-    shared = {key: config[key] for key in ("device", "runtime")}
-    return Session({**run.config, **shared, "data": {**run.config["data"], **overrides}})
+    data = {key: value for key, value in config["data"].items() if value is not None}
+    data = {**data, "size": run.config["data"]["size"]} if "part" in data else {**run.config["data"], **data}
+    return Session({**run.config, **{key: config[key] for key in ("device", "runtime")}, "data": data})
 
 
 def root_settings(settings_type: type, config: Mapping[str, Any]) -> Any:

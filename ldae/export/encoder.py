@@ -1,4 +1,4 @@
-"""Encoders and denoisers of pretraining runs."""
+"""Load encoders and denoisers of pretraining runs."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class Run:
     """Objective of a run with the weights of a checkpoint.
 
     Attributes:
-        objective: with its tokenizer, if any, and its trained (or untrained) network.
-        checkpoint: of the weights.
-        config: the resolved config of the run.
+        objective: objective with its tokenizer, if any, and its trained (or untrained) network.
+        checkpoint: checkpoint of the weights.
+        config: resolved config of the run.
     """
 
     objective: PretrainingObjective
@@ -58,6 +58,14 @@ class Run:
         """Return the name of the encoder in tables, that of its experiment."""
         family, _, experiment = str(self.config.get("experiment") or type(self.objective).__name__).partition("/")
         return FAMILIES.get(family, experiment or family)
+
+    def untrained(self) -> Run:
+        """Return the run with the initial weights of its network, as `load_run` does with "untrained"; read no file."""
+        objective = _initial_objective(self.config, self.checkpoint.path)
+        if objective.tokenizer is not None and self.objective.tokenizer is not None:
+            objective.tokenizer.load_state_dict(self.objective.tokenizer.state_dict())
+        device = next(self.objective.parameters()).device
+        return Run(_freeze(_undo_zero_init(objective), device), self.checkpoint, self.config)
 
 
 def find_checkpoint(run: Path, step: int | None = None) -> Checkpoint:
@@ -88,8 +96,10 @@ def load_run(
 
     Args:
         run: folder that pretraining wrote.
-        step: which checkpoint; the newest if None.
-        weights: averaged, last, or untrained: random weights in place of those that are initialised to zero.
+        step: step of the checkpoint; the newest if None.
+        weights: averaged weights, those of the last step, or untrained ones: the initial weights, with random ones in
+            place of zeros.
+        device: device of the objective.
 
     Raises:
         CheckpointError: no whole checkpoint, a run of version 0.1, or a tokenizer that is not the run's.
@@ -116,33 +126,52 @@ def _build_run(
     check_version(config, f"run={run}")
     objective = build_untrained(config, run, checkpoint.manifest["tokenizer"])
     if tensors is None:
-        objective.network.undo_zero_init()  # the zero-initialised network is the identity, too weak a baseline
+        _undo_zero_init(objective)
     else:
         named = {k[len(MODEL) + 1 :]: v for k, v in tensors.items()}
         missing, unexpected = objective.network.load_state_dict(named, strict=False)
         if missing or unexpected:
             raise CheckpointError(f"{checkpoint.path} is of another network: {sorted(missing + unexpected)[:4]}")
-    objective.requires_grad_(False).eval().to(device)
-    return Run(objective, checkpoint, config)
+    return Run(_freeze(objective, device), checkpoint, config)
+
+
+def _undo_zero_init(objective: PretrainingObjective) -> PretrainingObjective:
+    """Draw the zero-initialised weights: with them the network is the identity, too weak a baseline."""
+    objective.network.undo_zero_init()
+    return objective
+
+
+def _freeze(objective: PretrainingObjective, device: torch.device | str) -> PretrainingObjective:
+    return objective.requires_grad_(False).eval().to(device)
 
 
 def build_untrained(config: Mapping[str, Any], run: Path, tokenizer: str | None) -> PretrainingObjective:
     """Build a run's objective with its initial weights.
 
     Args:
-        config: of the run, resolved.
-        run: its folder, with the tokenizer's file.
+        config: resolved config of the run.
+        run: folder of the run, with the tokenizer's file.
         tokenizer: SHA-256 of that file; None where there is none.
 
     Raises:
         CheckpointError: the objective has no encoder, or the file is another one.
     """
+    objective = _initial_objective(config, run)
+    if objective.tokenizer is not None:
+        load_tokenizer(run / TOKENIZER_FILE, objective.tokenizer, tokenizer)
+    return objective
+
+
+def _initial_objective(config: Mapping[str, Any], run: Path) -> PretrainingObjective:
+    """Build a run's objective with the initial weights of pretraining, its tokenizer unfitted.
+
+    Raises:
+        CheckpointError: the objective has no encoder.
+    """
     torch.manual_seed(seed_of(config["seed"]))  # as in pretraining
     objective = Parts(config).objective
     if not isinstance(objective, PretrainingObjective):
         raise CheckpointError(f"run={run} has no encoder to read: {config['objective']['part']}")
-    if objective.tokenizer is not None:
-        load_tokenizer(run / TOKENIZER_FILE, objective.tokenizer, tokenizer)
     return objective
 
 
@@ -158,12 +187,12 @@ class Encoder(nn.Module):
     batch, and different images have different noise.
 
     Args:
-        objective: trained, with its tokenizer if it has one.
-        layer: of the tokens that are averaged; the network's encoder_layer if None.
-        t: step of the noise level in the condition; `default_timestep` if None.
-        noised: noise the input at that level.
-        precision: of the network's matrix products.
-        seed: of that noise.
+        objective: trained objective with its tokenizer, if any.
+        layer: layer whose tokens are averaged; the network's encoder_layer if None.
+        t: diffusion step that the network is conditioned on; `default_timestep` if None.
+        noised: add noise of that step to the input.
+        precision: precision of the network's matrix products.
+        seed: seed of the noise.
 
     Attributes:
         image_shape: (3, H, W) of the input images.
@@ -216,9 +245,9 @@ class Encoder(nn.Module):
 
         Args:
             images: (B, 3, H, W) in [0, 1].
-            layers: of the network.
-            index: (B,) int64 image numbers, unique over all splits, the seeds of the noise. If None, a hash of the
-                pixels is used: equal images then have equal noise.
+            layers: layers to read, from 1.
+            index: (B,) int64 image numbers, unique over all splits, which seed the noise. If None, hashes of the
+                pixels: equal images then have equal noise.
             class_token: put the class token first, if the network has one (`network.prefix` 1).
 
         Returns:
@@ -282,7 +311,8 @@ def load_encoder(
 
     Args:
         run: folder that pretraining wrote.
-        step: which checkpoint; the newest if None.
+        step: step of the checkpoint; the newest if None.
+        device: device of the encoder.
         settings: `layer`, `t`, `noised`, `precision`, `seed` of Encoder.
 
     Example:

@@ -24,13 +24,14 @@ from torch import Tensor
 
 from ldae.app.compose import compose, resolved
 from ldae.app.precision import announce, settle_precision
+from ldae.app.probing.encoders import UNTRAINED, default_layers
+from ldae.app.probing.feature_reading import Images
 from ldae.app.probing.tables import data_source
 from ldae.app.provenance import command, commit
-from ldae.app.session import Session, make_out, prepare_machine, root_settings
+from ldae.app.session import Session, make_out, prepare_machine, root_settings, session_of
 from ldae.core.errors import ConfigError, DataError
 from ldae.core.files import open_atomic
 from ldae.core.types import Batch, Count, Natural, Positive
-from ldae.data.loader import in_order
 from ldae.engine.runtime import describe_hardware
 from ldae.export.encoder import Encoder, Run, load_run
 from ldae.metrics.segmentation import dice, iou
@@ -86,16 +87,18 @@ class TokenFeatures:
     tokens: Callable[[str], Tensor]
 
 
-class MaskedImages:
+class MaskedImages(Images):
     """Images with masks, each split read on first use.
 
     Args:
         session: device and data.
+        out: folder of the results.
         batch: images per forward pass.
+        seed: recorded seed.
     """
 
-    def __init__(self, session: Session, batch: int):
-        self.session, self.batch, self.splits = session, batch, session.splits()
+    def __init__(self, session: Session, out: Path, batch: int, seed: int):
+        super().__init__(session, session.splits(), out, batch, seed)
         self.cached_masks: dict[str, Tensor] = {}
 
     def batches(self, split: str) -> Iterator[Batch]:
@@ -104,11 +107,10 @@ class MaskedImages:
         Raises:
             ConfigError: the set has no masks.
         """
-        data, images = self.session.config["data"], getattr(self.splits, split)
-        device, poll = self.session.world.device, self.session.stop.poll
-        for batch in in_order(images, self.batch, device, data.get("workers", 0), poll):
+        for batch in self.in_order(self.split(split)):
             if batch.masks is None:
-                raise ConfigError("data", data["part"], "has no masks; use data=horses or segmentation")
+                part = self.session.config["data"]["part"]
+                raise ConfigError("data", part, "has no masks; use data=horses or segmentation")
             yield batch
 
     def masks(self, *splits: str) -> Tensor:
@@ -128,17 +130,17 @@ def main(argv: Sequence[str]) -> None:
     announce(precision)
     device = prepare_machine(config)
     run = load_run(Path(settings.run or ""), settings.step, settings.weights, device)
-    data = {**config["data"], "size": run.config["data"]["size"]}
-    session = Session({**run.config, "device": device, "runtime": config["runtime"], "data": data})
+    session = session_of(run, {**config, "device": device})
     out = Path(config["out"] or Path(settings.run or "") / "dense")
     with session.stop.listening(), session.stop.at_once():
-        images = MaskedImages(session, settings.batch)
-        warnings = check_masks(images, settings, data)
-        untrained = load_run(Path(settings.run or ""), settings.step, "untrained", device)
-        named = {run.name: feature_candidates(run, images, settings)}
-        named["the same network, untrained"] = feature_candidates(untrained, images, settings)
-        named["pixels of a patch"] = [pixel_features(run, images)]
-        rows = [score_encoder(name, feature_keys, images, settings) for name, feature_keys in named.items()]
+        images = MaskedImages(session, out, settings.batch, settings.seed)
+        warnings = check_masks(images, settings)
+        encoders = {
+            run.name: feature_candidates(run, images, settings),
+            UNTRAINED: feature_candidates(run.untrained(), images, settings),
+            "pixels of a patch": [pixel_features(run, images)],
+        }
+        rows = [score_encoder(name, candidates, images, settings) for name, candidates in encoders.items()]
         rows.append(mean_mask(images, settings.split))
     provenance = {
         "checkpoint": run.checkpoint.hash,
@@ -159,23 +161,21 @@ def main(argv: Sequence[str]) -> None:
     print(f"\n{out / 'dense.jsonl'} has a line for each")
 
 
-def check_masks(images: MaskedImages, settings: DenseSettings, data: Mapping[str, Any]) -> list[str]:
+def check_masks(images: MaskedImages, settings: DenseSettings) -> list[str]:
     """Return warnings about the scores, and print them on stderr.
 
     Raises:
         DataError: a split has no images, or its masks are all foreground or all background, at every pixel.
     """
-    warnings = []
+    source, warnings = data_source(images.session.config["data"]), []
     for split in dict.fromkeys(("train", "holdout", settings.split)):
-        count = len(getattr(images.splits, split))
+        count = len(images.split(split))
         if not count:
-            raise DataError(f"{data_source(data)} has no image in {split}: there is nothing to score; give more images")
+            raise DataError(f"{source} has no image in {split}: there is nothing to score; give more images")
         fraction = float(images.masks(split).mean())
         if fraction in (0, 1):
             side = "foreground" if fraction else "background"
-            raise DataError(
-                f"{data_source(data)}: the masks of {split} are {side} at every pixel: there is nothing to score"
-            )
+            raise DataError(f"{source}: the masks of {split} are {side} at every pixel: there is nothing to score")
         if split != "train" and count < FEWEST_HELD_OUT:
             warnings.append(f"{split} has {count} images: one is {100 / count:.1f} % of the mean")
     for warning in warnings:
@@ -189,9 +189,7 @@ def feature_candidates(run: Run, images: MaskedImages, settings: DenseSettings) 
     Raises:
         ConfigError: the encoder has no such layer or step.
     """
-    network = run.objective.network
-    half = network.encoder_layer
-    layers = settings.layers or list(range((half + 1) // 2, (half + len(network.layers)) // 2 + 1))
+    layers = list(settings.layers or default_layers(run.objective.network))
     candidates = []
     for t in settings.t or [Encoder(run.objective).t]:
         for layer in layers:
@@ -229,26 +227,30 @@ def pixel_features(run: Run, images: MaskedImages) -> TokenFeatures:
 
 
 def score_encoder(
-    name: str, feature_keys: Sequence[TokenFeatures], images: MaskedImages, settings: DenseSettings
+    name: str, candidates: Sequence[TokenFeatures], images: MaskedImages, settings: DenseSettings
 ) -> dict[str, Any]:
-    """Select features and penalty on the hold-out, then fit once and score once."""
-    truth, candidates = images.masks("holdout"), []
-    for feature_key in feature_keys:
-        held = feature_key.tokens("holdout")
+    """Select features and penalty by the hold-out IoU, then fit once and score once.
+
+    Returns:
+        The encoder's name, mean IoU and Dice in percent, and the selection.
+    """
+    truth, trials = images.masks("holdout"), []
+    for features in candidates:
+        held = features.tokens("holdout")
         for penalty in settings.penalties:
-            predicted = fit_head(feature_key, images, penalty, "train")(held)
-            candidates.append((100 * float(iou(predicted, truth).mean()), feature_key, penalty))
-    holdout, feature_key, penalty = max(candidates, key=lambda choice: choice[0])
-    head = fit_head(feature_key, images, penalty, *(("train", "holdout") if settings.split == "test" else ("train",)))
-    among = {c.name: round(max(score for score, key, _ in candidates if key is c), 2) for c in feature_keys}
-    selected = {"cell": feature_key.name, "penalty": penalty, "among": among, "iou_holdout": holdout}
-    scores = mask_scores(head(feature_key.tokens(settings.split)), images.masks(settings.split))
+            predicted = fit_head(features, images, penalty, "train")(held)
+            trials.append((100 * float(iou(predicted, truth).mean()), features, penalty))
+    holdout, features, penalty = max(trials, key=lambda trial: trial[0])
+    head = fit_head(features, images, penalty, *(("train", "holdout") if settings.split == "test" else ("train",)))
+    among = {c.name: round(max(score for score, tried, _ in trials if tried is c), 2) for c in candidates}
+    selected = {"cell": features.name, "penalty": penalty, "among": among, "iou_holdout": holdout}
+    scores = mask_scores(head(features.tokens(settings.split)), images.masks(settings.split))
     return {"encoder": name, **scores, "selected": selected}
 
 
-def fit_head(feature_key: TokenFeatures, images: MaskedImages, penalty: float, *splits: str) -> DenseHead:
-    """Fit a head on splits."""
-    tokens = torch.cat([feature_key.tokens(split) for split in splits])
+def fit_head(features: TokenFeatures, images: MaskedImages, penalty: float, *splits: str) -> DenseHead:
+    """Fit a head to the tokens and masks of splits."""
+    tokens = torch.cat([features.tokens(split) for split in splits])
     side = math.isqrt(tokens.shape[1])
     return DenseHead(tokens, images.masks(*splits), (side, side), penalty)
 

@@ -15,6 +15,7 @@ from ldae.app.probing.settings import ProbeSettings
 from ldae.core.errors import ConfigError
 from ldae.core.files import json_hash
 from ldae.core.types import Batch
+from ldae.denoisers.base import Network
 from ldae.export.encoder import Encoder, Run
 from linear_probe.baselines import PIXELS, SIDE, pixels_name, raw_pixels, whole_image_pca
 from linear_probe.feature_file import FeatureFile
@@ -134,6 +135,12 @@ def layers_of(feature_keys: Sequence[FeatureKey]) -> set[int]:
     return {layer for c in feature_keys for layer in POOLINGS[c.pooling].layers(c.layer)}
 
 
+def default_layers(network: Network) -> range:
+    """Return the candidate layers of a run's encoder: from the middle of the encoder to the middle of the decoder."""
+    half = network.encoder_layer
+    return range((half + 1) // 2, (half + len(network.layers)) // 2 + 1)
+
+
 def image_encoder(
     name: str, key: str, feature_keys: Sequence[FeatureKey], encode: EncodeAt, images: Images, **attributes: Any
 ) -> ProbedEncoder:
@@ -196,10 +203,8 @@ BASELINES: Mapping[str, Callable[[Images], ProbedEncoder]] = {"pixels": pixels, 
 
 def _feature_keys_of_run(name: str, encoder: Encoder, settings: ProbeSettings) -> Iterator[FeatureKey]:
     network = encoder.network
-    half = network.encoder_layer
     _check_pooling(name, settings.pooling, network.prefix)
-    layers = settings.layers or range((half + 1) // 2, (half + len(network.layers)) // 2 + 1)
-    for layer in layers:
+    for layer in settings.layers or default_layers(network):
         for t in settings.t or [encoder.t]:
             for view in settings.inputs:
                 Encoder(encoder.objective, layer, t, view == "noised")  # raises for an invalid layer or step

@@ -81,18 +81,15 @@ def open_inputs(settings: ProbeSettings, config: Mapping[str, Any]) -> Iterator[
 
 def _session(run: Run | None, config: Mapping[str, Any], settings: ProbeSettings) -> Session:
     """Return a session with the run's parts and its data, or another data set at the run's image size."""
-    data = {key: value for key, value in config["data"].items() if value is not None}
-    named = "part" in data
-    shared = {key: config[key] for key in ("device", "runtime")}
-    if settings.features and named:
-        raise ConfigError("data", data["part"], "is not read with features=FILE; leave it out")
-    if run is None and not (named or settings.features):
-        raise ConfigError("data", None, "is not set; name the images, e.g. data=cifar10 data.root=FOLDER")
-    if run is None:
-        return Session({"seed": config["seed"], "allow": [], **shared, "data": data})
-    if not named:
+    if run is not None:
         return session_of(run, config)
-    return Session({**run.config, **shared, "data": {**data, "size": run.config["data"]["size"]}})
+    data = {key: value for key, value in config["data"].items() if value is not None}
+    if settings.features and "part" in data:
+        raise ConfigError("data", data["part"], "is not read with features=FILE; leave it out")
+    if not settings.features and "part" not in data:
+        raise ConfigError("data", None, "is not set; name the images, e.g. data=cifar10 data.root=FOLDER")
+    shared = {key: config[key] for key in ("device", "runtime")}
+    return Session({"seed": config["seed"], "allow": [], **shared, "data": data})
 
 
 def _default_out(settings: ProbeSettings, config: Mapping[str, Any]) -> Path:
@@ -178,5 +175,4 @@ def _untrained(settings: ProbeSettings, run: Run | None, images: Images) -> Iter
         if settings.checkpoint:
             yield timm_encoder(images, settings, images.session.device, trained=False)
         return
-    random = load_run(Path(settings.run or ""), settings.step, "untrained", images.session.device)
-    yield run_encoder(UNTRAINED, random, images, settings, trained=False)
+    yield run_encoder(UNTRAINED, run.untrained(), images, settings, trained=False)

@@ -7,8 +7,11 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from helpers import SHORT, run
 from PIL import Image
+
+from ldae.export.encoder import load_run
 
 QUICK = ("data=segmentation", "runtime.threads=1", "layers=[1]", "penalties=[1e-2,1e-4]")
 
@@ -58,7 +61,7 @@ def test_the_test_split_is_read_once_or_not_at_all(pretrained, squares, in_proce
     assert "test" not in read
     read.clear()
     assert in_process("dense", *argv) == (0, "")
-    assert read.count("test") == 4  # masks, and tokens of two networks and of pixels, each at the cell that was chosen
+    assert read.count("test") == 4  # masks, and tokens of two networks and of pixels, each at the selected layer and t
 
 
 @pytest.mark.parametrize(
@@ -103,3 +106,11 @@ def test_few_images_are_warned_of(pretrained, squares, in_process, tmp_path, cap
     assert "Warning: test has 12 images: one is 8.3 % of the mean." in capsys.readouterr().out
     row = json.loads((tmp_path / "dense.jsonl").read_text().splitlines()[0])
     assert any("holdout has 4 images" in sentence for sentence in row["warnings"])
+
+
+def test_the_untrained_network_of_a_loaded_run_equals_that_of_its_folder(pretrained):
+    trained, expected = load_run(pretrained), load_run(pretrained, weights="untrained")
+    untrained = trained.untrained().objective.state_dict()
+    assert untrained.keys() == expected.objective.state_dict().keys()
+    assert all(torch.equal(untrained[name], value) for name, value in expected.objective.state_dict().items())
+    assert any(not torch.equal(untrained[name], value) for name, value in trained.objective.state_dict().items())
