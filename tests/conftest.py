@@ -1,4 +1,4 @@
-"""What tests share."""
+"""Fixtures of all tests."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def config():
 
 @pytest.fixture
 def in_process():
-    """(tool, words) -> (exit code, message), without the seconds that a process takes to start."""
+    """Run a command in this process, which starts faster: (tool, arguments) -> (exit code, message)."""
     from ldae.core.errors import Fault
 
     def call(tool, *argv):

@@ -1,4 +1,4 @@
-"""What tests of corruptions share: images, steps, corruptions from configs."""
+"""Helpers of the tests of corruptions: images, steps, corruptions from configs."""
 
 from __future__ import annotations
 

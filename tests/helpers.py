@@ -26,7 +26,7 @@ NAMED = {"pretrain": ("experiment=ldae/digits",), "train_tokenizer": ("data=digi
 
 
 def complete(tool, argv):
-    """The words of a command with the experiment, the data or the grid that tests use where they name none."""
+    """Return the arguments of a command, with the tests' experiment, data or grid where they name none."""
     given = {word.partition("=")[0] for word in map(str, argv)}
     return [*(word for word in NAMED.get(tool, ()) if word.partition("=")[0] not in given), *map(str, argv)]
 

@@ -48,7 +48,7 @@ class Exact(StepRule):
 
 
 class Told:
-    """`Normal` data, told with the share that makes a learned variance the true one, for the bound too."""
+    """`Normal` data, with the interpolation that makes a learned variance the true one, for the bound too."""
 
     def __init__(self, data, trajectory):
         self.data = data

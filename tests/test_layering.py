@@ -1,4 +1,4 @@
-"""The layers: a walk of every import in the packages."""
+"""The layers: checks of every import in the packages."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_imports_keep_to_the_layers(path):
     assert not list(violations(module_of(path), imports(path)))
 
 
-def test_the_walk_sees_a_violation():
+def test_a_violation_is_detected():
     names = ["hydra", "linear_probe.knn", "ldae.objectives.denoise", "ldae.core.types", "torch"]
     assert list(violations("ldae.engine.trainer", names)) == names[:3]
     assert list(violations("linear_probe.knn", ["ldae.core.types", "linear_probe.knn"])) == ["ldae.core.types"]

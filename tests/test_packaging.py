@@ -77,7 +77,7 @@ def test_version_is_one(installed):
     assert cited == ldae.__version__
 
 
-def test_configs_are_found_without_a_checkout(installed):
+def test_configs_are_installed_with_the_package(installed):
     assert "experiment=ldae/cifar10_cpu" in installed("-m", "ldae", "list", "experiment")
     composed = installed("-m", "ldae", "pretrain", "experiment=ldae/digits", "--cfg")
     assert "experiment: ldae/digits" in composed

@@ -1,4 +1,4 @@
-"""Small U-Nets of every kind, for the tests of what they are made of and of what they are told."""
+"""Small U-Nets of every variant, for the tests of their blocks and conditions."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def randomised(net, by=0.1):
     return net
 
 
-def told(count, seed=7, side=4):
+def conditions_of(count, seed=7, side=4):
     return Cond(label=torch.arange(count) % 5, image=normal(seed, count, 3, side, side).clamp(-1, 1))
 
 
 def trained(name):
-    """A network of one kind, past its start, for 8 x 8 pixels, and what it is told of two images."""
-    return randomised(network(**VARIANTS[name])), told(2, side=8)
+    """A network of one variant without zero-initialised weights, for 8 x 8 pixels, and the conditions of two images."""
+    return randomised(network(**VARIANTS[name])), conditions_of(2, side=8)

@@ -96,7 +96,7 @@ class NoiseLevel:
 
 @dataclass(frozen=True)
 class Cond:
-    """Conditions of a denoiser beside the timestep; l-DAE has none.
+    """Conditions of a denoiser in addition to the timestep; l-DAE has none.
 
     Attributes:
         label: (B,) int64 classes in {0, ..., K-1}, K for the null class, or None.

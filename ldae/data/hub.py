@@ -46,10 +46,10 @@ class Shards:
     def __call__(self, shard: int, skip: int = 0) -> Iterator[bytes]:
         """Yield the bytes of a shard's images without the first `skip`."""
         for row in self._rows(shard, [self.image], skip):
-            cell = row[self.image] or {"bytes": b"", "path": None}  # empty bytes count as an unreadable image
-            if cell["bytes"] is None and cell["path"] is not None:
-                raise DataError(f"{cell['path']} lies in a file of its own; use data=imagefolder")
-            yield cell["bytes"] or b""
+            image = row[self.image] or {"bytes": b"", "path": None}  # empty bytes count as an unreadable image
+            if image["bytes"] is None and image["path"] is not None:
+                raise DataError(f"{image['path']} lies in a file of its own; use data=imagefolder")
+            yield image["bytes"] or b""
 
     def labels(self, shard: int, column: str | None) -> Iterator[Any]:
         """Yield the class of each image of a shard; None if there is no column of classes."""

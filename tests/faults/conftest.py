@@ -1,4 +1,4 @@
-"""What the tests of faults share: one uninterrupted run, and what it takes to disturb another."""
+"""Fixtures of the tests of faults: an uninterrupted run, and helpers that disturb another."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def tree(folder):
-    """Words of pretrain.py that stream those pictures through two worker processes."""
+    """Arguments of `ldae pretrain` that stream those pictures through two worker processes."""
     return (
         "data=imagefolder",
         f"data.root={folder}",

@@ -32,7 +32,7 @@ UNUSED = {("mae/cifar10_cpu", "timesteps")}  # a part that the experiment has an
 
 @dataclass(frozen=True)
 class Mistake:
-    """One wrong word.
+    """One wrong argument.
 
     Attributes:
         experiment: whose config it is in.

@@ -16,7 +16,7 @@ RECIPE = HeadRecipe((0.1, 1.0), batch=50, epochs=4, rule="lars", warmup=0.25, ba
 
 
 class Stream:
-    """Two cells of 120 images; a stream in the order that train_heads takes, without any augmentation."""
+    """Two feature keys of 120 images; a stream in the order that train_heads takes, without any augmentation."""
 
     feature_keys = (A, B)
 
@@ -61,7 +61,7 @@ def test_heads_on_a_stream_are_those_on_the_same_features(source):
     assert source.encoded == protocol.num_encodings(source, [part]) == 4 * 100  # 20 of 120 are over in each epoch
 
 
-def test_all_cells_learn_from_one_stream(source):
+def test_all_feature_keys_are_trained_on_one_stream(source):
     recipe = HeadRecipe((0.3,), batch=50, epochs=4)
     protocol = AugmentedHeads(SGDHeads("x", "from there; features cached once", recipe), "none", "cut")
     assert protocol.name == "x_augmented"

@@ -15,7 +15,7 @@ def classes_apart(count, dimensions, seed, apart=0.3):
     return means[y] + torch.randn(count, dimensions, generator=generator), y
 
 
-def test_the_largest_products_are_found_and_computed_in_float32():
+def test_the_largest_products_are_returned_in_float32():
     bank, queries = (F.normalize(classes_apart(n, 64, seed)[0], dim=1) for n, seed in ((3001, 1), (BLOCK + 9, 2)))
     products, rows = Candidates(bank, 20).search(queries)
     whole = queries @ bank.T

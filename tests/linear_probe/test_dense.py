@@ -30,7 +30,7 @@ def test_where_tokens_are_pixels_it_is_logistic_regression(penalty):
     assert head(tokens).flatten().numpy() == pytest.approx(reference.predict_proba(z)[:, 1], abs=2e-3)
 
 
-def test_a_figure_of_many_pixels_is_found_from_few_tokens():
+def test_a_figure_of_many_pixels_is_segmented_from_few_tokens():
     tokens, figure = shown(D=3)
     tokens[..., 0] += 40 * figure.flatten(1)
     masks = torch.nn.functional.interpolate(figure, size=(16, 16), mode="bilinear").round()

@@ -56,8 +56,8 @@ def test_without_mixing_targets_are_smoothed_labels():
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0)])
-def test_a_mixed_image_holds_its_partners_share_of_the_label(mixup, cutmix):
-    """One image is black, the other white: the share of white is that of the other's label."""
+def test_soft_targets_have_the_mixing_ratio_of_the_images(mixup, cutmix):
+    """One image is black, the other white: the fraction of white is the weight of the other's label."""
     images = torch.zeros(2, 3, 8, 8)
     images[1] = 1
     for seed in range(5):

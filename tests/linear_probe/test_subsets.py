@@ -1,4 +1,4 @@
-"""Few labels: every class has its share, choices see no other label, a draw is its seed's."""
+"""Few labels: subsets are stratified, the selection uses no other label, a subset depends on its seed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_folds_are_at_most_the_images_of_the_smallest_class(labels):
     assert len(plan_few_labels(labels, torch.full((5,), 3), 0).trials) == 3
 
 
-def test_a_draw_is_its_seeds(labels):
+def test_a_subset_depends_on_its_seed(labels):
     counts = torch.full((5,), 10)
     a, b, c = (plan_few_labels(labels, counts, seed).final[0].rows for seed in (1, 1, 2))
     assert torch.equal(a, b)
@@ -60,7 +60,7 @@ def test_a_percentage_is_of_train_and_holdout_in_every_class():
         ("1%", "leaves class 0 1 images"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(num_labels, sentence):
+def test_an_impossible_number_of_labels_is_refused(num_labels, sentence):
     train = torch.tensor([0] * 95 + [1] * 90)
     with pytest.raises(ValueError, match=sentence):
         images_per_class(num_labels, train, torch.tensor([0, 1]), 2)
@@ -98,7 +98,7 @@ class Guarded:
         return Features(self.x[feature_key][part.rows], self.y[part.rows])
 
 
-def test_a_choice_among_few_labels_sees_no_other(labels):
+def test_a_selection_by_few_labels_uses_no_other(labels):
     plan = plan_few_labels(labels, torch.full((5,), 20), seed=0)
     chosen = choose(KNN(), Guarded(labels, plan.final[0].rows), plan, 5, 0)
     assert chosen.feature_key == FeatureKey(2)

@@ -129,7 +129,7 @@ def compared(row: Row, timed: Sequence[Timed]) -> list[dict[str, Any]]:
     ours, limit = timed[0], timed[-1] if row.peak else None
     peers = timed[1 : len(row.peers) + 1]
     shares = {t.competitor.name: t.ratio(limit)[0] for t in timed} if limit else {}
-    found = []
+    records = []
     for peer in peers:
         ratio, low, high = ours.ratio(peer)
         mark = row.marks.get(peer.competitor.name)
@@ -137,8 +137,8 @@ def compared(row: Row, timed: Sequence[Timed]) -> list[dict[str, Any]]:
         record |= {"peer_rate": peer.rate, "ratio": ratio, "low": low, "high": high, "aim": mark}
         record |= {"share": shares.get(ours.competitor.name), "peer_share": shares.get(peer.competitor.name)}
         record |= {"aimed_share": row.share, "least": row.least, "peak_gib": ours.peak, "peer_peak_gib": peer.peak}
-        found.append(record)
-    return found
+        records.append(record)
+    return records
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> str:
@@ -157,8 +157,8 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
 def met_by(record: Mapping[str, Any]) -> str:
     """Return whether all that a record's row aims at was reached: yes, no, or nothing where nothing is aimed at."""
     pairs = [("ratio", "aim"), ("share", "aimed_share"), ("ours", "least")]
-    found = [record[value] >= record[aim] for value, aim in pairs if record[aim] is not None]
-    return "" if not found else "yes" if all(found) else "no"
+    met = [record[value] >= record[aim] for value, aim in pairs if record[aim] is not None]
+    return "" if not met else "yes" if all(met) else "no"
 
 
 def _percent(share: float | None, aim: float | None = None) -> str:

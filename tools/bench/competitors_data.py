@@ -86,8 +86,8 @@ def decoded(folder: str, batch: int) -> Work:
 def pixels_in(path: Path) -> int:
     """Decode a file, and return its number of pixels."""
     with Image.open(path) as image:
-        found = image.convert("RGB")
-    return found.width * found.height
+        pixels = image.convert("RGB")
+    return pixels.width * pixels.height
 
 
 def in_turn(folder: str, batch: int, size: int, use: Callable[[Tensor], object]) -> Work:
@@ -96,8 +96,8 @@ def in_turn(folder: str, batch: int, size: int, use: Callable[[Tensor], object])
     images = files_of(folder, AT_A_TIME * batch, size)
 
     def some() -> None:
-        for found in in_order(images, batch, torch.device("cpu"), WORKERS):
-            use(2 * found.images - 1)
+        for loaded in in_order(images, batch, torch.device("cpu"), WORKERS):
+            use(2 * loaded.images - 1)
 
     return some, len(images)
 

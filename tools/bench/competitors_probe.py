@@ -95,7 +95,7 @@ def extraction(images: int, bare: bool, precision: PrecisionName) -> Work:
     encoder = Encoder(objective.eval(), precision=precision)
     pixels = torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8)
     held = MemoryImages.of(Path(), pixels, [str(i) for i in range(images)], np.zeros(images, np.int64))
-    cell, device = FeatureKey(encoder.layer, encoder.t), torch.device("cpu")
+    feature_key, device = FeatureKey(encoder.layer, encoder.t), torch.device("cpu")
     level = objective.schedule.at(torch.full((128,), encoder.t))
     seen = objective.encoder_input(torch.rand(128, 3, 32, 32), level, None)
 
@@ -108,8 +108,8 @@ def extraction(images: int, bare: bool, precision: PrecisionName) -> Work:
     def whole() -> None:
         with tempfile.TemporaryDirectory() as folder:
             extract(
-                lambda batch: {cell: encoder(batch.images)},
-                [cell],
+                lambda batch: {feature_key: encoder(batch.images)},
+                [feature_key],
                 in_order(held, 128, device),
                 images,
                 Path(folder) / "bank",

@@ -50,7 +50,7 @@ def diffusers_unet() -> nn.Module:
     """Build diffusers' UNet2DModel in the sizes of DDPM's on CIFAR-10."""
     from diffusers import UNet2DModel
 
-    found: nn.Module = UNet2DModel(
+    network: nn.Module = UNet2DModel(
         sample_size=32,
         layers_per_block=2,
         block_out_channels=(128, 256, 256, 256),
@@ -59,7 +59,7 @@ def diffusers_unet() -> nn.Module:
         attention_head_dim=None,
         downsample_padding=0,
     )
-    return found
+    return network
 
 
 def diffusers_training(batch: int, precision: str, last: bool, site: str | None) -> Work:
@@ -101,8 +101,8 @@ def lucidrains_unet() -> nn.Module:
     """Build denoising_diffusion_pytorch's Unet of width 64."""
     from denoising_diffusion_pytorch import Unet
 
-    found: nn.Module = Unet(dim=64, dim_mults=(1, 2, 4, 8), flash_attn=False)
-    return found
+    network: nn.Module = Unet(dim=64, dim_mults=(1, 2, 4, 8), flash_attn=False)
+    return network
 
 
 def lucidrains_training(batch: int, precision: str, last: bool, compiled: bool, site: str | None) -> Work:

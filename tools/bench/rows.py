@@ -129,7 +129,7 @@ def unet_rows(site: str | None, precision: str) -> list[Row]:
         sampling.append(Competitor(name, "competitors_unet:lucidrains_ddim", given, {**MALLOC, "TQDM_DISABLE": "1"}))
     ours = Competitor("ldae", "competitors:training", {"argv": [*argv, f"train.precision={precision}"]})
     drawing = Competitor("ldae", "competitors_unet:ddim", {"argv": argv, **batch})
-    found = [
+    rows = [
         Row("U-Net, training step", "FLOP/s", ours, training, _even(training), product(precision), 0.75),
         Row("U-Net, DDIM steps", "FLOP/s", drawing, sampling, _even(sampling), product(precision), 0.83),
     ]
@@ -137,7 +137,7 @@ def unet_rows(site: str | None, precision: str) -> list[Row]:
     once, each = ({**given, "once": once} for once in (True, False))
     peer = Competitor("at every step", "competitors_unet:segmenting", each)
     ours = Competitor("G(I) once", "competitors_unet:segmenting", once)
-    return [*(row for row in found if row.peers), Row("SegDiff, sampling", "steps/s", ours, [peer], _even([peer]))]
+    return [*(row for row in rows if row.peers), Row("SegDiff, sampling", "steps/s", ours, [peer], _even([peer]))]
 
 
 def cold_rows(folder: str | None, site: str | None) -> list[Row]:
@@ -168,17 +168,17 @@ def input_rows(images: str | None, jpegs: str | None, precision: str) -> list[Ro
         jpegs: the same of full-size ones.
         precision: `fp32` or `bf16`, of training steps.
     """
-    found = []
+    rows = []
     if images:
         for augment, least in (("pad_crop", 60e3), ("random_resized_crop", None)):
             ours = Competitor("ldae", "competitors_data:small", {"augment": augment, "batch": 128})
             given = {"folder": images, "batch": 128}
             peers = [Competitor("torchvision", "competitors_data:small_torchvision", given)]
-            found.append(Row(f"32 px, {augment}", "images/s", ours, peers, _even(peers), least=least))
+            rows.append(Row(f"32 px, {augment}", "images/s", ours, peers, _even(peers), least=least))
     argv = ["experiment=ldae/cifar10_cpu", "train.batch=64", f"train.precision={precision}"]
     step, bare = ({"argv": argv, "input": requested} for requested in (True, False))
     peer = Competitor("the same batch again", "competitors:training", bare)
-    found.append(
+    rows.append(
         Row(
             "training with its input",
             "FLOP/s",
@@ -190,15 +190,15 @@ def input_rows(images: str | None, jpegs: str | None, precision: str) -> list[Ro
     if jpegs:
         ours = Competitor("ldae", "competitors_data:large", {"folder": jpegs, "batch": 64, "size": 224})
         peers = [Competitor("Pillow, decoding alone", "competitors_data:decoded", {"folder": jpegs, "batch": 57})]
-        found.append(Row("JPEG files cut to 224 px", "images/s", ours, peers, {peers[0].name: 0.9}))
+        rows.append(Row("JPEG files cut to 224 px", "images/s", ours, peers, {peers[0].name: 0.9}))
         size: dict[str, Any] = {"folder": jpegs, "batch": 64, "size": 256}
         ours = Competitor("ldae", "competitors_data:read_and_summed", {**size, "patch": 16})
         peers = [
             Competitor("reading alone", "competitors_data:read_alone", size),
             Competitor("scikit-learn", "competitors_data:read_and_summed_sklearn", {**size, "patch": 16}),
         ]
-        found.append(Row("PCA of 16 x 16 patches", "images/s", ours, peers, {"reading alone": 0.9}))
-    return found
+        rows.append(Row("PCA of 16 x 16 patches", "images/s", ours, peers, {"reading alone": 0.9}))
+    return rows
 
 
 def _even(peers: Sequence[Competitor]) -> dict[str, float]:
@@ -206,15 +206,15 @@ def _even(peers: Sequence[Competitor]) -> dict[str, float]:
 
 
 def _found(name: str, site: str | None) -> bool:
-    found = installed(name, site)
-    if not found:
+    rows = installed(name, site)
+    if not rows:
         print(f"{name} is not installed, nor in site={site}: left out", file=sys.stderr)
-    return found
+    return rows
 
 
 def knn_rows() -> list[Row]:
     """Compare kNN of 10,000 queries in a bank of 50,000, k = 20."""
-    found = []
+    rows = []
     for dimensions in (192, 384, 768):
         size = {"bank": 50000, "queries": 10000, "dimensions": dimensions, "k": 20}
         peers = [
@@ -224,8 +224,8 @@ def knn_rows() -> list[Row]:
         ours = Competitor("ldae", "competitors_probe:knn", size)
         aim = 1.0 if dimensions < 384 else 1.3
         row = Row(f"kNN, D = {dimensions}", "queries/s", ours, peers, {"faiss IndexFlatIP": aim})
-        found.append(replace(row, same="competitors_probe:agreement"))
-    return found
+        rows.append(replace(row, same="competitors_probe:agreement"))
+    return rows
 
 
 def probe_rows(precision: str) -> list[Row]:

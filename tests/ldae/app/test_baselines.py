@@ -42,7 +42,7 @@ def test_mae_is_pretrained_without_a_tokenizer_and_probed(mae):
     assert best["accuracy"] > 20  # ten classes
 
 
-def test_the_class_token_of_mae_is_probed_alone_and_beside_the_patches(mae, in_process, tmp_path):
+def test_the_class_token_of_mae_is_probed_alone_and_with_the_patches(mae, in_process, tmp_path):
     for pooling, dimensions in (("cls", 128), ("cls+mean", 256)):
         out = tmp_path / pooling
         argv = (

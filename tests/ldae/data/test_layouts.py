@@ -74,7 +74,7 @@ def test_images_without_classes_are_read_at_any_depth(root, context, store, fold
     assert sum(sizes(opened(root, context, store, labels="none"))) == 120
 
 
-def test_images_beside_class_folders_are_counted_or_refused(root, context):
+def test_images_next_to_class_folders_are_counted_or_refused(root, context):
     write(root / "a", 20)
     write(root / "b" / "deep" / "deeper", 20)
     write(root, 3)
@@ -158,7 +158,7 @@ def move(source, target):
     return source.rename(target)
 
 
-def test_what_lies_beside_the_splits_is_named(root, context):
+def test_folders_next_to_the_splits_are_named(root, context):
     write(root / "train" / "a", 30)
     write(root / "train" / "b", 30)
     (root / "train" / "c").mkdir()

@@ -201,7 +201,7 @@ def test_files_without_classes_are_read_and_so_are_captions(both, context, tmp_p
     assert len(named.test) == 6
 
 
-def test_val_is_the_hold_out_beside_a_test_split(both, context):
+def test_val_is_the_hold_out_if_there_is_a_test_split(both, context):
     reference = opened(both[1], context)
     (both[1] / "test-1.tar").rename(both[1] / "Validation-0.tar")
     splits = opened(both[1], context)

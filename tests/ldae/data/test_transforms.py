@@ -56,7 +56,7 @@ def test_resized_crops_are_torchvisions(images):
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (300, 500)])
-def test_random_boxes_have_the_areas_and_shapes_asked_for(height, width):
+def test_random_boxes_have_the_configured_areas_and_shapes(height, width):
     augment = RandomResizedCrop(low=0.2, high=1.0)
     n = 20_000
     u = uniforms(0, 0, torch.arange(n), augment.n)

@@ -163,10 +163,10 @@ def test_a_patch_of_the_latent_is_the_grid_of_its_tokens():
 
 def test_labels_are_withheld_at_their_rate_and_replaced_by_the_null_row():
     task, label = Labelled(classes=10, dropout=0.1), torch.arange(100_000) % 10
-    told = task.augment_cond(Cond(label=label), BatchGenerator([3])).label
-    withheld = told == 10
+    labels = task.augment_cond(Cond(label=label), BatchGenerator([3])).label
+    withheld = labels == 10
     assert withheld.float().mean().item() == pytest.approx(0.1, abs=0.005)
-    assert torch.equal(told[~withheld], label[~withheld])
+    assert torch.equal(labels[~withheld], label[~withheld])
     assert torch.bincount(label[withheld]).float().std() < 60  # no class in particular
     assert torch.equal(Labelled(10, dropout=0.0).augment_cond(Cond(label=label), BatchGenerator([3])).label, label)
     assert (Labelled(10, dropout=1.0).augment_cond(Cond(label=label), BatchGenerator([3])).label == 10).all()
@@ -192,7 +192,7 @@ def test_unlabelled_tasks_tell_nothing():
 
 
 def learner(config, *argv):
-    """A small parts on 64 images, and what its network is shown and told at each call."""
+    """Parts with a small network on 64 images, and the inputs and conditions of each of its calls."""
     torch.manual_seed(0)
     parts = Parts(config("pretrain", *LATENT, *argv))
     images = torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -217,7 +217,7 @@ def test_labels_are_withheld_in_training_and_never_in_evaluation(config):
 
 
 def test_labels_do_not_move_the_noise(config):
-    """With and without labels the network is shown the same: what was drawn before stays as it was."""
+    """The network's inputs are equal with and without labels: labels do not change earlier random draws."""
     shown = []
     for task in ("images", "labelled"):
         parts, batch, calls = learner(config, f"task={task}")
@@ -237,7 +237,7 @@ def test_the_null_row_learns_from_withheld_labels_alone(config, dropout, learn):
 
 
 @pytest.mark.parametrize("layer", [1, 4, 8])
-def test_a_labelled_dit_folds_into_a_plain_vit_that_hears_no_class(config, layer):
+def test_a_labelled_dit_folds_into_a_plain_vit_with_the_null_class(config, layer):
     argv = ("data=cifar10", "denoiser=dit_128x8", "task=labelled", "tokenizer.scaling=one")
     torch.manual_seed(0)
     parts = Parts(config("pretrain", "experiment=deconstruct/12_ldae", *argv))
@@ -247,7 +247,7 @@ def test_a_labelled_dit_folds_into_a_plain_vit_that_hears_no_class(config, layer
     encoder = Encoder(parts.objective, layer=layer, t=10)
     plain = plain_vit(encoder)
     with torch.no_grad():
-        told = encoder.network.encode(2 * images - 1, parts.schedule.at(torch.full((8,), 10)), layers=[layer])
+        tokens = encoder.network.encode(2 * images - 1, parts.schedule.at(torch.full((8,), 10)), layers=[layer])
         assert (plain(2 * images - 1) - encoder(images)).abs().max() < 1e-4
-        assert told[layer].std() > 0.1
+        assert tokens[layer].std() > 0.1
     assert not any("ada" in name or "labels" in name for name in plain.state_dict())

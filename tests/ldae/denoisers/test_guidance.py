@@ -30,22 +30,22 @@ def x():
 
 
 def test_scale_one_is_the_conditional_network_and_zero_the_unconditional(network, x):
-    told, untold = network(x, LEVEL, COND), network(x, LEVEL)
-    assert (told[:, :4] - untold[:, :4]).abs().max() > 0.1
-    assert torch.allclose(Guided(network, 1.0, 4)(x, LEVEL, COND), told, atol=1e-6)
-    assert torch.allclose(Guided(network, 0.0, 4)(x, LEVEL, COND)[:, :4], untold[:, :4], atol=1e-6)
+    conditional, unconditional = network(x, LEVEL, COND), network(x, LEVEL)
+    assert (conditional[:, :4] - unconditional[:, :4]).abs().max() > 0.1
+    assert torch.allclose(Guided(network, 1.0, 4)(x, LEVEL, COND), conditional, atol=1e-6)
+    assert torch.allclose(Guided(network, 0.0, 4)(x, LEVEL, COND)[:, :4], unconditional[:, :4], atol=1e-6)
 
 
-def test_the_prediction_goes_on_along_what_the_class_changes(network, x):
-    told, untold = network(x, LEVEL, COND)[:, :4], network(x, LEVEL)[:, :4]
+def test_guidance_extrapolates_along_the_class_difference(network, x):
+    conditional, unconditional = network(x, LEVEL, COND)[:, :4], network(x, LEVEL)[:, :4]
     guided = Guided(network, 4.0, 4)(x, LEVEL, COND)[:, :4]
-    assert torch.allclose(guided - told, 3 * (told - untold), atol=1e-5)
+    assert torch.allclose(guided - conditional, 3 * (conditional - unconditional), atol=1e-5)
 
 
 def test_the_variance_is_the_conditional_passes(network, x):
-    told = network(x, LEVEL, COND)
+    conditional = network(x, LEVEL, COND)
     for channels in ("all", 3):
-        assert torch.equal(Guided(network, 4.0, 4, channels)(x, LEVEL, COND)[:, 4:], told[:, 4:])
+        assert torch.equal(Guided(network, 4.0, 4, channels)(x, LEVEL, COND)[:, 4:], conditional[:, 4:])
 
 
 def test_the_published_variant_leaves_the_fourth_channel_unguided(network, x):

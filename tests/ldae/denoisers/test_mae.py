@@ -236,7 +236,7 @@ def test_answering_nothing_loses_n_less_one_over_n():
 
 
 @torch.no_grad()
-def test_common_brightness_and_contrast_do_not_change_what_is_asked_for():
+def test_common_brightness_and_contrast_do_not_change_the_target():
     objective, pixels = Masked(Images(), network()), images()
     a, b = (objective.standardise(objective.patches(x)) for x in (pixels, 0.2 + 0.5 * pixels))
     assert torch.allclose(a, b, atol=1e-3)
@@ -396,7 +396,7 @@ def test_what_does_not_go_together_is_refused(config):
             _ = Parts(config("pretrain", *argv)).objective
 
 
-def test_it_learns_what_is_behind_the_mask(config):
+def test_it_learns_the_masked_patches(config):
     """Images of two halves of one colour each: what is hidden follows from what is seen."""
     torch.manual_seed(0)
     objective = Parts(config("pretrain", *SMALL, "data=digits", "objective.norm_pix=false")).objective

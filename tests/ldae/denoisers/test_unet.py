@@ -1,4 +1,4 @@
-"""The U-Net: sizes, start, what it hears of the noise, its layers (spec: ddpm_ddim.md 8, test 15; sr3.md test 6)."""
+"""The U-Net: sizes, initialisation, conditioning on the noise level, layers (spec: ddpm_ddim.md 8, test 15; sr3.md test 6)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn import functional as F
-from unets import VARIANTS, level, network, normal, randomised, told, trained
+from unets import VARIANTS, conditions_of, level, network, normal, randomised, trained
 
 from ldae.app.compose import CONFIGS
 from ldae.config.build import Parts
@@ -82,9 +82,9 @@ def test_the_system_tells_the_network_of_the_tasks_image(config, name, first):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_new_network_answers_zero_and_its_branches_are_closed(name):
     net, x = network(**VARIANTS[name]), normal(1, 2, 3, 8, 8)
-    assert torch.equal(net(x, level(3, 900), told(2)), torch.zeros(2, 3, 8, 8))
-    tokens = net.encode(x, level(3, 900), told(2))
-    other = net.encode(x, level(0, 5, gamma=0.9), told(2))
+    assert torch.equal(net(x, level(3, 900), conditions_of(2)), torch.zeros(2, 3, 8, 8))
+    tokens = net.encode(x, level(3, 900), conditions_of(2))
+    other = net.encode(x, level(0, 5, gamma=0.9), conditions_of(2))
     assert all(torch.equal(tokens[k], other[k]) for k in net.layers)  # nothing of the condition comes through
     assert net.layers == (1, 2, 3, 4, 5, 6, 7)
     assert net.encoder_layer == 3
@@ -119,15 +119,15 @@ def test_weights_start_by_the_mean_of_both_fans_and_the_encoders_small():
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_opened_gates_let_the_condition_through_and_are_always_the_same(name):
+def test_undo_zero_init_makes_the_output_depend_on_the_condition_and_is_deterministic(name):
     nets = [network(**VARIANTS[name]) for _ in range(2)]
     torch.manual_seed(1)
     for net in nets:
         net.undo_zero_init()
     x, layer = normal(1, 2, 3, 8, 8), nets[0].encoder_layer
-    first, second = (net.encode(x, level(3, 900), told(2), [layer])[layer] for net in nets)
+    first, second = (net.encode(x, level(3, 900), conditions_of(2), [layer])[layer] for net in nets)
     assert torch.equal(first, second)
-    other = nets[0].encode(x, level(500, 900, gamma=0.9), told(2), [layer])[layer]
+    other = nets[0].encode(x, level(500, 900, gamma=0.9), conditions_of(2), [layer])[layer]
     assert (first[0] - other[0]).abs().max() > 1e-3
 
 
@@ -170,7 +170,7 @@ def test_the_condition_is_two_linears_of_the_waves():
     assert torch.allclose(net.level(t), hidden @ two.weight.T + two.bias, atol=1e-4)
 
 
-def test_told_the_index_it_hears_nothing_else():
+def test_conditioned_on_the_index_it_depends_on_nothing_else():
     net, x = randomised(network()), normal(1, 2, 3, 8, 8)
     assert torch.equal(net(x, level(3, 900)), net(x, level(3, 900, gamma=0.1, sigma=2.0)))
     assert not torch.allclose(net(x, level(3, 900)), net(x, level(4, 900)), atol=1e-4)
@@ -212,7 +212,7 @@ def test_no_label_is_the_null_row():
     assert not torch.allclose(net(x, level(3, 900), Cond(label=torch.tensor([5, 1])))[1], null[1], atol=1e-3)
 
 
-def test_encode_reads_what_the_answer_is_made_of():
+def test_encode_returns_the_maps_that_the_output_is_computed_from():
     net, cond = trained("improved")
     x, caught = normal(1, 2, 3, 8, 8), {}
     modules = [*net.down[0].layers, *net.down[1].layers, net.middle, *net.up[0].layers, *net.up[1].layers]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn import functional as F
-from unets import VARIANTS, level, network, normal, randomised, told, trained
+from unets import VARIANTS, conditions_of, level, network, normal, randomised, trained
 
 from ldae.core.errors import ConfigError
 from ldae.core.types import Cond
@@ -39,7 +39,7 @@ def test_an_image_grows_by_keys_kernel():
 def test_swapping_images_swaps_answers_and_images_count(name):
     """Same x_t and level, two images (sr3.md, test 7), smaller than x_t."""
     net, x = trained(name)[0], normal(1, 1, 3, 8, 8).expand(2, -1, -1, -1)
-    cond = told(2, side=4)
+    cond = conditions_of(2, side=4)
     swapped = replace(cond, image=cond.image.flip(0))
     out = net(x, level(3, 3), cond)
     assert torch.allclose(net(x, level(3, 3), swapped), out.flip(0), atol=1e-5)
@@ -48,7 +48,7 @@ def test_swapping_images_swaps_answers_and_images_count(name):
 
 
 def test_a_concatenated_image_is_seen_at_the_size_of_x_t():
-    net, x, cond = trained("sr3")[0], normal(1, 2, 3, 8, 8), told(2, side=4)
+    net, x, cond = trained("sr3")[0], normal(1, 2, 3, 8, 8), conditions_of(2, side=4)
     assert torch.equal(
         net(x, level(3, 3), cond), net(x, level(3, 3), replace(cond, image=upsample_bicubic(cond.image, (8, 8))))
     )
@@ -116,7 +116,7 @@ def test_features_worked_out_once_give_the_same_bits():
 
 def test_where_there_is_no_encoder_nothing_is_worked_out():
     vit = ViTDenoiser((3, 8, 8), (3, 8, 8), (4, 4), width=16, encoder_depth=1, decoder_depth=1, heads=2)
-    cond = told(2)
+    cond = conditions_of(2)
     assert network(**VARIANTS["sr3"]).precompute(cond) is cond
     assert vit.precompute(cond) is cond
 

@@ -88,7 +88,7 @@ def test_a_perfect_network_restores_exactly(rule, corruption):
         torch.testing.assert_close(x, degrade(x0, step), rtol=0, atol=1e-5)
 
 
-def test_what_was_added_beside_the_degradation_stays_or_is_forgotten():
+def test_a_term_added_to_the_degradation_is_kept_or_dropped():
     """Test 3: algorithm 2 carries it to the end unchanged, algorithm 1 does not know of it."""
     x0 = normal(1, 3, 8)
     degrade, extra = Degradation(Fading(), State()), 0.002 * normal(2, 3, 8)

@@ -114,7 +114,7 @@ def test_the_draws_of_a_slice_are_its_own(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_with_a_perfect_restoration_both_algorithms_return_the_image(name):
-    """Spec, test 3, at the published T: flakes, places, noise and partners are drawn once."""
+    """Spec, test 3, at the published T: flakes, positions, noise and second images are drawn once."""
     T = PUBLISHED.get(name, 3)
     corruption, schedule = built(name, T)
     x0 = images(2)
@@ -212,7 +212,7 @@ def test_blend_mixes_with_images_of_the_pool_each_as_often():
     assert (counts - 500).abs().max() < 100
 
 
-def test_blend_without_fitting_partners_says_so():
+def test_blend_without_second_images_is_one_sentence():
     corruption, x0 = Blend(), images(2)
     with pytest.raises(ConfigError, match=r"no images to blend in; give it some by set_images"):
         corruption.draw(x0, BatchGenerator([0]))

@@ -1,4 +1,4 @@
-"""Where cold generation begins (spec: cold_diffusion.md sections 3 and 4, tests 5, 11 and 12)."""
+"""Initial states of cold generation (spec: cold_diffusion.md sections 3 and 4, tests 5, 11 and 12)."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_a_start_that_cannot_be_is_refused():
         MixedSignal(blur(), SHAPE).draw(2, BatchGenerator([1]))
 
 
-def test_partners_are_noise_colours_and_images():
+def test_initial_states_are_noise_colours_and_images():
     schedule, blend = Cosine(T=T), Blend()
     blend.set_images(torch.randint(256, (3, *SHAPE), dtype=torch.uint8, generator=generator(1)))
     noise, flat, image = (
@@ -196,6 +196,6 @@ def test_fixed_noise_from_pure_noise_leaves_what_it_did_not_have_of_the_image():
     assert torch.allclose(improved(corruption, schedule, exact, state, lambda x, s: x0), x0, atol=1e-5)
 
 
-def test_a_disturbed_partner_is_not_part_of_the_state():
+def test_a_disturbed_second_image_is_not_part_of_the_state():
     x_T, state = MixedSignal(Gaussian(), SHAPE, noise=0.1).draw(64, BatchGenerator([1]))
     assert (x_T - state.eps).std().item() == pytest.approx(0.1, rel=0.05)

@@ -78,7 +78,7 @@ def test_chained_single_steps_have_the_closed_form(schedule):
 
 
 def test_levels_between_steps_are_uniform_over_intervals_and_in_each():
-    """sr3.md, test 2: a million draws; chi-square of their intervals, told by the level itself."""
+    """sr3.md, test 2: a million draws; chi-square of their intervals, read from the level."""
     schedule, count = ContinuousGamma(), 1_000_000
     level = schedule.draw(count, BatchGenerator([7, 8]))
     gamma2, sigma2 = level.gamma.double() ** 2, level.sigma.double() ** 2

@@ -116,7 +116,7 @@ def test_stages_that_grow_noisier_are_refused():
     "rule", [FixedSmallVariance(), FixedLargeVariance(), DDIM(), DDIM(0.5), DDIM(1.0)], ids=lambda r: type(r).__name__
 )
 def test_levels_without_noise_or_without_signal_are_defined(rule):
-    """Nothing left to remove: x stays. Nothing there at all: the prediction is all. gamma = 0: v tells x0."""
+    """Nothing left to remove: x stays. Nothing there at all: the prediction is all. gamma = 0: v determines x0."""
     x, found = normal(1, 8), Prediction(normal(2, 8))
     assert torch.equal(rule(x, found, SamplingStep(0, 1.0, 0.0), CLEAN, BatchGenerator([0])), x)
     assert torch.equal(

@@ -85,7 +85,7 @@ def test_a_nan_that_is_noticed_late_has_not_moved_the_weights(config, tmp_path):
 
 
 def same_rates(good, broken):
-    """Both have made the same two steps, whatever length they were told."""
+    """Both have made the same two steps, whatever length was configured."""
     return all(
         int(a["step"]) == int(b["step"]) == 2
         for a, b in zip(*(t.state.optimizers["model"].state.values() for t in (good, broken)), strict=True)

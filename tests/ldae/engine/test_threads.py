@@ -1,4 +1,4 @@
-"""The number of threads beside other processes: laws of the choice, and a real load."""
+"""The number of threads while other processes run: laws of the choice, and a real load."""
 
 from __future__ import annotations
 

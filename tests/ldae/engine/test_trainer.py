@@ -210,7 +210,7 @@ def test_compiled_blocks_have_the_golden_losses(config, tmp_path):
 
 
 def duel(config, path, *, start=3, stop=None, monitors=(), **settings):
-    """A trainer of two players: a small convolutional VAE and a discriminator that joins at step `start`."""
+    """A trainer of two modules: a small convolutional VAE and a discriminator that joins at step `start`."""
     torch.manual_seed(0)
     images = Digits(8, Division()).open(Context(path)).train
     vae = ConvVAE((3, 8, 8), z_channels=2, channels=8, multipliers=[1, 2])
@@ -228,7 +228,7 @@ def duelling_losses(path):
 
 
 @pytest.mark.parametrize("at", [2, 3, 6])
-def test_two_players_stopped_and_resumed_are_bit_for_bit_the_same(config, tmp_path, at):
+def test_two_modules_stopped_and_resumed_are_bit_for_bit_the_same(config, tmp_path, at):
     duel(config, tmp_path / "straight").fit()
     flag = StopFlag()
     with pytest.raises(Interrupted):
@@ -239,7 +239,7 @@ def test_two_players_stopped_and_resumed_are_bit_for_bit_the_same(config, tmp_pa
     assert any(name.startswith("discriminator.exp_avg.") for name in weights(tmp_path / "stopped")["optim"])
 
 
-def test_a_player_that_waits_neither_moves_nor_reports(config, tmp_path):
+def test_an_inactive_module_is_not_updated_and_reports_nothing(config, tmp_path):
     late, never = duel(config, tmp_path / "late", start=3), duel(config, tmp_path / "never", start=99)
     begun = {k: v.clone() for k, v in late.state.networks["discriminator"].state_dict().items()}
     for one in (late, never):
@@ -252,14 +252,14 @@ def test_a_player_that_waits_neither_moves_nor_reports(config, tmp_path):
     assert not all(torch.equal(begun[k], v) for k, v in late.state.networks["discriminator"].state_dict().items())
 
 
-def test_two_players_gather_gradients_in_parts(config, tmp_path):
+def test_two_modules_accumulate_gradients_in_parts(config, tmp_path):
     """BatchNorm sees other moments in the parts of a batch, so losses are not compared: both learn from all parts."""
     duel(config, tmp_path, start=0, accumulate=2, steps=2).fit()
     assert all(t and d for t, d in duelling_losses(tmp_path))
 
 
 class Poisoned(nn.Module):
-    """A player whose loss is NaN at its third call."""
+    """A module whose loss is NaN at its third call."""
 
     def __init__(self, inner):
         super().__init__()

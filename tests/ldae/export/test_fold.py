@@ -1,4 +1,4 @@
-"""What can be folded into a plain ViT beside l-DAE, and what cannot."""
+"""Objectives that fold into a plain ViT, and those that do not."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def mae_pretraining(tensors):
 
 
 def dino_pretraining(tensors, prefix="backbone."):
-    """What main_dino.py of facebookresearch/dino saves: a student, a teacher, heads beside their backbones."""
+    """What main_dino.py of facebookresearch/dino saves: a student, a teacher, heads next to their backbones."""
     head = {"head.mlp.0.weight": torch.zeros(4, 16), "head.last_layer.weight_g": torch.zeros(4, 1)}
     student = prefixed("module.backbone.", noise(tensors)) | prefixed("module.", head)
     teacher = prefixed(prefix, tensors) | prefixed(prefix.removesuffix("backbone."), head)
@@ -211,7 +211,7 @@ def test_a_layer_that_is_not_there():
         TimmEncoder("test_vit", size=32).tokens(images(), [7])
 
 
-def test_a_name_whose_trainings_were_normalised_differently_wants_a_tag(tmp_path):
+def test_a_name_whose_trainings_were_normalised_differently_needs_a_tag(tmp_path):
     file = tmp_path / "weights.pth"
     torch.save(network(**SIZES).state_dict(), file)
     with pytest.raises(ConfigError, match=r"vit_small_patch16_224' leaves open .*\.augreg.*mean 0.485: \.dino"):

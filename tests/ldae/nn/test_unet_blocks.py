@@ -30,13 +30,13 @@ def _reference_residual_block(block, x, c, groups, scale_shift, resampled, divis
     h = _swish(_group_norm(x, groups[0], p["norm1.weight"], p["norm1.bias"]))
     h, x = resampled(h), resampled(x)
     h = F.conv2d(h, p["conv1.weight"], p["conv1.bias"], padding=1)
-    told = (c @ p["norm2.linear.weight"].T + p["norm2.linear.bias"])[:, :, None, None]
+    conditional = (c @ p["norm2.linear.weight"].T + p["norm2.linear.bias"])[:, :, None, None]
     width = h.shape[1]
     if scale_shift:
         h = _group_norm(h, groups[1], p["norm2.norm.weight"], p["norm2.norm.bias"])
-        h = h * (1 + told[:, :width]) + told[:, width:]
+        h = h * (1 + conditional[:, :width]) + conditional[:, width:]
     else:
-        h = _group_norm(h + told, groups[1], p["norm2.norm.weight"], p["norm2.norm.bias"])
+        h = _group_norm(h + conditional, groups[1], p["norm2.norm.weight"], p["norm2.norm.bias"])
     h = F.conv2d(_swish(h), p["gate.weight"], p["gate.bias"], padding=1)
     if "skip.weight" in p:
         x = torch.einsum("oi,bihw->bohw", p["skip.weight"][:, :, 0, 0], x) + p["skip.bias"][:, None, None]

@@ -1,4 +1,4 @@
-"""Two players: hinge values, the adaptive weight, who gets gradients and when (spec: tokenizers_vqgan.md)."""
+"""Adversarial training: hinge values, the adaptive weight, who gets gradients and when (spec: tokenizers_vqgan.md)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_the_adaptive_weight_has_bounds_and_needs_gradients():
         assert adaptive_weight((w**2).sum(), (w**3).sum(), w).item() == 0
 
 
-def test_before_its_start_there_is_no_adversarial_loss_and_no_turn():
+def test_before_its_start_there_is_no_adversarial_loss_and_no_update():
     waiting, absent = objective(start=10), objective(start=10)
     absent.discriminators = {}
     assert waiting.trainable_modules["discriminator"].is_active(9) is False
@@ -90,7 +90,7 @@ def test_with_a_head_start_the_discriminator_learns_before_the_tokenizer_feels_i
     assert not early.trainable_modules["discriminator"].pairs
 
 
-def test_each_players_gradients_stay_its_own():
+def test_gradients_of_each_module_are_separate():
     both = objective()
     tokenizer, opponent = both.trainable_modules["tokenizer"], both.trainable_modules["discriminator"]
     tokenizer.is_active(0)
@@ -106,7 +106,7 @@ def test_each_players_gradients_stay_its_own():
     assert not opponent.pairs
 
 
-def test_the_adversarial_gradient_at_the_last_weight_has_the_share_that_is_asked_for():
+def test_the_adversarial_gradient_at_the_last_weight_has_the_configured_norm():
     """lambda g = factor ||grad reconstruction||: the loss's gradient there is a sum of two known vectors."""
     requested, plain = objective(factor=0.3), objective(factor=0.3)
     requested.is_active(0)

@@ -25,7 +25,7 @@ def images():
 
 
 def system_of(config, images, *argv):
-    """A parts whose tokenizer is fitted and whose network is past its zero start."""
+    """Parts whose tokenizer is fitted and whose network is not zero-initialised."""
     torch.manual_seed(0)
     parts = Parts(config("pretrain", *SMALL, *argv))
     tokenizer = parts.tokenizer

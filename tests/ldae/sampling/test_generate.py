@@ -63,7 +63,7 @@ def test_an_image_depends_on_seed_and_number_alone(config):
 
 
 def test_latents_of_l_dae_are_sampled_by_the_same_loop(config):
-    """Its answer is an image: what the sampler is told is that image's latent."""
+    """Its output is an image; the sampler gets that image's latent."""
     objective = objective_of(config, "experiment=ldae/digits", "denoiser=vit_64x4")
     batch = batch_of()
     objective.tokenizer.fit([2 * batch.images - 1])

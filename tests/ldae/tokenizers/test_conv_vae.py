@@ -87,7 +87,7 @@ def test_latents_are_drawn_from_the_posterior():
     assert bool((vae.encode(torch.rand(2, 3, 16, 16)) == 1).all())
 
 
-def test_what_is_stored_of_an_image_gives_its_latents():
+def test_posterior_parameters_of_an_image_give_its_latents():
     vae, x = small(), torch.rand(3, 3, 16, 16)
     vae.calibrate([x])
     posterior_params = vae.posterior_params(x)

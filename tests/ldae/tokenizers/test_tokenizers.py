@@ -281,7 +281,7 @@ def test_an_unfitted_tokenizer_refuses_to_encode_and_decode_until_it_is_fitted_o
     assert loaded.decode(z).shape == x.shape
 
 
-def test_a_residue_has_no_coordinates_on_a_basis_that_was_never_fitted():
+def test_a_residual_has_no_coordinates_on_a_basis_that_was_never_fitted():
     with pytest.raises(NotFittedError):
         PatchPCA(SHAPE, 4, 16).rotate(torch.zeros(1, *SHAPE))
 

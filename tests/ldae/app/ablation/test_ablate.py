@@ -62,7 +62,7 @@ def trials(grid, size="laptop"):
 
 @pytest.mark.parametrize("size", BUDGETS)
 @pytest.mark.parametrize("grid", GRIDS)
-def test_every_grid_has_cells_at_every_budget(grid, size):
+def test_every_grid_has_trials_at_every_budget(grid, size):
     found = trials(grid, size)
     assert grid == read("grid", grid)["name"]
     assert size == read("budget", size)["name"]
@@ -80,7 +80,7 @@ def test_the_path_has_its_thirteen_rungs_in_order_with_the_papers_accuracies():
     assert list(found) == rungs
     assert len(rungs) == 13
     assert all(trial.overrides == [f"experiment=deconstruct/{name}"] for name, trial in found.items())
-    for name, trial in found.items():  # the rung's own config tells the same
+    for name, trial in found.items():  # the rung's own config is the same
         assert f"linear probe {trial.paper} %" in (CONFIGS / f"experiment/deconstruct/{name}.yaml").read_text()
 
 
@@ -96,7 +96,7 @@ def test_tokenizers_by_dimensions_are_twenty_trials():
     assert "their d is not" not in found["patch_pca-4"].paper_source
 
 
-def test_a_budgets_keys_reach_the_cells_that_have_them_and_the_users_words_win():
+def test_a_budgets_keys_reach_the_trials_that_have_them_and_the_users_overrides_win():
     found, size = trials("deconstruct"), replace(budget("laptop"), keys={**budget("laptop").keys, "loss.tail": 0.2})
     vae, ldae = (plan(found[name], size, 100, ["train.batch=25"]) for name in ("04_linear_gamma2", "12_ldae"))
     assert "loss.tail=0.2" in ldae.overrides
@@ -113,7 +113,7 @@ def test_a_budgets_keys_reach_the_cells_that_have_them_and_the_users_words_win()
 
 @pytest.mark.parametrize("size", BUDGETS)
 def test_no_budget_changes_the_papers_losses_and_schedules(size):
-    """One latent scale for all dimensions, residues as they are; own variations are rows of a grid of their own."""
+    """One latent scale for all dimensions, residuals unscaled; own variations are rows of a grid of their own."""
     named = [
         trials("deconstruct", size)[name] for name in ("05_patch_vae", "07_patch_pca", "11_image_output", "12_ldae")
     ]
@@ -135,7 +135,7 @@ def test_variations_of_l_dae_are_rows_of_their_own():
     assert (own["tokenizer"]["scaling"], own["loss"]["whiten"], own["schedule"]["sigma_max"]) == ("each", 1, 3)
 
 
-def test_cells_of_several_grids_share_the_pretraining_that_is_the_same():
+def test_trials_of_several_grids_share_an_equal_pretraining():
     path, grid, depth = trials("deconstruct"), trials("tokenizers"), trials("depth")
     size = budget("laptop")
     one, other = plan(path["07_patch_pca"], size, 64, []), plan(grid["patch_pca-16"], size, 64, [])
@@ -197,7 +197,7 @@ def test_a_mistake_in_ones_own_grid_is_one_sentence(in_process, tmp_path, text, 
 @pytest.fixture(scope="module")
 def ablation(tmp_path_factory):
     """An ablation of one's own grid, broken off in the midst of its first pretraining and taken up again; one of its
-    three trials fails. Its folder, its words, what it said: when it was broken off, and in the end."""
+    three trials fails. Its folder, its arguments, and its output after the interruption and at the end."""
     folder = tmp_path_factory.mktemp("ablate")
     (folder / "my.yaml").write_text(OWN)
     argv = (f"grid={folder / 'my.yaml'}", *QUICK, f"out={folder / 'out'}", "only=[a,bad,b]")
@@ -212,7 +212,7 @@ def ablation(tmp_path_factory):
     return folder, argv, interrupted, out, err
 
 
-def test_a_cell_that_fails_is_told_and_the_rest_goes_on(ablation):
+def test_a_failed_trial_is_reported_and_the_others_run(ablation):
     folder, _, _, out, err = ablation
     assert "grid my, budget demo: 3 trials, 800 images each" in out
     (line,) = [line for line in out.splitlines() if "FAILED" in line]
@@ -222,7 +222,7 @@ def test_a_cell_that_fails_is_told_and_the_rest_goes_on(ablation):
     assert sum(line.startswith("[") for line in out.splitlines()) == 3
 
 
-def test_each_finished_cell_has_a_row_and_small_pictures(ablation):
+def test_each_finished_trial_has_a_row_and_small_pictures(ablation):
     out = ablation[0] / "out"
     rows, others = rows_in(out)
     assert [(row.trial, row.axes, row.paper) for row in rows] == [("a", {"cell": "a"}, 3), ("b", {"cell": "b"}, 1)]
@@ -243,7 +243,7 @@ def test_each_finished_cell_has_a_row_and_small_pictures(ablation):
     assert not list(out.rglob("features"))
 
 
-def test_what_is_finished_is_not_run_again(ablation, in_process, capsys):
+def test_a_finished_trial_is_not_run_again(ablation, in_process, capsys):
     folder, argv = ablation[:2]
     out = folder / "out"
     before = {name: (out / name).read_bytes() for name in ("rows.jsonl", "others.jsonl", "logs/my/a.log")}
@@ -255,7 +255,7 @@ def test_what_is_finished_is_not_run_again(ablation, in_process, capsys):
     assert "holds the trial a with other settings: train.steps was 50, is 100. Give another out=" in message
 
 
-def test_what_was_broken_off_goes_on_where_it_was(ablation):
+def test_an_interrupted_trial_resumes_from_its_checkpoint(ablation):
     folder, _, interrupted, out, _ = ablation
     assert interrupted.strip() == "error: stopped by SIGTERM; run the same command again to go on"
     assert re.search(r"  a    \d+ of 50 steps", out), out
@@ -324,7 +324,7 @@ def test_time_is_read_off_the_speeds_that_were_logged(tmp_path):
     assert seconds(tmp_path / "none", 20) == 0
 
 
-def test_commands_are_told_without_the_places_of_one_machine():
+def test_commands_have_placeholders_for_the_paths_of_this_machine():
     argv = "ldae probe run=/a/b out=/c data.root=/d t=[10]"
     assert portable_command(argv) == "ldae probe run=RUN out=RUN data.root=DIR t=[10]"
     assert portable_command("ldae probe 'data.only=[a b,c]' \"save=it's\"") == (
@@ -339,7 +339,7 @@ def test_a_folder_is_reported(ablation, in_process, capsys):
     assert "made-up" in page
 
 
-def test_what_a_probe_refuses_is_refused_before_anything_is_trained(in_process, tmp_path):
+def test_an_invalid_probe_is_refused_before_any_training(in_process, tmp_path):
     argv = ("budget=demo", "grid=tokenizers", "only=[patch_pca-2]", "images=800", "estimate=false", "report=false")
     argv += (f"out={tmp_path / 'out'}", "runtime.threads=1")
     code, message = in_process("ablate", *argv, "probe.protocols=[]")

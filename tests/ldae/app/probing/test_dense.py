@@ -41,7 +41,7 @@ def squares(tmp_path_factory):
     return root
 
 
-def test_bright_squares_are_found_in_pixels_and_not_by_a_mean(pretrained, squares, in_process, tmp_path, capsys):
+def test_bright_squares_are_segmented_from_pixels_and_not_by_a_mean(pretrained, squares, in_process, tmp_path, capsys):
     argv = (f"run={pretrained}", f"data.root={squares}", f"out={tmp_path}", *QUICK)
     assert in_process("dense", *argv) == (0, "")
     rows = {r["encoder"]: r for r in map(json.loads, (tmp_path / "dense.jsonl").read_text().splitlines())}
@@ -84,7 +84,7 @@ def test_images_without_masks_are_refused(pretrained, in_process, tmp_path):
     assert "has no masks" in told
 
 
-def test_a_run_is_asked_for(in_process):
+def test_a_missing_run_is_one_sentence(in_process):
     assert in_process("dense")[0] == 2
 
 

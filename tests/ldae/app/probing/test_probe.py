@@ -27,7 +27,7 @@ def results(folder):
     return [json.loads(line) for line in (folder / "probe" / "results.jsonl").read_text().splitlines()]
 
 
-def test_a_probe_prints_a_table_with_the_floors_and_says_all(pretrained):
+def test_a_probe_prints_a_table_with_baselines_and_writes_all_results(pretrained):
     out, _ = run("probe", f"run={pretrained}")
     found = results(pretrained)
     rows = {(r["encoder"], r["protocol"]): r for r in found}
@@ -61,7 +61,7 @@ def test_layers_levels_inputs_and_protocols_can_be_chosen(pretrained, tmp_path):
     assert all(r["layer"] == 4 for r in found)
 
 
-def test_other_runs_of_the_same_images_stand_beside(pretrained, tmp_path):
+def test_other_runs_of_the_same_images_are_compared(pretrained, tmp_path):
     one = ("baselines=false", "protocols=[knn]", "split=holdout")
     run("probe", f"run={pretrained}", f"out={tmp_path / 'a'}", *one, "layers=[2]", "t=[0,50]")
     other = tmp_path / "a" / "results-holdout.jsonl"
@@ -200,7 +200,7 @@ def of_other_images(run, data):
     return run
 
 
-def test_what_makes_a_score_doubtful_stands_beside_it(pretrained, tmp_path, folder_of, in_process, capsys):
+def test_doubts_about_a_score_are_in_table_and_result(pretrained, tmp_path, folder_of, in_process, capsys):
     root = folder_of({"a": 60, "b": 60, "c": 3}, {"a": 12, "b": 12, "d": 1} | {"c": 0})
     argv = ("data=imagefolder", root, f"out={tmp_path / 'out'}", "baselines=false", "protocols=[knn]", "precision=fp32")
     code, message = in_process("probe", f"run={pretrained}", *argv)

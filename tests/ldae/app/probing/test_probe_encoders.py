@@ -1,4 +1,4 @@
-"""Any encoder through the same protocols: timm's, features from a file, floors alone, other images, few labels."""
+"""Any encoder through the same protocols: timm's, features from a file, baselines alone, other images, few labels."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_there_is_something_to_look_at(pretrained, probe, tmp_path, capsys):
     assert Image.open(folder / "sprite.png").size == (12 * 32, 12 * 32)
 
 
-def test_augmented_heads_say_first_what_they_encode_and_learn_from_their_stream(probe, tmp_path, capsys, monkeypatch):
+def test_augmented_heads_announce_their_encodings_and_train_on_their_stream(probe, tmp_path, capsys, monkeypatch):
     """An augmentation that does nothing gives what the features at hand give, but for the order."""
     from ldae.app.probing.feature_reading import AUGMENTS
     from ldae.data.transforms import Centre

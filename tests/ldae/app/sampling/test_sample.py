@@ -86,7 +86,7 @@ def test_batches_and_processes_change_no_image(ddpm, tmp_path):
     assert np.abs(images(one).astype(int) - images(two).astype(int)).max() <= 1
 
 
-def test_what_is_there_is_not_drawn_again(ddpm, tmp_path):
+def test_existing_samples_are_not_drawn_again(ddpm, tmp_path):
     out = tmp_path / "a"
     run("sample", f"run={ddpm}", f"out={out}", *QUICK, "count=4", "batch=2")
     whole = images(out)

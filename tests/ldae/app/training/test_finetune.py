@@ -22,7 +22,7 @@ def pretrained(tmp_path_factory):
     return out
 
 
-def test_a_classifier_begins_as_the_folded_encoder(pretrained):
+def test_a_classifier_is_initialised_as_the_folded_encoder(pretrained):
     encoder = load_encoder(pretrained)
     images = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     network = plain_vit(encoder, num_classes=7, fc_norm=True, drop_path_rate=0.1)
@@ -59,7 +59,7 @@ def test_what_cannot_be_tuned_is_refused(pretrained, in_process, tmp_path, word,
     assert sentence in told
 
 
-def test_a_run_is_asked_for(in_process):
+def test_a_missing_run_is_one_sentence(in_process):
     assert in_process("finetune")[0] == 2
 
 

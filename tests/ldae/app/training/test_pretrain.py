@@ -87,8 +87,8 @@ def test_the_docs_name_every_figure_of_a_run(reference):
     assert named - found <= {"original_masked_filled", "psnr_hidden"}  # of a masked autoencoder
 
 
-def test_knn_stands_beside_chance_and_the_untrained_network(reference, monkeypatch):
-    """The untrained network is the one of the probe's table, its gates opened."""
+def test_knn_is_reported_with_chance_and_the_untrained_network(reference, monkeypatch):
+    """The untrained network is the one of the probe's table, after undo_zero_init."""
     first, *_, last = [row for row in rows(reference) if row.get("monitor") == "knn"]
     figures = {f"knn_holdout/{name}" for name in ("model", "untrained", "chance")}
     assert set(first) == set(last) == {"step", "monitor", *figures}

@@ -35,7 +35,7 @@ CLASSIFIER = ("tokenizer.fit.perceptual.channels=[8,8]", "tokenizer.fit.perceptu
 
 
 @pytest.mark.parametrize("kind", ["vqgan", "vq"])
-def test_two_players_and_a_classifier_from_one_command(tmp_path, kind):
+def test_two_modules_and_a_classifier_are_trained_by_one_command(tmp_path, kind):
     out, _ = run("train_tokenizer", f"tokenizer={kind}", *TINY, *GAN, *CLASSIFIER, f"out={tmp_path / 'a'}")
     found = [row for row in rows(tmp_path / "a") if "tokenizer/loss" in row]
     assert ["discriminator/loss" in row for row in found] == [False] * 4 + [True] * 4
@@ -77,7 +77,7 @@ def test_a_killed_tokenizer_goes_on_to_the_same_weights(tmp_path):
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
 
-def test_a_trained_tokenizer_is_trained_further_and_the_test_split_is_asked_for(tmp_path):
+def test_a_trained_tokenizer_is_trained_further_and_measured_on_the_test_split(tmp_path):
     run("train_tokenizer", "tokenizer=conv_vae", *TINY, f"out={tmp_path / 'a'}")
     more = ("tokenizer=kl_gan", *TINY, "tokenizer.fit.discriminator.start=0", "tokenizer.fit.discriminator.strides=1")
     run("train_tokenizer", *more, f"tokenizer.weights={tmp_path / 'a'}", "split=test", f"out={tmp_path / 'b'}")
@@ -140,7 +140,7 @@ def test_two_processes_train_a_tokenizer_as_one_does(tmp_path):
 
 
 @pytest.mark.dist
-def test_two_processes_train_two_players_and_a_classifier(tmp_path, monkeypatch):
+def test_two_processes_train_two_modules_and_a_classifier(tmp_path, monkeypatch):
     monkeypatch.setenv("LDAE_CACHE", str(tmp_path / "cache"))
     torchrun("train_tokenizer", "tokenizer=vqgan", *TINY, *GAN, *CLASSIFIER, f"out={tmp_path / 'a'}")
     assert status(tmp_path / "a")["state"] == "done"
