@@ -1,4 +1,4 @@
-"""The U-Net: sizes, initialisation, conditioning on the noise level, layers (spec: ddpm_ddim.md 8, test 15; sr3.md test 6)."""
+"""The U-Net: sizes, initialisation, conditioning on noise, layers (spec: ddpm_ddim.md 8, test 15; sr3.md test 6)."""
 
 from __future__ import annotations
 
