@@ -48,7 +48,7 @@ setup(
         "ldae": ["py.typed"],
         "ldae.configs": ["*.yaml", "**/*.yaml"],
         "linear_probe": ["py.typed"],
-        "linear_probe.report": ["*.css", "*.js", "*.html", "*.jinja", "*.j2", "templates/*"],  # inlined into the page
+        "linear_probe.report": ["templates/*"],  # of the page, its style and script
     },
     entry_points={"console_scripts": ["ldae = ldae.app.cli:main"]},
     zip_safe=False,
@@ -72,8 +72,8 @@ setup(
         "tqdm>=4.66",  # progress bars
         "torchmetrics>=1.4",  # SSIM; the weights of LPIPS' stages
         "tensorboard>=2.16",  # curves and pictures
-        "matplotlib>=3.8",  # figures of reports, heat maps, plots of schedules
-        "jinja2>=3.1.3",  # the page of a report
+        "matplotlib>=3.8",  # figures of reports and probes; plots of schedules and tokenizers
+        "jinja2>=3.1.3",  # fills and escapes the page of a report
     ],
     extras_require={
         "fid": ["torch-fidelity>=0.4"],  # Inception-v3 as FID has it; its weights are the user's to fetch

@@ -56,6 +56,7 @@ def test_wheel_holds_every_module_config_and_asset(wheel):
     for package in ("ldae", "linear_probe"):
         files = (p for p in (ROOT / package).rglob("*") if p.is_file() and "__pycache__" not in p.parts)
         expected |= {p.relative_to(ROOT).as_posix() for p in files}
+    expected |= {f"linear_probe/report/templates/page.{suffix}" for suffix in ("html", "css", "js")}
     expected |= {f"ldae/{p.relative_to(ROOT).as_posix()}" for p in (ROOT / "configs").rglob("*.yaml")}
     assert expected - names == set()
 
@@ -81,6 +82,13 @@ def test_configs_are_installed_with_the_package(installed):
     assert "experiment=ldae/cifar10_cpu" in installed("-m", "ldae", "list", "experiment")
     composed = installed("-m", "ldae", "pretrain", "experiment=ldae/digits", "--cfg")
     assert "experiment: ldae/digits" in composed
+
+
+def test_a_report_is_written_without_a_checkout(installed, tmp_path):
+    shutil.copytree(ROOT / "results" / "cifar10" / "deconstruct", tmp_path / "out")
+    (tmp_path / "out" / "rows.jsonl").write_text((tmp_path / "out" / "rows.jsonl").read_text().splitlines()[0] + "\n")
+    assert "index.html" in installed("-m", "ldae", "report", f"out={tmp_path / 'out'}")
+    assert "</html>" in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_help_needs_no_checkout(installed):

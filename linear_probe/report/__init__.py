@@ -1,1 +1,1 @@
-"""Reports of ablations: tables to read and to print, and one page with plots and pictures that needs no network."""
+"""Write reports of ablations: tables, figures for papers, and one page that needs no network."""

@@ -1,4 +1,4 @@
-"""Plots of a grid: lines where an axis is a number, bars where the trials are steps or alternatives."""
+"""Figures of a report: lines where an axis of the grid is a number, else bars; noise schedules; heat maps of trials."""
 
 from __future__ import annotations
 
@@ -7,107 +7,142 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from linear_probe.report.bars import Bar, bars
-from linear_probe.report.columns import PAPER
 from linear_probe.report.contents import Contents, Entry
-from linear_probe.report.lines import Axis, Point, lines
+from linear_probe.report.plotting import Bar, Drawing, HeatMap, Point, XAxis, draw_bars, draw_heatmaps, draw_lines
+from linear_probe.report.tables import PAPER, chosen_on
+from linear_probe.results import Result, panel, title
 
 COUNTERS = frozenset({"seed", "rung"})  # axes whose numbers only count: no distance between them means anything
 FEWEST = 3  # points that make a line
+MOST = 64  # segments of a schedule's line
 NUMBER = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")
-OCTAVES = 8  # an axis that spans such a factor is drawn by doublings
+OCTAVES = 8  # an axis that spans such a factor is logarithmic
 
-Value = tuple[float, float | None]  # accuracy and its deviation
+Value = tuple[float, float | None]  # accuracy in percent and its standard deviation
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the page and the stem of its files.
+
+    Attributes:
+        name: of its files, without a suffix; unique in the report.
+        drawing: what is saved.
+        caption: below it; empty where the title says all.
+    """
+
+    name: str
+    drawing: Drawing
+    caption: str = ""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """The quantity that a plot shows of each entry, or None.
+    """An accuracy that a figure shows of each entry.
 
     Attributes:
-        title: of the plot.
-        tone: `ours` or `paper`.
-        axis: what a horizontal axis is called, around its name.
-        caption: below the plot, where its numbers are from if they are not ours.
+        name: for its file.
+        title: of the figure.
+        color: role of the bars.
+        of: the accuracy of an entry, or None.
+        x_label: format of the horizontal axis' label.
+        caption: below the figure: the source of numbers that are not ours.
     """
 
+    name: str
     title: str
-    tone: str
+    color: str
     of: Callable[[Entry], Value | None]
-    axis: str = "{}"
+    x_label: str = "{}"
     caption: str = ""
 
 
 @dataclass(frozen=True)
 class Trend:
-    """Cells along an axis.
+    """Trials along an axis of the grid.
 
     Attributes:
         x: the axis.
-        series: name of a line -> its cells by rising x.
+        series: name of a line -> its trials by rising x.
     """
 
-    x: Axis
+    x: XAxis
     series: Mapping[str, Sequence[tuple[float, Entry]]]
 
 
-def figures(contents: Contents, trials: Sequence[Entry]) -> Iterator[tuple[str, str]]:
-    """The plots of one grid, as SVG, and their captions: one for each protocol, and one of the paper's figures.
+def file_name(text: str, used: set[str]) -> str:
+    """Return a file's stem for `text` that is not in `used`, and add it there."""
+    plain = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-.")[:80] or "figure"
+    name, count = plain, 1
+    while name in used:
+        count += 1
+        name = f"{plain}-{count}"
+    used.add(name)
+    return name
+
+
+def grid_figures(contents: Contents, trials: Sequence[Entry], used: set[str]) -> list[Figure]:
+    """Draw the accuracies of one grid: a figure for each protocol, and one of the paper's numbers.
 
     Args:
-        cells: of one grid and budget.
+        contents: the report.
+        trials: of one grid and budget.
+        used: names of files that are taken; those of the figures are added.
     """
-    found = trend(trials)
+    figures, lines = [], find_trend(trials)
     for measure in measures(contents, trials):
-        known = [e for e in trials if measure.of(e) is not None]
-        if not known:
+        if not any(measure.of(e) for e in trials):
             continue
-        drawn = _lines(measure, found) if found else ""
-        yield drawn or _bars(measure, trials, contents.beside), measure.caption
+        drawing = _draw_lines(measure, lines) if lines else None
+        drawing = drawing or _draw_bars(measure, trials, contents.baselines)
+        row = trials[0].row
+        prefix = f"{row.grid}-{row.budget}-" if row else ""
+        figures.append(Figure(file_name(prefix + measure.name, used), drawing, measure.caption))
+    return figures
 
 
 def measures(contents: Contents, trials: Sequence[Entry]) -> list[Measure]:
-    """Each protocol's accuracy, and the paper's."""
+    """Return each protocol's accuracy, and the paper's."""
     shared = contents.results[0]
     where = f"{shared.data}, {shared.split}"
 
-    def ours(name: str) -> Measure:
+    def ours(protocol: str) -> Measure:
         def of(entry: Entry) -> Value | None:
-            r = entry.results.get(name)
+            r = entry.results.get(protocol)
             return None if r is None else (r.accuracy, r.deviation)
 
-        return Measure(f"{name} ({where})", "ours", of)
+        return Measure(protocol, f"{title(protocol)} ({where})", "series-0", of)
 
     def paper(entry: Entry) -> Value | None:
         return None if entry.row is None or entry.row.paper is None else (entry.row.paper, None)
 
     sources = "; ".join(dict.fromkeys(e.row.paper_source for e in trials if e.row and paper(e)))
-    return [*map(ours, contents.protocols), Measure(PAPER, "paper", paper, "{} of our cell", sources)]
+    return [*map(ours, contents.protocols), Measure("paper", PAPER, "paper", paper, "{} of our trial", sources)]
 
 
-def trend(trials: Sequence[Entry]) -> Trend | None:
-    """The lines that the cells make, along the axis with the most values; None where no axis is a scale."""
+def find_trend(trials: Sequence[Entry]) -> Trend | None:
+    """Return the lines that the trials make along the axis with the most values; None where no axis is a number."""
     axes = [dict(e.row.axes) for e in trials if e.row]
     names = [n for n in dict.fromkeys(n for a in axes for n in a) if n not in COUNTERS]
-    scales = {n: v for n in names if len(v := _numbers(axes, n)) >= FEWEST}
-    if not scales:
+    numeric = {n: v for n in names if len(v := _numbers(axes, n)) >= FEWEST}
+    if not numeric:
         return None
-    x = max(scales, key=lambda n: len(scales[n]))
-    series = _series(trials, x, [n for n in names if n != x and not _follows(axes, n, x)])
-    if len({(name, at) for name, found in series.items() for at, _ in found}) < sum(map(len, series.values())):
-        return None  # two cells in one place: something else varies
-    values = sorted(scales[x])
+    x = max(numeric, key=lambda n: len(numeric[n]))
+    series = _series(trials, x, [n for n in names if n != x and not _is_function_of(axes, n, x)])
+    if len({(name, at) for name, points in series.items() for at, _ in points}) < sum(map(len, series.values())):
+        return None  # two trials at one point: something else varies
+    values = sorted(numeric[x])
     log2 = values[0] > 0 and values[-1] >= OCTAVES * values[0]
-    return Trend(Axis(x, log2, values if len(values) <= 9 else ()), series)
+    return Trend(XAxis(x, log2, values if len(values) <= 9 else ()), series)
 
 
 def _numbers(axes: Sequence[Mapping[str, Any]], name: str) -> set[float]:
-    """The values of an axis if all are numbers; nothing otherwise."""
+    """Return the values of an axis if all are numbers; nothing otherwise."""
     values = [str(a[name]) for a in axes if name in a]
     return set(map(float, values)) if all(map(NUMBER.fullmatch, values)) else set()
 
 
-def _follows(axes: Sequence[Mapping[str, Any]], name: str, x: str) -> bool:
+def _is_function_of(axes: Sequence[Mapping[str, Any]], name: str, x: str) -> bool:
     """Return whether x determines `name`, which then distinguishes no lines."""
     seen: dict[Any, set[str]] = {}
     for a in axes:
@@ -116,61 +151,87 @@ def _follows(axes: Sequence[Mapping[str, Any]], name: str, x: str) -> bool:
     return all(len(values) == 1 for values in seen.values())
 
 
-def _series(trials: Sequence[Entry], x: str, apart: Sequence[str]) -> dict[str, list[tuple[float, Entry]]]:
-    found: dict[str, list[tuple[float, Entry]]] = {}
+def _series(trials: Sequence[Entry], x: str, others: Sequence[str]) -> dict[str, list[tuple[float, Entry]]]:
+    series: dict[str, list[tuple[float, Entry]]] = {}
     for e in trials:
         if e.row and x in e.row.axes:
-            name = " · ".join(str(e.row.axes[n]) for n in apart if n in e.row.axes) or e.row.grid
-            found.setdefault(name, []).append((float(e.row.axes[x]), e))
-    return {name: sorted(points, key=lambda p: p[0]) for name, points in found.items()}
+            name = " · ".join(str(e.row.axes[n]) for n in others if n in e.row.axes) or e.row.grid
+            series.setdefault(name, []).append((float(e.row.axes[x]), e))
+    return {name: sorted(points, key=lambda p: p[0]) for name, points in series.items()}
 
 
-def _lines(measure: Measure, found: Trend) -> str:
-    """The lines of one measure; empty where it has too few points for one."""
+def _draw_lines(measure: Measure, trend: Trend) -> Drawing | None:
+    """Draw one measure along the trend's axis; None where it has too few points."""
     series = {
         name: [Point(x, *value) for x, e in points if (value := measure.of(e)) is not None]
-        for name, points in found.series.items()
+        for name, points in trend.series.items()
     }
     if sum(map(len, series.values())) < FEWEST:
-        return ""
+        return None
     name, best = max(((n, p) for n, points in series.items() for p in points), key=lambda pair: pair[1].y)
-    drawn = ", ".join(n for n, points in series.items() if points)
-    about = (
-        f"Accuracy in percent against {found.x.label}, a line each for {drawn}. "
-        f"Highest: {name} at {found.x.label} = {best.x:g} with {best.y:.2f}."
+    names = ", ".join(n for n, points in series.items() if points)
+    description = (
+        f"Accuracy in percent against {trend.x.label}, a line each for {names}. "
+        f"Highest: {name} at {trend.x.label} = {best.x:g} with {best.y:.2f}."
     )
-    x = replace(found.x, label=measure.axis.format(found.x.label))
-    return lines(measure.title, about, series, x, "top-1 accuracy, %", marks=True)
+    x = replace(trend.x, label=measure.x_label.format(trend.x.label))
+    return draw_lines(measure.title, description, series, x, "top-1 accuracy (%)")
 
 
-def _bars(measure: Measure, trials: Sequence[Entry], beside: Sequence[Entry]) -> str:
-    shown = [Bar(e.name, *(measure.of(e) or (None, None))) for e in trials]
-    extra = [(e, value) for e in beside if (value := measure.of(e)) is not None]
-    shown += [Bar(e.name, *value, kind="beside") for e, value in extra]
-    message = "; ".join(f"{b.name} {b.value:.2f}" for b in shown if b.value is not None)
-    return bars(
-        measure.title,
-        f"Top-1 accuracy in percent: {message}.",
-        shown,
-        measure.tone,
-        max(len(e.name) for e in [*trials, *beside]),
-    )
+def _draw_bars(measure: Measure, trials: Sequence[Entry], baselines: Sequence[Entry]) -> Drawing:
+    bars = [Bar(e.name, *(measure.of(e) or (None, None))) for e in trials]
+    measured = [(e, value) for e in baselines if (value := measure.of(e)) is not None]
+    bars += [Bar(e.name, *value, is_baseline=True) for e, value in measured]
+    values = "; ".join(f"{b.name} {b.value:.2f}" for b in bars if b.value is not None)
+    return draw_bars(measure.title, f"Top-1 accuracy in percent: {values}.", bars, measure.color)
 
 
-def schedules(curves: Mapping[str, Sequence[float]], most: int = 64) -> str:
-    """Noise schedules: the share of signal over t / T.
+def schedule_figure(schedules: Mapping[str, Sequence[float]], used: set[str]) -> Figure:
+    """Draw the signal fraction of noise schedules over t / T.
 
     Args:
-        curves: name -> values at t = 0..T-1; two of them at least.
-        most: points to draw of each, evenly spread.
+        schedules: name -> values at t = 0..T-1; two of them at least.
+        used: names of files that are taken; the figure's is added.
     """
-    series = {name: _thinned(values, most) for name, values in curves.items()}
-    about = f"Share of signal, gamma² / (gamma² + sigma²), from t = 0 to T for {', '.join(curves)}."
-    x = Axis("t / T", values=(0, 0.25, 0.5, 0.75, 1))
-    return lines("share of signal, gamma² / (gamma² + sigma²)", about, series, x, "share of signal", marks=False)
+    series = {name: list(_thinned(values)) for name, values in schedules.items()}
+    description = f"Signal fraction, gamma² / (gamma² + sigma²), from t = 0 to T for {', '.join(schedules)}."
+    x = XAxis("t / T", ticks=(0, 0.25, 0.5, 0.75, 1))
+    drawing = draw_lines("Signal fraction", description, series, x, "γ² / (γ² + σ²)", markers=False)
+    return Figure(file_name("noise-schedules", used), drawing)
 
 
-def _thinned(values: Sequence[float], most: int) -> list[Point]:
+def _thinned(values: Sequence[float]) -> Iterator[Point]:
     last = len(values) - 1
-    steps = min(most, last)
-    return [Point(i / steps, values[round(i * last / steps)]) for i in range(steps + 1)]
+    steps = min(MOST, last)
+    yield from (Point(i / steps, values[round(i * last / steps)]) for i in range(steps + 1))
+
+
+def draw_selection(name: str, results: Sequence[Result]) -> Drawing | None:
+    """Draw the accuracy of each layer at each noise level on the images of the choice, a heat map for each protocol.
+
+    The chosen layer and noise level are framed.
+
+    Args:
+        name: of the trial or encoder that was probed.
+        results: of one encoder, one for each protocol.
+
+    Returns:
+        None where no result had several candidates.
+    """
+    shown = [r for r in results if len(r.selected.get("among", {})) > 1]
+    if not shown:
+        return None
+    maps, sentences = [], []
+    for r in shown:
+        rows, columns, values = panel(r)
+        level = f"t={r.t} {r.input}"
+        chosen = [i for i, column in enumerate(columns) if column in (level, f"{level} {r.pooling}")]
+        place = (rows.index(str(r.layer)), chosen[0]) if chosen and str(r.layer) in rows else None
+        maps.append(HeatMap(f"{title(r.protocol)}, % on {chosen_on(r)}", rows, columns, values, place))
+        known = [v for row in values for v in row if v is not None]
+        sentences.append(
+            f"{title(r.protocol)}: {min(known):.1f} to {max(known):.1f} % on {chosen_on(r)}; "
+            f"chosen: layer {r.layer}, t = {r.t}, {r.input}."
+        )
+    heading = f"{name}: accuracy by layer and noise level"
+    return draw_heatmaps(heading, " ".join(sentences), maps, "noise level and input", "layer")

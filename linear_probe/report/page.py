@@ -1,144 +1,195 @@
-"""index.html: one file that holds everything it shows and asks no server for anything."""
+"""The page of a report, index.html: one file that contains everything it shows and loads nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from linear_probe.agreement import agreement
-from linear_probe.report.cards import card
-from linear_probe.report.columns import checkpoints, chosen_on, columns, hours, seeds
-from linear_probe.report.contents import Contents, Entry
-from linear_probe.report.figures import figures, schedules
-from linear_probe.report.grid_html import table_html
-from linear_probe.report.pictures import albums
-from linear_probe.report.plain import facts
-from linear_probe.report.svg import escape
+from linear_probe.agreement import Agreement, agreement
+from linear_probe.report.contents import TRIAL, Contents, Entry
+from linear_probe.report.figures import Figure, draw_selection, file_name, grid_figures, schedule_figure
+from linear_probe.report.pictures import Album, albums
+from linear_probe.report.plotting import COLORS, inline_svg, render
+from linear_probe.report.tables import checkpoints, chosen_on, columns, facts, hours, percent, seeds
+from linear_probe.results import Result, title
 
-HERE = Path(__file__).resolve().parent
-NOTHING_FROM_OUTSIDE = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="color-scheme" content="light dark">
-<link rel="icon" href="data:,">
-<title>{title}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<header><h1>{title}</h1>
-{lead}</header>
-<main>
-{sections}
-</main>
-<script>
-{script}</script>
-</body>
-</html>
-"""
+FIGURES = "figures"  # folder of the figures' files, beside the page
+SMOOTH = 240  # pixels; a picture that is less wide is enlarged without smoothing
 
 
-def page(contents: Contents, root: Path) -> str:
-    """The whole page.
+@dataclass(frozen=True)
+class SavedFigure:
+    """A figure as the page and its files have it.
+
+    Attributes:
+        svg: markup to embed.
+        files: suffix -> path relative to the page.
+        caption: below the figure.
+    """
+
+    svg: str
+    files: Mapping[str, str]
+    caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """The figures of one grid at one budget.
+
+    Attributes:
+        ranks: title of a protocol -> its rank correlation with the paper.
+    """
+
+    grid: str
+    budget: str
+    ranks: Mapping[str, Agreement]
+    figures: Sequence[SavedFigure]
+
+
+@dataclass(frozen=True)
+class Card:
+    """The pictures of one trial.
+
+    Attributes:
+        axes: its place in the grid, in words; empty where the name says it.
+        heatmaps: accuracy by layer and noise level; None without several candidates.
+    """
+
+    name: str
+    axes: str
+    album: Album
+    heatmaps: SavedFigure | None
+
+
+@dataclass
+class FigureFiles:
+    """Save figures in memory.
+
+    Attributes:
+        contents: path relative to the page -> content of every file.
+        used: names of files that are taken.
+    """
+
+    contents: dict[str, bytes] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+
+    def save(self, figure: Figure) -> SavedFigure:
+        """Render a figure in every format and return what the page embeds."""
+        rendered = render(figure.drawing)
+        files = {suffix: f"{FIGURES}/{figure.name}.{suffix}" for suffix in rendered}
+        self.contents |= {files[suffix]: content for suffix, content in rendered.items()}
+        return SavedFigure(inline_svg(rendered["svg"], figure.drawing, figure.name), files, figure.caption)
+
+
+def build_page(contents: Contents, root: Path) -> tuple[str, dict[str, bytes]]:
+    """Render the page and its figures.
 
     Args:
+        contents: the report.
         root: folder that the rows' pictures are relative to.
+
+    Returns:
+        The HTML, and {path relative to the page: content} of the figures' files.
     """
-    sections = [*_grids(contents), _schedules(contents), _table(contents), _cells(contents, root), _method(contents)]
-    return PAGE.format(
-        policy=NOTHING_FROM_OUTSIDE,
-        title=escape(contents.title),
-        style=(HERE / "report.css").read_text(encoding="utf-8"),
-        lead=_lead(contents),
-        sections="\n".join(filter(None, sections)),
-        script=(HERE / "report.js").read_text(encoding="utf-8"),
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    files = FigureFiles()
+    environment = Environment(
+        loader=PackageLoader("linear_probe.report"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    html = environment.get_template("page.html").render(
+        contents=contents,
+        colors=COLORS,
+        facts=facts(contents),
+        seeds=sorted({s for e in contents.entries for s in seeds(e)}),
+        costs=_costs(contents),
+        sections=_sections(contents, files),
+        schedules=files.save(schedule_figure(contents.schedules, files.used)) if contents.schedules else None,
+        has_paper=any(row.paper is not None for row in contents.rows),
+        columns=columns(contents),
+        details=_details,
+        TRIAL=TRIAL,
+        cards=_cards(contents, root, files),
+        SMOOTH=SMOOTH,
+        method=_method(contents),
     )
+    return html, files.contents
 
 
-def _lead(contents: Contents) -> str:
-    counts = f"{len(contents.rows)} cells; {len(contents.beside)} floors and baselines; seeds: "
-    counts += ", ".join(map(str, sorted({s for e in contents.entries for s in seeds(e)})))
-    return (
-        f'<p class="lead">{escape(facts(contents))}.</p>\n'
-        f'<p class="quiet">{counts}; pretraining: {" and ".join(_hours(contents))} in all.</p>\n'
-    )
+def axes_text(axes: Mapping[str, Any]) -> str:
+    """Return a trial's place in its grid, in words."""
+    return ", ".join(f"{name} {value}" for name, value in axes.items())
 
 
-def _hours(contents: Contents) -> list[str]:
+def _costs(contents: Contents) -> list[str]:
     """Return the cost of all trials, each checkpoint once: trials that read one network share its pretraining."""
     runs = {tuple(checkpoints(e)) or e.name: e.row for e in contents.entries if e.row}
     units = dict.fromkeys(row.unit for row in runs.values())
     return [f"{hours(sum(row.hours for row in runs.values() if row.unit == unit))} {unit}-hours" for unit in units]
 
 
-def _grids(contents: Contents) -> Iterator[str]:
+def _sections(contents: Contents, files: FigureFiles) -> list[Section]:
+    sections = []
     for (grid, budget), trials in contents.groups().items():
-        plots = "".join(_figure(*plot) for plot in figures(contents, trials))
-        head = f'<h2>{escape(grid)} <span class="quiet">budget {escape(budget)}</span></h2>'
-        yield f'<section>{head}{_ranks(contents, trials)}<div class="plots">{plots}</div></section>'
+        rows = [e.row for e in trials if e.row]
+        ranks = {title(p): a for p in contents.protocols if (a := agreement(rows, p))}
+        figures = [files.save(figure) for figure in grid_figures(contents, trials, files.used)]
+        sections.append(Section(grid, budget, ranks, figures))
+    return sections
 
 
-def _figure(drawn: str, caption: str = "") -> str:
-    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f"<figure>{drawn}{below}</figure>"
+def _cards(contents: Contents, root: Path, files: FigureFiles) -> list[Card]:
+    """Return a card for each trial that has pictures or heat maps."""
+    cards = []
+    trials = [e for e in contents.entries if e.row]
+    for e, album in zip(trials, albums(contents.rows, root), strict=True):
+        drawing = draw_selection(e.name, list(e.results.values()))
+        saved = files.save(Figure(file_name(f"selection-{e.name}", files.used), drawing)) if drawing else None
+        axes = axes_text(e.row.axes) if e.row and len(e.row.axes) > 1 else ""  # one is the name itself
+        if saved or album.denoised or album.others or album.missing:
+            cards.append(Card(e.name, axes, album, saved))
+    return cards
 
 
-def _ranks(contents: Contents, trials: Sequence[Entry]) -> str:
-    found = [(p, a) for p in contents.protocols if (a := agreement([e.row for e in trials if e.row], p))]
-    if not found:
-        return ""
-    items = "".join(
-        f"<li><b>{str(a).replace('-', '−')}</b> {escape(p)} <span>n = {a.count}</span></li>" for p, a in found
-    )
-    return f'<p>Rank correlation with the paper’s order (Spearman)</p><ul class="ranks">{items}</ul>'
+def _details(entry: Entry) -> Iterator[tuple[str, str, bool]]:
+    """Yield the facts that an opened line of the table shows: label, text, and whether the text is code."""
+    row = entry.row
+    if row is not None:
+        if row.axes:
+            yield "axes", axes_text(row.axes), False
+        yield "pretraining", row.command, True
+        cost = f"{row.images:,} images, {hours(row.hours)} {row.unit}-hours, {row.commit}"
+        yield "budget", f"{row.budget}: {cost}", False
+        if row.paper is not None:
+            yield "paper", f"{row.paper:.2f}: {row.paper_source}", False
+    for command in dict.fromkeys(r.command for r in entry.results.values()):
+        yield "probing", command, True
+    for name, result in entry.results.items():
+        yield name, _settings(result), False
+    for checkpoint in checkpoints(entry):
+        yield "checkpoint", checkpoint, True
 
 
-def _schedules(contents: Contents) -> str:
-    if not contents.curves:
-        return ""
-    return f'<section><h2>Noise schedules</h2><div class="plots">{_figure(schedules(contents.curves))}</div></section>'
-
-
-def _table(contents: Contents) -> str:
-    paper = any(row.paper is not None for row in contents.rows)
-    note = "The paper’s column is of other data and a larger network: compare orders, not values. " * paper
+def _settings(r: Result) -> str:
+    chosen = {k: v for k, v in r.selected.items() if k not in ("among", "cell")}
+    setting = "".join(f", {k} {v if isinstance(v, str) else json.dumps(v)}" for k, v in chosen.items())
     return (
-        f'<section><h2>Every figure</h2><p class="quiet">{note}A heading sorts; a name opens commands and settings.</p>'
-        '<div class="tools"><label for="search">Search</label><input id="search" type="search" autocomplete="off">'
-        '<span id="count" role="status"></span></div>'
-        '<div class="scroll" tabindex="0" role="region" aria-label="every figure">'
-        f"{table_html(contents)}</div></section>"
+        f"{percent(r)}; layer {r.layer}, t = {r.t}, {r.input}, {r.pooling}, {r.dimensions} dimensions{setting}; "
+        f"{r.selected_accuracy:.2f} on {chosen_on(r)}, where it was chosen; {r.hardware}; {r.date[:10]}; {r.commit}"
     )
 
 
-def _cells(contents: Contents, root: Path) -> str:
-    entries = [e for e in contents.entries if e.row]
-    found = [card(e, album) for e, album in zip(entries, albums(contents.rows, root), strict=True)]
-    if not any(found):
-        return ""
-    denoising_images = any('class="strip"' in c for c in found)
-    together = (
-        '<p><label><input id="together" type="checkbox"> move all noise levels together</label></p>' * denoising_images
-    )
-    return (
-        f'<section id="pictures"><h2>Cells to look at</h2>{together}<div class="cards">{"".join(found)}</div></section>'
-    )
-
-
-def _method(contents: Contents) -> str:
-    """Return the description of the columns."""
-    message = [(c.head, c.about) for c in columns(contents) if c.about]
+def _method(contents: Contents) -> list[tuple[str, str]]:
+    """Return what the columns are and how their numbers were measured."""
+    about = [(c.head, c.about) for c in columns(contents) if c.about]
     hardware = ", ".join(sorted({r.hardware for r in contents.results}))
     dates = sorted(r.date[:10] for r in contents.results)
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     chosen = ", ".join(sorted({chosen_on(r) for r in contents.results}))
-    message += [
-        ("choices", f"layer, noise level and settings were chosen on: {chosen}"),
-        ("probed on", f"{hardware}; {when}"),
-    ]
-    items = "".join(f"<dt>{escape(what)}</dt><dd>{escape(how)}</dd>" for what, how in message)
-    return f"<section><h2>How it was measured</h2><dl>{items}</dl></section>"
+    about.append(("choices", f"layer, noise level and settings were chosen on: {chosen}"))
+    about.append(("probed on", f"{hardware}; {when}"))
+    return about

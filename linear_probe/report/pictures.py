@@ -1,4 +1,4 @@
-"""Pictures inside a page: data URIs, small enough that dozens of them make a light page."""
+"""Pictures of trials as data URIs, reduced in bytes so that a page with dozens of them stays small."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LEVEL = re.compile(r"denoised t=(\d+)")
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture in a page: `uri` holds all of it; width and height in pixels."""
+    """A picture as a data URI; width and height in pixels."""
 
     uri: str
     width: int
@@ -31,52 +31,57 @@ class Picture:
 
 @dataclass(frozen=True)
 class Album:
-    """The pictures of one cell.
+    """The pictures of one trial.
 
     Attributes:
-        strip: noise level t -> what was restored from it, by rising t.
-        others: what each shows -> the picture.
-        missing: what each would show -> why it cannot be read.
+        denoised: noise level t -> images noised at t and denoised, by rising t.
+        others: title -> picture.
+        missing: title -> why the picture cannot be read.
     """
 
-    strip: Mapping[int, Picture]
+    denoised: Mapping[int, Picture]
     others: Mapping[str, Picture]
     missing: Mapping[str, str] = field(default_factory=dict)
 
 
 def albums(rows: Sequence[Row], root: Path) -> list[Album]:
-    """Return the pictures of every row, together at most about PAGE_BYTES, and which cannot be read."""
-    share = PAGE_BYTES // max(1, sum(len(row.pictures) for row in rows))
-    return [_album(row, root, share) for row in rows]
+    """Return the pictures of every row, together at most about PAGE_BYTES.
+
+    Args:
+        rows: of the report.
+        root: folder that their pictures are relative to.
+    """
+    max_bytes = PAGE_BYTES // max(1, sum(len(row.pictures) for row in rows))
+    return [_album(row, root, max_bytes) for row in rows]
 
 
 class UnreadablePictureError(ValueError):
     """A picture's file is absent or damaged."""
 
 
-def inlined(path: Path, most: int) -> Picture:
-    """The file as it is if it has at most `most` bytes, else as WebP that fits: of less quality, then of half the size.
+def load_picture(path: Path, max_bytes: int) -> Picture:
+    """Read a picture, as it is if it fits into `max_bytes`, else as WebP: of less quality, then of half the size.
 
     Raises:
-        UnreadablePictureError: it is absent or is no picture.
+        UnreadablePictureError: the file is absent or is no picture.
     """
     try:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data)) as image:
-            kind, size = image.format or "", image.size
-            if len(data) > most or kind not in MIME:
-                data, kind = _webp(image.convert("RGB"), most), "WEBP"
+            form, size = image.format or "", image.size
+            if len(data) > max_bytes or form not in MIME:
+                data, form = _webp(image.convert("RGB"), max_bytes), "WEBP"
             else:
                 image.load()  # raises if it is cut short
     except FileNotFoundError:
         raise UnreadablePictureError("is missing") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         raise UnreadablePictureError("cannot be read") from None
-    return Picture(f"data:{MIME[kind]};base64,{base64.b64encode(data).decode()}", *size)
+    return Picture(f"data:{MIME[form]};base64,{base64.b64encode(data).decode()}", *size)
 
 
-def _webp(image: Image.Image, most: int) -> bytes:
-    """The best that fits; the smallest where none does."""
+def _webp(image: Image.Image, max_bytes: int) -> bytes:
+    """Return the best quality that fits; the smallest file where none does."""
     data = b""
     for size in [image.size, *([(image.width // 2, image.height // 2)] if image.width > SMALLEST else [])]:
         sized = image.resize(size, Image.Resampling.BOX) if size != image.size else image
@@ -84,16 +89,16 @@ def _webp(image: Image.Image, most: int) -> bytes:
             out = io.BytesIO()
             sized.save(out, "WEBP", quality=quality, method=4)
             data = out.getvalue()
-            if len(data) <= most:
+            if len(data) <= max_bytes:
                 return data
     return data
 
 
-def _album(row: Row, root: Path, most: int) -> Album:
+def _album(row: Row, root: Path, max_bytes: int) -> Album:
     pictures, missing = dict[str, Picture](), dict[str, str]()
     for name, file in row.pictures.items():
         try:
-            pictures[name] = inlined(root / file, most)
+            pictures[name] = load_picture(root / file, max_bytes)
         except UnreadablePictureError as error:
             missing[name] = f"{file} {error}"
     levels = {int(m[1]): p for name, p in pictures.items() if (m := LEVEL.fullmatch(name))}

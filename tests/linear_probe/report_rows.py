@@ -42,19 +42,19 @@ def row(trial, accuracies, paper=None, grid="made up", axes=None, **changes):
 
 def tokenizer_rows():
     """A grid of two tokenizers by four d, two protocols each, some with a deviation, no pictures."""
-    found = []
+    rows = []
     for i, (name, d) in enumerate(product(TOKENIZERS, DIMENSIONS)):
         results = [
             result(50.0 + 3.17 * i % 7, checkpoint=f"{i}" * 64, seeds=[0, 1], deviation=0.25 + i / 100),
             result(40.0 + 2.03 * i % 5, "knn", checkpoint=f"{i}" * 64),
         ]
         axes = {"tokenizer": name, "d": d}
-        found.append(row(f"{name}-{d}", results, 60.0 + 1.1 * i % 4, "made-up tokenizers", axes))
-    return found
+        rows.append(row(f"{name}-{d}", results, 60.0 + 1.1 * i % 4, "made-up tokenizers", axes))
+    return rows
 
 
-def beside():
-    """A baseline and two floors."""
+def baselines():
+    """A trained baseline and two training-free ones."""
     return [
         result(52.5, encoder="MAE, made up", checkpoint="e" * 64),
         result(31.25, encoder="raw pixels", checkpoint="none"),
@@ -64,7 +64,7 @@ def beside():
 
 
 def with_pictures(rows, root):
-    """The rows with a strip of three levels and filters each, drawn below `root`."""
+    """The rows with images denoised at three levels and filters each, drawn below `root`."""
     return [replace(r, pictures=_pictures(i, root)) for i, r in enumerate(rows)]
 
 

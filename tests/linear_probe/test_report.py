@@ -9,19 +9,15 @@ from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
-from report_rows import LEVELS, beside, result, row, tokenizer_rows, with_pictures
+from report_rows import LEVELS, baselines, result, row, tokenizer_rows, with_pictures
 
 from linear_probe.agreement import Agreement, agreement
-from linear_probe.report.columns import hours
-from linear_probe.report.contents import Unreportable, gathered
-from linear_probe.report.figures import trend
-from linear_probe.report.heat import heat, places
-from linear_probe.report.pictures import inlined
-from linear_probe.report.plain import escape_latex, escape_markdown
-from linear_probe.report.svg import apart, ticks
+from linear_probe.report.contents import Unreportable, build_contents
+from linear_probe.report.pictures import load_picture
+from linear_probe.report.tables import escape_latex, escape_markdown, hours
 from linear_probe.report.write import write_report
 
-FILES = ["index.html", "results.jsonl", "table.md", "table.tex"]
+FILES = ["figures", "index.html", "results.jsonl", "table.md", "table.tex"]
 NASTY = 'a<b & c_d 100% |x| {y} $z ~ ^ \\ #1 "q"'
 
 
@@ -57,19 +53,19 @@ def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     rows = with_pictures(tokenizer_rows(), folder)
     write_report(
-        rows, beside(), folder, folder / "out", "A made-up report", {"linear": [1 - i / 99 for i in range(100)]}
+        rows, baselines(), folder, folder / "out", "A made-up report", {"linear": [1 - i / 99 for i in range(100)]}
     )
     return rows, folder / "out"
 
 
 def known_numbers(rows):
     """Every accuracy, deviation, paper's number and cost, as it must be printed."""
-    results = [*(r for one in rows for r in one.results), *beside()]
+    results = [*(r for one in rows for r in one.results), *baselines()]
     found = {v for r in results for v in (r.accuracy, r.deviation)} | {v for r in rows for v in (r.paper, r.hours)}
     return {f"{v:.2f}" for v in found if v is not None}
 
 
-@pytest.mark.parametrize("name", FILES[2:])
+@pytest.mark.parametrize("name", FILES[3:])
 def test_every_number_of_the_plain_tables_is_a_number_of_the_rows(written, name):
     rows, out = written
     lines = [x for x in (out / name).read_text().splitlines() if x.startswith(("|", "made")) or " & " in x]
@@ -94,28 +90,42 @@ def test_values_that_sort_are_the_values_that_are_shown(written):
 def test_results_are_flat_lines_with_their_place_in_the_grid(written):
     rows, out = written
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-    assert len(lines) == sum(len(r.results) for r in rows) + len(beside())
+    assert len(lines) == sum(len(r.results) for r in rows) + len(baselines())
     first = lines[0]
     assert (first["grid"], first["trial"], first["axes"]) == (rows[0].grid, rows[0].trial, dict(rows[0].axes))
     assert first["accuracy"] == rows[0].results[0].accuracy
-    assert {line["kind"] for line in lines if line["trial"] is None} == {"baseline", "floor"}
+    kinds = {line["kind"] for line in lines if line["trial"] is None}
+    assert kinds == {"trained baseline", "training-free baseline"}
 
 
 def test_the_page_loads_nothing_and_describes_every_picture(written):
     rows, out = written
     text = (out / "index.html").read_text()
     page = Elements(text)
-    for _, attrs, _ in page.found:
-        assert not ({"src", "href", "xlink:href"} & {k for k, v in attrs.items() if not (v or "").startswith("data:")})
-    assert not re.search(r"url\(|@import|<script[^>]+src", text)
+    for tag, attrs, _ in page.found:
+        for name in {"src", "href", "xlink:href"} & set(attrs):
+            if tag == "a":  # the files of a figure, for a paper
+                assert (out / attrs[name]).is_file()
+            else:
+                assert attrs[name].startswith(("data:", "#"))
+    assert not re.search(r"url\((?!#)|@import|<script[^>]+src", text)
     pictures = [attrs for tag, attrs, _ in page.found if tag == "img"]
     assert len(pictures) == len(rows) * (len(LEVELS) + 1)
     assert all(p["alt"].strip() for p in pictures)
     assert len({p["alt"] for p in pictures}) == len(pictures)
     drawn = [i for i, (tag, _, _) in enumerate(page.found) if tag == "svg"]
     assert all([page.found[i + 1][0], page.found[i + 2][0]] == ["title", "desc"] for i in drawn)
-    assert len(drawn) == 2 + 1 + 1 + 2 * len(rows)  # protocols, paper, schedules, heat maps
+    assert len(drawn) == 2 + 1 + 1 + len(rows)  # protocols, paper, schedules, heat maps of each trial
     assert len(text) < 1_000_000
+
+
+def test_ids_are_unique_in_the_page_and_references_lead_to_one(written):
+    text = (written[1] / "index.html").read_text()
+    ids = [attrs["id"] for _, attrs, _ in Elements(text).found if "id" in attrs]
+    references = set(re.findall(r'(?:url\(#|xlink:href="#)([^")]+)', text))
+    assert len(ids) == len(set(ids))
+    assert references
+    assert references <= set(ids)
 
 
 def test_names_are_printed_to_the_letter(tmp_path):
@@ -141,7 +151,7 @@ def test_escapes_leave_plain_words_alone():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"split": "holdout"}, "2 splits"),
         ({"labels": "1%"}, "2 fractions of labels"),
@@ -153,16 +163,18 @@ def test_escapes_leave_plain_words_alone():
         ({"accuracy": float("nan")}, "is no number"),
     ],
 )
-def test_mixtures_are_refused_and_nothing_is_written(tmp_path, change, told):
+def test_mixtures_are_refused_and_nothing_is_written(tmp_path, change, message):
     rows = [row("a", {"lbfgs": 50.0}), row("b", [replace(result(51.0), **change)])]
-    with pytest.raises(Unreportable, match=told):
+    with pytest.raises(Unreportable, match=message):
         write_report(rows, [], tmp_path, tmp_path / "out", "t")
     assert not (tmp_path / "out").exists()
 
 
 def test_others_are_of_the_same_images():
     with pytest.raises(Unreportable, match="raw pixels was measured on other images"):
-        gathered("t", [row("a", {"lbfgs": 50.0})], [result(1.0, encoder="raw pixels", data_fingerprint="0" * 64)], {})
+        build_contents(
+            "t", [row("a", {"lbfgs": 50.0})], [result(1.0, encoder="raw pixels", data_fingerprint="0" * 64)], {}
+        )
 
 
 def test_a_grid_over_image_sizes_has_a_fingerprint_for_each_size():
@@ -172,34 +184,34 @@ def test_a_grid_over_image_sizes_has_a_fingerprint_for_each_size():
         for d in (4, 8)
     ]
     rows = [replace(r, trial=f"{r.axes['size']}-{r.axes['d']}") for r in rows]
-    assert len(gathered("t", rows, [], {}).rows) == 4
+    assert len(build_contents("t", rows, [], {}).rows) == 4
     other = replace(rows[0], trial="odd", results=[result(1.0, data_fingerprint="0" * 64)])
     with pytest.raises(Unreportable, match="2 data sets"):
-        gathered("t", [*rows, other], [], {})
+        build_contents("t", [*rows, other], [], {})
 
 
 def test_twins_and_empty_reports_are_refused():
     with pytest.raises(Unreportable, match="2 rows named a"):
-        gathered("t", [row("a", {"lbfgs": 1.0}), row("a", {"lbfgs": 2.0})], [], {})
+        build_contents("t", [row("a", {"lbfgs": 1.0}), row("a", {"lbfgs": 2.0})], [], {})
     with pytest.raises(Unreportable, match="two results of protocol lbfgs"):
-        gathered("t", [row("a", [result(1.0), result(2.0)])], [], {})
+        build_contents("t", [row("a", [result(1.0), result(2.0)])], [], {})
     for rows in ([], [row("a", {})]):
-        with pytest.raises(Unreportable, match="no cell has a result"):
-            gathered("t", rows, beside(), {})
+        with pytest.raises(Unreportable, match="no trial has a result"):
+            build_contents("t", rows, baselines(), {})
 
 
-def test_floors_of_several_files_are_one_or_told_apart():
+def test_equal_baselines_of_several_files_are_one_and_others_have_names_of_their_own():
     pixels = [result(31.0, encoder="raw pixels", checkpoint="none", config=c * 64) for c in "ab"]
     untrained = [
         result(v, encoder="untrained", checkpoint="none", config=c * 64) for v, c in ((20.0, "a"), (21.0, "b"))
     ]
-    names = [e.name for e in gathered("t", [row("a", {"lbfgs": 1.0})], [*pixels, *untrained], {}).beside]
+    names = [e.name for e in build_contents("t", [row("a", {"lbfgs": 1.0})], [*pixels, *untrained], {}).baselines]
     assert names == ["raw pixels", "untrained (config aaaaaaaa)", "untrained (config bbbbbbbb)"]
 
 
 def entries(ours, paper):
     rows = [row(str(i), {"lbfgs": a}, p) for i, (a, p) in enumerate(zip(ours, paper, strict=True))]
-    return gathered("t", rows, [], {}).entries
+    return build_contents("t", rows, [], {}).entries
 
 
 def rows_of(trials):
@@ -207,7 +219,7 @@ def rows_of(trials):
 
 
 def test_spearman_by_hand():
-    # ranks 1 2 3 4 5 against 2 1 4 3 5: 1 - 6 * 4 / (5 * 24) = 0.8; a cell without the paper's number is left out
+    # ranks 1 2 3 4 5 against 2 1 4 3 5: 1 - 6 * 4 / (5 * 24) = 0.8; a trial without the paper's number is left out
     found = agreement(rows_of(entries([1, 2, 3, 4, 5, 99], [20, 10, 40, 30, 50, None])), "lbfgs")
     assert found is not None
     assert (round(found.rho, 12), found.count) == (0.8, 5)
@@ -216,14 +228,14 @@ def test_spearman_by_hand():
 
 
 @pytest.mark.parametrize("paper", [[1, 2, None], [5, 5, 5], [None] * 3])
-def test_no_correlation_without_three_cells_or_an_order(tmp_path, paper):
+def test_no_correlation_without_three_trials_or_an_order(tmp_path, paper):
     trials = entries([1, 2, 3], paper)
     assert agreement(rows_of(trials), "lbfgs") is None
     write_report([e.row for e in trials], [], tmp_path, tmp_path, "t")
     assert "pearman" not in (tmp_path / "table.md").read_text() + (tmp_path / "index.html").read_text()
 
 
-def test_a_report_gives_way_to_the_next_and_leaves_nothing_beside(tmp_path):
+def test_a_report_replaces_the_one_before_it(tmp_path):
     for value in (50.0, 60.0):
         write_report([row("a", {"lbfgs": value})], [], tmp_path, tmp_path, "t")
         assert sorted(p.name for p in tmp_path.iterdir()) == FILES
@@ -232,7 +244,7 @@ def test_a_report_gives_way_to_the_next_and_leaves_nothing_beside(tmp_path):
 
 def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
     write_report([row("a", {"lbfgs": 50.0})], [], tmp_path, tmp_path, "t")
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -240,7 +252,7 @@ def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
     monkeypatch.setattr("linear_probe.report.write.os.replace", full)
     with pytest.raises(OSError, match="No space"):
         write_report([row("a", {"lbfgs": 60.0})], [], tmp_path, tmp_path, "t")
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
 @pytest.mark.parametrize("content", [None, b"no picture", "cut"])
@@ -252,14 +264,14 @@ def test_a_picture_that_cannot_be_read_is_a_note_in_its_place(tmp_path, content)
     elif content:
         file.write_bytes(content)
     write_report([row("a", {"lbfgs": 1.0}, pictures={"filters": file.name})], [], tmp_path, tmp_path / "out", "t")
-    told = "is missing" if content is None else "cannot be read"
-    assert f"filters: strip.png {told}" in (tmp_path / "out" / "index.html").read_text()
+    reason = "is missing" if content is None else "cannot be read"
+    assert f"filters: strip.png {reason}" in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_large_pictures_shrink_in_bytes_and_not_in_size(tmp_path):
     Image.effect_noise((256, 128), 60).convert("RGB").save(tmp_path / "a.png")
     whole = (tmp_path / "a.png").stat().st_size
-    kept, small = inlined(tmp_path / "a.png", whole), inlined(tmp_path / "a.png", 20_000)
+    kept, small = load_picture(tmp_path / "a.png", whole), load_picture(tmp_path / "a.png", 20_000)
     assert kept.uri.startswith("data:image/png")
     assert small.uri.startswith("data:image/webp")
     assert len(small.uri) < 4 / 3 * 20_000 + 100 < len(kept.uri)
@@ -272,7 +284,7 @@ def test_grids_and_units_have_columns_of_their_own(tmp_path):
         row("b", [result(2.0, checkpoint="1" * 64)], grid="one", hours=2.5),  # the same network, read otherwise
         row("a", [result(3.0, checkpoint="2" * 64)], grid="two", hours=1.25, unit="GPU"),
     ]
-    assert len(gathered("t", rows, [], {}).groups()) == 2
+    assert len(build_contents("t", rows, [], {}).groups()) == 2
     write_report(rows, [], tmp_path, tmp_path, "t")
     head, _, *body = (tmp_path / "table.md").read_text().split("\n\n")[2].splitlines()
     names = [name.strip() for name in head.split("|")]
@@ -283,57 +295,5 @@ def test_grids_and_units_have_columns_of_their_own(tmp_path):
     assert "2.50 core-hours and 1.25 GPU-hours" in (tmp_path / "index.html").read_text()
 
 
-def test_a_heat_map_has_every_place_and_frames_the_chosen_one():
-    drawn = heat("a", result(50.0))
-    assert {re.search(r"<text[^>]*>(4\d\.0)", part)[1] for part in drawn.split("<rect")[1:]} == {
-        "40.0",
-        "41.0",
-        "44.0",
-        "43.0",
-    }
-    chosen = [part for part in drawn.split("<rect")[1:] if "chosen" in part]
-    assert len(chosen) == 1
-    assert ">44.0<" in chosen[0]
-    one_layer = {"layer2-t10-clean-mean": 44.0, "layer2-t40-clean-mean": 43.0}
-    assert heat("a", result(50.0, selected={"among": one_layer})) == ""
-    poolings = {f"layer{i}-t10-clean-{p}": 10.0 * i + (p == "cls") for i in (1, 2) for p in ("mean", "cls")}
-    assert sorted(places(result(50.0, selected={"among": poolings})).values()) == [11.0, 21.0]
-
-
 def test_small_costs_are_not_zero():
     assert [hours(v) for v in (12.345, 0.1, 0.0123, 0.00456, 0)] == ["12.35", "0.10", "0.012", "0.0046", "0.00"]
-
-
-def axes_of(*axes):
-    return gathered("t", [row(str(i), {"lbfgs": 1.0 + i}, axes=a) for i, a in enumerate(axes)], [], {}).entries
-
-
-def test_lines_where_an_axis_is_a_scale_and_bars_where_none_is():
-    d = (4, 8, 16, 32)
-    found = trend(axes_of(*({"tokenizer": n, "d": v} for n in "ab" for v in d)))
-    assert (found.x.label, found.x.log2, list(found.series)) == ("d", True, ["a", "b"])
-    assert [x for x, _ in found.series["b"]] == list(d)
-    texts = trend(axes_of(*({"t": str(v)} for v in (0, 10, 20))))
-    assert (texts.x.label, texts.x.log2) == ("t", False)
-    follows = trend(axes_of(*({"size": 8 * v, "patch": v} for v in (1, 2, 4))))
-    assert [len(points) for points in follows.series.values()] == [3]
-    for steps in (
-        [{"step": f"{i:02}_x"} for i in range(4)],
-        [{"seed": i} for i in range(4)],
-        [{}, {}],
-        [{"size": "256_16"}] * 3,
-    ):
-        assert trend(axes_of(*steps)) is None
-
-
-def test_ticks_are_round_and_labels_stand_apart():
-    assert ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1]
-    assert ticks(41.2, 58.9) == [45, 50, 55]
-    for low, high in ((0.001, 0.0042), (-3, 900), (54.8, 54.9)):
-        found = ticks(low, high)
-        assert 2 <= len(found) <= 6
-        assert all(low <= v <= high for v in found)
-    placed = apart([50, 51, 52, 99], 14, 0, 100)
-    assert all(abs(a - b) >= 14 - 1e-9 for i, a in enumerate(placed) for b in placed[:i])
-    assert max(placed) <= 100
-    assert apart([10, 90], 14, 0, 100) == [10, 90]

@@ -6,7 +6,7 @@ import re
 import shutil
 
 import pytest
-from report_rows import LEVELS, beside, tokenizer_rows, with_pictures
+from report_rows import LEVELS, baselines, tokenizer_rows, with_pictures
 
 from linear_probe.report.write import write_report
 
@@ -44,7 +44,7 @@ def driver():
 def file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     rows = with_pictures(tokenizer_rows(), folder)
-    write_report(rows, beside(), folder, folder / "out", "A made-up report", {"linear": [1, 0.5, 0]})
+    write_report(rows, baselines(), folder, folder / "out", "A made-up report", {"linear": [1, 0.5, 0]})
     return folder / "out" / "index.html"
 
 
@@ -87,22 +87,21 @@ def test_it_loads_without_an_error(page):
 
 
 def test_the_slider_changes_the_picture(page):
-    denoising_images = page.find_elements(By.CSS_SELECTOR, ".strip")
-    strip, other = denoising_images[0], denoising_images[1]
+    figure, other = page.find_elements(By.CSS_SELECTOR, ".denoised")[:2]
 
-    def shown(strip):
-        return [i.get_attribute("data-t") for i in strip.find_elements(By.TAG_NAME, "img") if i.is_displayed()]
+    def shown(figure):
+        return [i.get_attribute("data-t") for i in figure.find_elements(By.TAG_NAME, "img") if i.is_displayed()]
 
-    slider, told = strip.find_element(By.TAG_NAME, "input"), strip.find_element(By.TAG_NAME, "output")
-    assert (shown(strip), told.text) == ([str(LEVELS[0])], f"t = {LEVELS[0]}")
+    slider, output = figure.find_element(By.TAG_NAME, "input"), figure.find_element(By.TAG_NAME, "output")
+    assert (shown(figure), output.text) == ([str(LEVELS[0])], f"t = {LEVELS[0]}")
     for t in LEVELS[1:]:
         slider.send_keys(Keys.ARROW_RIGHT)
-        assert (shown(strip), told.text) == ([str(t)], f"t = {t}")
+        assert (shown(figure), output.text) == ([str(t)], f"t = {t}")
         assert slider.get_attribute("aria-valuetext") == f"t = {t}"
     assert shown(other) == [str(LEVELS[0])]
     page.find_element(By.ID, "together").click()
     slider.send_keys(Keys.ARROW_LEFT)
-    assert shown(strip) == shown(other) == [str(LEVELS[-2])]
+    assert shown(figure) == shown(other) == [str(LEVELS[-2])]
 
 
 @pytest.mark.parametrize("way", ["click", "keyboard"])
@@ -128,7 +127,11 @@ def test_words_sort_and_lines_without_a_value_stay_last(page):
     paper = page.find_element(By.CSS_SELECTOR, "th.paper button")
     for _ in range(2):
         paper.click()
-        assert names(page)[-3:] == ["MAE, made up baseline", "raw pixels floor", "PCA floor"]
+        assert names(page)[-3:] == [
+            "MAE, made up trained baseline",
+            "raw pixels training-free baseline",
+            "PCA training-free baseline",
+        ]
 
 
 def test_search_leaves_the_lines_that_hold_all_words(page):
@@ -147,9 +150,9 @@ def test_search_leaves_the_lines_that_hold_all_words(page):
 def test_a_name_opens_commands_and_settings(page):
     summary = page.find_element(By.CSS_SELECTOR, "#results tbody summary")
     summary.click()
-    told = summary.find_element(By.XPATH, "..").text
-    assert "ldae pretrain out=RUN" in told
-    assert "ldae probe run=RUN" in told
+    opened = summary.find_element(By.XPATH, "..").text
+    assert "ldae pretrain out=RUN" in opened
+    assert "ldae probe run=RUN" in opened
 
 
 @pytest.mark.parametrize("width", [360, 768, 1200])
@@ -174,12 +177,14 @@ const behind = element => {
   }
   return [255, 255, 255];
 };
-const box = e => e.previousElementSibling;
-const under = e => {
+const under = e => {  // the fill of what is drawn behind the middle of a text
   const back = behind(e.closest('svg') || e);
-  if (!box(e)?.classList.contains('heat') || !e.closest('svg')) return back;
-  const style = getComputedStyle(box(e)), a = Number(style.fillOpacity);
-  return parsed(style.fill).slice(0, 3).map((v, i) => a * v + (1 - a) * back[i]);
+  if (!e.closest('svg')) return back;
+  e.scrollIntoView({block: 'center'});
+  const box = e.getBoundingClientRect();
+  const at = document.elementsFromPoint(box.x + box.width / 2, box.y + box.height / 2);
+  const fills = at.filter(o => o.tagName === 'path').map(o => getComputedStyle(o).fill).filter(f => f !== 'none');
+  return fills.length ? parsed(fills[0]).slice(0, 3) : back;
 };
 document.querySelectorAll('details').forEach(d => d.open = true);
 const found = [];
@@ -199,4 +204,43 @@ def test_all_text_stands_out(page, scheme):
     back, found = page.execute_script(CONTRASTS)
     assert (sum(map(int, re.findall(r"\d+", back)[:3])) < 150) is (scheme == "dark")
     assert len(found) > 100
-    assert [told for contrast, told in found if contrast < 4.5] == []
+    assert [text for contrast, text in found if contrast < 4.5] == []
+
+
+CUT = """
+document.querySelectorAll('details').forEach(d => d.open = true);
+const cut = [];
+for (const svg of document.querySelectorAll('.plot svg')) {
+  const frame = svg.getBoundingClientRect();
+  for (const e of svg.querySelectorAll('text')) {
+    const box = e.getBoundingClientRect();
+    if (box.left < frame.left - 1 || box.right > frame.right + 1 || box.top < frame.top - 1
+        || box.bottom > frame.bottom + 1) cut.push(e.textContent);
+  }
+}
+const sizes = [...document.querySelectorAll('.plot text')].map(e => parseFloat(getComputedStyle(e).fontSize)
+  * e.getScreenCTM().d).filter(v => v > 0);
+return [cut, Math.min(...sizes)];
+"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_text_of_figures_is_whole_and_large_enough_to_read(page, width):
+    screen(page, width)
+    cut, smallest = page.execute_script(CUT)
+    assert cut == []
+    assert smallest > 9  # CSS pixels
+
+
+def test_figures_have_the_colours_of_the_mode(page):
+    fill = "return getComputedStyle(document.querySelector('.plot svg path')).fill"  # the background of a figure
+    for scheme in ("light", "dark"):
+        screen(page, 1200, scheme)
+        assert page.execute_script(fill) == page.execute_script(
+            "return getComputedStyle(document.body).backgroundColor"
+        )
+
+
+def test_a_point_tells_its_value(page):
+    titles = "return [...document.querySelectorAll('.plot svg use > title')].map(e => e.textContent)"
+    assert "made_up_pca, d = 4: 50.00 ± 0.25" in page.execute_script(titles)

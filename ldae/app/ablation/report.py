@@ -1,8 +1,9 @@
-"""Write the report of an ablation again: tables in Markdown and LaTeX, and a page with plots and pictures.
+"""Write the report of an ablation again: tables in Markdown and LaTeX, figures, and a page with all of them.
 
     ldae report out=OUT
 
-OUT is the folder of `ldae ablate`. Writes OUT/index.html, OUT/table.md, OUT/table.tex and OUT/results.jsonl.
+OUT is the folder of `ldae ablate`. Writes OUT/index.html, OUT/table.md, OUT/table.tex, OUT/results.jsonl, and every
+figure as SVG, PDF and PNG in OUT/figures.
 """
 
 from __future__ import annotations

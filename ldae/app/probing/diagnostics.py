@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,8 +19,9 @@ from ldae.app.training.monitors import spread
 from ldae.core.files import open_atomic, write_text
 from linear_probe.features import FeatureKey
 from linear_probe.geometry import alignment, effective_rank, rank_me, uniformity
-from linear_probe.heatmap import heatmap
-from linear_probe.results import Result, markdown, panel, place_of_choice, title
+from linear_probe.report.figures import draw_selection
+from linear_probe.report.plotting import render
+from linear_probe.results import Result, markdown, title
 from linear_probe.subsets import Part
 
 VIEWED = 4000  # images for alignment and uniformity
@@ -38,23 +40,26 @@ def open_board(out: Path) -> Board:
 
 
 def draw_heatmaps(results: Sequence[Result], out: Path) -> list[Path]:
-    """Write OUT/heatmap-PROTOCOL.png, layers by noise levels, for protocols with several candidates.
+    """Write OUT/heatmap-PROTOCOL.png, .pdf and .svg, layers by noise levels, for protocols with several candidates.
 
     Args:
         results: results of one encoder.
+        out: folder of the probe; TensorBoard shows the figures too.
+
+    Returns:
+        The paths of the PNG files.
     """
-    drawn = [r for r in results if len(r.selected["among"]) > 1]
-    if not drawn:
+    drawings = {r.protocol: drawing for r in results if (drawing := draw_selection(r.encoder, [r]))}
+    if not drawings:
         return []
     board, paths = open_board(out), []
-    for result in drawn:
-        rows, columns, values = panel(result)
-        heading = f"{result.encoder}: {title(result.protocol)}, percent on the {place_of_choice(result)}"
-        picture = heatmap(values, rows, columns, heading, "layer", "step t of the noise level, input, pooling")
-        paths.append(out / f"heatmap-{result.protocol}.png")
-        with open_atomic(paths[-1]) as f:
-            picture.save(f, format="png")
-        board.add_image(f"heatmap/{title(result.protocol)}", np.asarray(picture), 0, dataformats="HWC")
+    for protocol, drawing in drawings.items():
+        for suffix, content in render(drawing).items():
+            with open_atomic(out / f"heatmap-{protocol}.{suffix}") as f:
+                f.write(content)
+        paths.append(out / f"heatmap-{protocol}.png")
+        picture = np.asarray(Image.open(paths[-1]).convert("RGB"))
+        board.add_image(f"heatmap/{title(protocol)}", picture, 0, dataformats="HWC")
     board.close()
     return paths
 
