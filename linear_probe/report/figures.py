@@ -203,7 +203,7 @@ def schedule_figure(schedules: Mapping[str, Sequence[float]], used: set[str]) ->
 def _thinned(values: Sequence[float]) -> Iterator[Point]:
     last = len(values) - 1
     steps = min(MOST, last)
-    yield from (Point(i / steps, values[round(i * last / steps)]) for i in range(steps + 1))
+    yield from (Point(t / last, values[t]) for t in (round(i * last / steps) for i in range(steps + 1)))
 
 
 def draw_selection(name: str, results: Sequence[Result]) -> Drawing | None:

@@ -169,7 +169,7 @@ def _details(entry: Entry) -> Iterator[tuple[str, str, bool]]:
     for command in dict.fromkeys(r.command for r in entry.results.values()):
         yield "probing", command, True
     for name, result in entry.results.items():
-        yield name, _settings(result), False
+        yield title(name), _settings(result), False
     for checkpoint in checkpoints(entry):
         yield "checkpoint", checkpoint, True
 

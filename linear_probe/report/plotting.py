@@ -23,6 +23,7 @@ WIDTH = 3.5  # inches: a column of a two-column paper
 DPI = 200  # of PNG files
 ROW, CELL = 0.19, 0.25  # height of a bar and of a cell of a heat map, inches
 LINE = 0.14  # height of a line of text, inches
+TITLE = 42  # letters of a line of a title
 FORMATS = ("svg", "pdf", "png")
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
@@ -57,6 +58,8 @@ STYLE = {
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
     "font.size": 7.5,
     "axes.titlesize": 8.5,
+    "figure.titlesize": 8.5,
+    "figure.titleweight": "bold",
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.labelsize": 7.5,
@@ -194,7 +197,7 @@ def draw_bars(title: str, description: str, bars: Sequence[Bar], color: str) -> 
         height = max(1.0, (0.3 + name.count("\n") + 1) * LINE * 0.85 / ROW)
         y.append(bottom + height / 2)
         bottom += height
-    figure = _new_figure(WIDTH, ROW * bottom + LINE * wrap(title, 50).count("\n") + 0.75)
+    figure = _new_figure(WIDTH, ROW * bottom + LINE * wrap(title, TITLE).count("\n") + 0.75)
     axes = figure.subplots()
     tooltips = {}
     for i, (bar, at) in enumerate(zip(bars, y, strict=True)):
@@ -217,8 +220,7 @@ def draw_bars(title: str, description: str, bars: Sequence[Bar], color: str) -> 
     axes.tick_params(axis="y", length=0, labelcolor=LIGHT["text"])
     largest = max(b.value + (b.deviation or 0) for b in bars if b.value is not None)
     axes.set(xlim=(0, 1.02 * largest or 1), ylim=(bottom, 0), xlabel="top-1 accuracy (%)")
-    axes.grid(axis="x")
-    return _finished(figure, axes, title, description, tooltips)
+    return _finished(figure, title, description, tooltips)
 
 
 @figure_style()
@@ -234,7 +236,7 @@ def draw_lines(
         y_label: of the vertical axis, with its unit.
         markers: mark each point; else the lines differ in their dashes.
     """
-    figure = _new_figure(WIDTH, 2.5)
+    figure = _new_figure(WIDTH, LINE * wrap(title, TITLE).count("\n") + 2.5)
     axes = figure.subplots()
     tooltips, lines = {}, {}
     for i, (name, points) in enumerate(series.items()):
@@ -264,7 +266,7 @@ def draw_lines(
     axes.set(xlabel=f"{x.label} (log scale)" if x.log2 else x.label, ylabel=y_label)
     axes.grid(axis="y")
     _legend(figure, lines)
-    drawing = _finished(figure, axes, title, description, tooltips)
+    drawing = _finished(figure, title, description, tooltips)
     _thin_ticks(axes)
     return drawing
 
@@ -407,10 +409,8 @@ def _new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _finished(
-    figure: Figure, axes: Axes, title: str, description: str, tooltips: Mapping[str, Sequence[str]]
-) -> Drawing:
-    axes.set_title(wrap(title, 50))
+def _finished(figure: Figure, title: str, description: str, tooltips: Mapping[str, Sequence[str]]) -> Drawing:
+    figure.suptitle(wrap(title, TITLE), x=0.012, ha="left")
     _lay_out(figure)
     return Drawing(figure, title, description, tooltips)
 

@@ -208,7 +208,7 @@ def correlations(contents: Contents) -> list[str]:
         for protocol in contents.protocols:
             a = agreement([e.row for e in trials if e.row], protocol)
             if a is not None:
-                where = f"{grid} ({budget}), {protocol}"
+                where = f"{grid} ({budget}), {title(protocol)}"
                 sentences.append(f"{where}: Spearman's rank correlation with the paper's order {a} (n = {a.count})")
     return sentences
 

@@ -45,15 +45,18 @@ SERIES = {
 VALUES = [[10.0, 20.0], [None, 15.0]]
 
 
-def bars(shown=BARS):
-    return draw_bars("title", "about", shown, "series-0")
+LONG_TITLE = "a long title of a figure, DINOv2 (ImageNet-100, validation, 256 pixels)"
+
+
+def bars(shown=BARS, title="title"):
+    return draw_bars(title, "about", shown, "series-0")
 
 
 D = XAxis("d", True, (4, 8, 32))
 
 
-def lines(series=SERIES, x=D):
-    return draw_lines("title", "about", series, x, "top-1 accuracy (%)")
+def lines(series=SERIES, x=D, title="title"):
+    return draw_lines(title, "about", series, x, "top-1 accuracy (%)")
 
 
 def heatmaps(rows=("1", "2"), columns=("t=0 clean", "t=10 noised"), values=VALUES, chosen=(0, 1), title="linear"):
@@ -143,7 +146,9 @@ def test_heat_maps_have_every_value_and_frame_the_chosen_one():
         heatmaps,
         lambda: bars([Bar(f"{i:02}_a_step_of_the_path", 50.0 + i, 0.5) for i in range(40)]),
         lambda: bars([*BARS, Bar("the network of 12_ldae with other settings, untrained", 1.0, None, True)]),
-        lambda: bars([Bar(name, 50.0) for name in NASTY]),
+        lambda: bars([Bar(name, 50.0) for name in NASTY], "paper: ImageNet, ViT-L scale"),
+        lambda: bars(BARS[:2], LONG_TITLE),
+        lambda: lines(title=LONG_TITLE),
         lambda: lines({f"a name of a series, number {i}": [Point(i, i), Point(i + 9, i)] for i in range(9)}),
         lambda: lines({name: [Point(4, 1), Point(8, 1 + i)] for i, name in enumerate(NASTY)}),
         lambda: lines({"a": [Point(v, v) for v in (100, 101, 102, 1000)]}, XAxis("n", False, (100, 101, 102, 1000))),
