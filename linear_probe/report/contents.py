@@ -11,6 +11,7 @@ from linear_probe.results import Result
 from linear_probe.rows import Row
 
 TRIAL, TRAINED, TRAINING_FREE = "trial", "trained baseline", "training-free baseline"  # kinds of entries
+PAPER = "paper: ImageNet, ViT-L scale"  # title of published accuracies
 IMAGE_SIZE = "size"  # the axis of a grid over image sizes: the same images, hashed at each size
 
 
@@ -192,3 +193,8 @@ def _require_one_fingerprint(entries: Sequence[Entry]) -> None:
                     f"{entry.name} was measured on other images ({r.data_fingerprint[:12]}) than the trials "
                     f"({', '.join(sorted(f[:12] for f in fingerprints))}); leave it out or probe it on these"
                 )
+
+
+def chosen_on(result: Result) -> str:
+    """Return the images that layer, noise level and settings were selected on, in words."""
+    return "the hold-out" if result.selected_on == "holdout" else result.selected_on

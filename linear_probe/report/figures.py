@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from linear_probe.report.contents import Contents, Entry
+from linear_probe.report.contents import PAPER, Contents, Entry, chosen_on
 from linear_probe.report.plotting import Bar, Drawing, HeatMap, Point, XAxis, draw_bars, draw_heatmaps, draw_lines
-from linear_probe.report.tables import PAPER, chosen_on
 from linear_probe.results import Result, panel, title
 
 COUNTERS = frozenset({"seed", "rung"})  # axes whose numbers only count: no distance between them means anything
@@ -22,7 +21,7 @@ Value = tuple[float, float | None]  # accuracy in percent and its standard devia
 
 
 @dataclass(frozen=True)
-class Figure:
+class ReportFigure:
     """A figure of the page and the stem of its files.
 
     Attributes:
@@ -81,7 +80,7 @@ def file_name(text: str, used: set[str]) -> str:
     return name
 
 
-def grid_figures(contents: Contents, trials: Sequence[Entry], used: set[str]) -> list[Figure]:
+def grid_figures(contents: Contents, trials: Sequence[Entry], used: set[str]) -> list[ReportFigure]:
     """Draw the accuracies of one grid: a figure for each protocol, and one of the paper's numbers.
 
     Args:
@@ -97,7 +96,7 @@ def grid_figures(contents: Contents, trials: Sequence[Entry], used: set[str]) ->
         drawing = drawing or _draw_bars(measure, trials, contents.baselines)
         row = trials[0].row
         prefix = f"{row.grid}-{row.budget}-" if row else ""
-        figures.append(Figure(file_name(prefix + measure.name, used), drawing, measure.caption))
+        figures.append(ReportFigure(file_name(prefix + measure.name, used), drawing, measure.caption))
     return figures
 
 
@@ -186,7 +185,7 @@ def _draw_bars(measure: Measure, trials: Sequence[Entry], baselines: Sequence[En
     return draw_bars(measure.title, f"Top-1 accuracy in percent: {values}.", bars, measure.color)
 
 
-def schedule_figure(schedules: Mapping[str, Sequence[float]], used: set[str]) -> Figure:
+def schedule_figure(schedules: Mapping[str, Sequence[float]], used: set[str]) -> ReportFigure:
     """Draw the signal fraction of noise schedules over t / T.
 
     Args:
@@ -197,7 +196,7 @@ def schedule_figure(schedules: Mapping[str, Sequence[float]], used: set[str]) ->
     description = f"Signal fraction, gamma² / (gamma² + sigma²), from t = 0 to T for {', '.join(schedules)}."
     x = XAxis("t / T", ticks=(0, 0.25, 0.5, 0.75, 1))
     drawing = draw_lines("Signal fraction", description, series, x, "γ² / (γ² + σ²)", markers=False)
-    return Figure(file_name("noise-schedules", used), drawing)
+    return ReportFigure(file_name("noise-schedules", used), drawing)
 
 
 def _thinned(values: Sequence[float]) -> Iterator[Point]:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from linear_probe.agreement import Agreement, agreement
-from linear_probe.report.contents import TRIAL, Contents, Entry
-from linear_probe.report.figures import Figure, draw_selection, file_name, grid_figures, schedule_figure
+from linear_probe.report.contents import TRIAL, Contents, Entry, chosen_on
+from linear_probe.report.figures import ReportFigure, draw_selection, file_name, grid_figures, schedule_figure
 from linear_probe.report.pictures import Album, albums
 from linear_probe.report.plotting import COLORS, inline_svg, render
-from linear_probe.report.tables import checkpoints, chosen_on, columns, facts, hours, percent, seeds
+from linear_probe.report.tables import checkpoints, columns, facts, hours, percent, seeds
 from linear_probe.results import Result, title
 
 FIGURES = "figures"  # folder of the figures' files, beside the page
@@ -76,7 +76,7 @@ class FigureFiles:
     contents: dict[str, bytes] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
 
-    def save(self, figure: Figure) -> SavedFigure:
+    def save(self, figure: ReportFigure) -> SavedFigure:
         """Render a figure in every format and return what the page embeds."""
         rendered = render(figure.drawing)
         files = {suffix: f"{FIGURES}/{figure.name}.{suffix}" for suffix in rendered}
@@ -148,7 +148,7 @@ def _cards(contents: Contents, root: Path, files: FigureFiles) -> list[Card]:
     trials = [e for e in contents.entries if e.row]
     for e, album in zip(trials, albums(contents.rows, root), strict=True):
         drawing = draw_selection(e.name, list(e.results.values()))
-        saved = files.save(Figure(file_name(f"selection-{e.name}", files.used), drawing)) if drawing else None
+        saved = files.save(ReportFigure(file_name(f"selection-{e.name}", files.used), drawing)) if drawing else None
         axes = axes_text(e.row.axes) if e.row and len(e.row.axes) > 1 else ""  # one is the name itself
         if saved or album.denoised or album.others or album.missing:
             cards.append(Card(e.name, axes, album, saved))

@@ -243,18 +243,18 @@ def draw_lines(
         if not points:
             continue
         gid = f"series-{i}"
-        look: dict[str, Any] = {"color": SERIES[i % len(SERIES)]}
+        style: dict[str, Any] = {"color": SERIES[i % len(SERIES)]}
         if markers:
-            look |= {"marker": MARKERS[i % len(MARKERS)], "markeredgecolor": LIGHT["background"]}
-            look |= {"linestyle": LINE_STYLES[i // len(MARKERS) % len(LINE_STYLES)]}
+            style |= {"marker": MARKERS[i % len(MARKERS)], "markeredgecolor": LIGHT["background"]}
+            style |= {"linestyle": LINE_STYLES[i // len(MARKERS) % len(LINE_STYLES)]}
             tooltips[gid] = [f"{name}, {x.label} = {p.x:g}: {with_deviation(p.y, p.deviation, 2)}" for p in points]
         else:
-            look["linestyle"] = LINE_STYLES[i % len(LINE_STYLES)]
+            style["linestyle"] = LINE_STYLES[i % len(LINE_STYLES)]
         errors = [float("nan") if p.deviation is None else p.deviation for p in points]
         has_errors = any(p.deviation is not None for p in points)
         container = axes.errorbar(
             [p.x for p in points], [p.y for p in points], errors if has_errors else None,
-            elinewidth=0.9, capsize=2, **look,
+            elinewidth=0.9, capsize=2, **style,
         )  # fmt: skip
         lines[name] = container.lines[0]
         lines[name].set_gid(gid)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from linear_probe.agreement import agreement
-from linear_probe.report.contents import TRIAL, Contents, Entry
+from linear_probe.report.contents import PAPER, TRIAL, Contents, Entry, chosen_on
+from linear_probe.report.plotting import with_deviation
 from linear_probe.results import Result, markdown, title
 
-PAPER = "paper: ImageNet, ViT-L scale"
 LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
     ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", **{c: "\\" + c for c in "&%$#_{}"},
@@ -54,7 +54,7 @@ def percent(result: Result | None) -> str:
     """Return the accuracy in percent, two digits, with its standard deviation over seeds if there are several."""
     if result is None:
         return ""
-    return f"{result.accuracy:.2f}" + ("" if result.deviation is None else f" ± {result.deviation:.2f}")
+    return with_deviation(result.accuracy, result.deviation, 2)
 
 
 def protocol_column(name: str, source: str) -> Column:
@@ -73,11 +73,6 @@ def protocol_column(name: str, source: str) -> Column:
 def hours(value: float) -> str:
     """Return hours with two decimals; of less than a tenth, two significant digits."""
     return f"{value:.2f}" if value >= 0.1 or value == 0 else f"{value:.2g}"
-
-
-def chosen_on(result: Result) -> str:
-    """Return the images that layer, noise level and settings were selected on, in words."""
-    return "the hold-out" if result.selected_on == "holdout" else result.selected_on
 
 
 def seeds(entry: Entry) -> list[int]:

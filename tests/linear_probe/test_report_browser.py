@@ -241,6 +241,6 @@ def test_figures_have_the_colours_of_the_mode(page):
         )
 
 
-def test_a_point_tells_its_value(page):
+def test_a_point_has_its_value_as_a_tooltip(page):
     titles = "return [...document.querySelectorAll('.plot svg use > title')].map(e => e.textContent)"
     assert "made_up_pca, d = 4: 50.00 ± 0.25" in page.execute_script(titles)

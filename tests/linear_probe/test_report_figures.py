@@ -239,7 +239,7 @@ def test_an_embedded_figure_takes_its_colours_from_the_page(drawing):
     assert "font-family" not in text
 
 
-def test_points_of_an_embedded_figure_tell_their_values():
+def test_points_of_an_embedded_figure_have_their_values_as_tooltips():
     for drawn, expected in (
         (bars(), ["one: 50.00 ± 0.50", "two: 40.00", "MAE: 30.00 ± 2.00"]),
         (lines(), ["a, d = 4: 50.00 ± 0.50", "a, d = 8: 52.00 ± 0.25", "a, d = 32: 51.00", *("c, d = " + p for p in (
