@@ -93,3 +93,10 @@ def test_a_report_is_written_without_a_checkout(installed, tmp_path):
 
 def test_help_needs_no_checkout(installed):
     assert "experiment=" in installed("-m", "ldae", "pretrain", "--help")
+
+
+def test_constraints_pin_every_package_of_the_development_environment():
+    required = set(re.findall(r'"([\w-]+)(?:\[\w+\])?>=[\d.]+"', (ROOT / "setup.py").read_text()))
+    pinned = {line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert {"torch", "matplotlib", "mkdocstrings", "submitit"} <= required
+    assert required - pinned == {"torch-fidelity", "imagecodecs"}  # of extras outside `dev`
