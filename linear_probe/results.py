@@ -24,7 +24,8 @@ class Result:
         accuracy: top-1 accuracy on `split` in percent.
         split: split that was scored.
         images: number of scored images.
-        selected: selected setting, e.g. {"k": 20}, with the selected features and, as `among`, {features: accuracy}.
+        selected: selected setting, e.g. {"k": 20}, with the selected feature key as `features` and the candidates as
+            `among`, {feature key: accuracy in percent}.
         selected_on: images of the selection: `holdout`, or the cross-validation.
         selected_accuracy: accuracy in percent on the images of the selection.
         layer, t, input, pooling: feature key of the features.

@@ -243,7 +243,7 @@ def score_encoder(
     holdout, features, penalty = max(trials, key=lambda trial: trial[0])
     head = fit_head(features, images, penalty, *(("train", "holdout") if settings.split == "test" else ("train",)))
     among = {c.name: round(max(score for score, tried, _ in trials if tried is c), 2) for c in candidates}
-    selected = {"cell": features.name, "penalty": penalty, "among": among, "iou_holdout": holdout}
+    selected = {"features": features.name, "penalty": penalty, "among": among, "iou_holdout": holdout}
     scores = mask_scores(head(features.tokens(settings.split)), images.masks(settings.split))
     return {"encoder": name, **scores, "selected": selected}
 
@@ -274,5 +274,5 @@ def mask_scores(predicted: Tensor, truth: Tensor) -> dict[str, float]:
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return a Markdown table with a row for each encoder."""
     lines = [["encoder", "IoU", "Dice", "features"]]
-    lines += [[r["encoder"], f"{r['iou']:.1f}", f"{r['dice']:.1f}", r["selected"].get("cell", "")] for r in rows]
+    lines += [[r["encoder"], f"{r['iou']:.1f}", f"{r['dice']:.1f}", r["selected"].get("features", "")] for r in rows]
     return markdown(lines)

@@ -73,10 +73,10 @@ def measure_geometry(encoders: Sequence[ProbedEncoder], out: Path, seed: int) ->
     entries = [entry for encoder in encoders for entry in _geometry(encoder, seed)]
     write_text(out / "geometry.json", json.dumps(entries, indent=1) + "\n")
     keys = ("alignment", "uniformity", "effective_rank", "rankme")
-    rows = [["encoder", "cell", *keys]]
+    rows = [["encoder", "features", *keys]]
     for entry in entries:
         numbers = ("" if entry[key] is None else f"{entry[key]:.3f}" for key in keys)
-        rows.append([entry["encoder"], entry["cell"], *numbers])
+        rows.append([entry["encoder"], entry["features"], *numbers])
     return markdown(rows)
 
 
@@ -85,7 +85,7 @@ def _geometry(encoder: ProbedEncoder, seed: int) -> Iterator[dict[str, Any]]:
     for feature_key in encoder.feature_keys:
         train = encoder.features(Part("train"), feature_key).x
         sample = torch.linspace(0, len(train) - 1, min(RANKED, len(train))).round().long()
-        entry = {"encoder": encoder.name, "checkpoint": encoder.checkpoint, "cell": str(feature_key), "seed": seed}
+        entry = {"encoder": encoder.name, "checkpoint": encoder.checkpoint, "features": str(feature_key), "seed": seed}
         entry |= {
             "dimensions": train.shape[1],
             "images": len(sample),

@@ -54,7 +54,7 @@ class Measurement:
     @property
     def selected(self) -> dict[str, object]:
         """Return the selected setting and feature key."""
-        return {**self.chosen.choice.setting, "cell": str(self.chosen.feature_key)}
+        return {**self.chosen.choice.setting, "features": str(self.chosen.feature_key)}
 
 
 class ProbeRunner:
@@ -223,7 +223,7 @@ def write_diagnostics(
     best, of_encoder = results[0], [r for r in results if r.encoder == encoders[0].name]
     draw_heatmaps(of_encoder, inputs.out)
     feature_key = next(
-        feature_key for feature_key in encoders[0].feature_keys if str(feature_key) == best.selected["cell"]
+        feature_key for feature_key in encoders[0].feature_keys if str(feature_key) == best.selected["features"]
     )
     if settings.save:
         splits = {split: encoders[0].features(Part(split), feature_key) for split in ("train", "holdout", "test")}

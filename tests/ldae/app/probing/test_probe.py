@@ -45,7 +45,7 @@ def test_a_probe_prints_a_table_with_baselines_and_writes_all_results(pretrained
     assert best["layer"] in (1, 2, 3)
     assert best["dimensions"] == 64
     assert best["step"] == 150
-    assert set(best["selected"]) == {"penalty", "cell", "among"}
+    assert set(best["selected"]) == {"penalty", "features", "among"}
     assert 90 < rows["raw pixels", "lbfgs"]["accuracy"] < 100
     run("probe", f"run={pretrained}")  # features are found again
     assert [r["accuracy"] for r in results(pretrained)] == [r["accuracy"] for r in found]

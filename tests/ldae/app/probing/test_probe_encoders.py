@@ -83,9 +83,9 @@ def test_a_vision_transformer_of_timm_is_read_at_its_layers_and_tokens(probe, tm
     assert names == ["test_vit.r160_in1k", "the same network, untrained", "raw pixels", "whole-image PCA"]
     assert len(found[0]["selected"]["among"]) == 6
     assert len(found[0]["checkpoint"]) == 64
-    for folder in (tmp_path / "a" / "features").glob("timm-*-test-*"):  # read for the chosen cell alone
+    for folder in (tmp_path / "a" / "features").glob("timm-*-test-*"):  # read for the selected features alone
         assert len(list(folder.glob("layer*"))) == 1
-    chosen = found[0]["selected"]["cell"]
+    chosen = found[0]["selected"]["features"]
     assert list((tmp_path / "a" / "features").glob(f"timm-*-test-*/{chosen}.npy"))
     assert (tmp_path / "a" / "heatmap-knn.png").exists()
     deep = probe(tmp_path / "c", *TIMM, "baselines=false", "layers=[4,6]", "pooling=[cls4+mean]", "protocols=[knn]")
