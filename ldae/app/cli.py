@@ -26,7 +26,7 @@ class Command:
         module: the module of its `main(argv)`; the module's docstring is its usage.
         summary: its purpose, for the help.
         config: name of its root config; None for a command without one.
-        settings: `module:Dataclass` that declares the keys at the root of the config, for the help.
+        settings: `module:Dataclass` of each dataclass that declares keys at the root of the config, for the help.
         trains: whether the config has a group `train`.
         needs_arguments: whether it shows its usage, with exit code 2, where it is given none.
     """
@@ -34,7 +34,7 @@ class Command:
     module: str
     summary: str
     config: str | None = None
-    settings: str | None = None
+    settings: Sequence[str] = ()
     trains: bool = False
     needs_arguments: bool = True
 
@@ -43,6 +43,7 @@ class Command:
         return importlib.import_module(self.module)
 
 
+GENERATION = "ldae.app.sampling.generator:GenerationSettings"
 # purpose -> {name: command}
 GROUPS: Mapping[str, Mapping[str, Command]] = {
     "Start here": {
@@ -67,7 +68,7 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
             "ldae.app.training.finetune",
             "train a pretrained encoder end to end on labels",
             "finetune",
-            "ldae.app.training.finetune:FinetuneSettings",
+            ("ldae.app.training.finetune:FinetuneSettings",),
             trains=True,
         ),
         "plan": Command("ldae.app.training.plan", "estimate memory and time of a pretraining"),
@@ -77,19 +78,19 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
             "ldae.app.probing.probe",
             "score frozen features and baselines by linear probes and kNN",
             "probe",
-            "ldae.app.probing.settings:ProbeSettings",
+            ("ldae.app.probing.settings:ProbeSettings",),
         ),
         "dense": Command(
             "ldae.app.probing.dense",
             "score patch tokens by segmentation",
             "dense",
-            "ldae.app.probing.dense:DenseSettings",
+            ("ldae.app.probing.dense:DenseSettings",),
         ),
         "ablate": Command(
             "ldae.app.ablation.ablate",
             "run a grid of pretrainings and probes, and report it",
             "ablate",
-            "ldae.app.ablation.ablate:AblateSettings",
+            ("ldae.app.ablation.ablate:AblateSettings",),
         ),
         "report": Command("ldae.app.ablation.report", "write the tables and the page of an ablation again"),
     },
@@ -98,30 +99,30 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
             "ldae.app.sampling.sample",
             "draw images from a trained diffusion model",
             "sample",
-            "ldae.app.sampling.sample:SampleSettings",
+            ("ldae.app.sampling.sample:SampleSettings", GENERATION),
         ),
         "restore": Command(
             "ldae.app.sampling.restore",
             "restore, enlarge, segment or edit pictures",
             "restore",
-            "ldae.app.sampling.restore:RestoreSettings",
+            ("ldae.app.sampling.restore:RestoreSettings", GENERATION),
         ),
         "likelihood": Command(
             "ldae.app.sampling.likelihood",
             "bound the likelihood of images, in bits per dimension",
             "likelihood",
-            "ldae.app.sampling.likelihood:LikelihoodSettings",
+            ("ldae.app.sampling.likelihood:LikelihoodSettings", GENERATION),
         ),
         "search-schedule": Command(
             "ldae.app.sampling.search_schedule",
             "search noise levels for few-step sampling",
             "search_schedule",
-            "ldae.app.sampling.search_schedule:SearchSettings",
+            ("ldae.app.sampling.search_schedule:SearchSettings", GENERATION),
         ),
     },
     "Use it elsewhere": {
         "export": Command(
-            "ldae.app.export", "write an encoder for timm or ONNX", "export", "ldae.app.export:ExportSettings"
+            "ldae.app.export", "write an encoder for timm or ONNX", "export", ("ldae.app.export:ExportSettings",)
         ),
         "checkpoint": Command("ldae.app.checkpoint", "list or verify the checkpoints of a run"),
     },

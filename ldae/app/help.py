@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +17,18 @@ from ldae.config.choices import CONFIGS
 LINE = re.compile(r"^(?P<indent> *)(?P<key>[A-Za-z_]\w*):(?: (?P<value>[^#]*?))?(?:\s+# (?P<meaning>.*))?\s*$")
 WIDTH = 118
 TRAIN = "ldae.engine.settings:TrainSettings"
+NESTED = {"runtime": "ldae.app.session:Runtime", "monitor": "ldae.app.training.monitors:MonitorSettings"}
+SHARED = {  # {key: type} of keys that are read before a dataclass is filled
+    "run": "text, or null",
+    "out": "text, or null",
+    "seed": "whole number >= 0",
+    "allow": "list of text",
+    "device": "text",
+    "precision": "auto, fp32 or bf16",
+    "data.root": "text, or null",
+    "data.cache": "text, or null",
+    "data.workers": "whole number >= 0, or null",
+}
 TYPES = {"Count": "whole number >= 1", "Natural": "whole number >= 0", "Positive": "number > 0", "str": "text",
          "NonNegative": "number >= 0", "Fraction": "number in [0, 1]", "int": "whole number", "float": "number",
          "bool": "true or false", "Workers": "whole number >= 0", "PrecisionSetting": "auto, fp32 or bf16"}  # fmt: skip
@@ -27,20 +39,24 @@ def usage_of(module: str) -> str:
     return ast.get_docstring(ast.parse(_source(module))) or ""
 
 
-def command_help(name: str, module: str, config: str | None, settings: str | None, trains: bool) -> str:
+def command_help(name: str, module: str, config: str | None, settings: Sequence[str], trains: bool) -> str:
     """Return the help of a command.
 
     Args:
         name: the command.
         module: the module of its `main`.
         config: name of its root config, or None if it composes none.
-        settings: `module:Dataclass` that declares the keys at the root, or None.
+        settings: `module:Dataclass` of each dataclass that declares keys at the root.
         trains: whether the config has a group `train`.
     """
     parts = [usage_of(module)]
     if config is not None:
-        declared = {} if settings is None else fields_of(settings)
-        declared |= {f"train.{key}": value for key, value in fields_of(TRAIN).items()} if trains else {}
+        declared: dict[str, tuple[str, str]] = {}
+        for group, dataclass in {**NESTED, **({"train": TRAIN} if trains else {})}.items():
+            declared |= {f"{group}.{key}": value for key, value in fields_of(dataclass).items()}
+        for dataclass in settings:
+            declared |= fields_of(dataclass)
+        declared |= {key: (type_, "") for key, type_ in SHARED.items()}
         parts.append("Main keys, each with type, default and meaning:\n\n" + "\n".join(_keys(config, declared)))
         parts.append(
             f"ldae {name} ... --cfg prints every key as it is composed, and runs nothing.\n"
@@ -127,7 +143,7 @@ def _one(annotation: str) -> str:
     if ranged := re.fullmatch(r"Annotated\[(\w+), Range\((.*), (.*)\)\]", annotation):
         return f"{TYPES[ranged[1]]} in [{ranged[2]}, {ranged[3]}]"
     if choices := re.fullmatch(r"Literal\[(.*)\]", annotation):
-        return choices[1].replace("'", "").replace('"', "")
+        return choices[1].replace("'", "").replace('"', "").replace("True", "true").replace("False", "false")
     return TYPES.get(annotation, annotation)
 
 
