@@ -22,7 +22,7 @@ class AugmentedHeads(Protocol):
     Args:
         plain: the protocol on cached features.
         augment: name of the augmentation.
-        description: the augmentation in words, for the result line.
+        description: description of the augmentation, for the result line.
     """
 
     def __init__(self, plain: SGDHeads, augment: str, description: str):

@@ -74,11 +74,11 @@ class PixelReader:
     """Reader of image files as centre crops.
 
     Attributes:
-        kind: name of the pixels in cache keys.
+        content: name of the pixels in cache keys.
         channels: number of channels of the pixels.
     """
 
-    kind, channels = "pixels", 3
+    content, channels = "pixels", 3
 
     def sources(self, listing: Listing) -> Iterable[Any]:
         """Return the argument of `read` for each file of a listing."""
@@ -109,7 +109,7 @@ def load_images(
         DataError: more than max_bad of the files are unreadable.
     """
     reader = reader or PixelReader()
-    key = [FORMAT, reader.kind, listing.stamp, listing.classes, size, *_decoder_key(listing), *context.bands.key]
+    key = [FORMAT, reader.content, listing.stamp, listing.classes, size, *_decoder_key(listing), *context.bands.key]
     folder = context.cache / "images" / json_hash(key)[:20]
     manifest = _read_intact_manifest(folder)  # before the lock, which a read-only cache does not permit
     if manifest is None:

@@ -32,7 +32,7 @@ class MaskedPixelReader(PixelReader):
         masks: path of the mask of each image in the listing.
     """
 
-    kind, channels = "figures", 4
+    content, channels = "figures", 4
 
     def __init__(self, masks: Sequence[Path]):
         self.masks = masks

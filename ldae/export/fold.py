@@ -36,7 +36,7 @@ class Plain:
     """Arguments and weights of a plain ViT of timm.
 
     Attributes:
-        arguments: of timm.create_model beside ARCHITECTURE.
+        arguments: arguments of timm.create_model in addition to ARCHITECTURE.
         weights: the state dict, in timm's names.
     """
 

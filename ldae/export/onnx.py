@@ -16,7 +16,7 @@ from ldae.core.errors import ConfigError
 from ldae.export.encoder import Encoder
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
-ONE_FILE = 1 << 31  # bytes, the limit of protobuf; larger weights go to a file beside the graph
+ONE_FILE = 1 << 31  # bytes, the limit of protobuf; larger weights go to a second file next to the graph
 INPUT, OUTPUT = "images", "features"
 
 

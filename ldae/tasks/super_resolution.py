@@ -81,7 +81,7 @@ def blur(images: Tensor, sigma: Tensor) -> Tensor:
         images: (B, C, H, W), of any range.
         sigma: (B,) >= 0, in pixels.
     """
-    side = expand(torch.exp(-0.5 / sigma**2), images)  # beside a centre of 1; 0 for sigma = 0
+    side = expand(torch.exp(-0.5 / sigma**2), images)  # neighbours of a centre of 1; 0 for sigma = 0
     x = F.pad(images, (1, 1, 1, 1), mode="replicate")
     x = (side * (x[:, :, :-2] + x[:, :, 2:]) + x[:, :, 1:-1]) / (1 + 2 * side)
     return (side * (x[..., :-2] + x[..., 2:]) + x[..., 1:-1]) / (1 + 2 * side)

@@ -18,7 +18,7 @@ from rows import Row, cold_rows, input_rows, knn_rows, load_rows, probe_rows, tr
 from ldae.app.training.plan import cost_of
 from ldae.core.errors import Fault
 
-UNMARKED = {"scikit-learn", "l-DAE, not compiled", "fixed threads, beside it"}
+UNMARKED = {"scikit-learn", "l-DAE, not compiled", "fixed threads, with it"}
 SMALL = ["features", "rows=400", "holdout=40", "queries=50", "dimensions=384", "classes=4", "epochs=1"]
 
 

@@ -5,7 +5,7 @@
     python tools/bench all [mae=DIR] [cold=DIR] [site=DIR] [images=DIR] [jpegs=DIR]     # every row
     python tools/bench features                          # protocols on 1.28 M x 768 features, within 8 GiB
 
-Competitors run in alternation, each in its own process. Rows: training load unet cold knn probe input (load: beside
+Competitors run in alternation, each in its own process. Rows: training load unet cold knn probe input (load: with
 another busy process). Competitors come from checkouts of facebookresearch/mae (mae=) and arpitbansal297/Cold-
 Diffusion-Models (cold=), and from packages (diffusers, denoising-diffusion-pytorch, torchgeometry) that are installed
 here or in site=; images= and jpegs= are class folders of small and of full-size pictures. Rows without their
@@ -84,8 +84,8 @@ def main(argv: Sequence[str]) -> None:
     """Measure the rows that the arguments name."""
     names = [word for word in argv if "=" not in word]
     if not names or set(names) - {*BENCHES, FEATURES, ALL}:
-        known_names = ", ".join([*BENCHES, FEATURES, ALL])
-        raise UsageError(f"words without = say what is measured: {known_names}")
+        choices = ", ".join([*BENCHES, FEATURES, ALL])
+        raise UsageError(f"name the rows to measure: {choices}")
     config, precision = settle_precision(resolved(compose("bench", [word for word in argv if "=" in word])))
     settings: BenchSettings = root_settings(BenchSettings, config)
     features: FeatureBench = root_settings(FeatureBench, config)

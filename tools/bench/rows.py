@@ -90,7 +90,7 @@ def _training(width: int, depth: int, heads: int, network: str, mae: str | None,
 
 
 def load_rows(precision: str) -> list[Row]:
-    """Compare training steps of ldae/cifar10_cpu, not compiled, alone and beside one busy process.
+    """Compare training steps of ldae/cifar10_cpu, not compiled, alone and with one busy process.
 
     Args:
         precision: `fp32` or `bf16`, for all competitors.
@@ -101,10 +101,10 @@ def load_rows(precision: str) -> list[Row]:
         return Competitor(name, "competitors:training_under_load", {"argv": argv, "busy": busy, "adapted": adapted})
 
     adapted, fixed = "adapted threads", "fixed threads"
-    alone, beside = steps(f"{fixed}, alone", 0, False), steps(f"{fixed}, beside it", 1, False)
+    alone, loaded = steps(f"{fixed}, alone", 0, False), steps(f"{fixed}, with it", 1, False)
     return [
         Row("training step, alone", "images/s", steps(adapted, 0, True), [alone], {alone.name: 0.97}),
-        Row("... beside one busy process", "images/s", steps(adapted, 1, True), [alone, beside], {alone.name: 0.45}),
+        Row("... with one busy process", "images/s", steps(adapted, 1, True), [alone, loaded], {alone.name: 0.45}),
     ]
 
 
@@ -112,7 +112,7 @@ def unet_rows(site: str | None, precision: str) -> list[Row]:
     """Return the U-Net of DDPM on CIFAR-10, training and sampling; SegDiff's image encoder.
 
     Args:
-        site: folder where peers are installed, beside those that can be imported anyway.
+        site: folder where peers are installed, in addition to importable ones.
         precision: `fp32` or `bf16`, for all competitors.
     """
     argv, batch = ["experiment=ddpm/cifar10", "train.batch=32"], {"batch": 32, "precision": precision}
@@ -176,7 +176,7 @@ def input_rows(images: str | None, jpegs: str | None, precision: str) -> list[Ro
             peers = [Competitor("torchvision", "competitors_data:small_torchvision", given)]
             rows.append(Row(f"32 px, {augment}", "images/s", ours, peers, _even(peers), least=least))
     argv = ["experiment=ldae/cifar10_cpu", "train.batch=64", f"train.precision={precision}"]
-    step, bare = ({"argv": argv, "input": requested} for requested in (True, False))
+    step, bare = ({"argv": argv, "input": reads_input} for reads_input in (True, False))
     peer = Competitor("the same batch again", "competitors:training", bare)
     rows.append(
         Row(
@@ -206,10 +206,10 @@ def _even(peers: Sequence[Competitor]) -> dict[str, float]:
 
 
 def _found(name: str, site: str | None) -> bool:
-    rows = installed(name, site)
-    if not rows:
+    present = installed(name, site)
+    if not present:
         print(f"{name} is not installed, nor in site={site}: left out", file=sys.stderr)
-    return rows
+    return present
 
 
 def knn_rows() -> list[Row]:
