@@ -12,7 +12,8 @@ from linear_probe.agreement import Agreement, agreement
 from linear_probe.report.contents import TRIAL, Contents, Entry, chosen_on
 from linear_probe.report.figures import ReportFigure, draw_selection, file_name, grid_figures, schedule_figure
 from linear_probe.report.pictures import Album, albums
-from linear_probe.report.plotting import COLORS, inline_svg, render
+from linear_probe.report.plotting import COLORS
+from linear_probe.report.rendering import inline_svg, render
 from linear_probe.report.tables import checkpoints, columns, facts, hours, percent, seeds
 from linear_probe.results import Result, title
 

@@ -1,19 +1,16 @@
-"""Draw bars, lines and heat maps with matplotlib; save a figure as SVG, PDF and PNG.
+"""Draw bars, lines and heat maps with matplotlib.
 
-A figure is as wide as a column of a two-column paper. Its files depend neither on the time nor on the user's
-matplotlibrc: the same data give the same bytes under the same matplotlib, which is imported when a figure is drawn.
+A figure is as wide as a column of a two-column paper and does not depend on the user's matplotlibrc. matplotlib is
+imported when a figure is drawn.
 """
 
 from __future__ import annotations
 
-import io
-import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,8 +21,6 @@ DPI = 200  # of PNG files
 ROW, CELL = 0.19, 0.25  # height of a bar and of a cell of a heat map, inches
 LINE = 0.14  # height of a line of text, inches
 TITLE = 42  # letters of a line of a title
-FORMATS = ("svg", "pdf", "png")
-SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
 COLORS = {  # role -> colour on a light and on a dark background
     "background": ("#ffffff", "#14171b"),
@@ -45,7 +40,6 @@ COLORS = {  # role -> colour on a light and on a dark background
 }
 LIGHT = {role: light for role, (light, _) in COLORS.items()}
 SERIES = [color for role, color in LIGHT.items() if role.startswith("series")]
-ROLES = {light: f"var(--{role})" for role, light in LIGHT.items()}  # for pages
 MARKERS = ("o", "s", "^", "D", "v", "P")
 LINE_STYLES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 DARK_INK, LIGHT_INK = "#000000", "#fefefe"  # on cells of a heat map, which look the same on every background
@@ -88,11 +82,6 @@ STYLE = {
     "svg.fonttype": "none",  # text can be selected, searched and read aloud
     "svg.hashsalt": "linear_probe",
     "pdf.fonttype": 42,  # TrueType: publishers refuse Type 3 fonts
-}
-METADATA: Mapping[str, dict[str, Any]] = {
-    "svg": {"Date": None, "Creator": None},
-    "pdf": {"CreationDate": None},
-    "png": {"Software": None},
 }
 
 
@@ -335,72 +324,6 @@ def _heatmap(axes: Axes, one: HeatMap) -> None:
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, pad=2)
     axes.set_facecolor(LIGHT["rule"])
-
-
-def render(drawing: Drawing) -> dict[str, bytes]:
-    """Return the content of the figure's files: {"svg": ..., "pdf": ..., "png": ...}."""
-    contents = {}
-    with figure_style():
-        for form in FORMATS:
-            file = io.BytesIO()
-            drawing.figure.savefig(file, format=form, metadata=METADATA[form])
-            contents[form] = file.getvalue()
-    return contents
-
-
-def inline_svg(svg: bytes, drawing: Drawing, name: str) -> str:
-    """Return a figure's SVG for a page: colours follow the page's mode, points have tooltips.
-
-    Colours of COLORS become `var(--ROLE)`, ids begin with `name`, and the style sheet, metadata and fonts are left to
-    the page.
-
-    Args:
-        svg: as `render` has it.
-        drawing: of which it is.
-        name: unique in the page.
-    """
-    root = ElementTree.fromstring(svg)
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if child.tag == f"{{{SVG}}}metadata" or (child.tag, len(child)) == (f"{{{SVG}}}style", 0):
-                parent.remove(child)
-    linked = {element.get(f"{{{XLINK}}}href", "")[1:] for element in root.iter()}
-    linked |= {match for element in root.iter() for match in re.findall(r"url\(#(\w+)\)", element.get("clip-path", ""))}
-    for element in root.iter():
-        _add_tooltips(element, drawing.tooltips.get(element.get("id", ""), ()))
-    for element in root.iter():
-        _localise(element, name, linked)
-    for tag, text in (("desc", drawing.description), ("title", drawing.title)):
-        child = ElementTree.Element(f"{{{SVG}}}{tag}")
-        child.text = printable(text)
-        root.insert(0, child)
-    root.attrib |= {"role": "img", "style": f"--points: {root.attrib.pop('width').removesuffix('pt')}"}
-    del root.attrib["height"]
-    ElementTree.register_namespace("", SVG)
-    ElementTree.register_namespace("xlink", XLINK)
-    text = ElementTree.tostring(root, encoding="unicode")
-    return re.sub(r">\s+<", "><", text)
-
-
-def _add_tooltips(element: ElementTree.Element, texts: Sequence[str]) -> None:
-    marks = list(element.iter(f"{{{SVG}}}use")) if len(texts) > 1 else []
-    for mark, text in zip(marks or [element], texts, strict=False):
-        title = ElementTree.Element(f"{{{SVG}}}title")
-        title.text = printable(text)
-        mark.insert(0, title)
-
-
-def _localise(element: ElementTree.Element, name: str, linked: set[str]) -> None:
-    """Make ids unique in a page and colours variables of it."""
-    if (own := element.attrib.pop("id", None)) in linked:
-        element.set("id", f"{name}-{own}")
-    if reference := element.get(f"{{{XLINK}}}href"):
-        element.set(f"{{{XLINK}}}href", f"#{name}-{reference[1:]}")
-    if clip := element.get("clip-path"):
-        element.set("clip-path", clip.replace("(#", f"(#{name}-"))
-    if style := element.get("style"):
-        style = re.sub(r"font-family: [^;]+; ?", "", style)
-        element.set("style", re.sub(r"#[0-9a-f]{6}", lambda m: ROLES.get(m[0], m[0]), style))
 
 
 def _new_figure(width: float, height: float) -> Figure:

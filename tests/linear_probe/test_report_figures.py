@@ -31,9 +31,8 @@ from linear_probe.report.plotting import (
     draw_bars,
     draw_heatmaps,
     draw_lines,
-    inline_svg,
-    render,
 )
+from linear_probe.report.rendering import inline_svg, render
 
 NASTY = ("_hidden", "$x$ and $\\frac$", "<script>alert(1)</script>", "a & b \x00\n c", "é → 100 %", "n" * 150)
 BARS = [Bar("one", 50.0, 0.5), Bar("two", 40.0), Bar("three", None), Bar("MAE", 30.0, 2.0, is_baseline=True)]
@@ -196,7 +195,7 @@ def test_files_open_and_are_made_for_papers(drawing):
 SCRIPT = """
 import hashlib, sys
 from test_report_figures import bars, heatmaps, lines
-from linear_probe.report.plotting import render
+from linear_probe.report.rendering import render
 for drawing in (bars(), lines(), heatmaps()):
     print(*(hashlib.sha256(content).hexdigest() for content in render(drawing).values()))
 """

@@ -20,7 +20,7 @@ from ldae.core.files import open_atomic, write_text
 from linear_probe.features import FeatureKey
 from linear_probe.geometry import alignment, effective_rank, rank_me, uniformity
 from linear_probe.report.figures import draw_selection
-from linear_probe.report.plotting import render
+from linear_probe.report.rendering import render
 from linear_probe.results import Result, markdown, title
 from linear_probe.subsets import Part
 
