@@ -81,7 +81,7 @@ def test_progress_is_shown_on_a_terminal_and_off_it(finished, capsys, monkeypatc
     unknown = Task("pretrain: not begun", "pretrain", (), finished / "none" / "status.json", finished / "none.txt")
     display = _demo_tasks.Display()
     for task in (unknown, done):
-        display.begin(task)
+        display.start(task)
         display.update(task)
     display.end(done)
     display.close()
