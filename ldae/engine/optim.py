@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -101,3 +103,94 @@ class LayerDecay(AdamW):
 
         undecayed: set[str] = getattr(network, "no_weight_decay", set)()  # e.g. position embeddings
         return param_groups_layer_decay(network, self.weight_decay, undecayed, layer_decay=self.layer_decay)
+
+
+class Muon(AdamW):
+    """Muon for the matrices of transformer blocks, AdamW for every other parameter (arXiv 2502.16982).
+
+    Muon replaces the momentum of a matrix by its nearest semi-orthogonal matrix (five Newton-Schulz iterations) and
+    scales it to the root mean square of an AdamW step, 0.2 sqrt(max(rows, columns)), so that both share one learning
+    rate. The matrices of adaLN layers, embeddings and heads are AdamW's.
+
+    Args: as AdamW, and
+        momentum: decay rate of Muon's momentum (Nesterov), below 1.
+        ratio: learning rate of the matrices over that of the other parameters.
+
+    Raises:
+        ConfigError: a decay rate is not below 1.
+    """
+
+    def __init__(
+        self,
+        blr: Positive,
+        weight_decay: NonNegative = 0.0,
+        betas: tuple[Fraction, Fraction] = (0.9, 0.95),
+        warmup: Fraction = 0.05,
+        final: Fraction = 0.0,
+        momentum: Fraction = 0.95,
+        ratio: Positive = 1.0,
+    ):
+        super().__init__(blr, weight_decay, betas, warmup, final)
+        if momentum >= 1:
+            raise ConfigError("momentum", momentum, "must be below 1")
+        self.momentum, self.ratio = momentum, ratio
+
+    def build(self, network: nn.Module) -> torch.optim.Optimizer:
+        """Return an optimizer of a network's trainable parameters.
+
+        Raises:
+            ConfigError: the network has no transformer blocks with matrices.
+        """
+        chosen = {id(matrix): matrix for matrix in block_matrices(network)}
+        if not chosen:
+            name = type(network).__name__
+            raise ConfigError("part", "Muon", f"is for the matrices of transformer blocks, and {name} has none; use adamw")
+        muon = torch.optim.Muon(
+            list(chosen.values()),
+            lr=self.blr,
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        for group in muon.param_groups:
+            group["lr_scale"] = self.ratio
+        groups = [
+            {**group, "params": [p for p in group["params"] if id(p) not in chosen]} for group in self.groups(network)
+        ]
+        groups = [group for group in groups if group["params"]]
+        adamw = [torch.optim.AdamW(groups, lr=self.blr, betas=self.betas, fused=True)] if groups else []
+        return JointOptimizer([muon, *adamw])
+
+
+def block_matrices(network: nn.Module) -> list[nn.Parameter]:
+    """Return the trainable matrices of the attention and the feed-forward networks of transformer blocks."""
+    parts = [part for block in network.modules() for part in getattr(block, "hidden", list)()]
+    return [p for part in parts for p in part.parameters() if p.ndim == 2 and p.requires_grad]
+
+
+class JointOptimizer(torch.optim.Optimizer):
+    """Several optimizers of disjoint parameters as one: their groups in order, and one state by parameter.
+
+    Args:
+        optimizers: optimizers that have not made a step.
+    """
+
+    def __init__(self, optimizers: list[torch.optim.Optimizer]):
+        self.optimizers = optimizers
+        super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
+        self.param_groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        shared: defaultdict[torch.Tensor, Any] = defaultdict(dict)
+        self.state = shared
+        for optimizer in optimizers:
+            optimizer.state = shared
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Make a step of each optimizer; return the closure's loss, if there is one."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return loss

@@ -57,6 +57,10 @@ class Block(nn.Module):
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
+    def hidden(self) -> tuple[nn.Module, ...]:
+        """Return the modules whose matrices map hidden tokens to hidden tokens, for optimizers of matrices."""
+        return self.attn, self.mlp
+
 
 class AdaLN(nn.Module):
     """SiLU and linear layer from a condition to the shifts, scales and gates of a block (adaLN-Zero).
@@ -108,6 +112,10 @@ class ConditionedBlock(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.ada(c)
         x = x + gate1 * self.attn(modulate(x, shift1, scale1))
         return x + gate2 * self.mlp(modulate(x, shift2, scale2))
+
+    def hidden(self) -> tuple[nn.Module, ...]:
+        """Return the modules whose matrices map hidden tokens to hidden tokens, for optimizers of matrices."""
+        return self.attn, self.mlp
 
 
 class ConditionedHead(nn.Module):

@@ -24,7 +24,7 @@ from ldae.engine.checkpoint import newest
 from ldae.engine.distributed import World
 from ldae.engine.ema import EMA
 from ldae.engine.logging import truncate_metrics
-from ldae.engine.optim import AdamW
+from ldae.engine.optim import AdamW, Muon
 from ldae.engine.run_folder import RunFolder, check_same_config
 from ldae.engine.settings import TrainSettings
 from ldae.engine.signals import StopFlag
@@ -38,7 +38,7 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "losses.json"
 CPU = torch.device("cpu")
 
 
-def trainer(config, path, *, argv=(), seed=0, monitors=(), stop=None, wrap=None, **settings):
+def trainer(config, path, *, argv=(), seed=0, monitors=(), stop=None, wrap=None, optim=None, **settings):
     """A trainer of a tiny l-DAE on digits; everything as pretrain.py does it."""
     system = Parts(config("pretrain", *argv))
     torch.manual_seed(seed)
@@ -53,7 +53,7 @@ def trainer(config, path, *, argv=(), seed=0, monitors=(), stop=None, wrap=None,
     return Trainer(
         {"model": module},
         loader,
-        AdamW(blr=4e-3),
+        optim or AdamW(blr=4e-3),
         TrainSettings(**chosen),
         seed,
         RunContext(run, World(CPU), {"config": {}}, monitors, stop or StopFlag()),
@@ -146,6 +146,23 @@ def test_stopped_and_resumed_is_straight(config, tmp_path, at):
     trainer(config, tmp_path / "halted").fit()
     assert losses(tmp_path / "halted") == losses(tmp_path / "straight")
     assert same(weights(tmp_path / "halted"), weights(tmp_path / "straight"))
+
+
+@pytest.mark.parametrize("argv", [RUNS[0], RUNS[2]])
+def test_muon_stopped_and_resumed_is_straight(config, tmp_path, argv):
+    train = functools.partial(trainer, config, argv=argv, optim=Muon(blr=4e-3, weight_decay=0.05))
+    train(tmp_path / "straight").fit()
+    flag = StopFlag()
+    with pytest.raises(Interrupted):
+        train(tmp_path / "stopped", monitors=[StopAt(flag, 5)], stop=flag).fit()
+    train(tmp_path / "stopped").fit()
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "straight")
+    assert same(weights(tmp_path / "stopped"), weights(tmp_path / "straight"))
+    moments = weights(tmp_path / "straight")["optim"]
+    assert "model.momentum_buffer.blocks.0.mlp.fc1.weight" in moments
+    assert "model.exp_avg.embed.weight" in moments
+    first, *_, last = rows(tmp_path / "straight")
+    assert last["loss"] < first["loss"]
 
 
 DIT = ("task=labelled", "denoiser=dit_128x8", "input=latent", "output=latent", "target=eps",

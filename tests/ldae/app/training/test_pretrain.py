@@ -161,10 +161,14 @@ def tensors(folder):
 
 
 @pytest.mark.dist
-def test_a_divided_network_trains_as_a_whole_one_does(tmp_path):
-    """FSDP2: the same losses, and files of whole tensors that one process alone goes on from."""
+@pytest.mark.parametrize(("optim", "atol"), [("adamw", 1e-4), ("muon", 2e-3)])
+def test_a_divided_network_trains_as_a_whole_one_does(tmp_path, optim, atol):
+    """FSDP2: the same losses, and files of whole tensors that one process alone goes on from.
+
+    Muon orthogonalises in bfloat16: rounding moves matrices by 7e-4, where their largest entry is 0.15.
+    """
     argv = ["train.steps=16", "train.log_every=1", "train.precision=fp32", "train.checkpoint_every=8"]
-    argv += ["monitor.num_evals=2", "runtime.threads=1", "train.accumulate=2"]
+    argv += ["monitor.num_evals=2", "runtime.threads=1", "train.accumulate=2", f"optim={optim}"]
     run("pretrain", f"out={tmp_path / 'one'}", *argv)
     torchrun("pretrain", f"out={tmp_path / 'two'}", *argv, "train.shard=true")
     shutil.copytree(tmp_path / "two", tmp_path / "again")
@@ -177,7 +181,7 @@ def test_a_divided_network_trains_as_a_whole_one_does(tmp_path):
         assert max(abs(a[s] - b[s]) for s in b) < 1e-4
         found = tensors(tmp_path / name)
         assert found.keys() == one.keys()
-        assert all(torch.allclose(found[key], one[key], atol=1e-4) for key in one)
+        assert all(torch.allclose(found[key], one[key], atol=atol) for key in one)
     num_evals = [[row for row in rows(tmp_path / n) if "monitor" in row] for n in ("one", "two")]
     assert [row["monitor"] for row in num_evals[0]] == [row["monitor"] for row in num_evals[1]] != []
 
