@@ -38,6 +38,7 @@ CLASSES: Mapping[str, Mapping[str, str]] = {
         "l1": "ldae.objectives.losses.L1",
         "l2": "ldae.objectives.losses.L2",
         "pca_weighted": "ldae.objectives.losses.PCAWeighted",
+        "span_weighted": "ldae.objectives.losses.SpanWeighted",
     },
     "output": {
         "image": "ldae.objectives.spaces.OriginalOutput",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ldae.core.errors import ConfigError
 from ldae.core.types import Fraction, NonNegative
+from ldae.nn.patchify import patchify, to_tokens
 from ldae.objectives.spaces import OutputSpace
 from ldae.tokenizers.base import HasBasis, Tokenizer, varies
 
@@ -77,6 +78,50 @@ class PCAWeighted(Loss):
 
     def __call__(self, out: Tensor, y: Tensor) -> Tensor:
         return (self.weights().to(out.device) * self.basis.rotate(y - out) ** 2).flatten(1).mean(1)
+
+
+class SpanWeighted(Loss):
+    """Squared error of an image, |P (y - out)|^2 + tail |(1 - P)(y - out)|^2, for every tokenizer of patches.
+
+    P projects the patch of a token on the span of the decoder: on the image patches of unit latents. With a patch-wise
+    PCA it is step 12 of arXiv 2401.14404, PCAWeighted without whitening, whose basis spans the same space; with a
+    patch-wise AE or VAE the basis is that of its decoder's rows. Of a convolutional decoder the response at the zero
+    latent is taken, cut to the token's own patch. Mean over the D numbers of a patch.
+
+    Args:
+        tokenizer: any but `identity`; its span is measured at the first call.
+        output: output space; an image.
+        tail: weight outside of the span.
+
+    Raises:
+        ConfigError: the output is a latent, or one latent is one pixel.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, output: OutputSpace, tail: NonNegative = 0.1):
+        if output.latent:
+            raise ConfigError("part", "SpanWeighted", "needs an image as output; use output=image or loss=l2")
+        self.tokenizer, self.tail = tokenizer, tail
+        self.patch = tokenizer.image_shape[1] // tokenizer.grid[0]
+        if self.patch < 2:
+            raise ConfigError("part", "SpanWeighted", "needs a tokenizer of patches; with pixels use loss=l2")
+        self._projector: Tensor | None = None
+
+    @torch.no_grad()
+    def projector(self) -> Tensor:
+        """Return P, (D, D) float32 with D = 3 p^2, of patches flattened as (row, column, channel)."""
+        if self._projector is None:
+            images = self.tokenizer.token_filters()  # (d, 3, p, p)
+            rows = to_tokens(patchify(images.float(), self.patch))[:, 0].double()  # (d, D)
+            _, strength, basis = torch.linalg.svd(rows.cpu(), full_matrices=False)
+            basis = basis[strength > 1e-6 * strength[0]]
+            self._projector = (basis.T @ basis).float()
+        return self._projector
+
+    def __call__(self, out: Tensor, y: Tensor) -> Tensor:
+        residue = to_tokens(patchify(y - out, self.patch))  # (B, N, D)
+        self._projector = self.projector().to(residue.device)
+        inside = residue @ self._projector
+        return (inside**2 + self.tail * (residue - inside) ** 2).flatten(1).mean(1)
 
 
 def _smallest(variance: Tensor) -> Tensor:

@@ -206,13 +206,24 @@ class Tokenizer(nn.Module, ABC):
     @torch.no_grad()
     def filters(self) -> Tensor:
         """Return the image patch of a unit of each latent dimension at the centre of the grid: (d, 3, p, q)."""
-        d, h, w = self.shape
+        return self._responses(*self.shape[1:])
+
+    @torch.no_grad()
+    def token_filters(self) -> Tensor:
+        """Return the image patch of a unit of each latent number of the central token: (numbers, 3, p, p)."""
+        return self._responses(*self.grid)
+
+    def _responses(self, h: int, w: int) -> Tensor:
+        """Return what a unit of each number of the central one of h x w parts of a latent adds to its image patch."""
+        d, rows, columns = self.shape
+        r, c = rows // h, columns // w  # latents in a part
         device = self.scale.device
-        unit = torch.zeros(d, d, h, w, device=device)
-        unit[range(d), range(d), h // 2, w // 2] = 1
-        added = self.from_raw(unit * self.scale) - self.from_raw(torch.zeros(1, d, h, w, device=device))
+        unit = torch.zeros(d * r * c, d, rows, columns, device=device)
+        part = torch.eye(d * r * c, device=device).reshape(-1, d, r, c)
+        unit[:, :, h // 2 * r :, w // 2 * c :][:, :, :r, :c] = part
+        added = self.from_raw(unit * self.scale) - self.from_raw(torch.zeros(1, d, rows, columns, device=device))
         p, q = self.image_shape[1] // h, self.image_shape[2] // w
-        return added[:, :, h // 2 * p :, w // 2 * q :][:, :, :p, :q]  # (d, 3, p, q)
+        return added[:, :, h // 2 * p :, w // 2 * q :][:, :, :p, :q]  # (d r c, 3, p, q)
 
     @torch.no_grad()
     def plot(self, path: Path | str | None = None, images: Tensor | None = None) -> Figure:
