@@ -13,6 +13,7 @@ from torch import nn
 
 from ldae.core.errors import ConfigError
 from ldae.core.types import Fraction, NonNegative, Positive
+from ldae.engine.muon import MuonOptimizer
 
 
 class Optim(ABC):
@@ -108,9 +109,8 @@ class LayerDecay(AdamW):
 class Muon(AdamW):
     """Muon for the matrices of transformer blocks, AdamW for every other parameter (arXiv 2502.16982).
 
-    Muon replaces the momentum of a matrix by its nearest semi-orthogonal matrix (five Newton-Schulz iterations) and
-    scales it to the root mean square of an AdamW step, 0.2 sqrt(max(rows, columns)), so that both share one learning
-    rate. The matrices of adaLN layers, embeddings and heads are AdamW's.
+    A step of Muon has the root mean square of an AdamW step (ldae.engine.muon), so that one learning rate serves both.
+    The matrices of adaLN layers, embeddings and heads are AdamW's.
 
     Args: as AdamW, and
         momentum: decay rate of Muon's momentum (Nesterov), below 1.
@@ -144,14 +144,10 @@ class Muon(AdamW):
         chosen = {id(matrix): matrix for matrix in block_matrices(network)}
         if not chosen:
             name = type(network).__name__
-            raise ConfigError("part", "Muon", f"is for the matrices of transformer blocks, and {name} has none; use adamw")
-        muon = torch.optim.Muon(
-            list(chosen.values()),
-            lr=self.blr,
-            weight_decay=self.weight_decay,
-            momentum=self.momentum,
-            adjust_lr_fn="match_rms_adamw",
-        )
+            raise ConfigError(
+                "part", "Muon", f"is for the matrices of transformer blocks, and {name} has none; use adamw"
+            )
+        muon = MuonOptimizer(chosen.values(), self.blr, self.momentum, self.weight_decay)
         for group in muon.param_groups:
             group["lr_scale"] = self.ratio
         groups = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class Grid:
         paper: accuracies in percent in the order of the trials, nested or flat; null where the paper has none.
         notes: {pattern of trial names: note on the paper's accuracy, appended to its source}.
         with_baselines: the trial whose probe also scores the baselines, or None.
+        skip: patterns of the names of combinations that are no trials; `paper` has no entries for them.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Grid:
     paper: list
     notes: dict
     with_baselines: str | None = None
+    skip: PossiblyEmpty[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,12 @@ def trials_of(grid: Grid) -> list[Trial]:
     Raises:
         ConfigError: it has no trial, a duplicate or invalid name, or another number of accuracies than trials.
     """
-    combinations = list(itertools.product(*(values.items() for values in grid.axes.values())))
-    names = ["-".join(str(value) for value, _ in pairs) for pairs in combinations]
+    products = [(_name(pairs), pairs) for pairs in itertools.product(*(v.items() for v in grid.axes.values()))]
+    for pattern in grid.skip:
+        if not any(fnmatchcase(name, pattern) for name, _ in products):
+            raise ConfigError("grid.skip", pattern, "matches no trial")
+    products = [(name, pairs) for name, pairs in products if not any(fnmatchcase(name, p) for p in grid.skip)]
+    names, combinations = [name for name, _ in products], [pairs for _, pairs in products]
     for name in names:
         if names.count(name) > 1 or not NAME.fullmatch(name):
             message = "must give each trial a unique name of letters, digits, _ . + and -"
@@ -140,6 +146,11 @@ def trials_of(grid: Grid) -> list[Trial]:
         )
         for i, (name, pairs, paper) in enumerate(zip(names, combinations, papers, strict=True))
     ]
+
+
+def _name(pairs: Sequence[tuple[Any, Any]]) -> str:
+    """Return the name of a combination of (value, overrides) pairs, one for each axis."""
+    return "-".join(str(value) for value, _ in pairs)
 
 
 def _source(grid: Grid, name: str) -> str:

@@ -23,6 +23,7 @@ from ldae.app.ablation.runner import portable_command
 from ldae.app.ablation.trials import Budget, plan
 from ldae.app.compose import CONFIGS
 from ldae.config.schema import construct
+from ldae.core.errors import ConfigError
 
 GRIDS = sorted(p.stem for p in (CONFIGS / "grid").glob("*.yaml"))
 BUDGETS = sorted(p.stem for p in (CONFIGS / "budget").glob("*.yaml"))
@@ -84,16 +85,42 @@ def test_the_path_has_its_thirteen_rungs_in_order_with_the_papers_accuracies():
         assert f"linear probe {trial.paper} %" in (CONFIGS / f"experiment/deconstruct/{name}.yaml").read_text()
 
 
-def test_tokenizers_by_dimensions_are_twenty_trials():
+def test_tokenizers_by_dimensions_are_twenty_trials_and_three():
     found = trials("tokenizers")
-    assert len(found) == 20
+    assert len(found) == 23
+    assert list(found)[20:] == ["vqgan-16", "vq-4", "pixel-48"]
+    configs = [plan(found[name], budget("laptop"), 64, []).config["tokenizer"] for name in list(found)[20:]]
+    assert [spec.get("z_channels") for spec in configs] == [16, 4, None]
     assert list(found)[:6] == ["conv_vae-4", "conv_vae-8", "conv_vae-16", "conv_vae-32", "conv_vae-48", "patch_vae-4"]
     assert found["patch_pca-16"].paper == 65.1
     assert found["patch_pca-16"].axes == {"tokenizer": "patch_pca", "d": 16}
-    assert [c.paper for c in found.values()] == [c.paper for c in trials("tokenizers", "paper").values()]
+    for size, count in (("paper", 21), ("demo", 20)):
+        assert [c.paper for c in trials("tokenizers", size).values()] == [c.paper for c in found.values()][:count]
     assert found["patch_ae-48"].paper is None
     assert "their d is not" in found["patch_ae-4"].paper_source
     assert "their d is not" not in found["patch_pca-4"].paper_source
+
+
+def test_combinations_that_are_skipped_are_no_trials_and_have_no_accuracy():
+    spec = {**read("grid", "targets"), "axes": {"a": {1: [], 2: []}, "b": {3: [], 4: []}}, "with_baselines": None}
+    grid = grid_of({**spec, "skip": ["1-4", "2-*"], "paper": [50.0]}, {})
+    assert [(trial.name, trial.paper) for trial in trials_of(grid)] == [("1-3", 50.0)]
+    with pytest.raises(ConfigError, match=r"grid.skip='3-\*' matches no trial"):
+        trials_of(grid_of({**spec, "skip": ["3-*"], "paper": []}, {}))
+
+
+def test_targets_differ_in_what_is_predicted_or_in_one_weight():
+    found = {name: plan(trial, budget("laptop"), 64, []).config for name, trial in trials("targets").items()}
+    assert len({json.dumps(config, sort_keys=True) for config in found.values()}) == len(found) == 6
+    weights = {name: config["weight"]["part"].rpartition(".")[2] for name, config in found.items()}
+    assert (weights["x0_snr"], weights["x0_min_snr"], weights["eps"]) == ("SNR", "MinSNR", "One")
+
+
+def test_l_dae_proper_is_trained_on_every_tokenizer_with_the_same_loss():
+    found = {name: plan(trial, budget("laptop"), 64, []).config for name, trial in trials("ldae_tokenizers").items()}
+    assert {config["loss"]["part"] for config in found.values()} == {"ldae.objectives.losses.SpanWeighted"}
+    assert {config["output"]["part"] for config in found.values()} == {"ldae.objectives.spaces.OriginalOutput"}
+    assert len({config["tokenizer"]["part"] for config in found.values()}) == 4
 
 
 def test_a_budgets_keys_reach_the_trials_that_have_them_and_the_users_overrides_win():
