@@ -109,7 +109,7 @@ def test_the_rate_of_the_matrices_is_a_multiple_of_that_of_the_rest():
 
 
 def test_networks_without_blocks_are_refused():
-    with pytest.raises(ConfigError, match="Linear has none; use adamw"):
+    with pytest.raises(ConfigError, match="Linear has none; use optim=adamw"):
         Muon(blr=0.01).build(nn.Linear(2, 2))
     with pytest.raises(ConfigError, match="momentum"):
         Muon(blr=0.01, momentum=1.0)
