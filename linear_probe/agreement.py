@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.stats import spearmanr
+import numpy as np
+from scipy.stats import rankdata, spearmanr
 
 from linear_probe.rows import Row
 
 FEWEST = 3  # rows; an order of fewer means nothing
+RESAMPLES = 10_000  # of the bootstrap
 
 
 @dataclass(frozen=True)
@@ -20,14 +22,18 @@ class Agreement:
     Attributes:
         rho: in [-1, 1]; 1 for the same order.
         count: rows that have both accuracies.
+        low, high: 95 % interval of rho, by resampling the rows (percentile bootstrap).
     """
 
     rho: float
     count: int
+    low: float
+    high: float
 
     def __str__(self) -> str:
-        """Return rho with two digits, never a zero with a sign."""
-        return f"{round(self.rho, 2) + 0:.2f}"
+        """Return rho and its interval with two digits, never a zero with a sign."""
+        rho, low, high = (f"{round(value, 2) + 0:.2f}" for value in (self.rho, self.low, self.high))
+        return f"{rho} (95 % interval {low} to {high})"
 
 
 def agreement(rows: Sequence[Row], protocol: str) -> Agreement | None:
@@ -41,7 +47,23 @@ def agreement(rows: Sequence[Row], protocol: str) -> Agreement | None:
     if len(pairs) < FEWEST or any(len(set(side)) == 1 for side in zip(*pairs, strict=True)):
         return None
     rho = float(spearmanr(*zip(*pairs, strict=True)).statistic)
-    return Agreement(rho, len(pairs)) if math.isfinite(rho) else None
+    return Agreement(rho, len(pairs), *interval(np.array(pairs))) if math.isfinite(rho) else None
+
+
+def interval(pairs: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % percentile bootstrap interval of Spearman's rank correlation.
+
+    Args:
+        pairs: (N, 2) accuracies, ours and the paper's.
+        seed: of the resampling; the same interval in every call.
+    """
+    rows = np.random.default_rng(seed).integers(len(pairs), size=(RESAMPLES, len(pairs)))
+    ours, papers = (rankdata(pairs[rows, side], axis=1) for side in (0, 1))  # (resamples, N)
+    ours, papers = (ranks - ranks.mean(1, keepdims=True) for ranks in (ours, papers))
+    norms = np.sqrt((ours**2).sum(1) * (papers**2).sum(1))
+    rhos = ((ours * papers).sum(1) / np.where(norms > 0, norms, np.nan))[norms > 0]  # a constant side has no order
+    low, high = np.percentile(rhos, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def agreements(rows: Sequence[Row]) -> dict[tuple[str, str], Agreement]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from linear_probe.protocols import mean_and_deviation
 from linear_probe.results import Result, sealed, unsealed
 
 
@@ -59,3 +60,60 @@ def read_rows(path: Path) -> list[Row]:
 
 def _row(record: dict[str, Any]) -> Row:
     return Row(**{**record, "results": [Result(**result) for result in record["results"]]})
+
+
+def merge_seeds(rows: Sequence[Row]) -> list[Row]:
+    """Return one row for each trial: over several seeds, the mean accuracies and their deviations.
+
+    Command, commit and pictures are those of the first seed; hours are the mean.
+    """
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.grid, row.trial), []).append(row)
+    return [
+        replace(
+            repeated[0],
+            results=merge_results([result for row in repeated for result in row.results]),
+            hours=sum(row.hours for row in repeated) / len(repeated),
+        )
+        for repeated in groups.values()
+    ]
+
+
+def merge_results(results: Sequence[Result]) -> list[Result]:
+    """Return one result for each encoder, protocol, split and labels: over several seeds, their mean and deviation.
+
+    The settings are those of the first seed; `selected` has under `by_seed` what each seed had.
+    """
+    groups: dict[tuple[str, ...], dict[int, Result]] = {}
+    for result in results:
+        key = (result.encoder, result.protocol, result.split, result.labels, result.data)
+        groups.setdefault(key, {}).setdefault(result.seed, result)
+    return [_mean(list(repeated.values())) for repeated in groups.values()]
+
+
+def _mean(repeated: Sequence[Result]) -> Result:
+    """Return the mean of the results of several seeds; a single one unchanged."""
+    first, *others = repeated
+    if not others:
+        return first
+    accuracy, deviation = mean_and_deviation([result.accuracy for result in repeated])
+    by_seed = [
+        {
+            "seed": result.seed,
+            "accuracy": result.accuracy,
+            "selected_accuracy": result.selected_accuracy,
+            "layer": result.layer,
+            "t": result.t,
+            "checkpoint": result.checkpoint,
+        }
+        for result in repeated
+    ]
+    return replace(
+        first,
+        accuracy=accuracy,
+        deviation=deviation,
+        selected_accuracy=mean_and_deviation([result.selected_accuracy for result in repeated])[0],
+        seeds=[result.seed for result in repeated],
+        selected={**first.selected, "by_seed": by_seed},
+    )

@@ -145,7 +145,8 @@ class Parts:
     @cached_property
     def corruption(self) -> Corruption:
         """Return the corruption of z0."""
-        given = {"schedule": self.schedule, "image_shape": self.tokenizer.image_shape}
+        tokenizer = self.tokenizer
+        given = {"schedule": self.schedule, "image_shape": tokenizer.image_shape, "tokenizer": tokenizer}
         return self._build("corruption", "ldae.diffusion", Corruption, given)
 
     @cached_property

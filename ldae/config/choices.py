@@ -24,7 +24,9 @@ CLASSES: Mapping[str, Mapping[str, str]] = {
     "corruption": {
         "blend": "ldae.diffusion.corruptions.blend.Blend",
         "colour": "ldae.diffusion.corruptions.colour.Colour",
+        "component_mask": "ldae.diffusion.corruptions.component_mask.ComponentMask",
         "gaussian": "ldae.diffusion.corruptions.gaussian.Gaussian",
+        "gaussian_spectrum": "ldae.diffusion.corruptions.gaussian.GaussianSpectrum",
         "pixelate": "ldae.diffusion.corruptions.pixelate.Pixelate",
     },
     "init": {

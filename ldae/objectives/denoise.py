@@ -18,7 +18,7 @@ from ldae.diffusion.timesteps import Timesteps
 from ldae.diffusion.trajectory import Prediction
 from ldae.diffusion.weights import Weight
 from ldae.objectives.base import PretrainingObjective, full_precision
-from ldae.objectives.losses import Loss
+from ldae.objectives.losses import Loss, PCAWeighted
 from ldae.objectives.spaces import InputSpace, OutputSpace
 from ldae.tasks.base import Task
 from ldae.tokenizers.base import Tokenizer
@@ -68,9 +68,13 @@ class Criterion:
     weight: Weight
     loss: Loss
 
-    def __call__(self, out: Tensor, y: Tensor, level: NoiseLevel) -> Tensor:
-        """Return the weighted loss of each image, (B,), of out and y, (B, C, H, W) float32."""
-        return self.weight(level) * self.loss(out, y)
+    def __call__(self, out: Tensor, y: Tensor, level: NoiseLevel, hidden: Tensor | None = None) -> Tensor:
+        """Return the weighted loss of each image, (B,), of out and y, (B, C, H, W) float32.
+
+        Args:
+            hidden: latent numbers that the loss is restricted to, bool and broadcastable to (B, d, h, w); None for all.
+        """
+        return self.weight(level) * self.loss(out, y, None if hidden is None else self.loss.hidden(hidden))
 
 
 class Denoise(PretrainingObjective):
@@ -128,6 +132,10 @@ class Denoise(PretrainingObjective):
         if self.corruption.is_additive and isinstance(self.schedule, Steps):
             message = f"has no noise, so {corruption} would leave every image as it is; use schedule=cosine"
             raise ConfigError("schedule", "Steps", message)
+        if self.corruption.hides and not (self.output.latent or isinstance(self.criterion.loss, PCAWeighted)):
+            loss = type(self.criterion.loss).__name__
+            message = f"cannot be restricted to the components that {corruption} masks; use output=latent"
+            raise ConfigError("loss", loss, f"{message}, or loss=pca_weighted")
         if not usable_steps(self.schedule, self.target):
             message = f"determines x0 at no level of {schedule}; use target=x0"
             raise ConfigError("target", type(self.target).__name__, message)
@@ -166,16 +174,16 @@ class Denoise(PretrainingObjective):
             cond = self.task.augment_cond(cond, rng) if self.denoiser.training else cond
         out = self.denoiser(x_t, level, cond)
         with full_precision(batch.images):
-            losses, terms = self.losses(out.float(), y, z0, z_t, level)  # (B,)
+            losses, terms = self.losses(out.float(), y, z0, z_t, level, state.hidden)  # (B,)
             self.timesteps.record(level.t, losses.detach())
             losses = losses if importance is None else importance * losses
         return losses.mean(), self._by_level(losses.detach(), level) | _means(terms)
 
     def losses(
-        self, out: Tensor, y: Tensor, z0: Tensor, z_t: Tensor, level: NoiseLevel
+        self, out: Tensor, y: Tensor, z0: Tensor, z_t: Tensor, level: NoiseLevel, hidden: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of each image, (B,), and its terms to log, each (B,)."""
-        return self.criterion(out, y, level), {}
+        return self.criterion(out, y, level, hidden), {}
 
     def prediction(self, out: Tensor) -> Tensor:
         """Return the prediction of the target, (B, C, H, W), in an output of the network."""

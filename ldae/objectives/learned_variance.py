@@ -39,11 +39,11 @@ class DenoiseWithVariance(Denoise):
         self.check_noise("part", type(self).__name__)
 
     def losses(
-        self, out: Tensor, y: Tensor, z0: Tensor, z_t: Tensor, level: NoiseLevel
+        self, out: Tensor, y: Tensor, z0: Tensor, z_t: Tensor, level: NoiseLevel, hidden: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Add the variational bound to the loss (Eq. 16, arXiv 2102.09672)."""
         bound = self.variance.bound(out, z0, z_t, level)  # (B,)
-        losses = self.criterion(self.prediction(out), y, level)
+        losses = self.criterion(self.prediction(out), y, level, hidden)
         return losses + bound, {"vb": bound}
 
     def prediction(self, out: Tensor) -> Tensor:

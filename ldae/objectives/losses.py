@@ -15,25 +15,41 @@ from ldae.tokenizers.base import HasBasis, Tokenizer, varies
 
 
 class Loss(ABC):
-    """Loss of each image, (out, y) -> (B,)."""
+    """Loss of each image, the mean of its errors."""
 
     @abstractmethod
-    def __call__(self, out: Tensor, y: Tensor) -> Tensor:
-        """Return the loss of each image, (B,), of out and y, (B, C, H, W) float32."""
+    def errors(self, out: Tensor, y: Tensor) -> Tensor:
+        """Return the error of each number, (B, ...), of out and y, (B, C, H, W) float32."""
+
+    def __call__(self, out: Tensor, y: Tensor, where: Tensor | None = None) -> Tensor:
+        """Return the loss of each image, (B,), of out and y, (B, C, H, W) float32.
+
+        Args:
+            where: bool and broadcastable to `errors`, the numbers that count; None for all.
+        """
+        errors = self.errors(out, y)
+        if where is None:
+            return errors.flatten(1).mean(1)
+        where = where.expand_as(errors)
+        return (errors * where).flatten(1).sum(1) / where.flatten(1).sum(1)
+
+    def hidden(self, mask: Tensor) -> Tensor:
+        """Return where `errors` belong to the latent numbers that a mask (B, d, h, w) has, the residual included."""
+        return mask
 
 
 class L2(Loss):
     """Mean squared error of an image or latent."""
 
-    def __call__(self, out: Tensor, y: Tensor) -> Tensor:
-        return ((out - y) ** 2).flatten(1).mean(1)
+    def errors(self, out: Tensor, y: Tensor) -> Tensor:
+        return (out - y) ** 2
 
 
 class L1(Loss):
     """Mean absolute error of an image or latent (the loss of arXiv 2208.09392)."""
 
-    def __call__(self, out: Tensor, y: Tensor) -> Tensor:
-        return (out - y).abs().flatten(1).mean(1)
+    def errors(self, out: Tensor, y: Tensor) -> Tensor:
+        return (out - y).abs()
 
 
 class PCAWeighted(Loss):
@@ -76,8 +92,12 @@ class PCAWeighted(Loss):
         w[self.d :] *= self.tail
         return w.reshape(-1, 1, 1)
 
-    def __call__(self, out: Tensor, y: Tensor) -> Tensor:
-        return (self.weights().to(out.device) * self.basis.rotate(y - out) ** 2).flatten(1).mean(1)
+    def errors(self, out: Tensor, y: Tensor) -> Tensor:
+        return self.weights().to(out.device) * self.basis.rotate(y - out) ** 2  # (B, D, h, w)
+
+    def hidden(self, mask: Tensor) -> Tensor:
+        beyond = mask.new_ones(len(mask), len(self.basis.eigenvalues) - self.d, *mask.shape[2:])
+        return torch.cat([mask, beyond], dim=1)  # (B, D, h, w) or (B, D, 1, 1)
 
 
 class SpanWeighted(Loss):
@@ -117,11 +137,11 @@ class SpanWeighted(Loss):
             self._projector = (basis.T @ basis).float()
         return self._projector
 
-    def __call__(self, out: Tensor, y: Tensor) -> Tensor:
+    def errors(self, out: Tensor, y: Tensor) -> Tensor:
         residue = to_tokens(patchify(y - out, self.patch))  # (B, N, D)
         self._projector = self.projector().to(residue.device)
         inside = residue @ self._projector
-        return (inside**2 + self.tail * (residue - inside) ** 2).flatten(1).mean(1)
+        return inside**2 + self.tail * (residue - inside) ** 2
 
 
 def _smallest(variance: Tensor) -> Tensor:

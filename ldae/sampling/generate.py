@@ -59,13 +59,16 @@ class Generator:
         init: initial state of Cold Diffusion; None for Gaussian noise.
 
     Raises:
-        ConfigError: guidance of an unconditional network, or clipping of latents.
+        ConfigError: guidance of an unconditional network, clipping of latents, or a corruption that no sampler inverts.
     """
 
     def __init__(self, objective: Denoise, sampler: SamplerConfig, seed: int = 0, init: InitialState | None = None):
         self.objective, self.sampler, self.seed, self.init = objective, sampler, seed, init
         self.on_step: Callable[[], None] | None = None  # called before every pass through the network
         network = objective.denoiser
+        if not objective.corruption.samplable:
+            name = type(objective.corruption).__name__
+            raise ConfigError("corruption", name, "is for pretraining alone; sample a run with corruption=gaussian")
         if sampler.guidance != 1:
             if not objective.task.classes:
                 raise ConfigError("guidance", sampler.guidance, "needs a class-conditional network (task=labelled)")

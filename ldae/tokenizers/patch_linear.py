@@ -112,6 +112,11 @@ class PatchPCA(PatchLinear):
         self.check_fitted()
         return _apply(self.basis, patchify(residue, self.patch))
 
+    def variances(self) -> Tensor:
+        """Return the variance of each latent dimension over the training patches, (d,) float64."""
+        self.check_fitted()
+        return self.eigenvalues[: self.d].cpu() / self.scale.flatten().cpu().double() ** 2
+
     @torch.no_grad()
     def fit(self, batches: Iterable[Tensor]) -> Tokenizer:
         """Fit the eigenvectors of the exact covariance of all patches, in one pass over images in [-1, 1].

@@ -43,6 +43,11 @@ class Pixel(Tokenizer):
         """Project an image difference (B, 3, H, W) on the pixel basis: (B, D, h, w)."""
         return patchify(residue, self.patch)
 
+    def variances(self) -> Tensor:
+        """Return the variance of each latent dimension over the training patches, (d,) float64."""
+        self.check_fitted()
+        return self.eigenvalues.cpu() / self.scale.flatten().cpu().double() ** 2
+
     @torch.no_grad()
     def fit(self, batches: Iterable[Tensor]) -> Tokenizer:
         """Fit mean and variance of each of the D numbers in float64, in one pass over images in [-1, 1]."""

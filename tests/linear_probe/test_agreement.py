@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from scipy import stats
 
-from linear_probe.agreement import agreements
+from linear_probe.agreement import agreements, interval
 from linear_probe.results import Result
 from linear_probe.rows import Row
 
@@ -34,3 +36,24 @@ def test_grids_and_protocols_are_not_mixed_and_rows_without_a_paper_are_left_out
     rows += [row(p, "h", lbfgs=p) for p in (1, 2)]  # too few for an order
     found = {key: (round(a.rho, 6), a.count) for key, a in agreements(rows).items()}
     assert found == {("g", "lbfgs"): (1.0, 3), ("g", "knn"): (-1.0, 3)}
+
+
+def test_the_interval_is_that_of_scipys_bootstrap_and_always_the_same():
+    pairs = np.random.default_rng(1).normal(size=(13, 2)).cumsum(0)
+    low, high = interval(pairs)
+    reference = stats.bootstrap(
+        (pairs[:, 0], pairs[:, 1]),
+        lambda x, y: stats.spearmanr(x, y).statistic,
+        paired=True,
+        vectorized=False,
+        method="percentile",
+        n_resamples=4000,
+        rng=np.random.default_rng(2),
+    ).confidence_interval
+    assert (low, high) == pytest.approx((reference.low, reference.high), abs=0.03)
+    assert interval(pairs) == (low, high)
+    assert low < stats.spearmanr(*pairs.T).statistic < high
+
+
+def test_a_perfect_order_has_no_other_resample():
+    assert interval(np.array([[1.0, 2.0], [2.0, 5.0], [3.0, 9.0]])) == pytest.approx((1, 1))

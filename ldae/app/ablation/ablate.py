@@ -2,11 +2,12 @@
 
     ldae ablate grid=tokenizers data=cifar10 data.root=DIR/cifar10 budget=laptop out=OUT
     ldae ablate grid=FILE.yaml budget=demo out=OUT        # your own grid
+    ldae ablate grid=deconstruct ... seeds=[0,1,2]        # mean and deviation over three seeds
     ldae ablate grid=deconstruct ... dry=true             # print the plan and its cost
 
 Keys: grid= (deconstruct, tokenizers, pixel, schedules, targets, depth, level, seeds, or a YAML file) budget= (demo,
 laptop, gpu, paper) launcher= (here, slurm, local, basic) out= only=[TRIAL,...] images= parallel= dry= estimate=
-report=;
+report= seeds=;
 every other key applies to the pretraining of all trials (seed=, train.batch=, device=, ...), and keys that begin with
 `probe.` to their probes. Writes OUT/rows.jsonl (a line for each finished trial), OUT/others.jsonl (baselines, MAE),
 OUT/pictures and the report. The same command again resumes, within a trial too. If a trial fails, the others still
@@ -25,7 +26,7 @@ from typing import Any
 
 from ldae.app.ablation.ablation_dir import AblationDir
 from ldae.app.ablation.cost import probing_seconds, training_seconds
-from ldae.app.ablation.grid import grid_of, read_grid, select_trials, trials_of
+from ldae.app.ablation.grid import grid_of, read_grid, repeat, select_trials, trials_of
 from ldae.app.ablation.hours import cores
 from ldae.app.ablation.launcher import launch
 from ldae.app.ablation.report import write
@@ -35,12 +36,25 @@ from ldae.app.compose import compose, require, resolved
 from ldae.app.session import root_settings
 from ldae.config.schema import construct
 from ldae.core.errors import ConfigError, Fault
-from ldae.core.types import Count, PossiblyEmpty
+from ldae.core.types import Count, Natural, PossiblyEmpty
 from ldae.engine.runtime import resolve_device
 from ldae.engine.signals import StopFlag
 from linear_probe.rows import Row
 
-ABLATION_KEYS = ("grid", "budget", "launcher", "data", "out", "only", "images", "dry", "parallel", "estimate", "report")
+ABLATION_KEYS = (
+    "grid",
+    "budget",
+    "launcher",
+    "data",
+    "out",
+    "only",
+    "images",
+    "dry",
+    "parallel",
+    "estimate",
+    "report",
+    "seeds",
+)
 LENGTH = ("train.steps", "train.epochs")
 
 
@@ -56,6 +70,7 @@ class AblateSettings:
         parallel: number of trials that run at the same time; the budget's if None.
         estimate: time a few steps where no trial is finished.
         report: write the report at the end.
+        seeds: seeds that every trial is repeated with; the report has means and deviations. None repeats nothing.
     """
 
     out: str | None
@@ -65,6 +80,7 @@ class AblateSettings:
     parallel: Count | None
     estimate: bool
     report: bool
+    seeds: PossiblyEmpty[Natural]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -74,8 +90,8 @@ def main(argv: Sequence[str]) -> None:
     settings: AblateSettings = root_settings(AblateSettings, config)
     ablation_dir = AblationDir(Path(settings.out or "runs/ablate"))
     plans = plan_trials(config, settings, user)
-    rows = {p.trial.name: ablation_dir.finished_row(p) for p in plans}
-    missing = [p for p in plans if rows[p.trial.name] is None]
+    rows = {p.trial.label: ablation_dir.finished_row(p) for p in plans}
+    missing = [p for p in plans if rows[p.trial.label] is None]
     for planned in missing:
         check(planned)
     parallel = settings.parallel or construct(Budget, config["budget"], {}).parallel
@@ -124,8 +140,10 @@ def plan_trials(config: Mapping[str, Any], settings: AblateSettings, user: Seque
     name = str(config["grid"].get("name"))
     grid = grid_of(config["grid"], budget.grids.get(name, {}))
     trials = select_trials([*trials_of(grid), *baseline_trials(grid.name, budget)], settings.only)
+    if len(set(settings.seeds)) < len(settings.seeds):
+        raise ConfigError("seeds", settings.seeds, "must differ from each other")
     images = settings.images or budget.images_of(grid.name)
-    return [plan(trial, budget, images, user) for trial in trials]
+    return [plan(trial, budget, images, user) for trial in repeat(trials, settings.seeds)]
 
 
 def report_plan(
@@ -137,12 +155,12 @@ def report_plan(
     print(
         f"grid {plans[0].trial.grid}, budget {budget}: {len(plans)} trials, {each} images each, in {ablation_dir.out}"
     )
-    width = max(len(p.trial.name) for p in plans)
+    width = max(len(p.trial.label) for p in plans)
     for planned in plans:
         steps = planned.config["train"]["steps"]
         steps_done = completed_steps(ablation_dir, planned)
-        state = "done" if rows[planned.trial.name] else f"{steps_done} of {steps} steps" if steps_done else "missing"
-        print(f"  {planned.trial.name:{width}}  {state}{'  (baseline)' if planned.trial.is_baseline else ''}")
+        state = "done" if rows[planned.trial.label] else f"{steps_done} of {steps} steps" if steps_done else "missing"
+        print(f"  {planned.trial.label:{width}}  {state}{'  (baseline)' if planned.trial.is_baseline else ''}")
 
 
 def report_cost(done: Sequence[Row], missing: Sequence[PlannedTrial], parallel: int, estimate: bool) -> None:
@@ -202,7 +220,7 @@ class Reporter:
             if isinstance(outcome, Fault):
                 self.failures.append((planned, outcome))
                 log = self.ablation_dir.log(planned)
-                message = f"{planned.trial.name}: FAILED, {outcome}" + (f"; log: {log}" if log.exists() else "")
+                message = f"{planned.trial.label}: FAILED, {outcome}" + (f"; log: {log}" if log.exists() else "")
             else:
                 message = describe_trial(planned, outcome, seconds)
             print(f"[{self.ended}/{self.total}] {message}", flush=True)
@@ -237,7 +255,7 @@ def run_job(runner: Runner, job: Sequence[PlannedTrial], reporter: Reporter) -> 
 
 def failure_of(failures: Sequence[tuple[PlannedTrial, Fault]], total: int) -> Fault:
     """Return the fault of a call with failed trials; its exit code is that of the first failure."""
-    names = ", ".join(planned.trial.name for planned, _ in failures)
+    names = ", ".join(planned.trial.label for planned, _ in failures)
     fault = Fault(f"{len(failures)} of {total} trials failed: {names}; the same command runs them again")
     fault.code = failures[0][1].code
     return fault

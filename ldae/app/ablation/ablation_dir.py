@@ -61,11 +61,11 @@ class AblationDir:
 
     def log(self, planned: PlannedTrial) -> Path:
         """Return the file that collects the output of a trial's processes."""
-        return self.out / "logs" / planned.trial.grid / f"{planned.trial.name}.log"
+        return self.out / "logs" / planned.trial.grid / f"{planned.trial.label}.log"
 
     def record(self, planned: PlannedTrial) -> Path:
         """Return the file with a finished trial's row, baselines and config."""
-        return self.out / "trials" / planned.trial.grid / f"{planned.trial.name}.json"
+        return self.out / "trials" / planned.trial.grid / f"{planned.trial.label}.json"
 
     def keep(self, planned: PlannedTrial, row: Row, baselines: Sequence[Result]) -> None:
         """Write the record of a finished trial, and collect all records again."""
@@ -105,7 +105,7 @@ class AblationDir:
             for key, old, new in differences({k: record.get(k) for k in now}, now, ())
         ]
         raise UsageError(
-            f"{self.out} holds the trial {planned.trial.name} with other settings: {'; '.join(changes[:5])}. "
+            f"{self.out} holds the trial {planned.trial.label} with other settings: {'; '.join(changes[:5])}. "
             f"Give another out=, or delete {path} to run it again"
         )
 

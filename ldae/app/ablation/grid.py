@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ class Trial:
         with_baselines: whether its probe also scores the baselines.
         is_baseline: whether it is a baseline of the grid instead of one of its combinations.
         position: index in the grid.
+        seed: seed of its pretraining, where every trial is repeated over seeds; None for the config's.
     """
 
     grid: str
@@ -72,6 +73,12 @@ class Trial:
     with_baselines: bool = False
     is_baseline: bool = False
     position: int = 0
+    seed: int | None = None
+
+    @property
+    def label(self) -> str:
+        """Return the name of its record, log and messages: of the trial and, if it is repeated, its seed."""
+        return self.name if self.seed is None else f"{self.name}.seed{self.seed}"
 
 
 def read_grid(file: str) -> dict[str, Any]:
@@ -164,6 +171,25 @@ def _flat(values: Sequence[Any]) -> Iterator[Any]:
             yield from _flat(value)
         else:
             yield value
+
+
+def repeat(trials: Sequence[Trial], seeds: Sequence[int]) -> list[Trial]:
+    """Return the trials once for each seed, all of the first seed first; unchanged if there are no seeds.
+
+    Only the probes of the first seed score the baselines, which do not depend on it.
+    """
+    if not seeds:
+        return list(trials)
+    return [
+        replace(
+            trial,
+            seed=seed,
+            overrides=[*trial.overrides, f"seed={seed}"],
+            with_baselines=trial.with_baselines and seed == seeds[0],
+        )
+        for seed in seeds
+        for trial in trials
+    ]
 
 
 def select_trials(trials: Sequence[Trial], only: Sequence[str]) -> list[Trial]:

@@ -20,7 +20,7 @@ from linear_probe.rows import Row
 
 POLL = 0.5  # seconds between two checks of the jobs
 # keys of the call that its jobs do not inherit
-NOT_OF_A_JOB = ("only", "launcher", "parallel", "dry", "estimate", "report")
+NOT_OF_A_JOB = ("only", "seeds", "launcher", "parallel", "dry", "estimate", "report")
 
 
 class TrialJob:
@@ -75,17 +75,23 @@ def launch(
     executor.update_parameters(name="ldae-ablate", **parameters)
     shared = [w for w in argv if w.partition("=")[0].split(".")[0] not in NOT_OF_A_JOB]
     shared += ["launcher=here", "estimate=false", "report=false"]
-    names = [",".join(planned.trial.name for planned in job) for job in jobs]
     stop = StopFlag()
     with stop.listening():
         with executor.batch():
-            submitted = [executor.submit(TrialJob([*shared, f"only=[{n}]"], str(Path.cwd()))) for n in names]
+            submitted = [executor.submit(TrialJob([*shared, *_selection(job)], str(Path.cwd()))) for job in jobs]
         while not all(job.done() for job in submitted):
             stop.poll()
             time.sleep(POLL)
     for planned in (planned for job in jobs for planned in job):
         row = ablation_dir.finished_row(planned)
         report(planned, row or wrap_failure("the job", Fault.code, last_error(ablation_dir.log(planned))), 0.0)
+
+
+def _selection(job: Sequence[PlannedTrial]) -> list[str]:
+    """Return the arguments that select the trials of a job, which share a pretraining and so its seed."""
+    seed = job[0].trial.seed
+    names = ",".join(planned.trial.name for planned in job)
+    return [f"only=[{names}]", *([] if seed is None else [f"seeds=[{seed}]"])]
 
 
 def _ignore_usr2() -> None:

@@ -19,6 +19,7 @@ from ldae.config.build import Parts
 from ldae.core.errors import DataError, UsageError
 from linear_probe.agreement import agreements
 from linear_probe.results import title
+from linear_probe.rows import merge_results, merge_seeds
 
 SCHEDULES = ("ddpm_linear", "linear_gamma2", "linear_sigma", "constant_sigma")  # of the deconstruction path
 
@@ -43,6 +44,7 @@ def write(out: Path) -> None:
         DataError: the rows do not fit into one report.
     """
     rows, others = rows_in(out)
+    rows, others = merge_seeds(rows), merge_results(others)
     for (grid, protocol), agreement in agreements(rows).items():
         measured = f"Spearman's rank correlation with the paper's accuracies: {agreement}"
         print(f"{grid}, {title(protocol)}: {measured} ({agreement.count} trials)")

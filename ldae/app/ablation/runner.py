@@ -144,7 +144,7 @@ class Runner:
     def _probe(self, planned: PlannedTrial, run: Path) -> Row:
         """Probe a pretrained trial, draw its pictures and write its record."""
         trial = planned.trial
-        folder = run / f"probe-{trial.grid}-{trial.name}"
+        folder = run / f"probe-{trial.grid}-{trial.label}"
         baselines = f"baselines={str(trial.with_baselines).lower()}"
         argv = [argument("run", run), argument("out", folder), baselines, *planned.probe, *self.machine.argv]
         self._call("probe", argv, planned)
@@ -305,4 +305,4 @@ def describe_trial(planned: PlannedTrial, row: Row, seconds: float) -> str:
     if row.paper is not None:
         numbers.append(f"paper {row.paper:g}")
     cost = f"{row.hours:.3g} {row.unit}-hours" + (f", {seconds / 60:.1f} min here" if seconds else "")
-    return f"{planned.trial.name}: {', '.join(numbers)} ({cost})"
+    return f"{planned.trial.label}: {', '.join(numbers)} ({cost})"

@@ -170,7 +170,7 @@ def _named(trial: Trial) -> Iterator[None]:
     try:
         yield
     except Fault as fault:
-        message = Fault(f"trial {trial.name}: {fault}")
+        message = Fault(f"trial {trial.label}: {fault}")
         message.code = fault.code
         raise message from None
 

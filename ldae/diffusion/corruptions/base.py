@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -13,6 +14,11 @@ from ldae.core.types import BatchGenerator, NoiseLevel
 @dataclass(frozen=True)
 class State:
     """Random state of a corruption, fixed along the trajectory of an image; subclasses add fields."""
+
+    @property
+    def hidden(self) -> Tensor | None:
+        """Return which numbers of x0 the loss is restricted to, bool and broadcastable to x0; None for all."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -26,16 +32,28 @@ class Mixed(State):
     eps: Tensor
 
 
+@runtime_checkable
+class HasSpectrum(Protocol):
+    """Tokenizer whose latent dimensions have known variances over its training images."""
+
+    def variances(self) -> Tensor:
+        """Return the variance of each latent dimension, (d,) float64; raises NotFittedError before the fit."""
+
+
 class Corruption(ABC):
     """x0 -> x_t at a noise level; D(x0, t + 1) of Cold Diffusion (arXiv 2208.09392), whose D(x0, 0) is x0.
 
     Attributes:
         is_additive: x_t = gamma x0 + sigma eps with a `Mixed` state; targets other than x0 need it.
         pixel_only: it is defined for images in [-1, 1] of one size, not for latents; Cold Diffusion's rules invert it.
+        hides: its states have `hidden` numbers.
+        samplable: samplers can invert it; else it is for pretraining alone.
     """
 
     is_additive = False
     pixel_only = False
+    hides = False
+    samplable = True
 
     @abstractmethod
     def draw(self, x0: Tensor, rng: BatchGenerator) -> State:

@@ -1,11 +1,12 @@
-"""Additive Gaussian noise."""
+"""Additive Gaussian noise: white, or with a standard deviation for each latent dimension."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from ldae.core.errors import ConfigError
 from ldae.core.types import BatchGenerator, NoiseLevel, expand
-from ldae.diffusion.corruptions.base import Corruption, Mixed, State
+from ldae.diffusion.corruptions.base import Corruption, HasSpectrum, Mixed, State
 
 
 class Gaussian(Corruption):
@@ -19,3 +20,40 @@ class Gaussian(Corruption):
     def at(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:
         assert isinstance(state, Mixed)
         return expand(level.gamma, x0) * x0 + expand(level.sigma, x0) * state.eps
+
+
+class GaussianSpectrum(Gaussian):
+    """z_t = gamma_t z0 + sigma_t eps with eps_i ~ N(0, s_i^2) in latent dimension i, s_i^2 ~ v_i^power.
+
+    v_i is the variance of the dimension over the training images, and the mean of s_i^2 is 1. Power 0 is white noise.
+    Power 1 gives every dimension the same signal-to-noise ratio, as white noise does on latents of unit variance
+    (`tokenizer.scaling=each`); a power between them lies between `scaling=one` and `scaling=each`, a negative one adds
+    more noise where there is less signal. The target `eps` is the noise with these deviations.
+
+    Args:
+        tokenizer: one with eigenvalues (patch_pca, pixel).
+        power: of the variance.
+
+    Raises:
+        ConfigError: the tokenizer has no eigenvalues.
+    """
+
+    samplable = False  # samplers draw white noise
+
+    def __init__(self, tokenizer: object, power: float = 0.5):
+        if not isinstance(tokenizer, HasSpectrum):
+            name = type(tokenizer).__name__
+            raise ConfigError("part", "GaussianSpectrum", f"needs the variances of patch_pca or pixel; {name} has none")
+        self.tokenizer, self.power = tokenizer, power
+
+    def deviations(self) -> Tensor:
+        """Return s_i, (d, 1, 1) float32; a dimension that is constant over the training images has the smallest other."""
+        variances = self.tokenizer.variances()  # (d,) float64
+        positive = variances[variances > 0]
+        if not len(positive):
+            return variances.new_ones(len(variances), 1, 1).float()
+        squares = variances.clamp(min=positive.min()) ** self.power
+        return (squares / squares.mean()).sqrt().float().reshape(-1, 1, 1)
+
+    def draw(self, x0: Tensor, rng: BatchGenerator) -> Mixed:
+        return Mixed(eps=self.deviations().to(x0.device) * rng.normal(x0.shape))
