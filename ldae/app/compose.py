@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ldae.app.overrides import ASSIGNMENT, parse_override, suggestion
-from ldae.config.choices import CLASSES, CONFIGS, choices_of, groups_of, settings_of
+from ldae.config.choices import CLASSES, CONFIGS, DETERMINED, choices_of, groups_of, settings_of
 from ldae.core.errors import ConfigError, UsageError, did_you_mean
 
 
@@ -64,10 +64,12 @@ def compose(root: str, argv: Sequence[str], optional: Sequence[str] = ()) -> Dic
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = _composed(root, choices)
         values = [_rename_precision(o, config) for o in overrides if o not in groups]
+        added = [o for o in values if o.key_or_group in _unlisted(config, o.key_or_group)]
         for override in values:
-            _check_key(override, config)
+            if override not in added:
+                _check_key(override, config)
         extra = [o for o in map(parse_override, optional) if has_key(config, o.key_or_group)]
-        lines = [str(o.input_line) for o in (*extra, *values)]
+        lines = [f"+{o.input_line}" if o in added else str(o.input_line) for o in (*extra, *values)]
         return _composed(root, choices + lines) if lines else config
 
 
@@ -189,11 +191,28 @@ def _check_key(override: Override, config: DictConfig) -> None:
             close = difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
             hint = f"; did you mean {close[0]}?" if close else ""
             if not hint and isinstance(node, DictConfig):
-                hint = f"; {'.'.join(parts[:depth]) or 'the config'} has: {', '.join(map(str, node))}"
+                names = [*map(str, node), *(name.partition(".")[2] for name in _unlisted(config, key))]
+                hint = f"; {'.'.join(parts[:depth]) or 'the config'} has: {', '.join(names)}"
             raise ConfigError(key, override.value(), f"is not a key of this config{hint}")
         node = node._get_node(part)
         if isinstance(node, DictConfig) and node._is_none():
             node = None
+
+
+def _unlisted(config: DictConfig, key: str) -> list[str]:
+    """Return the keys GROUP.PARAMETER of a key's group that its file leaves to the default of the constructor."""
+    group, _, name = key.partition(".")
+    if not name or has_key(config, key) or not has_key(config, f"{group}.part"):
+        return []
+    part = config[group].get("part")
+    if not isinstance(part, str) or not part.startswith("ldae."):
+        return []
+    try:
+        defaults = settings_of(part)
+    except (ImportError, AttributeError, ValueError):
+        return []
+    names = [name for name in defaults if name not in DETERMINED]
+    return [f"{group}.{name}" for name in names if not has_key(config, f"{group}.{name}")]
 
 
 def has_key(config: DictConfig, key: str) -> bool:

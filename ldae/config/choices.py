@@ -97,6 +97,9 @@ CLASSES: Mapping[str, Mapping[str, str]] = {
     },
 }
 
+# parameters of constructors that other parts of a config determine
+DETERMINED = frozenset(["classes", "cond_channels", "encoder", "grid", "image_shape", "schedule", "tokenizer"])
+
 
 def settings_of(path: str) -> dict[str, Any]:
     """Return the config of a class: `part`, and the default of every parameter that has one.

@@ -7,7 +7,8 @@ from collections.abc import Collection
 
 from torch import Tensor, nn
 
-from ldae.core.types import Cond, NoiseLevel
+from ldae.core.types import BatchGenerator, Cond, NoiseLevel
+from ldae.nn.masking import Masking
 
 
 class Network(nn.Module, ABC):
@@ -34,6 +35,13 @@ class Denoiser(Network):
     @abstractmethod
     def forward(self, x_t: Tensor, level: NoiseLevel, cond: Cond | None = None) -> Tensor:
         """Predict the target: x_t (B, C, H, W) -> out (B, C', H', W')."""
+
+    def draw_masking(self, count: int, rng: BatchGenerator) -> Masking | None:
+        """Draw which tokens of `count` images the network sees in a training step; None if it sees all.
+
+        A network that returns a masking takes it as a fourth argument of `forward`.
+        """
+        return None
 
     def precompute(self, cond: Cond) -> Cond:
         """Return `cond` with features that depend on neither x_t nor the level, to reuse in many passes."""

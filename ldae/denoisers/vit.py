@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ldae.core.errors import ConfigError
-from ldae.core.types import Cond, Count, NoiseLevel, Positive
+from ldae.core.types import BatchGenerator, Cond, Count, Fraction, NoiseLevel, Positive
 from ldae.denoisers.base import Denoiser
 from ldae.denoisers.conditioning import LabelEmbedding, LevelEmbedding
 from ldae.nn.blocks import AdaLN, ConditionedBlock, ConditionedHead, Gelu
 from ldae.nn.embeddings import sincos_positions
+from ldae.nn.masking import Masking, count_visible
 from ldae.nn.patchify import patchify, to_grid, to_tokens, unpatchify
 
 
@@ -38,9 +39,12 @@ class ViTDenoiser(Denoiser):
         gelu: exact, or its tanh approximation.
         patch: p of x_t; overrides `grid`.
         classes: K; 0 for an unconditional network.
+        keep: fraction of the tokens that the encoder blocks see in training, as in MaskDiT (arXiv 2306.09305); a
+            learned token stands for each other one in the decoder blocks. Samplers and probes use all tokens.
 
     Raises:
-        ConfigError: heads does not divide width, width is not a multiple of 4, or grid or patch do not fit.
+        ConfigError: `keep` leaves no token, heads does not divide width, width is not a multiple of 4, or grid or patch
+            do not fit.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class ViTDenoiser(Denoiser):
         gelu: Gelu = "exact",
         patch: Count | None = None,
         classes: int = 0,
+        keep: Fraction = 1.0,
     ):
         super().__init__()
         if width % heads or width % 4:
@@ -74,15 +79,41 @@ class ViTDenoiser(Denoiser):
         self.labels = LabelEmbedding(classes, cond_width) if classes else None
         self.blocks = nn.ModuleList(ConditionedBlock(width, heads, cond_width, mlp_ratio, gelu) for _ in self.layers)
         self.head = ConditionedHead(width, cond_width, out_shape[0] * self.out_patch**2)
+        self.keep, self.mask_token = keep, None
+        if keep < 1:
+            if not count_visible(self.grid[0] * self.grid[1], 1 - keep):
+                raise ConfigError("keep", keep, f"leaves none of {self.grid[0] * self.grid[1]} tokens")
+            self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.apply(_initialise)
+        if self.mask_token is not None:
+            nn.init.normal_(self.mask_token, std=0.02)  # after the other weights, which `keep` does not change
         for layer in [self.head.linear, *(m.linear for m in self.modules() if isinstance(m, AdaLN))]:
             nn.init.zeros_(layer.weight)
 
-    def forward(self, x_t: Tensor, level: NoiseLevel, cond: Cond | None = None) -> Tensor:
+    def forward(
+        self, x_t: Tensor, level: NoiseLevel, cond: Cond | None = None, masking: Masking | None = None
+    ) -> Tensor:
         x, c = self.embed_patches(x_t) + self.positions, self.embed_condition(level, cond)
-        for block in self.blocks:
+        if masking is not None:
+            x = masking.gather_visible(x)  # (B, kept, D)
+        for layer, block in zip(self.layers, self.blocks, strict=True):
             x = block(x, c)  # (B, N, D)
+            if masking is not None and layer == self.encoder_layer:
+                x = self.insert_mask_tokens(x, masking)
         return unpatchify(to_grid(self.head(x, c), self.grid[0]), self.out_patch)  # (B, C', H', W')
+
+    def draw_masking(self, count: int, rng: BatchGenerator) -> Masking | None:
+        if self.mask_token is None or not self.training:
+            return None
+        return Masking.from_noise(rng.uniform((count, self.grid[0] * self.grid[1])), 1 - self.keep)
+
+    def insert_mask_tokens(self, x: Tensor, masking: Masking) -> Tensor:
+        """Return visible tokens (B, kept, D) and mask tokens with their positions, in order: (B, N, D)."""
+        assert self.mask_token is not None
+        B, N = masking.order.shape
+        missing = self.mask_token.to(x.dtype).expand(B, N - masking.num_visible, -1)
+        positions = (self.positions * masking.mask[..., None]).to(x.dtype)  # visible tokens have theirs
+        return masking.restore_order(torch.cat([x, missing], dim=1)) + positions
 
     def encode(
         self, x_t: Tensor, level: NoiseLevel, cond: Cond | None = None, layers: Collection[int] | None = None

@@ -13,7 +13,13 @@ from ldae.diffusion.schedules import NoiseSchedule
 
 
 class Timesteps(nn.Module, ABC):
-    """Distribution of the noise levels of a batch; its state is in buffers, which checkpoints keep."""
+    """Distribution of the noise levels of a batch; its state is in buffers, which checkpoints keep.
+
+    Attributes:
+        clean: fraction of the images that get no noise.
+    """
+
+    clean: float = 0.0
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,11 +33,23 @@ class Timesteps(nn.Module, ABC):
 
 
 class Uniform(Timesteps):
-    """t uniform, or as the schedule draws it (L_simple, Eq. 14 of arXiv 2006.11239)."""
+    """t uniform, or as the schedule draws it (L_simple, Eq. 14 of arXiv 2006.11239).
+
+    Args:
+        clean: fraction of the images that get no noise, gamma = 1 and sigma = 0, at t = 0. With masked tokens
+            (`denoiser.keep`) these steps are those of a masked autoencoder (UMD, arXiv 2406.17688).
+    """
+
+    def __init__(self, clean: Fraction = 0.0):
+        super().__init__()
+        self.clean = clean
 
     def draw(self, schedule: NoiseSchedule, count: int, rng: BatchGenerator) -> tuple[NoiseLevel, Tensor | None]:
-        """Draw levels by the schedule, without importance weights."""
-        return schedule.draw(count, rng), None
+        """Draw levels by the schedule, or without noise; no importance weights."""
+        level = schedule.draw(count, rng)
+        if self.clean:
+            level = noise_free(level, rng.uniform((count,)) < self.clean)
+        return level, None
 
 
 class LossAware(Timesteps):
@@ -81,6 +99,13 @@ class LossAware(Timesteps):
             else:
                 kept[self.counts[step]] = loss
                 self.counts[step] += 1
+
+
+def noise_free(level: NoiseLevel, where: Tensor | None = None) -> NoiseLevel:
+    """Return levels without noise, t = 0, gamma = 1 and sigma = 0, at `where`, (B,) bool; everywhere for None."""
+    where = torch.ones_like(level.t, dtype=torch.bool) if where is None else where
+    t, gamma, sigma = level.t.masked_fill(where, 0), level.gamma.masked_fill(where, 1), level.sigma
+    return NoiseLevel(t, gamma, sigma.masked_fill(where, 0))
 
 
 def _gather(rows: Tensor) -> Tensor:

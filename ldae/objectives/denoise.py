@@ -14,7 +14,7 @@ from ldae.denoisers.base import Denoiser, Network
 from ldae.diffusion.corruptions.base import Corruption
 from ldae.diffusion.schedules import NoiseSchedule, Steps
 from ldae.diffusion.targets import Target, usable_steps
-from ldae.diffusion.timesteps import Timesteps
+from ldae.diffusion.timesteps import Timesteps, noise_free
 from ldae.diffusion.trajectory import Prediction
 from ldae.diffusion.weights import Weight
 from ldae.objectives.base import PretrainingObjective, full_precision
@@ -132,6 +132,9 @@ class Denoise(PretrainingObjective):
         if self.corruption.is_additive and isinstance(self.schedule, Steps):
             message = f"has no noise, so {corruption} would leave every image as it is; use schedule=cosine"
             raise ConfigError("schedule", "Steps", message)
+        if self.timesteps.clean and self.target.requires_noise:
+            message = "has images without noise, and the target is built from the noise; use target=x0"
+            raise ConfigError("timesteps.clean", self.timesteps.clean, message)
         if self.corruption.hides and not (self.output.latent or isinstance(self.criterion.loss, PCAWeighted)):
             loss = type(self.criterion.loss).__name__
             message = f"cannot be restricted to the components that {corruption} masks; use output=latent"
@@ -139,7 +142,10 @@ class Denoise(PretrainingObjective):
         if not usable_steps(self.schedule, self.target):
             message = f"determines x0 at no level of {schedule}; use target=x0"
             raise ConfigError("target", type(self.target).__name__, message)
-        if not torch.isfinite(self.criterion.weight(self.schedule.at(torch.arange(self.T)))).all():
+        levels = self.schedule.at(torch.arange(self.T))
+        drawn = [levels, noise_free(levels)] if self.timesteps.clean else [levels]
+        weights = [self.criterion.weight(level) for level in drawn]
+        if not torch.isfinite(torch.cat(weights)).all():
             name = type(self.criterion.weight).__name__
             raise ConfigError("weight", name, f"is infinite at a level of {schedule}; use another")
 
@@ -172,7 +178,8 @@ class Denoise(PretrainingObjective):
             x_t = self.input.view(z_t)  # (B, C, H, W)
             y = self.target.of(self.output.clean(x0, z0), state, level)  # (B, C', H', W')
             cond = self.task.augment_cond(cond, rng) if self.denoiser.training else cond
-        out = self.denoiser(x_t, level, cond)
+            masking = self.denoiser.draw_masking(len(x0), rng)
+        out = self.denoiser(x_t, level, cond, *([] if masking is None else [masking]))
         with full_precision(batch.images):
             losses, terms = self.losses(out.float(), y, z0, z_t, level, state.hidden)  # (B,)
             self.timesteps.record(level.t, losses.detach())

@@ -47,7 +47,7 @@ class GaussianSpectrum(Gaussian):
         self.tokenizer, self.power = tokenizer, power
 
     def deviations(self) -> Tensor:
-        """Return s_i, (d, 1, 1) float32; a dimension that is constant over the training images has the smallest other."""
+        """Return s_i, (d, 1, 1) float32; a dimension constant over the training images has the least other v."""
         variances = self.tokenizer.variances()  # (d,) float64
         positive = variances[variances > 0]
         if not len(positive):

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from ldae.core.errors import ConfigError
-from ldae.core.types import NoiseLevel
+from ldae.core.types import BatchGenerator, NoiseLevel
 from ldae.denoisers.vit import ViTDenoiser
 from ldae.nn.attention import Attention
 from ldae.nn.blocks import ConditionedBlock
 from ldae.nn.embeddings import sincos_positions, sinusoid
+from ldae.nn.masking import Masking
 
 
 def level(*t):
@@ -185,3 +186,40 @@ def test_opened_gates_make_plain_blocks():
     tokens = net.encode(x, level(3, 900))
     assert not torch.allclose(tokens[1], tokens[4])
     assert torch.equal(tokens[4], net.encode(x, level(500, 0))[4])  # the level says nothing yet
+
+
+def test_masked_tokens_do_not_reach_the_output_and_the_order_of_the_visible_ones_does_not_matter():
+    net, x = randomised(network(keep=0.25)), torch.randn(2, 3, 16, 16)
+    masking = net.draw_masking(2, BatchGenerator([0]))
+    assert masking.num_visible == 4
+    out = net(x, level(3, 900), None, masking)
+    assert out.shape == (2, 3, 16, 16)
+    hidden = masking.mask.reshape(2, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    assert torch.equal(net(torch.where(hidden, 9.0, x), level(3, 900), None, masking), out)
+    assert not torch.allclose(net(torch.where(hidden, x, 9.0), level(3, 900), None, masking), out)
+    permuted = torch.cat([masking.order[:, :4].flip(1), masking.order[:, 4:].flip(1)], 1)
+    torch.testing.assert_close(net(x, level(3, 900), None, Masking(permuted, 4)), out, atol=1e-5, rtol=1e-5)
+
+
+def test_with_all_tokens_visible_masking_changes_nothing():
+    net, x = randomised(network(keep=0.5)), torch.randn(2, 3, 16, 16)
+    everything = Masking.from_noise(torch.rand(2, 16), 0.0)
+    torch.testing.assert_close(net(x, level(3, 900), None, everything), net(x, level(3, 900)), atol=1e-5, rtol=1e-5)
+
+
+def test_keep_changes_neither_the_other_weights_nor_what_probes_and_samplers_see():
+    dense, sparse, x = network(), network(keep=0.5), torch.randn(2, 3, 16, 16)
+    weights = sparse.state_dict()
+    assert weights.pop("mask_token").shape == (1, 1, 32)
+    assert all(torch.equal(value, weights[name]) for name, value in dense.state_dict().items())
+    assert len(weights) == len(dense.state_dict())
+    assert dense.draw_masking(2, BatchGenerator([0])) is None
+    assert sparse.eval().draw_masking(2, BatchGenerator([0])) is None
+    dense.load_state_dict(weights)
+    a, b = dense.encode(x, level(3, 900)), sparse.encode(x, level(3, 900))
+    assert all(torch.equal(a[layer], b[layer]) for layer in a)
+
+
+def test_a_network_that_sees_no_token_is_refused():
+    with pytest.raises(ConfigError, match=r"keep=0\.05 leaves none of 16 tokens"):
+        network(keep=0.05)

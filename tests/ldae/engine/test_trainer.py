@@ -165,6 +165,24 @@ def test_muon_stopped_and_resumed_is_straight(config, tmp_path, argv):
     assert last["loss"] < first["loss"]
 
 
+CLEAN = ("experiment=deconstruct/08_clean_latent", "data=digits", "denoiser=vit_64x4", "weight=one")
+MASKED = [(*CLEAN, "denoiser.keep=0.5", "timesteps.clean=0.5"),
+          (*CLEAN, "corruption=component_mask", "data.d=3", "corruption.noise=true")]  # fmt: skip
+
+
+@pytest.mark.parametrize("argv", MASKED)
+def test_masked_training_stopped_and_resumed_is_straight(config, tmp_path, argv):
+    trainer(config, tmp_path / "straight", argv=argv).fit()
+    flag = StopFlag()
+    with pytest.raises(Interrupted):
+        trainer(config, tmp_path / "stopped", argv=argv, monitors=[StopAt(flag, 5)], stop=flag).fit()
+    trainer(config, tmp_path / "stopped", argv=argv).fit()
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "straight")
+    assert same(weights(tmp_path / "stopped"), weights(tmp_path / "straight"))
+    first, *_, last = rows(tmp_path / "straight")
+    assert last["loss"] < first["loss"]
+
+
 DIT = ("task=labelled", "denoiser=dit_128x8", "input=latent", "output=latent", "target=eps",
        "objective=learned_variance", "schedule=ddpm_linear", "weight=one", "loss=l2")  # fmt: skip
 

@@ -1,0 +1,24 @@
+"""Keys of a config: those of its files, and those that a constructor has beside them."""
+
+from __future__ import annotations
+
+import pytest
+
+from ldae.core.errors import ConfigError
+
+
+def test_parameters_that_a_file_leaves_to_the_constructor_are_keys_and_off_otherwise(config):
+    assert "keep" not in config("pretrain", "denoiser=vit_64x4")["denoiser"]
+    spec = config("pretrain", "denoiser=vit_64x4", "denoiser.keep=0.5", "denoiser.gelu=tanh")["denoiser"]
+    assert (spec["keep"], spec["gelu"], spec["width"]) == (0.5, "tanh", 64)
+
+
+@pytest.mark.parametrize("key", ["denoiser.kep", "denoiser.classes", "denoiser.schedule", "optim.layer_decay"])
+def test_keys_of_no_parameter_and_parameters_that_other_parts_determine_are_refused(config, key):
+    with pytest.raises(ConfigError, match=f"{key}=3 is not a key of this config"):
+        config("pretrain", "denoiser=vit_64x4", f"{key}=3")
+
+
+def test_the_hint_names_the_parameters_too(config):
+    with pytest.raises(ConfigError, match=r"denoiser has: .*width.*keep"):
+        config("pretrain", "denoiser=vit_64x4", "denoiser.fraction=3")
