@@ -30,10 +30,22 @@ class Agreement:
     low: float
     high: float
 
+    @property
+    def estimate(self) -> str:
+        """Return rho with two digits, never a zero with a sign."""
+        return _two_digits(self.rho)
+
+    @property
+    def range(self) -> str:
+        """Return the interval with two digits."""
+        return f"95 % interval {_two_digits(self.low)} to {_two_digits(self.high)}"
+
     def __str__(self) -> str:
-        """Return rho and its interval with two digits, never a zero with a sign."""
-        rho, low, high = (f"{round(value, 2) + 0:.2f}" for value in (self.rho, self.low, self.high))
-        return f"{rho} (95 % interval {low} to {high})"
+        return f"{self.estimate} ({self.range})"
+
+
+def _two_digits(value: float) -> str:
+    return f"{round(value, 2) + 0:.2f}"
 
 
 def agreement(rows: Sequence[Row], protocol: str) -> Agreement | None:

@@ -145,7 +145,7 @@ class Muon(AdamW):
         if not chosen:
             name = type(network).__name__
             raise ConfigError(
-                "part", "Muon", f"is for the matrices of transformer blocks, and {name} has none; use adamw"
+                "part", "Muon", f"is for the matrices of transformer blocks, and {name} has none; use optim=adamw"
             )
         muon = MuonOptimizer(chosen.values(), self.blr, self.momentum, self.weight_decay)
         for group in muon.param_groups:

@@ -223,8 +223,9 @@ def test_spearman_by_hand():
     found = agreement(rows_of(entries([1, 2, 3, 4, 5, 99], [20, 10, 40, 30, 50, None])), "lbfgs")
     assert found is not None
     assert (round(found.rho, 12), found.count) == (0.8, 5)
-    assert str(agreement(rows_of(entries([3, 2, 1], [1, 2, 3])), "lbfgs")) == "-1.00"
-    assert str(Agreement(-1e-4, 5)) == "0.00"
+    inverse = agreement(rows_of(entries([3, 2, 1], [1, 2, 3])), "lbfgs")
+    assert str(inverse) == "-1.00 (95 % interval -1.00 to -1.00)"
+    assert str(Agreement(-1e-4, 5, -1e-4, 0.5)) == "0.00 (95 % interval 0.00 to 0.50)"
 
 
 @pytest.mark.parametrize("paper", [[1, 2, None], [5, 5, 5], [None] * 3])

@@ -70,6 +70,19 @@ def test_masked_components_are_zero_and_the_others_are_as_they_were_or_noised():
         assert torch.equal(z_t[~state.mask], expected[~state.mask])
 
 
+@pytest.mark.parametrize("kind", [ComponentMask, GaussianSpectrum])
+def test_the_state_of_a_slice_is_its_own_and_other_seeds_draw_others(kind):
+    corruption, z0 = kind(pca(12)), torch.randn(8, 12, 2, 2)
+    level = LinearSigma().at(torch.full((8,), 500))
+    whole = corruption.at(z0, level, corruption.draw(z0, BatchGenerator([1, 2])))
+    half = LinearSigma().at(torch.full((4,), 500))
+    for k in (0, 1):
+        part = z0[4 * k : 4 * k + 4]
+        alone = corruption.at(part, half, corruption.draw(part, BatchGenerator([k + 1])))
+        assert torch.equal(alone, whole[4 * k : 4 * k + 4])
+    assert not torch.equal(corruption.at(z0, level, corruption.draw(z0, BatchGenerator([3, 4]))), whole)
+
+
 def parts_of(config, *argv):
     parts = Parts(config("pretrain", "data=digits", "denoiser=vit_64x4", "target=x0", "weight=one", *argv))
     side = parts.data.size

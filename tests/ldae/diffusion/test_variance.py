@@ -183,7 +183,7 @@ def test_gradient_descent_on_the_term_finds_the_variance_of_the_error():
 def test_a_fixed_variance_adds_nothing_and_leaves_the_answer_as_it_is(config):
     objective, out = Parts(config("pretrain", *LATENT)).objective, normal(1)
     level = DDPMLinear().at(torch.zeros(6, dtype=torch.long))
-    losses, terms = objective.losses(out, out, out, out, level)
+    losses, terms = objective.losses(out, out, out, out, level, None)
     assert not losses.any()
     assert terms == {}
     assert objective.prediction(out) is out
