@@ -147,7 +147,7 @@ def test_samples_begun_otherwise_are_refused(ddpm, tmp_path):
         ("sample", ("classes=[1]",), "classes=[1] is set, and this network has no class labels"),
         ("sample", ("count=0",), "count=0 must be at least 1"),
         ("sample", ("sampler=dimm",), "did you mean 'ddim'?"),
-        ("sample", ("sampler=learned",), "needs a variance that was learned"),
+        ("sample", ("sampler=learned",), "needs a learned variance"),
         ("sample", ("spacing=trailing", "spacing.count=2000"), "spacing.count=2000"),
         ("sample", ("low=x.npz",), "low='x.npz' is not for this run"),
         ("sample", ("init=coarse_gaussian",), "is random; use init=mixed_signal"),
