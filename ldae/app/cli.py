@@ -9,13 +9,14 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ldae.app import provenance
 from ldae.app.help import command_help, usage_of
-from ldae.core.errors import Fault, UsageError, did_you_mean
+from ldae.core.errors import Fault, Interrupted, UsageError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -202,8 +203,15 @@ def composed(config: str, argv: Sequence[str]) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(resolved(compose(config, argv))))
 
 
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return f"warning: {message}\n"
+
+
 def guarded(call: Callable[[], None]) -> int:
     """Call a function, print one sentence for a failure, and return the exit code."""
+    warnings.formatwarning = _format_warning
     try:
         call()
     except Fault as fault:
@@ -228,7 +236,8 @@ def guarded(call: Callable[[], None]) -> int:
 def _exit(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if code == Interrupted.code or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # an interrupted command is to end at once, and the end of an interpreter with torch takes seconds;
         # gloo's threads free the last barrier's tensors at an arbitrary time and abort if the interpreter is ending by
         # then; torchrun would report a finished run as failed
         atexit._run_exitfuncs()

@@ -82,7 +82,9 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     try:
         plain = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
-        raise UsageError(f"config: {_first_line(error)}") from None
+        key = getattr(error, "full_key", None)
+        advice = "${...} refers to another key; write \\${...} for the text itself"
+        raise UsageError(f"{key or 'config'}: {_first_line(error)}; {advice}") from None
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
@@ -189,6 +191,7 @@ def _check_key(override: Override, config: DictConfig) -> None:
             keys = [".".join(path) for path in _paths(config)]
             key = override.key_or_group
             close = difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
+            close = close or [name for name in keys if name.rpartition(".")[2] == parts[-1]][:1]
             hint = f"; did you mean {close[0]}?" if close else ""
             if not hint and isinstance(node, DictConfig):
                 names = [*map(str, node), *(name.partition(".")[2] for name in _unlisted(config, key))]

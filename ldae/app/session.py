@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -357,8 +357,16 @@ def is_finished(run: RunFolder, config: Mapping[str, Any]) -> bool:
     return run.status().get("state") == "done" and not differences(saved, config, IGNORED_ON_RESUME)
 
 
-def start_run(run: RunFolder, config: Mapping[str, Any], splits: Splits) -> None:
-    """Write the run's config and data fingerprint, or compare them with those of the run on disk.
+def no_start() -> None:
+    """Do nothing: only the main process writes the config of a run."""
+
+
+def start_run(run: RunFolder, config: Mapping[str, Any], splits: Splits) -> Callable[[], None]:
+    """Write a new run's config and data fingerprint, or compare them with those of the run on disk.
+
+    Returns:
+        A function that writes those of a run on disk, to be called once nothing can refuse to continue it: a command
+        that is refused leaves them as they are.
 
     Raises:
         UsageError: the run on disk has other images or other splits.
@@ -369,5 +377,11 @@ def start_run(run: RunFolder, config: Mapping[str, Any], splits: Splits) -> None
     if path.exists():
         check_same_config(read_sealed_json(path), summary, ["unreadable", "notes", *config["allow"]])
     unreadable = [list(pair) for pair in splits.bad]
-    write_sealed_json(path, {**summary, "unreadable": unreadable, "notes": list(splits.notes)})
-    write_sealed_json(run.path / "config.json", dict(config))
+
+    def write() -> None:
+        write_sealed_json(path, {**summary, "unreadable": unreadable, "notes": list(splits.notes)})
+        write_sealed_json(run.path / "config.json", dict(config))
+
+    if not path.exists():
+        write()
+    return write

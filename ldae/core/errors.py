@@ -17,6 +17,13 @@ class Fault(Exception):
     code = 70
 
 
+def as_written(value: Any) -> str:
+    """Return a value as a command line or YAML has it: null, true and false, else as Python prints it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return repr(value)
+
+
 class ConfigError(Fault):
     """A config key has an invalid value; the message names the key, the value and the values that are valid.
 
@@ -30,7 +37,7 @@ class ConfigError(Fault):
 
     def __init__(self, key: str, value: Any, expectation: str):
         self.key, self.value, self.expectation = key, value, expectation
-        super().__init__(f"{key}={value!r} {expectation}")
+        super().__init__(f"{key}={as_written(value)} {expectation}")
 
     def with_prefix(self, group: str) -> ConfigError:
         """Return this error with `group.` before its key, so that the key counts from the root of the config."""

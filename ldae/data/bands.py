@@ -150,9 +150,9 @@ class TiffLayout:
             BadImage: there are more bands than colours and none is chosen, or strips are missing.
         """
         if bands.channels is None and not self.is_colour:
+            choices = "data.channels=[RED,GREEN,BLUE] or [BAND]" if self.samples > 2 else "data.channels=[BAND]"
             raise BadImage(
-                f"has {self.samples} bands that are not grey or red, green and blue; give "
-                "data.channels=[RED,GREEN,BLUE], the bands to take, from 0"
+                f"has {self.samples} bands that are not grey or red, green and blue; give {choices}, counted from 0"
             )
         if STRIP_OFFSETS in self.tags and HEIGHT in self.tags:
             rows, height = self.tags.get(STRIP_ROWS, 2**32 - 1), int(self.tags[HEIGHT])

@@ -72,12 +72,16 @@ def read_rgb(source: Source, max_pixels: int, bands: Bands = DEFAULT_BANDS) -> I
         StorageError: the disk or the network fails.
     """
     content = read_bytes(source)
+    if not content:
+        raise BadImage("is empty")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large images; `max_pixels` refuses them
             return _decode(content, max_pixels, bands)
     except BadImage:
         raise
+    except UnidentifiedImageError:
+        raise BadImage("is no image that can be decoded") from None
     except Exception as error:  # the decoders raise many types, some of them undocumented
         raise BadImage(f"{type(error).__name__}: {error}") from None
 

@@ -114,7 +114,12 @@ class RunFolder:
         write_json(self.path / "status.json", value)
 
     def set_failed(self, fault: Fault) -> None:
-        """Write the status of a run that ended with a fault, if the folder is still writable."""
+        """Write the status of a run that ended with a fault, if the folder is still writable.
+
+        A refused command leaves the status of the run that it would have continued as it was.
+        """
+        if fault.code == UsageError.code and self.path not in self._made and self.status():
+            return
         state = "interrupted" if fault.code == Interrupted.code else "failed"
         with contextlib.suppress(OSError, Fault):
             self.set_status(state, self.status().get("step", 0), fault.code, str(fault))

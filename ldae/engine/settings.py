@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 from ldae.core.errors import ConfigError
-from ldae.core.types import Count, Fraction, NonNegative, Positive
+from ldae.core.types import Count, Fraction, NonNegative, Positive, Range
 from ldae.engine.precision import PrecisionSetting
 
 
@@ -21,10 +22,10 @@ class TrainSettings:
         precision: precision of matrix products (ldae.engine.precision); weights, tokenizers and losses are fp32.
         clip: maximum norm of the gradient; 0 for no clipping.
         ema: decay of the average of the weights; 0 for none.
-        compile: whether torch.compile compiles each transformer block.
-        recompute: whether activations in a block are recomputed in the backward pass: less memory, more time.
-        shard: whether weights, gradients, moments and averages are sharded over processes (FSDP2), for networks that
-            exceed the memory of one.
+        compile: compile each transformer block by torch.compile.
+        recompute: recompute the activations of a block in the backward pass: less memory, more time.
+        shard: shard weights, gradients, moments and averages over processes (FSDP2), for networks that exceed the
+            memory of one.
         log_every: steps between rows of metrics.jsonl.
         checkpoint_every: steps between checkpoints.
         keep: number of checkpoints to keep.
@@ -33,7 +34,7 @@ class TrainSettings:
     """
 
     batch: Count
-    steps: Count | None = None
+    steps: Annotated[int, Range(low=1, high=10**9)] | None = None
     epochs: Positive | None = None
     accumulate: Count = 1
     precision: PrecisionSetting = "auto"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -72,6 +72,7 @@ class RunContext:
         title: name of the trained module, where it is not the run's own network.
         can_shard: whether `train.shard` is supported: all processes have the monitors.
         threads: adapts the number of threads to the load at every step, or None.
+        on_start: called by the main process before the first step, once a checkpoint is loaded and fits the settings.
     """
 
     run: RunFolder
@@ -83,6 +84,7 @@ class RunContext:
     title: str = ""
     can_shard: bool = False
     threads: AdaptiveThreads | None = None
+    on_start: Callable[[], None] = lambda: None
 
 
 class Trainer:
@@ -142,6 +144,8 @@ class Trainer:
             StorageError, CheckpointError: as their names say.
         """
         self._resume()
+        if self.world.main:
+            self.context.on_start()
         log = self._open_log()
         batches = self.loader.batches(self.state.step)
         with self.stop.deferred(), contextlib.ExitStack() as closing:

@@ -75,6 +75,8 @@ def find_checkpoint(run: Path, step: int | None = None) -> Checkpoint:
         CheckpointError: the run has none, or it is damaged.
     """
     root = run / "checkpoints"
+    if not run.is_dir():
+        raise CheckpointError(f"run={run} does not exist; give the folder that pretraining wrote (out=)")
     if step is not None:
         if not checkpoint_folder(root, step).exists():
             steps = ", ".join(str(int(path.name.rpartition("-")[2])) for path in list_checkpoints(root)) or "none"

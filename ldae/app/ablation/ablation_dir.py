@@ -143,6 +143,8 @@ def rows_in(out: Path) -> tuple[list[Row], list[Result]]:
         CheckpointError: there are none, or they are damaged.
     """
     path = out / ROWS
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; give the out= of an ablation")
     try:
         others = (out / OTHERS).read_text().splitlines() if (out / OTHERS).exists() else []
         rows = read_rows(path)

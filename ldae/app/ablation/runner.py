@@ -303,6 +303,6 @@ def describe_trial(planned: PlannedTrial, row: Row, seconds: float) -> str:
     """Return a line on a finished trial: accuracies and cost."""
     numbers: list[Any] = [f"{r.protocol} {r.accuracy:.2f}" for r in row.results]
     if row.paper is not None:
-        numbers.append(f"paper {row.paper:g}")
+        numbers.append(f"published {row.paper:g}")
     cost = f"{row.hours:.3g} {row.unit}-hours" + (f", {seconds / 60:.1f} min here" if seconds else "")
     return f"{planned.trial.label}: {', '.join(numbers)} ({cost})"

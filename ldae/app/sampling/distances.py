@@ -139,7 +139,7 @@ def classifier(session: Session, splits: Splits) -> tuple[Classifier, str]:
     """Return the classifier of the perceptual loss and its cache key; train it if the cache has none."""
     sub = Session(classifier_config(session.config))
     sub.stop, sub.world = session.stop, session.world
-    key = ensure_perceptual(sub, splits)
+    key = ensure_perceptual(sub, splits, "give features=RUN, the folder of a run, or features=inception")
     network = sub.parts.perceptual
     assert isinstance(network, Classifier)
     assert key is not None

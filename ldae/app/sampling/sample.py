@@ -38,8 +38,10 @@ from ldae.config.build import Parts
 from ldae.core.errors import ConfigError, DataError
 from ldae.core.files import has_intact_tensors, load_tensors, open_atomic, save_tensors, write_json, write_sealed_json
 from ldae.core.progress import Progress
-from ldae.core.types import Cond, Count, Natural
+from ldae.core.types import BatchGenerator, Cond, Count, Natural
 from ldae.data.images import Splits
+from ldae.diffusion.corruptions.base import Corruption, Mixed, State
+from ldae.diffusion.corruptions.blend import Blend
 from ldae.diffusion.initial_states import CoarseGaussian, InitialState
 from ldae.diffusion.samplers import Cold
 from ldae.diffusion.trajectory import SamplingStep
@@ -192,10 +194,18 @@ def check_init(generator: Generator, config: Mapping[str, Any]) -> None:
     if config.get("init") or not (corruption.pixel_only or isinstance(rule, Cold)):
         return
     name = type(corruption if corruption.pixel_only else rule).__name__
-    message = (
-        f"is not set, and {name} does not start from noise; use init=mixed_signal, init=coarse_gaussian or ldae restore"
-    )
+    message = f"is not set, and {name} does not start from noise; use {_init_for(corruption)}ldae restore"
     raise ConfigError("init", None, message)
+
+
+def _init_for(corruption: Corruption) -> str:
+    """Return the initial states that suit a corruption, for an error message."""
+    if isinstance(corruption, Blend):  # its images are not loaded yet
+        return "init=mixed_signal or "
+    state = corruption.draw(torch.zeros(1, 3, 32, 32), BatchGenerator([0]))
+    if isinstance(state, Mixed):
+        return "init=mixed_signal or "
+    return "init=coarse_gaussian or " if type(state) is State else ""
 
 
 def initial_state(generator: Generator, config: Mapping[str, Any], session: Session) -> InitialState | None:

@@ -25,7 +25,7 @@ from ldae.app.compose import compose, resolved
 from ldae.app.precision import announce, saved_config
 from ldae.app.probing.tables import data_source, warn_of_labels
 from ldae.app.provenance import command, commit
-from ldae.app.session import Session, is_finished, root_settings, session_of, start_run, train_settings
+from ldae.app.session import Session, is_finished, no_start, root_settings, session_of, start_run, train_settings
 from ldae.core.errors import ConfigError, DataError
 from ldae.core.files import json_hash
 from ldae.core.rng import seed_of
@@ -93,8 +93,7 @@ def main(argv: Sequence[str]) -> None:
         announce(session.precision)
         splits = session.splits(labels_for="fine-tuning")
         warnings = check_data(splits, session, settings)
-        if session.world.main:
-            start_run(folder, session.config, splits)
+        on_start = start_run(folder, session.config, splits) if session.world.main else no_start
         module = classifier(encoder, settings, splits, session)
         loader = session.loader(splits.train, session.parts.augment, check_even(train.batch))
         record = {"config": session.config, "data": splits.fingerprint}
@@ -103,7 +102,14 @@ def main(argv: Sequence[str]) -> None:
             [HoldOut(module, splits.holdout, session, every)] if settings.num_evals and session.world.main else []
         )
         job = RunContext(
-            folder, session.world, record, evaluations, session.stop, session.progress, threads=session.threads
+            folder,
+            session.world,
+            record,
+            evaluations,
+            session.stop,
+            session.progress,
+            threads=session.threads,
+            on_start=on_start,
         )
         trainer = Trainer({MODEL: module}, loader, session.parts.optim, train, session.seed, job)
         trainer.fit()

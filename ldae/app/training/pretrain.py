@@ -21,7 +21,7 @@ from typing import Any, Literal
 from ldae.app.compose import compose, require, resolved
 from ldae.app.overrides import command
 from ldae.app.precision import saved_config
-from ldae.app.session import Session, is_finished, settings_of, start_run, train_settings
+from ldae.app.session import Session, is_finished, no_start, settings_of, start_run, train_settings
 from ldae.app.training.latent_cache import train_images
 from ldae.app.training.monitors import MonitorSettings, OnlineKNN, preview
 from ldae.app.training.overview import overview
@@ -77,13 +77,12 @@ def pretrain(config: dict[str, Any]) -> Path:
         check_classes(session, splits)
         if isinstance(objective, Denoise):
             session.load_blend_images(objective.corruption)
-        if session.world.main:
-            start_run(run, config, splits)
-        total = train(session, objective, splits, settings, monitor, run)
+        write_config = start_run(run, config, splits) if session.world.main else no_start
+        total = train(session, objective, splits, settings, monitor, run, write_config)
         if session.world.main:
             run.set_status("done", total)
             print(f"done: {run.path}")
-            if splits.labelled:
+            if len(splits.classes) > 1:
                 print(f"  probe it:  {command('probe', run=run.path)}")
             print(f"  curves:  tensorboard --logdir {shlex.quote(str(run.path))}")
     return run.path
@@ -96,6 +95,7 @@ def train(
     settings: TrainSettings,
     monitor: MonitorSettings,
     run: RunFolder,
+    on_start: Callable[[], None],
 ) -> int:
     """Load or fit the tokenizer, then train the objective on the training images.
 
@@ -106,6 +106,7 @@ def train(
         settings: length and settings of the training.
         monitor: settings of the evaluations.
         run: folder of the run, locked.
+        on_start: called before the first step.
 
     Returns:
         The total number of steps.
@@ -136,6 +137,7 @@ def train(
         session.progress,
         can_shard=True,
         threads=session.threads,
+        on_start=on_start,
     )
     Trainer({MODEL: objective}, loader, optim, settings, session.seed, context).fit()
     return total

@@ -273,8 +273,15 @@ def _tokenizer_monitors(session: Session, splits: Splits, settings: TrainSetting
     return [FilterPanel(tokenizer), ReconstructionPanel(tokenizer, images, every)]
 
 
-def ensure_perceptual(session: Session, splits: Splits) -> str | None:
+def ensure_perceptual(
+    session: Session,
+    splits: Splits,
+    alternative: str = "use a tokenizer without it, such as kl_gan or conv_vae",
+) -> str | None:
     """Load the perceptual network of a tokenizer's training from the user's cache, or train and cache it.
+
+    Args:
+        alternative: advice where the images have no classes to train it on.
 
     Returns:
         Its cache key; None if the loss has none that is trained on the data's labels.
@@ -285,7 +292,7 @@ def ensure_perceptual(session: Session, splits: Splits) -> str | None:
     if not splits.labelled:
         raise DataError(
             "the images have no classes, which the classifier of the perceptual loss is trained on; "
-            f"{session.parts.data.label_hint}, or use a tokenizer without it, such as kl_gan or conv_vae"
+            f"{session.parts.data.label_hint}, or {alternative}"
         )
     spec = {k: v for k, v in session.config["perceptual"].items() if k != "factor"}
     key = json_hash([spec, session.parts.data.size, splits.fingerprint, session.seed])[:20]

@@ -58,11 +58,12 @@ def main(argv: Sequence[str]) -> None:
         if is_finished(run, config):
             load_tokenizer(run.path / TOKENIZER_FILE, tokenizer.to(session.world.device))
         else:
-            if session.world.main:
-                start_run(run, config, splits)
+            write_config = start_run(run, config, splits) if session.world.main else None
             if start is not None:
                 load_start(start, tokenizer)
             fit_tokenizer(session, splits, run)
+            if write_config is not None:
+                write_config()
         if session.world.main:
             images: ImageSet = getattr(splits, config["split"])
             report(session, images if len(images) else splits.train, run)

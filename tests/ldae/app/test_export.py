@@ -171,7 +171,7 @@ def test_a_mistake_is_answered_with_one_sentence(trained, tmp_path, in_process, 
 
 
 def test_a_run_is_needed(in_process):
-    assert in_process("export") == (2, "run=None is not set; give run=RUN, the folder that pretraining wrote (out=)")
+    assert in_process("export") == (2, "run=null is not set; give run=RUN, the folder that pretraining wrote (out=)")
 
 
 def test_layer_and_t_are_those_that_the_probe_chose(trained, tmp_path, in_process, capsys):

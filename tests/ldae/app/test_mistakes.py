@@ -120,7 +120,7 @@ def test_a_folder_that_is_no_run_is_65(tmp_path, tool):
 
 def test_probe_wants_a_run():
     _, err = run("probe", "split=test", code=2)
-    assert "run=None is not set; give run=RUN" in err
+    assert "run=null is not set; give run=RUN" in err
 
 
 @pytest.mark.parametrize("tool", ["pretrain", "sample"])

@@ -205,7 +205,7 @@ def test_masks_that_do_not_fit_are_named(root, context, spoil, argv):
 
 
 def test_a_root_that_is_not_set_says_what_is_needed(context, tmp_path):
-    with pytest.raises(ConfigError, match=r"root=None is not set; give data\.root=FOLDER with train/images/NAME"):
+    with pytest.raises(ConfigError, match=r"root=null is not set; give data\.root=FOLDER with train/images/NAME"):
         Segmented(16, Division()).open(context)
     with pytest.raises(DataError, match="is missing; a folder is needed"):
         figures(tmp_path / "none").open(context)

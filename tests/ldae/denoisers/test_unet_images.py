@@ -58,7 +58,7 @@ def test_a_concatenated_image_is_seen_at_the_size_of_x_t():
 @pytest.mark.parametrize("cond", [None, Cond(), Cond(label=torch.tensor([1, 2]))])
 def test_a_missing_image_is_refused(name, cond):
     net = network(**VARIANTS[name])
-    with pytest.raises(ConfigError, match=r"cond.image=None is what this network is conditioned on"):
+    with pytest.raises(ConfigError, match=r"cond.image=null is what this network is conditioned on"):
         net(normal(1, 2, 3, 8, 8), level(3, 900), cond)
     with pytest.raises(ConfigError, match=r"cond.image=None"):
         net.encode(normal(1, 2, 3, 8, 8), level(3, 900), cond)

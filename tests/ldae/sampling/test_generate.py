@@ -87,7 +87,7 @@ def test_guidance_of_one_changes_nothing_and_needs_classes(config):
 
 
 def test_latents_are_not_clipped(config):
-    with pytest.raises(ConfigError, match="clip=True would cut the latents of PatchPCA"):
+    with pytest.raises(ConfigError, match="clip=true would cut the latents of PatchPCA"):
         generator_of(objective_of(config, "experiment=ldae/digits", "denoiser=vit_64x4"), clip=True)
 
 

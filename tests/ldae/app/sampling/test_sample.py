@@ -8,6 +8,7 @@ import re
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,10 +17,14 @@ from helpers import run, start, status, torchrun
 from PIL import Image
 
 from ldae.app.compose import compose, resolved
+from ldae.app.sampling.sample import check_init
 from ldae.app.session import Session
 from ldae.app.training import pretrain as pretrain
 from ldae.app.training.tokenizer_cache import ensure_perceptual
+from ldae.config.build import Parts
+from ldae.core.errors import ConfigError
 from ldae.core.files import save_tensors
+from ldae.core.types import BatchGenerator
 
 SMALL = (
     "data=digits",
@@ -181,9 +186,34 @@ def test_a_run_on_degraded_images_does_not_start_from_noise(quick_run, in_proces
     folder = quick_run("cold_color/cifar10_cpu", *SMALL[1:4], "monitor.num_evals=0")
     out = tmp_path / "x"
     code, message = in_process("sample", f"run={folder}", f"out={out}", "runtime.threads=1", *argv)
-    assert message.startswith("init=None is not set, and Colour does not start from noise; use init=mixed_signal")
+    assert message.startswith(
+        "init=null is not set, and Colour does not start from noise; use init=coarse_gaussian or ldae restore"
+    )
     assert code == 2
     assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["blur", "pixelate", "colour_mask", "mask", "snow", "colour"])
+def test_a_refusal_names_the_initial_states_that_work_for_the_corruption_and_no_other(name):
+    fewer = ["schedule.T=3"] if name == "pixelate" else []
+    parts = Parts(resolved(compose("pretrain", [f"corruption={name}", "data=cifar10", "schedule=steps", *fewer])))
+    generator = SimpleNamespace(
+        objective=SimpleNamespace(corruption=parts.corruption), sampler=SimpleNamespace(rule=None)
+    )
+    with pytest.raises(ConfigError, match="ldae restore") as refusal:
+        check_init(generator, {})
+    for init in ("coarse_gaussian", "mixed_signal"):
+        config = resolved(compose("sample", [f"init={init}"]))["init"]
+        objective = SimpleNamespace(corruption=parts.corruption, schedule=parts.schedule)
+        objective.tokenizer = SimpleNamespace(image_shape=(3, 32, 32))
+        try:
+            start = Parts({"init": config}).build_init(objective)
+            if init == "mixed_signal":
+                start.draw(2, BatchGenerator([0]))
+            works = True
+        except ConfigError:
+            works = False
+        assert (f"init={init}" in str(refusal.value)) == works, init
 
 
 @pytest.mark.parametrize("sampler", ["cold_improved", "cold_naive"])
@@ -191,7 +221,7 @@ def test_a_run_on_degraded_images_does_not_start_from_noise(quick_run, in_proces
 def test_a_rule_that_degrades_its_predictions_needs_a_degraded_image(ddpm, in_process, tmp_path, tool, sampler):
     out = tmp_path / "x"
     code, message = in_process(tool, f"run={ddpm}", f"out={out}", f"sampler={sampler}", "runtime.threads=1")
-    assert ("init=None is not set" if tool == "sample" else "how=edit degrades nothing; use sampler=ddpm") in message
+    assert ("init=null is not set" if tool == "sample" else "how=edit degrades nothing; use sampler=ddpm") in message
     assert code == 2
     assert not out.exists()
 

@@ -128,6 +128,21 @@ def test_another_config_is_refused_unless_allowed_by_name(reference, tmp_path):
     assert "allow=[optim.blr,seed]" in err
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [("train.steps", 5, "less than the 12 steps"), ("train.batch", 5000, "exceeds the")],
+)
+def test_a_refused_command_leaves_the_run_as_it_was(reference, tmp_path, in_process, key, value, message):
+    shutil.copytree(reference, tmp_path / "r")
+    before = {name: (tmp_path / "r" / name).read_bytes() for name in ("config.json", "data.json", "status.json")}
+    argv = ("experiment=ldae/digits", f"out={tmp_path / 'r'}", *SHORT)
+    code, refused = in_process("pretrain", *argv, f"{key}={value}", f"allow=[{key}]")
+    assert (code, message in refused) == (2, True), refused
+    code, refused = in_process("pretrain", *argv, "seed=3")
+    assert (code, "seed was 0, is 3" in refused) == (2, True), refused
+    assert before == {name: (tmp_path / "r" / name).read_bytes() for name in before}
+
+
 def test_keys_of_the_machine_may_change(reference, tmp_path):
     folder = as_if_stopped(reference, tmp_path / "r")
     run("pretrain", f"out={folder}", *SHORT, "train.checkpoint_every=3", "data.workers=0")
