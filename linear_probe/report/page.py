@@ -176,7 +176,7 @@ def _details(entry: Entry) -> Iterator[tuple[str, str, bool]]:
 
 
 def _settings(r: Result) -> str:
-    chosen = {k: v for k, v in r.selected.items() if k not in ("among", "cell")}
+    chosen = {k: v for k, v in r.selected.items() if k not in ("among", "features", "by_seed")}
     setting = "".join(f", {k} {v if isinstance(v, str) else json.dumps(v)}" for k, v in chosen.items())
     return (
         f"{percent(r)}; layer {r.layer}, t = {r.t}, {r.input}, {r.pooling}, {r.dimensions} dimensions{setting}; "

@@ -15,7 +15,7 @@ TOKENIZERS, DIMENSIONS, LEVELS = ("made_up_pca", "made_up_vae"), (4, 8, 16, 32),
 
 RESULT = Result(
     encoder="made up", protocol="lbfgs", protocol_source="a made-up head", accuracy=50.0, split="test", images=100,
-    selected={"penalty": 0.1, "cell": "layer2-t10-clean-mean", "among": {
+    selected={"penalty": 0.1, "features": "layer2-t10-clean-mean", "among": {
         "layer1-t10-clean-mean": 40.0, "layer1-t40-noised-mean": 41.0, "layer2-t10-clean-mean": 44.0,
         "layer2-t40-noised-mean": 43.0,
     }},
