@@ -54,7 +54,7 @@ MISTAKES = [
         ("task=labelled", "data.classes=7"),
         "task.classes=7 is not the number of classes of the data; give task.classes=10",
     ),
-    (("data=cifar10",), "data.root=None is not set; give data.root=FOLDER"),
+    (("data=cifar10",), "data.root=null is not set; give data.root=FOLDER"),
     (("experiment=cold_blur/cifar10_cpu", "corruption.growth=25"), "corruption.growth=25.0 makes sigma inf pixels"),
     (
         ("experiment=cold_blend/cifar10_cpu", "data.root=NONE", "schedule=steps"),

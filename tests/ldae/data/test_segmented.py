@@ -160,7 +160,7 @@ def test_damaged_images_and_masks_are_left_out_counted_and_named(root, tmp_path)
     splits = figures(root, holdout=0.0).open(Context(tmp_path / "cache", workers=0, max_bad=0.1))
     assert len(splits.train) == 28
     assert [name for name, _ in splits.bad] == ["images/03.bmp", "images/05.bmp"]
-    assert splits.bad[1][1].startswith("its mask 05.png: UnidentifiedImageError")
+    assert splits.bad[1][1].startswith("its mask 05.png: is no image")
     batch = whole(splits.train)
     assert torch.equal(batch.masks, batch.images[:, :1])
     with pytest.raises(DataError, match=r"2 of 30 images .* more than data\.max_bad=0\.05"):

@@ -165,9 +165,9 @@ def test_augmented_heads_announce_their_encodings_and_train_on_their_stream(prob
 
 
 MISTAKES = [
-    ((), "run=None is not set; give run=RUN"),
+    ((), "run=null is not set; give run=RUN"),
     (("run=a", "timm=b"), "timm='b' cannot go with run="),
-    (("timm=test_vit",), "data=None is not set; name the images, e.g. data=cifar10 data.root=FOLDER"),
+    (("timm=test_vit",), "data=null is not set; name the images, e.g. data=cifar10 data.root=FOLDER"),
     (("timm=test_vi", *DIGITS), "timm='test_vi' is no model of timm"),
     ((*TIMM, "layers=[99]"), r"layer=99 is not one of the network's layers 1\.\.\d+"),
     ((*TIMM, "t=[10]"), r"t=\[10\] selects noise levels"),
@@ -176,7 +176,7 @@ MISTAKES = [
     (("checkpoint=a.pth", "baseline=pixels"), "checkpoint='a.pth' belongs to a network of timm"),
     (("baseline=untrained", *DIGITS), "baseline='untrained' needs run=RUN"),
     (("baseline=pixels", "timm=test_vit"), "baseline='pixels' is scored alone"),
-    (("baseline=pixels",), "data=None is not set"),
+    (("baseline=pixels",), "data=null is not set"),
     (("baseline=pixels", *DIGITS, "labels=some"), "labels='some' is no number of labels; give all"),
     (("baseline=pixels", *DIGITS, "labels=1"), "labels=1 is no number of labels; .* 2 or more"),
     (("baseline=pixels", *DIGITS, "labels=500"), r"labels=500 exceeds the \d+ training images of class \d"),

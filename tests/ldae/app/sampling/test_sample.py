@@ -147,7 +147,7 @@ def test_samples_begun_otherwise_are_refused(ddpm, tmp_path):
 @pytest.mark.parametrize(
     ("tool", "argv", "message"),
     [
-        ("sample", (), "run=None is not set"),
+        ("sample", (), "run=null is not set"),
         ("sample", ("guidance=2",), "guidance=2.0 needs a class-conditional network"),
         ("sample", ("classes=[1]",), "classes=[1] is set, and this network has no class labels"),
         ("sample", ("count=0",), "count=0 must be at least 1"),
