@@ -50,6 +50,14 @@ def check_labels(
     return [*_of_sizes(holdout, scored, split), *_of_classes(fitted, scored, classes, split)]
 
 
+def check_features(x: Tensor) -> list[str]:
+    """Return a warning, without a final stop, if the features (N, D) of all images are equal up to rounding."""
+    spread, size = float((x.amax(0) - x.amin(0)).max()), float(x.abs().max())
+    if len(x) < 2 or spread > 1e-6 * size:
+        return []
+    return ["all images have the same features, so the accuracy is that of guessing one class"]
+
+
 def chance(train: Tensor, scored: Tensor) -> float:
     """Return the accuracy in percent of always predicting the most frequent training class.
 

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from linear_probe.augmented_heads import AugmentedHeads
-from linear_probe.checks import chance, check_labels
+from linear_probe.checks import chance, check_features, check_labels
 from linear_probe.features import Features
 from linear_probe.protocols import joined
 from linear_probe.registry import PROTOCOLS
@@ -107,7 +107,7 @@ def score(
     _check_protocols(protocols)
     splits, names = _splits(_arrays(train_x, train_y, test_x, test_y, holdout_x, holdout_y))
     train, holdout, test = (splits[split] for split in ("train", "holdout", "test"))
-    sentences = check_labels(train.y, holdout.y, test.y, names)
+    sentences = [*check_labels(train.y, holdout.y, test.y, names), *check_features(test.x)]
     for sentence in sentences:
         warnings.warn(sentence, stacklevel=2)
     rows = [_score_protocol(name, train, holdout, test, len(names), seed) for name in protocols]

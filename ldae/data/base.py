@@ -17,9 +17,10 @@ from ldae.core.rng import seed_of, uniforms
 from ldae.core.types import Count, Fraction, Natural
 from ldae.data.cache import Bad, Context
 from ldae.data.folder import Listing, concatenate, find_linked_images
-from ldae.data.images import ImageSet, Splits
+from ldae.data.images import ImageSet, MemoryImages, Splits
 
 MAX_SIZE = 8192  # pixels of a side: an RGB image of this size has 192 MiB
+SAMPLED = 512  # images whose range is checked
 MIN_HOLDOUT = 50  # images; an accuracy on fewer is too uncertain to choose by
 
 Read = Callable[[Listing], tuple[ImageSet, Bad, str]]
@@ -161,7 +162,21 @@ class Dataset(ABC):
             raise DataError(f"data: no image is left to train on with {self.division}")
         fingerprint = json_hash([digests, self.size, astuple(self.division)])
         splits = Splits(train, holdout, test, list(classes), fingerprint, tuple(bad))
-        return replace(splits, notes=(*notes, *(scoring_notes(splits) if self.classifies else ())))
+        scoring = scoring_notes(splits) if self.classifies else ()
+        return replace(splits, notes=(*notes, *range_notes(train), *scoring))
+
+
+def range_notes(images: ImageSet) -> Iterator[str]:
+    """Yield a sentence if images in memory use less than an eighth of the range from black to white."""
+    if not isinstance(images, MemoryImages):
+        return
+    some = torch.from_numpy(images.ids[:: max(1, len(images) // SAMPLED)])
+    brightest = int(images.pixels[some, :3].max())
+    if 0 < brightest < 256 // 8:
+        yield (
+            f"the brightest value of the training images is {brightest} of 255: if their files use a part of the range "
+            "of their type (12 bits in 16, say), give data.range=[LOW,HIGH], the numbers that are black and white"
+        )
 
 
 def scoring_notes(splits: Splits) -> Iterator[str]:

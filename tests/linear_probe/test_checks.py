@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from linear_probe.checks import NothingToScoreError, chance, check_labels
+from linear_probe.checks import NothingToScoreError, chance, check_features, check_labels
 
 NAMES = ["cat", "dog", "eel"]
 
@@ -46,6 +46,14 @@ def test_nothing_to_score(train, holdout, scored, sentence):
 def test_a_doubtful_score_is_warned_of(train, holdout, scored, sentence):
     (warning,) = check_labels(train, holdout, scored, NAMES)
     assert sentence in warning
+
+
+def test_features_that_tell_no_image_from_another_are_warned_of():
+    x = torch.randn(1, 8).expand(20, 8)
+    assert check_features(x) == check_features(x * (1 + 1e-8)) != []
+    assert check_features(torch.zeros(20, 8)) != []
+    assert check_features(x + 1e-3 * torch.eye(20, 8)) == []
+    assert check_features(x[:1]) == []
 
 
 def test_chance_is_the_most_frequent_training_class():

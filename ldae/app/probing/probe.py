@@ -17,9 +17,12 @@ from __future__ import annotations
 
 import datetime
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor
 
 from ldae.app.compose import compose, resolved
 from ldae.app.precision import announce, settle_precision
@@ -33,7 +36,7 @@ from ldae.app.session import root_settings
 from ldae.core.errors import ConfigError, DataError
 from ldae.engine.runtime import describe_hardware
 from linear_probe import subsets
-from linear_probe.checks import chance
+from linear_probe.checks import chance, check_features
 from linear_probe.feature_file import write_features
 from linear_probe.features import FeatureKey
 from linear_probe.protocols import Chosen, Protocol, choose, mean_and_deviation
@@ -69,6 +72,7 @@ class ProbeRunner:
         self.settings, self.inputs = settings, inputs
         self.counts = None
         self.warnings = self._check_labels()
+        self.warned = set[str]()  # encoders whose features were warned of
         if settings.few:
             try:
                 self.counts = subsets.images_per_class(
@@ -173,8 +177,17 @@ class ProbeRunner:
             labels=subsets.describe_labels(self.settings.labels),
             seeds=self.settings.seeds,
             deviation=deviation,
-            warnings=self.warnings,
+            warnings=[*self.warnings, *self._check_features(encoder, scored.x)],
         )
+
+    def _check_features(self, encoder: ProbedEncoder, x: Tensor) -> list[str]:
+        """Return warnings about the features of an encoder, and print them."""
+        sentences = check_features(x)
+        for sentence in sentences:
+            if encoder.name not in self.warned:
+                print(f"warning: {encoder.name}: {sentence}", file=sys.stderr)
+                self.warned.add(encoder.name)
+        return sentences
 
     @staticmethod
     def _mean(measurements: Sequence[Measurement], feature_key: FeatureKey) -> float:

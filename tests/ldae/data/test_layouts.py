@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -348,3 +349,18 @@ def test_masks_have_a_hold_out_of_their_own_too(root, context):
     assert np.array_equal(figure.mean((1, 2)), [0, 255, 0])
     assert said(splits, "1 masks have no image and are not read: masks/lone.png")
     assert not said(splits, "one class")
+
+
+@pytest.mark.parametrize(("top", "warned"), [(4095, True), (65535, False), (0, False)])
+def test_numbers_of_12_bits_in_files_of_16_are_warned_of(root, context, top, warned):
+    generator = np.random.default_rng(0)
+    for i in range(60):
+        path = root / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = generator.integers(0, top + 1, (8, 8)).astype(np.uint16)
+        Image.fromarray(values).save(path)
+    notes = said(opened(root, context), "the brightest value of the training images is")
+    assert bool(notes) == warned
+    if warned:
+        assert "data.range=[LOW,HIGH]" in notes[0]
+        assert not said(opened(root, replace(context, range=(0.0, 4095.0))), "the brightest value")
