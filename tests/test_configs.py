@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from ldae.diffusion.spacing import Spacing
 from ldae.engine.run_folder import flatten as flat
 from ldae.engine.settings import TrainSettings
 
+ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted(
     p.relative_to(CONFIGS / "experiment").with_suffix("").as_posix() for p in CONFIGS.glob("experiment/*/*.yaml")
 )
@@ -71,6 +74,17 @@ def test_every_experiment_opens_with_source_command_and_measurement(name):
     assert head[0] == "# @package _global_"
     assert f"experiment={name}" in text
     assert "# Measured:" in text
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_figures_of_a_header_stand_in_the_file_that_it_names(name):
+    lines = (CONFIGS / "experiment" / f"{name}.yaml").read_text().partition("# Measured:")[2].splitlines()
+    comment = itertools.takewhile(lambda line: line.startswith("#"), lines[1:])
+    text = " ".join([lines[0], *(line.lstrip("# ") for line in comment)])
+    figures = re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])", text)
+    named = [(ROOT / file).read_text() for file in re.findall(r"(?:docs|results)/[\w/]+\.md", text)]
+    assert all(any(re.search(rf"(?<![\d.]){figure}(?!\d)", file) for file in named) for figure in figures), figures
+    assert named or "not yet" in text or "not measured" in text or "not known" in text
 
 
 @pytest.mark.parametrize("name", PARTS)
