@@ -78,17 +78,18 @@ class MaskedAutoencoder(Network):
         for token in (self.class_token, self.mask_token):
             nn.init.normal_(token, std=0.02)
 
-    def forward(self, x: Tensor, masking: Masking) -> Tensor:
+    def forward(self, patches: Tensor, masking: Masking) -> Tensor:
         """Predict every patch, visible or masked.
 
         Args:
-            x: (B, 3, H, W) in [-1, 1].
+            patches: (B, N, 3 p^2) in [-1, 1], of `patches`.
             masking: of (B, N) patches.
 
         Returns:
             (B, N, 3 p^2), a patch flattened as (row, column, channel).
         """
-        latent = self._encode(masking.gather_visible(self.embed_patches(x)), self.layers[-1:])[self.encoder_layer]
+        tokens = masking.gather_visible(self.embed_patches(patches))
+        latent = self._encode(tokens, self.layers[-1:])[self.encoder_layer]
         return self.decode(latent, masking)
 
     def decode(self, latent: Tensor, masking: Masking) -> Tensor:
@@ -116,15 +117,19 @@ class MaskedAutoencoder(Network):
         Returns:
             {layer: (B, N, D)}, or (B, 1 + N, D) with the class token.
         """
-        outputs = self._encode(self.embed_patches(x), self.layers if layers is None else layers)
+        outputs = self._encode(self.embed_patches(self.patches(x)), self.layers if layers is None else layers)
         return {layer: tokens if class_token else tokens[:, 1:] for layer, tokens in outputs.items()}
 
     def undo_zero_init(self) -> None:
         """Do nothing: no block starts as the identity."""
 
-    def embed_patches(self, x: Tensor) -> Tensor:
-        """Embed patches and add their positions: (B, 3, H, W) -> (B, N, D)."""
-        return self.embed(to_tokens(patchify(x, self.patch))) + self.positions[1:]
+    def patches(self, x: Tensor) -> Tensor:
+        """Return patches flattened as (row, column, channel): (B, 3, H, W) -> (B, N, 3 p^2)."""
+        return to_tokens(patchify(x, self.patch))
+
+    def embed_patches(self, patches: Tensor) -> Tensor:
+        """Embed patches and add their positions: (B, N, 3 p^2) -> (B, N, D)."""
+        return self.embed(patches) + self.positions[1:]
 
     def _encode(self, tokens: Tensor, layers: Collection[int]) -> dict[int, Tensor]:
         """Run the encoder on tokens (B, M, D) behind a class token: {layer: (B, 1 + M, D)}."""

@@ -12,7 +12,7 @@ from ldae.core.types import Batch, BatchGenerator, Fraction, Metrics
 from ldae.denoisers.base import Network
 from ldae.denoisers.mae import MaskedAutoencoder
 from ldae.nn.masking import Masking, count_visible
-from ldae.nn.patchify import patchify, to_grid, to_tokens, unpatchify
+from ldae.nn.patchify import to_grid, unpatchify
 from ldae.objectives.base import PretrainingObjective, full_precision
 from ldae.tasks.base import Task
 
@@ -61,8 +61,9 @@ class Masked(PretrainingObjective):
         with full_precision(batch.images):
             x0, _ = self.task(batch)
             masking = self.masking(len(x0), rng)
-            y = self.standardise(self.patches(x0))  # (B, N, 3 p^2)
-        out = self.network(x0, masking)
+            patches = self.network.patches(x0)  # (B, N, 3 p^2)
+            y = self.standardise(patches)
+        out = self.network(patches, masking)
         with full_precision(batch.images):
             errors = ((out.float() - y) ** 2).mean(-1)  # (B, N)
             hidden = masking.mask.float()
@@ -74,10 +75,6 @@ class Masked(PretrainingObjective):
         """Draw the masks of `count` images."""
         h, w = self.network.grid
         return Masking.from_noise(rng.uniform((count, h * w)), self.ratio)
-
-    def patches(self, x: Tensor) -> Tensor:
-        """Return patches flattened as (row, column, channel): (B, 3, H, W) -> (B, N, 3 p^2)."""
-        return to_tokens(patchify(x, self.network.patch))
 
     def standardise(self, patches: Tensor) -> Tensor:
         """Return the target of patches (B, N, 3 p^2): standardised with norm_pix, else unchanged."""
@@ -122,12 +119,12 @@ class Masked(PretrainingObjective):
             Masked images (masked patches 0) and filled images, (B, 3, H, W) in [-1, 1] but unclipped; the mask, bool.
         """
         x0 = 2 * images - 1
-        masking, true = self.masking(len(x0), rng), self.patches(x0)
+        masking, true = self.masking(len(x0), rng), self.network.patches(x0)
         hidden = masking.mask[..., None].expand_as(true)  # (B, N, 3 p^2)
-        predicted = self.to_pixels(self.network(x0, masking).float(), true)
+        predicted = self.to_pixels(self.network(true, masking).float(), true)
         masked, filled = true.masked_fill(hidden, 0), torch.where(hidden, predicted, true)
         return self._image(masked), self._image(filled), self._image(hidden)
 
     def _image(self, patches: Tensor) -> Tensor:
-        """Return the images of patches, the inverse of `patches`."""
+        """Return the images of patches, the inverse of the network's `patches`."""
         return unpatchify(to_grid(patches, self.network.grid[0]), self.network.patch)

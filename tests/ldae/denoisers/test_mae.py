@@ -19,6 +19,7 @@ from ldae.export.encoder import Encoder, Run
 from ldae.export.fold import plain_vit
 from ldae.nn.blocks import Block
 from ldae.nn.masking import Masking, count_visible
+from ldae.nn.patchify import patchify
 from ldae.objectives.masked import Masked
 from ldae.objectives.panels import MaskingPanel
 from ldae.tasks.images import Images
@@ -171,7 +172,7 @@ def test_answers_and_loss_are_the_papers_written_out(norm_pix, ratio):
     drawn = BatchGenerator([5]).uniform((6, 16))
     expected, answers = _reference_mae(net, 2 * pixels - 1, drawn, round(16 * (1 - ratio)), norm_pix)
     loss, _ = Masked(Images(), net, ratio, norm_pix)(batch_of(pixels), BatchGenerator([5]))
-    assert torch.allclose(net(2 * pixels - 1, Masking.from_noise(drawn, ratio)), answers, atol=1e-4)
+    assert torch.allclose(net(net.patches(2 * pixels - 1), Masking.from_noise(drawn, ratio)), answers, atol=1e-4)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
@@ -186,9 +187,9 @@ def test_the_network_sees_the_visible_patches_alone():
     net, x, masking = network(), images(), Masking.from_noise(noise(6, 16), 0.75)
     entered = []
     net.to_decoder.register_forward_hook(lambda module, given, out: entered.append(given[0]))
-    out = net(x, masking)
-    assert torch.equal(net(changed(x, masking.mask), masking), out)
-    assert not torch.allclose(net(changed(x, ~masking.mask), masking), out, atol=1e-2)
+    out = net(net.patches(x), masking)
+    assert torch.equal(net(net.patches(changed(x, masking.mask)), masking), out)
+    assert not torch.allclose(net(net.patches(changed(x, ~masking.mask)), masking), out, atol=1e-2)
     assert torch.equal(entered[0], entered[1])  # the encoder's output, before any mask token
     assert entered[0].shape == (6, 1 + 4, 32)
 
@@ -208,14 +209,21 @@ def test_answers_on_visible_patches_do_not_count():
     assert metrics["error_visible"][1].item() == 6 * 4
 
 
+def test_a_training_step_cuts_images_into_patches_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr("ldae.denoisers.mae.patchify", lambda x, p: calls.append(x) or patchify(x, p))
+    Masked(Images(), network())(batch_of(images()), BatchGenerator([0]))
+    assert len(calls) == 1
+
+
 def test_standardised_patches_have_mean_0_and_unbiased_deviation_1():
     objective, pixels = Masked(Images(), network()), images()
     pixels[0] = 0.3  # flat
-    target = objective.standardise(objective.patches(2 * pixels - 1))
+    target = objective.standardise(objective.network.patches(2 * pixels - 1))
     assert target[1:].mean(-1).abs().max() < 1e-5
     assert (target[1:].std(-1, correction=1) - 1).abs().max() < 1e-3
     assert target[0].abs().max() < 1e-3
-    patches = objective.patches(2 * pixels - 1)
+    patches = objective.network.patches(2 * pixels - 1)
     assert torch.allclose(objective.to_pixels(target, patches), patches, atol=1e-5)
     wave = (
         torch.where(torch.arange(48) % 2 == 0, 1e-3, -1e-3) * (47 / 48) ** 0.5
@@ -238,7 +246,7 @@ def test_answering_nothing_loses_n_less_one_over_n():
 @torch.no_grad()
 def test_common_brightness_and_contrast_do_not_change_the_target():
     objective, pixels = Masked(Images(), network()), images()
-    a, b = (objective.standardise(objective.patches(x)) for x in (pixels, 0.2 + 0.5 * pixels))
+    a, b = (objective.standardise(objective.network.patches(x)) for x in (pixels, 0.2 + 0.5 * pixels))
     assert torch.allclose(a, b, atol=1e-3)
 
 
@@ -261,7 +269,7 @@ def test_the_class_token_has_no_position_and_token_n_is_row_n_over_w():
     assert torch.allclose(net.positions[1:], _reference_positions(32, 4, 4), atol=1e-6)
     assert torch.allclose(net.decoder_positions[1:], _reference_positions(24, 4, 4), atol=1e-6)
     x[0, :, 8:12, 4:8] = 1  # row 2, column 1 of a 4 x 4 grid
-    differs = (net.embed_patches(x) - net.embed_patches(torch.zeros_like(x))).abs().sum(-1)[0]
+    differs = (net.embed_patches(net.patches(x)) - net.embed_patches(net.patches(torch.zeros_like(x)))).abs().sum(-1)[0]
     assert differs.nonzero().flatten().tolist() == [2 * 4 + 1]
 
 
@@ -303,7 +311,7 @@ def test_hiding_three_quarters_costs_a_quarter_and_attention_a_sixteenth():
     net, x, N = network(size=64), images(2, 64), 256
     found = {}
     for name, kept in (("full", N), ("masked", count_visible(N, 0.75))):
-        tokens = Masking(torch.arange(N).expand(2, N), kept).gather_visible(net.embed_patches(x))
+        tokens = Masking(torch.arange(N).expand(2, N), kept).gather_visible(net.embed_patches(net.patches(x)))
         with FlopCounterMode(display=False) as counter:
             net._encode(tokens, net.layers)
         found[name] = counter.get_flop_counts()["Global"]
@@ -318,7 +326,7 @@ def test_reading_gives_every_patch_of_the_whole_image():
     found = net.encode(x)
     assert list(found) == [1, 2, 3]
     assert all(tokens.shape == (6, 16, 32) for tokens in found.values())
-    z = torch.cat([net.class_token.expand(6, 1, 32), net.embed_patches(x)], dim=1)
+    z = torch.cat([net.class_token.expand(6, 1, 32), net.embed_patches(net.patches(x))], dim=1)
     for layer, block in enumerate(net.blocks, start=1):
         z = block(z)
         read = F.layer_norm(z, (32,), net.norm.weight, net.norm.bias, 1e-6) if layer == 3 else z
@@ -337,7 +345,7 @@ def test_the_encoder_has_one_level_and_no_noise():
     assert torch.equal(encoder(pixels), objective.network.encode(2 * pixels - 1)[3].mean(1))
     tokens = encoder.tokens(pixels, [2, 3], class_token=True)
     assert torch.equal(tokens[3][:, 1:], encoder.tokens(pixels, [3])[3])
-    read = objective.network._encode(objective.network.embed_patches(2 * pixels - 1), [2, 3])
+    read = objective.network._encode(objective.network.embed_patches(objective.network.patches(2 * pixels - 1)), [2, 3])
     assert all(torch.equal(tokens[layer][:, 0], read[layer][:, 0]) for layer in (2, 3))
     with pytest.raises(ConfigError, match=r"t=10 must be in 0\.\.0"):
         Encoder(objective, t=10)
@@ -377,7 +385,7 @@ def test_the_panel_shows_what_is_hidden_and_measures_it_alone():
     scalars, pictures = panel(0)
     assert pictures["original_masked_filled"].shape == (3, 2 * 66 - 2, 3 * 66 - 2)
     assert torch.allclose(pictures["original_masked_filled"][:, :64:4, :64:4], pixels[0], atol=1e-6)
-    truth = objective.standardise(objective.patches(2 * pixels - 1))
+    truth = objective.standardise(objective.network.patches(2 * pixels - 1))
     net.register_forward_hook(lambda *_: truth)
     assert scalars["psnr_hidden"] < 30 < 100 < panel(0)[0]["psnr_hidden"]
 
