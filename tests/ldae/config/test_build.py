@@ -21,7 +21,7 @@ class WithImage(Images):
         (Images, {"blocks": 1}, "denoiser.encoder=.* has no image to read"),
         (WithImage, {"blocks": 1, "grwth": 4}, r"denoiser.encoder.grwth=4 is not a key.*growth"),
         (WithImage, {"blocks": -1}, "denoiser.encoder.blocks=-1 must be at least 0"),
-        (WithImage, {"width": 8}, "denoiser.encoder.blocks=None is missing"),
+        (WithImage, {"width": 8}, "denoiser.encoder.blocks=null is missing"),
     ],
 )
 def test_an_image_encoder_that_cannot_be_built_is_refused(config, task, encoder, sentence):

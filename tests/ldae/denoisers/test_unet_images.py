@@ -60,7 +60,7 @@ def test_a_missing_image_is_refused(name, cond):
     net = network(**VARIANTS[name])
     with pytest.raises(ConfigError, match=r"cond.image=null is what this network is conditioned on"):
         net(normal(1, 2, 3, 8, 8), level(3, 900), cond)
-    with pytest.raises(ConfigError, match=r"cond.image=None"):
+    with pytest.raises(ConfigError, match=r"cond.image=null"):
         net.encode(normal(1, 2, 3, 8, 8), level(3, 900), cond)
 
 

@@ -196,7 +196,7 @@ def test_a_mistake_is_one_sentence(in_process, tmp_path, monkeypatch, argv, sent
 def test_a_report_of_no_ablation_is_refused(in_process, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, message = in_process("report", "out=nowhere")
-    assert (code, "nowhere/rows.jsonl cannot be read" in message) == (65, True)
+    assert (code, "nowhere/rows.jsonl does not exist" in message) == (65, True)
 
 
 @pytest.mark.parametrize(
