@@ -164,6 +164,7 @@ class _Contents:
 
     @property
     def members(self) -> list[tuple[str, int, int]]:
+        """Return the members of the tar file."""
         return [(name, size, self.classes.get(key, UNLABELLED)) for key, (name, size) in self.images.items()]
 
     @property

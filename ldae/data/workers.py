@@ -59,6 +59,7 @@ class _Worker:
     sizes: deque[int] = field(default_factory=deque)
 
     def submit(self, task: Any) -> None:
+        """Send a task to the worker."""
         self.unsent.append(pickle.dumps(task, pickle.HIGHEST_PROTOCOL))
         self.push()
 

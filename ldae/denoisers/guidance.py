@@ -48,6 +48,7 @@ class Guided(Denoiser):
         return torch.cat([guided, conditional[:, self.guided :]], dim=1)  # (B, C', H', W')
 
     def precompute(self, cond: Cond) -> Cond:
+        """Return `cond` with the network's precomputed features."""
         return self.network.precompute(cond)
 
     def encode(
@@ -57,4 +58,5 @@ class Guided(Denoiser):
         return self.network.encode(x_t, level, cond, layers)
 
     def undo_zero_init(self) -> None:
+        """Do so in the guided network."""
         self.network.undo_zero_init()

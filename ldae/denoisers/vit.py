@@ -93,6 +93,7 @@ class ViTDenoiser(Denoiser):
     def forward(
         self, x_t: Tensor, level: NoiseLevel, cond: Cond | None = None, masking: Masking | None = None
     ) -> Tensor:
+        """Predict the target, (B, C, H, W) -> (B, C', H', W'), from the tokens that `masking` leaves visible."""
         x, c = self.embed_patches(x_t) + self.positions, self.embed_condition(level, cond)
         if masking is not None:
             x = masking.gather_visible(x)  # (B, kept, D)
@@ -103,6 +104,7 @@ class ViTDenoiser(Denoiser):
         return unpatchify(to_grid(self.head(x, c), self.grid[0]), self.out_patch)  # (B, C', H', W')
 
     def draw_masking(self, count: int, rng: BatchGenerator) -> Masking | None:
+        """Draw the tokens that the encoder blocks see; None with keep = 1 or in eval mode."""
         if self.mask_token is None or not self.training:
             return None
         return Masking.from_noise(rng.uniform((count, self.grid[0] * self.grid[1])), 1 - self.keep)
@@ -118,6 +120,7 @@ class ViTDenoiser(Denoiser):
     def encode(
         self, x_t: Tensor, level: NoiseLevel, cond: Cond | None = None, layers: Collection[int] | None = None
     ) -> dict[int, Tensor]:
+        """Return the tokens after each of `layers` (default: all), {layer: (B, N, D)}; all tokens are visible."""
         requested = self.layers if layers is None else layers
         x, c, outputs = self.embed_patches(x_t) + self.positions, self.embed_condition(level, cond), {}
         for layer, block in zip(self.layers[: max(requested)], self.blocks, strict=False):

@@ -50,6 +50,7 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
+        """Return the number of steps that were made."""
         return int(self.manifest["step"])
 
     def tensors(self, name: str) -> dict[str, Tensor]:

@@ -38,6 +38,7 @@ class World:
 
     @property
     def main(self) -> bool:
+        """Return whether this is the main process, which writes."""
         return self.rank == 0
 
     def wrap(self, module: nn.Module) -> nn.Module:

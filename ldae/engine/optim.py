@@ -67,6 +67,7 @@ class AdamW(Optim):
         self.weight_decay, self.betas = weight_decay, betas
 
     def build(self, network: nn.Module) -> torch.optim.Optimizer:
+        """Return AdamW with weight decay on matrices alone."""
         groups = [group for group in self.groups(network) if group["params"]]
         return torch.optim.AdamW(groups, lr=self.blr, betas=self.betas, fused=True)
 

@@ -33,14 +33,17 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
+        """Return the folder of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def metrics(self) -> Path:
+        """Return the file of the metrics."""
         return self.path / "metrics.jsonl"
 
     @property
     def tensorboard(self) -> Path:
+        """Return the folder of TensorBoard's files."""
         return self.path / "tensorboard"
 
     def acquire(self) -> None:

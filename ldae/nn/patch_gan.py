@@ -61,6 +61,7 @@ class PatchGAN(Discriminator):
         self.apply(_initialise)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of patches, (B, 3, H, W) -> (B, 1, h, w); positive for real images."""
         return self.layers(x)
 
 

@@ -60,9 +60,11 @@ class Autoencode(Objective):
 
     @property
     def trainable_modules(self) -> Mapping[str, TrainableModule]:
+        """Return the tokenizer and, if there is one, the discriminator."""
         return {"tokenizer": self, **self.discriminators}
 
     def is_active(self, step: int) -> bool:
+        """Return True, after noting which discriminators learn at `step`."""
         self.active = [discriminator for discriminator in self.discriminators.values() if discriminator.is_active(step)]
         return True
 
@@ -73,6 +75,7 @@ class Autoencode(Objective):
         return self
 
     def forward(self, batch: Batch, rng: BatchGenerator) -> tuple[Tensor, Metrics]:
+        """Return the loss of reconstructions: pixels, perceptual, adversarial, and the bottleneck's regulariser."""
         x0, _ = self.task(batch)
         reconstructed, regulariser, metrics = self.tokenizer.reconstruct(x0, rng)
         with full_precision(x0):
@@ -119,10 +122,12 @@ class TrainDiscriminator(Objective):
         ] = []  # (x0, reconstruction) of the tokenizer's last batch, in micro-batches
 
     def is_active(self, step: int) -> bool:
+        """Return whether the discriminator learns at `step`."""
         self.alone = step < self.start + self.head_start
         return step >= self.start
 
     def forward(self, batch: Batch, rng: BatchGenerator) -> tuple[Tensor, Metrics]:
+        """Return the discriminator's loss on real images and reconstructions."""
         x0, reconstructed = self.pairs.pop(0)
         real, fake = self.network(x0).float(), self.network(reconstructed).float()
         return hinge(real, fake), {

@@ -29,9 +29,11 @@ class Classify(Objective):
 
     @property
     def trainable_modules(self) -> Mapping[str, TrainableModule]:
+        """Return the classifier."""
         return {"perceptual": self}
 
     def forward(self, batch: Batch, rng: BatchGenerator) -> tuple[Tensor, Metrics]:
+        """Return the cross-entropy of the labels."""
         x0, _ = self.task(batch)
         logits = self.classifier.logits(x0).float()
         right = (logits.argmax(1) == batch.labels).float()

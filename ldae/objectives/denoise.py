@@ -121,6 +121,7 @@ class Denoise(PretrainingObjective):
 
     @classmethod
     def check_network(cls, network: type[Network]) -> None:
+        """Raise ConfigError unless the network is a denoiser."""
         if not issubclass(network, Denoiser):
             raise ConfigError("denoiser", network.__name__, "takes no noise level; use a denoiser such as vit_128x8")
 
@@ -201,6 +202,7 @@ class Denoise(PretrainingObjective):
         return None
 
     def describe(self, batch: Batch, rng: BatchGenerator) -> Mapping[str, list[float]]:
+        """Return t, gamma and sigma of each image of a batch."""
         level, _ = self.timesteps.draw(self.schedule, len(batch), rng)
         return {"t": level.t.tolist(), "gamma": level.gamma.tolist(), "sigma": level.sigma.tolist()}
 
@@ -245,6 +247,7 @@ class Denoise(PretrainingObjective):
         rng: BatchGenerator | None,
         class_token: bool = False,
     ) -> dict[int, Tensor]:
+        """Return the tokens of images (B, 3, H, W) in [0, 1] at step t, {layer: (B, N, D)}; `rng` noises them."""
         level = self.schedule.at(torch.full((images.shape[0],), t, device=images.device))
         _, cond = self.task.from_images(images)
         return self.denoiser.encode(self.encoder_input(images, level, rng), level, cond, layers=layers)

@@ -42,6 +42,7 @@ class L2(Loss):
     """Mean squared error of an image or latent."""
 
     def errors(self, out: Tensor, y: Tensor) -> Tensor:
+        """Return squared errors, (B, C, H, W)."""
         return (out - y) ** 2
 
 
@@ -49,6 +50,7 @@ class L1(Loss):
     """Mean absolute error of an image or latent (the loss of arXiv 2208.09392)."""
 
     def errors(self, out: Tensor, y: Tensor) -> Tensor:
+        """Return absolute errors, (B, C, H, W)."""
         return (out - y).abs()
 
 
@@ -93,9 +95,11 @@ class PCAWeighted(Loss):
         return w.reshape(-1, 1, 1)
 
     def errors(self, out: Tensor, y: Tensor) -> Tensor:
+        """Return weighted squared errors on the basis, (B, D, h, w)."""
         return self.weights().to(out.device) * self.basis.rotate(y - out) ** 2  # (B, D, h, w)
 
     def hidden(self, mask: Tensor) -> Tensor:
+        """Return the mask with all dimensions beyond d added, (B, D, h, w) or (B, D, 1, 1)."""
         beyond = mask.new_ones(len(mask), len(self.basis.eigenvalues) - self.d, *mask.shape[2:])
         return torch.cat([mask, beyond], dim=1)  # (B, D, h, w) or (B, D, 1, 1)
 
@@ -138,6 +142,7 @@ class SpanWeighted(Loss):
         return self._projector
 
     def errors(self, out: Tensor, y: Tensor) -> Tensor:
+        """Return weighted squared errors of patches, (B, N, D)."""
         residue = to_tokens(patchify(y - out, self.patch))  # (B, N, D)
         self._projector = self.projector().to(residue.device)
         inside = residue @ self._projector

@@ -52,6 +52,7 @@ class Masked(PretrainingObjective):
 
     @classmethod
     def check_network(cls, network: type[Network]) -> None:
+        """Raise ConfigError unless the network is a masked autoencoder."""
         if not issubclass(network, MaskedAutoencoder):
             message = "cannot leave patches out; use a masked autoencoder such as mae_128x4"
             raise ConfigError("denoiser", network.__name__, message)

@@ -26,8 +26,10 @@ class Reconstruct(Objective):
 
     @property
     def trainable_modules(self) -> Mapping[str, TrainableModule]:
+        """Return the tokenizer."""
         return {"tokenizer": self}
 
     def forward(self, batch: Batch, rng: BatchGenerator) -> tuple[Tensor, Metrics]:
+        """Return the tokenizer's own loss."""
         x0, _ = self.task(batch)
         return self.tokenizer.loss(x0, rng)

@@ -27,7 +27,8 @@ class InputSpace(ABC):
 
     @property
     @abstractmethod
-    def shape(self) -> tuple[int, int, int]: ...
+    def shape(self) -> tuple[int, int, int]:
+        """Return (C, H, W) of the input."""
 
     @abstractmethod
     def view(self, z: Tensor) -> Tensor:
@@ -41,9 +42,11 @@ class LatentInput(InputSpace):
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """Return (d, h, w)."""
         return self.tokenizer.shape
 
     def view(self, z: Tensor) -> Tensor:
+        """Return the latent unchanged."""
         return z
 
 
@@ -52,9 +55,11 @@ class ImageInput(InputSpace):
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """Return (3, H, W)."""
         return self.tokenizer.image_shape
 
     def view(self, z: Tensor) -> Tensor:
+        """Decode a latent: (B, d, h, w) -> (B, 3, H, W)."""
         return self.tokenizer.decode(z)
 
 
@@ -73,6 +78,7 @@ class OutputSpace(ABC):
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """Return (C, H, W) of the prediction: an image, unless a subclass says otherwise."""
         return self.tokenizer.image_shape
 
     @abstractmethod
@@ -95,15 +101,19 @@ class LatentOutput(OutputSpace):
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """Return (d, h, w)."""
         return self.tokenizer.shape
 
     def clean(self, x0: Tensor, z0: Tensor) -> Tensor:
+        """Return the latent."""
         return z0
 
     def to_image(self, clean: Tensor) -> Tensor:
+        """Decode a latent."""
         return self.tokenizer.decode(clean)
 
     def to_latent(self, clean: Tensor) -> Tensor:
+        """Return the latent unchanged."""
         return clean
 
 
@@ -111,6 +121,7 @@ class ProjectedOutput(OutputSpace):
     """The clean latent decoded to an image: the tokenizer's reconstruction (step 11)."""
 
     def clean(self, x0: Tensor, z0: Tensor) -> Tensor:
+        """Return the clean latent decoded to an image."""
         return self.tokenizer.decode(z0)
 
 
@@ -118,4 +129,5 @@ class OriginalOutput(OutputSpace):
     """The original image (step 12)."""
 
     def clean(self, x0: Tensor, z0: Tensor) -> Tensor:
+        """Return the image."""
         return x0

@@ -61,12 +61,15 @@ class Blur(Corruption):
         self.blurred = Separable(steps)
 
     def draw(self, x0: Tensor, rng: BatchGenerator) -> State:
+        """Return the empty state: the blur is deterministic."""
         return State()
 
     def at(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:
+        """Return images blurred by the kernels up to t."""
         return self.blurred(x0, level.t)
 
     def corrupt(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:
+        """Return blurred images, quantised to 8 bits with `discrete`."""
         x_t = self.at(x0, level, state)
         return quantize_8_bit(x_t) if self.discrete else x_t
 

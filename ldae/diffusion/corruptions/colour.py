@@ -27,8 +27,10 @@ class Colour(Corruption):
         self.kept = Table(1 - torch.arange(1, T + 1, dtype=torch.float64) / T)
 
     def draw(self, x0: Tensor, rng: BatchGenerator) -> State:
+        """Return the empty state: the corruption is deterministic."""
         return State()
 
     def at(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:
+        """Return images moved towards grey."""
         w = expand(self.kept[level.t], x0)
         return w * x0 + (1 - w) * x0.mean(1, keepdim=True)

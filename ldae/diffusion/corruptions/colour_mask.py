@@ -33,10 +33,12 @@ class ColourMask(Corruption):
         self.filled = Table(torch.cat([grown.flip(0), torch.ones(1, grown.shape[1], dtype=grown.dtype)]))  # (T, r^2)
 
     def draw(self, x0: Tensor, rng: BatchGenerator) -> Mixed:
+        """Draw one colour for each image, expanded to its shape."""
         colour = rng.uniform(x0.shape[:2]) - 0.5  # (B, C)
         return Mixed(eps=colour[:, :, None, None].expand_as(x0))
 
     def at(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:
+        """Return images whose masked part has the drawn colour."""
         assert isinstance(state, Mixed)
         w = around(middle(x0, self.n), self.filled, level.t, self.n)
         return (1 - w) * x0 + w * state.eps

@@ -27,6 +27,7 @@ class MaskedComponents(State):
 
     @property
     def hidden(self) -> Tensor:
+        """Return the mask: the loss is that of masked components."""
         return self.mask
 
 
@@ -69,6 +70,7 @@ class ComponentMask(Corruption):
         self.tokenizer, self.ratio, self.by, self.per, self.noise = tokenizer, ratio, by, per, noise
 
     def draw(self, x0: Tensor, rng: BatchGenerator) -> MaskedComponents:
+        """Draw the masked components, and the noise of the others with `noise`."""
         B, d, h, w = x0.shape
         order = rng.uniform((B, d, *((h, w) if self.per == "patch" else (1, 1)))).argsort(1)  # (B, d, ...)
         share = self._shares(d).to(x0.device)[order]  # of each component in the order
@@ -79,6 +81,7 @@ class ComponentMask(Corruption):
         return MaskedComponents(mask, rng.normal(x0.shape) if self.noise else None)
 
     def at(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:
+        """Return latents with masked components 0, (B, d, h, w)."""
         assert isinstance(state, MaskedComponents)
         if state.eps is not None:
             x0 = expand(level.gamma, x0) * x0 + expand(level.sigma, x0) * state.eps

@@ -15,9 +15,11 @@ class Gaussian(Corruption):
     is_additive = True
 
     def draw(self, x0: Tensor, rng: BatchGenerator) -> Mixed:
+        """Draw standard normal noise shaped like `x0`."""
         return Mixed(eps=rng.normal(x0.shape))
 
     def at(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:
+        """Return gamma x0 + sigma eps."""
         assert isinstance(state, Mixed)
         return expand(level.gamma, x0) * x0 + expand(level.sigma, x0) * state.eps
 
@@ -56,4 +58,5 @@ class GaussianSpectrum(Gaussian):
         return (squares / squares.mean()).sqrt().float().reshape(-1, 1, 1)
 
     def draw(self, x0: Tensor, rng: BatchGenerator) -> Mixed:
+        """Draw noise with the deviations s_i, shaped like `x0`."""
         return Mixed(eps=self.deviations().to(x0.device) * rng.normal(x0.shape))

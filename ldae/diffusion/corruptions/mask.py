@@ -53,15 +53,18 @@ class Mask(Corruption):
         self.kept = Table(holes(beta, reach(self.n) if centred else self.n).cumprod(0))  # (T, r^2)
 
     def draw(self, x0: Tensor, rng: BatchGenerator) -> Placed:
+        """Draw the centre of each image's hole."""
         if self.centred:
             return Placed(centre=middle(x0, self.n))
         return Placed(centre=rng.integers(self.n + 1, 2 * len(x0)).reshape(-1, 2) - 1)
 
     def at(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:
+        """Return images with a hole of the width of t."""
         assert isinstance(state, Placed)
         return x0 * around(state.centre, self.kept, level.t, self.n)
 
     def corrupt(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:
+        """Return images with a hole, quantised to 8 bits with `discrete`."""
         x_t = self.at(x0, level, state)
         return quantize_8_bit(x_t) if self.discrete else x_t
 

@@ -45,9 +45,11 @@ class Pixelate(Corruption):
         self.pixelated = Separable([_halved(n, 2 ** (i + 1), filter) for i in range(T)])
 
     def draw(self, x0: Tensor, rng: BatchGenerator) -> State:
+        """Return the empty state: the corruption is deterministic."""
         return State()
 
     def at(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:
+        """Return images whose side was halved t + 1 times and enlarged again."""
         return self.pixelated(x0, level.t)
 
 

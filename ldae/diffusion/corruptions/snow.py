@@ -76,11 +76,13 @@ class Snow(Corruption):
         self.brightness = Table(_interpolate("brightness", brightness or (1.0, 1.0), schedule.T))
 
     def draw(self, x0: Tensor, rng: BatchGenerator) -> Snowfall:
+        """Draw the snow of each image."""
         side = math.ceil(self.n / self.zoom)
         field = self.mean + self.std * rng.normal((len(x0), side, side))
         return Snowfall(magnify(field, self.zoom, self.n), rng.uniform((len(x0),)) > 0.5)
 
     def at(self, x0: Tensor, level: NoiseLevel, state: State) -> Tensor:
+        """Return images under the snow of t."""
         assert isinstance(state, Snowfall)
         x, s = (x0 + 1) / 2, self.snow_layer(level.t, state)[:, None]
         w = expand(self.brightness[level.t], x)
