@@ -11,8 +11,9 @@ from dataclasses import fields
 from functools import cached_property
 from typing import Any, TypeVar
 
-from ldae.config.schema import construct, resolve
+from ldae.config.schema import conform, construct, resolve
 from ldae.core.errors import ConfigError
+from ldae.core.types import Count
 from ldae.data.base import Division
 from ldae.data.cache import Context
 from ldae.data.datasets import Dataset
@@ -333,7 +334,8 @@ class Parts:
             if not self.task.image_channels:
                 message = "has no image to read; use a task that gives one, or encoder=null"
                 raise ConfigError("encoder", spec["encoder"], message)
-            given = {"inputs": self.task.image_channels, "out": spec["channels"]}
+            out = conform("channels", spec.get("channels"), Count)
+            given = {"inputs": self.task.image_channels, "out": out}
             try:
                 return construct(RRDBNet, spec["encoder"], given)
             except ConfigError as error:

@@ -31,3 +31,13 @@ def test_an_image_encoder_that_cannot_be_built_is_refused(config, task, encoder,
     parts.task = task()
     with pytest.raises(ConfigError, match=sentence):
         _ = parts.denoiser
+
+
+@pytest.mark.parametrize("channels", [-3, 0, "many"])
+def test_a_wrong_number_of_channels_is_named_before_the_image_encoder_is_built(config, channels):
+    settings = config("pretrain", *PIXELS, "schedule=ddpm_linear", "weight=one", "loss=l2", "denoiser=unet_segdiff_64")
+    settings["denoiser"]["channels"] = channels
+    parts = Parts(settings)
+    parts.task = WithImage()
+    with pytest.raises(ConfigError, match=r"denoiser\.channels="):
+        _ = parts.denoiser
