@@ -1,7 +1,7 @@
 """Muon: momentum whose matrices are replaced by their nearest semi-orthogonal ones.
 
-Own code beside torch.optim.Muon, which iterates in bfloat16 on every processor (emulated on most CPUs, slower than a
-whole training step) and one matrix after another; this one iterates in float32 where bfloat16 is not native, on all
+Own code beside torch.optim.Muon, which iterates in bfloat16 on every processor, emulated on many CPUs, and one matrix
+after another; this one iterates in float32 where bfloat16 is not native, on all
 matrices of a shape at once, and on matrices that FSDP shards.
 """
 
