@@ -189,5 +189,13 @@ class JointOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for optimizer in self.optimizers:
+            optimizer.found_inf = getattr(self, "found_inf", None)  # type: ignore[attr-defined]
             optimizer.step()
         return loss
+
+
+def can_skip(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether an optimizer makes no step, without a wait for the device, where its tensor `found_inf` is 1."""
+    if isinstance(optimizer, JointOptimizer):
+        return all(map(can_skip, optimizer.optimizers))
+    return isinstance(optimizer, MuonOptimizer) or bool(optimizer.defaults.get("fused"))

@@ -23,7 +23,7 @@ from ldae.engine.distributed import World
 from ldae.engine.fsdp import gather_full, no_gradient_sync, shard
 from ldae.engine.guard import Guard
 from ldae.engine.logging import Meter, RunLog
-from ldae.engine.optim import Optim
+from ldae.engine.optim import Optim, can_skip
 from ldae.engine.precision import resolve_precision
 from ldae.engine.run_folder import RunFolder
 from ldae.engine.settings import TrainSettings
@@ -347,8 +347,8 @@ class Trainer:
 
     def _is_deferred(self) -> bool:
         """Return whether verdicts on steps are read late: on a GPU, with optimizers that can skip a step there."""
-        fused = all(o.defaults.get("fused") for o in self.state.optimizers.values())
-        return self.world.device.type == "cuda" and fused and not self.sharded
+        can_defer = all(map(can_skip, self.state.optimizers.values()))
+        return self.world.device.type == "cuda" and can_defer and not self.sharded
 
     def _prefix(self, name: str) -> str:
         return "" if len(self.modules) == 1 else f"{name}/"

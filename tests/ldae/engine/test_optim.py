@@ -10,7 +10,7 @@ from ldae.core.errors import ConfigError
 from ldae.denoisers.mae import MaskedAutoencoder
 from ldae.denoisers.vit import ViTDenoiser
 from ldae.engine.muon import MuonOptimizer, orthogonalise
-from ldae.engine.optim import AdamW, Muon
+from ldae.engine.optim import AdamW, Muon, can_skip
 
 
 def vit():
@@ -113,3 +113,25 @@ def test_networks_without_blocks_are_refused():
         Muon(blr=0.01).build(nn.Linear(2, 2))
     with pytest.raises(ConfigError, match="momentum"):
         Muon(blr=0.01, momentum=1.0)
+
+
+@pytest.mark.parametrize("optim", [AdamW(blr=0.01), Muon(blr=0.01, weight_decay=0.1)])
+def test_found_inf_leaves_weights_and_moments_as_they_are_and_zero_of_it_changes_nothing(optim):
+    networks = [vit(), vit()]
+    optimizers = [optim.build(network) for network in networks]
+    assert can_skip(optimizers[0])
+    for _ in range(2):
+        for network, optimizer in zip(networks, optimizers, strict=True):
+            torch.manual_seed(1)
+            random_gradients(network)
+            optimizer.found_inf = torch.zeros(()) if network is networks[0] else None
+            optimizer.step()
+    for a, b in zip(*(network.parameters() for network in networks), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-7)
+    tensors = [*networks[0].parameters(), *(v for state in optimizers[0].state.values() for v in state.values())]
+    before = [tensor.detach().clone() for tensor in tensors]
+    for parameter in networks[0].parameters():
+        parameter.grad = torch.full_like(parameter, torch.nan)
+    optimizers[0].found_inf = torch.ones(())
+    optimizers[0].step()
+    assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
