@@ -26,17 +26,16 @@ def prepare_blocks(networks: Iterable[nn.Module], compiled: bool, recomputed: bo
 
     Args:
         networks: networks of the blocks.
-        compiled: whether torch.compile compiles each block; without a C++ compiler on a CPU, a warning instead.
+        compiled: whether torch.compile compiles each block; a warning instead where it cannot: without a C++ compiler
+            on a CPU, or without what Triton needs on a GPU.
         recomputed: whether the backward pass recomputes the activations in a block (arXiv 1604.06174).
     """
     networks = list(networks)
-    if compiled and not _can_compile(networks):
-        print(
-            f"warning: train.compile=true needs a C++ compiler ({_COMPILER}); blocks are not compiled", file=sys.stderr
-        )
-        compiled = False
     if compiled:
         _use_own_compile_cache()
+        if obstacle := _obstacle(networks):
+            print(f"warning: train.compile=true {obstacle}; blocks are not compiled", file=sys.stderr)
+            compiled = False
     blocks: list[Any] = [m for network in networks for m in network.modules() if hasattr(m, "compiles")]
     for block in blocks:
         if recomputed:
@@ -45,9 +44,28 @@ def prepare_blocks(networks: Iterable[nn.Module], compiled: bool, recomputed: bo
             block.compile()
 
 
-def _can_compile(networks: Iterable[nn.Module]) -> bool:
-    on_cpu = any(p.device.type == "cpu" for network in networks for p in network.parameters())
-    return not on_cpu or shutil.which(_COMPILER) is not None
+def _obstacle(networks: Iterable[nn.Module]) -> str:
+    """Return why torch.compile cannot compile networks for their devices; empty if it can."""
+    devices = {p.device for network in networks for p in network.parameters()}
+    if any(device.type == "cpu" for device in devices) and shutil.which(_COMPILER) is None:
+        return f"needs a C++ compiler ({_COMPILER})"
+    failures = (_failure_on(device) for device in sorted(devices, key=str) if device.type == "cuda")
+    return next(filter(None, failures), "")
+
+
+@functools.cache
+def _failure_on(device: torch.device) -> str:
+    """Return why the compilation of one operation for a device fails; empty if it succeeds.
+
+    Triton needs a C compiler and Python's headers (Python.h) besides the GPU's driver; a machine may have none of them.
+    """
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
+    except Exception as error:  # of many types: the compiler's, Triton's, the operating system's
+        lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("backend=")]
+        reason = lines[0].strip().rstrip(".") if lines else type(error).__name__
+        return f"fails on {device} ({reason}); Triton needs a C compiler and Python's headers"
+    return ""
 
 
 def _use_own_compile_cache() -> None:

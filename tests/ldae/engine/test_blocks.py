@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from ldae.engine import blocks
 from ldae.engine.blocks import CACHE, prepare_blocks
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
@@ -71,3 +72,21 @@ def test_what_was_compiled_for_longer_vectors_is_not_taken(tmp_path):
         known = {**os.environ, CACHE: str(tmp_path), "ATEN_CPU_CAPABILITY": limit}
         done = subprocess.run([sys.executable, "-c", COMPILED], env=known, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_device_that_cannot_compile_gets_a_warning_and_plain_blocks(monkeypatch, tag, capsys):
+    def fail(*_):
+        raise RuntimeError("backend='inductor' raised:\nRuntimeError: Failed to find C compiler.")
+
+    monkeypatch.setattr(torch, "compile", lambda function: fail)
+    blocks._failure_on.cache_clear()
+    try:
+        assert "Failed to find C compiler); Triton needs" in blocks._failure_on(torch.device("cpu"))
+    finally:
+        blocks._failure_on.cache_clear()
+    monkeypatch.setattr(blocks, "_obstacle", lambda networks: "fails on cuda:0 (no compiler)")
+    block = nn.Linear(2, 2)
+    block.compiles = True
+    prepare_blocks([block], compiled=True, recomputed=False)
+    assert block._compiled_call_impl is None
+    assert "train.compile=true fails on cuda:0 (no compiler); blocks are not compiled" in capsys.readouterr().err
