@@ -76,9 +76,8 @@ class LossAware(Timesteps):
         """Return p_t, (T,) float64."""
         even = torch.full_like(self.losses[:, 0], 1 / self.T)
         size = self.losses.square().mean(1).sqrt()  # (T,)
-        if (self.counts < self.losses.shape[1]).any() or size.sum() == 0:
-            return even
-        return (1 - self.uniform) * size / size.sum() + self.uniform * even
+        is_even = (self.counts < self.losses.shape[1]).any() | (size.sum() == 0)
+        return torch.where(is_even, even, (1 - self.uniform) * size / size.sum() + self.uniform * even)
 
     def draw(self, schedule: NoiseSchedule, count: int, rng: BatchGenerator) -> tuple[NoiseLevel, Tensor]:
         """Draw levels with weights 1 / (T p_t): the mean of the weighted losses is that of losses at uniform t."""
@@ -91,14 +90,20 @@ class LossAware(Timesteps):
     @torch.no_grad()
     def record(self, t: Tensor, losses: Tensor) -> None:
         """Record losses; the oldest of each t are dropped."""
-        for step, loss in zip(_gather(t).tolist(), _gather(losses).to(self.losses), strict=True):
-            kept, size = self.losses[step], self.losses.shape[1]
-            if self.counts[step] == size:
-                kept.copy_(kept.roll(-1))
-                kept[-1] = loss
-            else:
-                kept[self.counts[step]] = loss
-                self.counts[step] += 1
+        order = torch.sort(_gather(t), stable=True)
+        steps, new = order.values, _gather(losses).to(self.losses)[order.indices]  # (B,) each, in groups of equal t
+        rank = torch.arange(len(steps), device=steps.device) - torch.searchsorted(steps, steps)  # in the group
+        size = self.losses.shape[1]
+        total = self.counts.scatter_add(0, steps, torch.ones_like(steps))  # (T,) losses, new ones included
+        dropped = (total - size).clamp(min=0)
+        # one more column takes what is not kept
+        column = torch.arange(size + 1, device=steps.device)
+        source = (column + dropped[:, None]).clamp(max=size)  # (T, size + 1)
+        kept = nn.functional.pad(self.losses, (0, 1)).gather(1, source)
+        place = self.counts[steps] + rank - dropped[steps]
+        kept[steps, torch.where(place < 0, size, place)] = new
+        self.losses.copy_(kept[:, :size])
+        self.counts.copy_(total.clamp(max=size))
 
 
 def noise_free(level: NoiseLevel, where: Tensor | None = None) -> NoiseLevel:

@@ -46,7 +46,8 @@ class Pixel(Tokenizer):
     def variances(self) -> Tensor:
         """Return the variance of each latent dimension over the training patches, (d,) float64."""
         self.check_fitted()
-        return self.eigenvalues.cpu() / self.scale.flatten().cpu().double() ** 2
+        scale = self.scale.flatten().to(self.eigenvalues.device)  # on mps, which has no float64, they are on the CPU
+        return self.eigenvalues / scale.double() ** 2
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Tensor]) -> Tokenizer:

@@ -70,7 +70,8 @@ class VQ(ConvTokenizer):
             commitment = ((raw - codes.detach()) ** 2).mean((1, 2, 3))  # (B,) gradient for the encoder
         straight_through = raw + (codes - raw).detach()  # straight-through gradient
         one = torch.ones((), device=x.device)
-        used = one * len(index.unique())
+        is_used = torch.zeros(len(self.codebook), device=x.device).index_fill_(0, index.flatten(), 1)
+        used = is_used.sum()
         metrics = {"codebook": (codebook.detach().sum(), one * len(x)), "codes_in_batch": (used, one)}
         losses = self.regulariser * (codebook + self.commitment * commitment)  # (B,)
         return self.decoder(self.after(straight_through)), losses, metrics

@@ -189,7 +189,8 @@ def _trial_seconds(planned: PlannedTrial) -> float:
 def _encoding(encoder: Encoder, images: Tensor, layer: int) -> tuple[float, int]:
     """Return the seconds of an image through the network to a layer, and the layer's width."""
     tokens = encoder.tokens(images, [layer])[layer]
-    return _seconds(lambda: encoder.tokens(images, [layer])) / len(images), tokens.shape[-1]
+    work = lambda: encoder.tokens(images, [layer])[layer].sum().item()  # noqa: E731  # waits for a GPU
+    return _seconds(work) / len(images), tokens.shape[-1]
 
 
 def _of_protocol(

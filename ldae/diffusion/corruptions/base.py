@@ -37,7 +37,10 @@ class HasSpectrum(Protocol):
     """Tokenizer whose latent dimensions have known variances over its training images."""
 
     def variances(self) -> Tensor:
-        """Return the variance of each latent dimension, (d,) float64; raises NotFittedError before the fit."""
+        """Return the variance of each latent dimension, (d,) float64; raises NotFittedError before the fit.
+
+        On the tokenizer's device: it is called at every step, where a copy to the host would wait for a GPU.
+        """
 
 
 class Corruption(ABC):

@@ -8,6 +8,7 @@ from ldae.core.errors import ConfigError
 from ldae.core.types import BatchGenerator
 from ldae.diffusion.corruptions.base import Mixed
 from ldae.diffusion.corruptions.gaussian import Gaussian
+from ldae.diffusion.schedules import lookup
 
 
 class Blend(Gaussian):
@@ -36,5 +37,5 @@ class Blend(Gaussian):
         if self.pool.shape[1:] != x0.shape[1:]:
             sizes = f"{tuple(self.pool.shape[1:])} to blend into {tuple(x0.shape[1:])}"
             raise ConfigError("part", "Blend", f"was given images of {sizes}; resize them")
-        chosen = self.pool[rng.integers(len(self.pool), len(x0)).to(self.pool.device)]
-        return Mixed(eps=2 * (chosen.to(x0.device) / 255) - 1)
+        chosen = lookup(self.pool, rng.integers(len(self.pool), len(x0)))
+        return Mixed(eps=2 * (chosen / 255) - 1)

@@ -73,7 +73,7 @@ class ComponentMask(Corruption):
         """Draw the masked components, and the noise of the others with `noise`."""
         B, d, h, w = x0.shape
         order = rng.uniform((B, d, *((h, w) if self.per == "patch" else (1, 1)))).argsort(1)  # (B, d, ...)
-        share = self._shares(d).to(x0.device)[order]  # of each component in the order
+        share = self._shares(d, x0.device)[order]  # of each component in the order
         before = share.cumsum(1) - share
         masked = before < self.ratio - 1e-6  # in the order; the components that the ratio falls into are masked
         masked[:, 0], masked[:, -1] = True, False
@@ -87,11 +87,11 @@ class ComponentMask(Corruption):
             x0 = expand(level.gamma, x0) * x0 + expand(level.sigma, x0) * state.eps
         return x0.masked_fill(state.mask, 0)
 
-    def _shares(self, d: int) -> Tensor:
+    def _shares(self, d: int, device: torch.device) -> Tensor:
         """Return the share of each component, (d,) float32 of sum 1: of the variance, or 1 / d."""
         if self.by == "count":
-            return torch.full((d,), 1 / d)
+            return torch.full((d,), 1 / d, device=device)
         assert isinstance(self.tokenizer, HasSpectrum)
         spectrum = self.tokenizer.variances()
         total = spectrum.sum()
-        return (spectrum / total).float() if total > 0 else torch.full((d,), 1 / d)
+        return torch.where(total > 0, spectrum / total, 1 / d).float().to(device)

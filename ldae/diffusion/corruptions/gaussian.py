@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ldae.core.errors import ConfigError
@@ -51,10 +52,9 @@ class GaussianSpectrum(Gaussian):
     def deviations(self) -> Tensor:
         """Return s_i, (d, 1, 1) float32; a dimension constant over the training images has the least other v."""
         variances = self.tokenizer.variances()  # (d,) float64
-        positive = variances[variances > 0]
-        if not len(positive):
-            return variances.new_ones(len(variances), 1, 1).float()
-        squares = variances.clamp(min=positive.min()) ** self.power
+        varying = variances > 0
+        least = torch.where(varying, variances, torch.inf).min()
+        squares = torch.where(varying.any(), variances.clamp(min=least), 1.0) ** self.power
         return (squares / squares.mean()).sqrt().float().reshape(-1, 1, 1)
 
     def draw(self, x0: Tensor, rng: BatchGenerator) -> Mixed:

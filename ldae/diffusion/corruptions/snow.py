@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated
 
 import torch
@@ -111,9 +112,13 @@ def _streak(weights: Tensor, n: int) -> Tensor:
     return F.pad(weights[len(weights) // 2 :], (0, n))[distance]
 
 
+@cache
+def _luma(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(LUMA, dtype=dtype, device=device)
+
+
 def _grey(x: Tensor) -> Tensor:
-    weights = torch.tensor(LUMA, dtype=x.dtype, device=x.device)
-    return torch.einsum("bchw,c->bhw", x, weights)[:, None]
+    return torch.einsum("bchw,c->bhw", x, _luma(x.dtype, x.device))[:, None]
 
 
 def _interpolate(key: str, ends: tuple[float, ...], count: int) -> Tensor:
