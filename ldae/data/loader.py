@@ -5,6 +5,7 @@ The state of a loader is the step: any process can start at any step, with any n
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from ldae.data.images import FileImages, ImageSet, LatentImages, MemoryImages
 from ldae.data.reading import Cropper, file_batches, stream_batches
 from ldae.data.streamed import StreamedImages, WindowBuffer
 from ldae.data.transforms import Augment, Centre
+
+STEPS_AT_ONCE = 64  # steps on a GPU whose augmentations are drawn together: each draw takes some 30 kernels
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Loader:
         self.images, self.augment, self.batch, self.seed, self.device = images, augment, batch, seed, device
         self.share, self.workers, self.max_bad = share or RankSlice(), workers, max_bad
         self.steps_per_epoch = len(images) // batch
+        self.steps_at_once = 1 if device.type == "cpu" else STEPS_AT_ONCE
 
     def batches(self, start: int) -> Iterator[Batch]:
         """Yield this process's rows of the global batches at steps start, start + 1, ..."""
@@ -94,19 +98,30 @@ class Loader:
 
     def _from_memory(self, images: MemoryImages, start: int) -> Iterator[Batch]:
         pixels, labels = images.pixels.to(self.device), torch.from_numpy(images.labels).to(self.device)
-        for epoch, index in self._indices(start, self.device):
-            batch, u = pixels[index], uniforms(self.seed, epoch, index, self.augment.n)  # (B, 3 or 4, H, W)
+        for index, u in self._draws(start):
+            batch = pixels[index]  # (B, 3 or 4, H, W)
             if self.augment.keeps_values:
                 batch = self.augment(batch, u).float().div_(255)
             else:
                 batch = self.augment(batch.float().div_(255), u)
             yield _split_masks(batch, labels[index], index)
 
+    def _draws(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (index, uniform numbers of the augmentation (B, n)) of each step, on the device."""
+        steps = self._indices(start, self.device)
+        while True:
+            some = list(itertools.islice(steps, self.steps_at_once))
+            for epoch, pairs in itertools.groupby(some, key=lambda pair: pair[0]):
+                indices = [index for _, index in pairs]
+                u = uniforms(self.seed, epoch, torch.cat(indices), self.augment.n)
+                yield from zip(indices, u.split([len(index) for index in indices]), strict=True)
+
     def _from_latents(self, images: LatentImages, start: int) -> Iterator[Batch]:
         labels = torch.from_numpy(images.labels)
         for _, index in self._indices(start):
-            latents, empty = images.rows(index).to(self.device), torch.empty(len(index), 3, 0, 0, device=self.device)
-            yield Batch(empty, labels[index].to(self.device), index.to(self.device), latents)
+            empty = torch.empty(len(index), 3, 0, 0, device=self.device)
+            latents, classes, index = (_move(x, self.device) for x in (images.rows(index), labels[index], index))
+            yield Batch(empty, classes, index, latents)
 
     def _from_files(self, images: FileImages, start: int) -> Iterator[Batch]:
         keys = ([(epoch, int(i)) for i in index] for epoch, index in self._indices(start))
@@ -167,8 +182,14 @@ def _pixel_batches(
 
 def _to_batch(pixels: Tensor, index: Tensor, images: ImageSet, device: torch.device) -> Batch:
     labels = torch.from_numpy(images.labels)[index]
-    move = lambda x: x.to(device, non_blocking=True)  # noqa: E731
-    return _split_masks(move(pixels).float().div_(255), move(labels), move(index))
+    return _split_masks(_move(pixels, device).float().div_(255), _move(labels, device), _move(index, device))
+
+
+def _move(values: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the host to a device, without waiting for a GPU: only copies of pinned memory do not wait."""
+    if device.type == "cuda" and not values.is_pinned():
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 def _split_masks(floats: Tensor, labels: Tensor, index: Tensor) -> Batch:

@@ -337,6 +337,15 @@ def test_any_step_can_be_the_first(tree, context, augment):
         assert torch.equal(late.index, straight[start].index)
 
 
+def test_augmentations_that_are_drawn_for_several_steps_at_once_are_the_same(tree, context):
+    images = folder(tree, store="memory").open(context).train
+    one, several = (Loader(images, RandomResizedCrop(), 10, seed=3, device=CPU) for _ in range(2))
+    several.steps_at_once = 4  # of 5 steps in an epoch
+    for _, a, b in zip(range(12), one.batches(2), several.batches(2), strict=False):
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.index, b.index)
+
+
 def test_every_image_comes_once_an_epoch_in_an_order_that_changes(tree, context):
     images = folder(tree, holdout=0.0).open(context).train
     stream = Loader(images, Centre(), 12, seed=0, device=CPU).batches(0)
