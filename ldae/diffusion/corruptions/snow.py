@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
 from typing import Annotated
 
 import torch
@@ -18,7 +17,7 @@ from ldae.diffusion.corruptions.blur import taps
 from ldae.diffusion.corruptions.tables import Table
 from ldae.diffusion.schedules import NoiseSchedule
 
-LUMA = (0.299, 0.587, 0.114)  # of red, green, blue in grey
+LUMA = Table(torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64))  # of red, green, blue in grey
 
 
 @dataclass(frozen=True)
@@ -112,13 +111,8 @@ def _streak(weights: Tensor, n: int) -> Tensor:
     return F.pad(weights[len(weights) // 2 :], (0, n))[distance]
 
 
-@cache
-def _luma(dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor(LUMA, dtype=dtype, device=device)
-
-
 def _grey(x: Tensor) -> Tensor:
-    return torch.einsum("bchw,c->bhw", x, _luma(x.dtype, x.device))[:, None]
+    return torch.einsum("bchw,c->bhw", x, LUMA.on(x.device).to(x.dtype))[:, None]
 
 
 def _interpolate(key: str, ends: tuple[float, ...], count: int) -> Tensor:
