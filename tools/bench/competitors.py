@@ -17,8 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from ldae.app.compose import compose, resolved
 from ldae.app.session import Session, train_settings
 from ldae.app.training.plan import trainer_on
+from ldae.engine.runtime import resolve_device
 from ldae.engine.threads import AdaptiveThreads
 
+DEVICE = torch.device(resolve_device("auto"))  # of all competitors, as of `ldae pretrain` without device=
 Work = tuple[Callable[[], object], float]
 IMAGES = 2048  # number of random images for training steps
 STEPS_UNDER_LOAD = 32  # steps of a call under load; the number of threads adapts within some of them
@@ -26,8 +28,9 @@ SPIN = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
 
 
 def matmul(size: int, precision: str) -> Work:
-    """Return a square matrix product: the machine's limit."""
-    a, b = (torch.randn(size, size, dtype=getattr(torch, precision)) for _ in range(2))
+    """Return a square matrix product: the machine's limit; one of 8192 on a GPU, which a smaller one does not fill."""
+    size = size if DEVICE.type == "cpu" else max(size, 8192)
+    a, b = (torch.randn(size, size, dtype=getattr(torch, precision), device=DEVICE) for _ in range(2))
     return lambda: a @ b, 2.0 * size**3
 
 
@@ -85,11 +88,11 @@ def vit(width: int, depth: int, heads: int, batch: int, precision: str, fused: b
     from timm.models.vision_transformer import VisionTransformer
 
     sizes: Any = {"img_size": 32, "patch_size": 4, "embed_dim": width, "depth": depth, "num_heads": heads}
-    model = VisionTransformer(**sizes, num_classes=10)
+    model = VisionTransformer(**sizes, num_classes=10).to(DEVICE)
     blocks: Any = model.blocks
     for block in blocks:
         block.attn.fused_attn = fused
-    labels, images = torch.arange(batch) % 10, torch.randn(batch, 3, 32, 32)
+    labels, images = torch.arange(batch, device=DEVICE) % 10, torch.randn(batch, 3, 32, 32, device=DEVICE)
     return train_step_of(model, lambda m: F.cross_entropy(m(images).float(), labels), precision, compiled)
 
 
@@ -104,7 +107,7 @@ def official_mae(folder: str, batch: int, precision: str, compiled: bool) -> Wor
     from models_mae import MaskedAutoencoderViT
 
     model = MaskedAutoencoderViT(**sizes, decoder_embed_dim=192, decoder_depth=4, decoder_num_heads=3)
-    images = torch.randn(batch, 3, 32, 32)
+    model, images = model.to(DEVICE), torch.randn(batch, 3, 32, 32, device=DEVICE)
     return train_step_of(model, lambda m: m(images)[0].float(), precision, compiled)
 
 
@@ -115,7 +118,7 @@ def train_step_of(model: nn.Module, loss: Callable[[Any], Tensor], precision: st
 
     def step() -> object:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(DEVICE.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
             value = loss(network)
         value.backward()
         optimizer.step()

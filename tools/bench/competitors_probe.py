@@ -11,7 +11,7 @@ from typing import Any
 import faiss
 import numpy as np
 import torch
-from competitors import Work
+from competitors import DEVICE, Work
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -92,17 +92,17 @@ def extraction(images: int, bare: bool, precision: PrecisionName) -> Work:
     objective = Session(resolved(compose("pretrain", ["experiment=ldae/cifar10_cpu"]))).parts.objective
     assert isinstance(objective, Denoise)
     objective.tokenizer.set_scale(torch.ones(objective.tokenizer.shape[0]))  # timed, not scored
-    encoder = Encoder(objective.eval(), precision=precision)
+    encoder = Encoder(objective.eval().to(DEVICE), precision=precision)
     pixels = torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8)
     held = MemoryImages.of(Path(), pixels, [str(i) for i in range(images)], np.zeros(images, np.int64))
-    feature_key, device = FeatureKey(encoder.layer, encoder.t), torch.device("cpu")
-    level = objective.schedule.at(torch.full((128,), encoder.t))
-    seen = objective.encoder_input(torch.rand(128, 3, 32, 32), level, None)
+    feature_key = FeatureKey(encoder.layer, encoder.t)
+    level = objective.schedule.at(torch.full((128,), encoder.t, device=DEVICE))
+    seen = objective.encoder_input(torch.rand(128, 3, 32, 32, device=DEVICE), level, None)
 
     @torch.no_grad()
     def forward() -> None:
         for _ in range(images // 128):
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+            with torch.autocast(DEVICE.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
                 objective.denoiser.encode(seen, level, layers=[encoder.layer])
 
     def whole() -> None:
@@ -110,7 +110,7 @@ def extraction(images: int, bare: bool, precision: PrecisionName) -> Work:
             extract(
                 lambda batch: {feature_key: encoder(batch.images)},
                 [feature_key],
-                in_order(held, 128, device),
+                in_order(held, 128, DEVICE),
                 images,
                 Path(folder) / "bank",
             )

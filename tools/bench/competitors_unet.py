@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from competitors import Work, counted, train_step_of
+from competitors import DEVICE, Work, counted, train_step_of
 from peers import use_site
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,7 +36,7 @@ def generating(argv: Sequence[str], precision: PrecisionName) -> Generator:
     """Return an untrained network as a generator of some DDIM steps."""
     objective = Session(resolved(compose("pretrain", list(argv)))).parts.objective
     assert isinstance(objective, Denoise)
-    objective.denoiser.eval()
+    objective.to(DEVICE).denoiser.eval()
     visited = build_trajectory(objective.schedule, Linear(STEPS).steps(objective.schedule.T))
     return Generator(objective, SamplerConfig(DDIM(), visited, clip=True, precision=precision))
 
@@ -69,7 +69,7 @@ def diffusers_training(batch: int, precision: str, last: bool, site: str | None)
         last: whether channels come last in memory.
     """
     use_site(site)
-    images, t = torch.randn(batch, 3, 32, 32), torch.arange(batch)
+    images, t = torch.randn(batch, 3, 32, 32, device=DEVICE), torch.arange(batch, device=DEVICE)
     noise = torch.randn_like(images)
     model = _laid_out(diffusers_unet(), last)
     return train_step_of(model, lambda m: F.mse_loss(m(_laid(images, last), t).sample.float(), noise), precision, False)
@@ -83,13 +83,13 @@ def diffusers_ddim(batch: int, precision: str, last: bool, site: str | None) -> 
     model: Any = _laid_out(diffusers_unet(), last).eval()
     scheduler = DDIMScheduler(clip_sample=True)
     scheduler.set_timesteps(STEPS)
-    noise = _laid(torch.randn(batch, 3, 32, 32), last)
+    noise = _laid(torch.randn(batch, 3, 32, 32, device=DEVICE), last)
 
     @torch.no_grad()
     def steps() -> Tensor:
         x = noise
         for t in scheduler.timesteps:
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+            with torch.autocast(DEVICE.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
                 eps = model(x, t).sample
             x = scheduler.step(eps.float(), t, x).prev_sample
         return x
@@ -108,7 +108,7 @@ def lucidrains_unet() -> nn.Module:
 def lucidrains_training(batch: int, precision: str, last: bool, compiled: bool, site: str | None) -> Work:
     """Return a training step of that Unet."""
     use_site(site)
-    images, t = torch.randn(batch, 3, 32, 32), torch.arange(batch)
+    images, t = torch.randn(batch, 3, 32, 32, device=DEVICE), torch.arange(batch, device=DEVICE)
     noise = torch.randn_like(images)
     model = _laid_out(lucidrains_unet(), last)
     return train_step_of(model, lambda m: F.mse_loss(m(_laid(images, last), t).float(), noise), precision, compiled)
@@ -121,14 +121,16 @@ def lucidrains_ddim(batch: int, precision: str, last: bool, site: str | None) ->
 
     model: Any = _laid_out(lucidrains_unet(), last).eval()
     diffusion: Any = GaussianDiffusion(model, image_size=32, timesteps=1000, sampling_timesteps=STEPS)
+    diffusion.to(DEVICE)
     forward = model.forward
 
     def in_precision(x: Tensor, *given: Any) -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(DEVICE.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
             return forward(_laid(x, last), *given).float()
 
     with torch.no_grad():
-        each = counted(lambda: in_precision(torch.randn(batch, 3, 32, 32), torch.zeros(batch, dtype=torch.long)))
+        t = torch.zeros(batch, dtype=torch.long, device=DEVICE)
+        each = counted(lambda: in_precision(torch.randn(batch, 3, 32, 32, device=DEVICE), t))
     model.forward = in_precision
     return lambda: diffusion.sample(batch_size=batch), STEPS * each  # the counter fails in its inference mode
 
@@ -141,9 +143,9 @@ def segmenting(argv: Sequence[str], batch: int, precision: PrecisionName, once: 
     """
     generator = generating(argv, precision)
     shape = generator.objective.tokenizer.shape
-    image = torch.rand(batch, 3, *shape[1:]) * 2 - 1
+    image = torch.rand(batch, 3, *shape[1:], device=DEVICE) * 2 - 1
     message = Cond(image=image)
-    noise, sampler = torch.randn(batch, *shape), generator.sampler
+    noise, sampler = torch.randn(batch, *shape, device=DEVICE), generator.sampler
 
     def steps() -> Tensor:
         cond = generator.precompute(message) if once else message
@@ -154,6 +156,7 @@ def segmenting(argv: Sequence[str], batch: int, precision: PrecisionName, once: 
 
 
 def _laid_out(model: nn.Module, last: bool) -> nn.Module:
+    model = model.to(DEVICE)
     return model.to(memory_format=torch.channels_last) if last else model
 
 
