@@ -5,13 +5,13 @@
     python tools/bench all [mae=DIR] [cold=DIR] [site=DIR] [images=DIR] [jpegs=DIR]     # every row
     python tools/bench features                          # protocols on 1.28 M x 768 features, within 8 GiB
 
-Competitors run in alternation, each in its own process. Rows: training load unet cold knn probe input (load: with
-another busy process). Competitors come from checkouts of facebookresearch/mae (mae=) and arpitbansal297/Cold-
-Diffusion-Models (cold=), and from packages (diffusers, denoising-diffusion-pytorch, torchgeometry) that are installed
-here or in site=; images= and jpegs= are class folders of small and of full-size pictures. Rows without their
-competitors are left out. Keys: rounds= seconds= threads= precision= out= and for `features` rows= holdout= queries=
-dimensions= classes= epochs= protocols= memory= seed=. Writes OUT/bench.json, a record for each row, and
-OUT/features.jsonl, a line for each protocol.
+Competitors run in alternation, each in its own process. Rows: training gpu load unet cold knn probe input (gpu: networks
+of the paper's size, for a GPU; load: with another busy process). Competitors come from checkouts of facebookresearch/mae
+(mae=) and arpitbansal297/Cold-Diffusion-Models (cold=), and from packages (diffusers, denoising-diffusion-pytorch,
+torchgeometry) that are installed here or in site=; images= and jpegs= are class folders of small and of full-size
+pictures. Rows without their competitors are left out. Keys: rounds= seconds= threads= precision= out= and for
+`features` rows= holdout= queries= dimensions= classes= epochs= protocols= memory= seed=. Writes OUT/bench.json, a record
+for each row, and OUT/features.jsonl, a line for each protocol.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 from features_bench import FeatureBench, ProtocolCost, features_bench
 from interleaved import Timed, function, interleaved
-from rows import Row, cold_rows, input_rows, knn_rows, load_rows, probe_rows, training_rows, unet_rows
+from rows import Row, cold_rows, gpu_rows, input_rows, knn_rows, load_rows, probe_rows, training_rows, unet_rows
 
 from ldae.app.ablation.runner import portable_command
 from ldae.app.compose import compose, resolved
@@ -36,7 +36,7 @@ from ldae.core.errors import UsageError
 from ldae.core.files import write_json, write_text
 from ldae.core.types import Count, Natural, Positive
 from ldae.engine.precision import PrecisionName
-from ldae.engine.runtime import describe_hardware, set_threads
+from ldae.engine.runtime import describe_hardware, resolve_device, set_threads
 from linear_probe.results import markdown
 
 FEATURES, ALL = "features", "all"
@@ -71,6 +71,7 @@ class BenchSettings:
 
 BENCHES: Mapping[str, Callable[[BenchSettings], list[Row]]] = {
     "training": lambda settings: training_rows(settings.mae, settings.precision),
+    "gpu": lambda settings: gpu_rows(settings.precision),
     "load": lambda settings: load_rows(settings.precision),
     "unet": lambda settings: unet_rows(settings.site, settings.precision),
     "cold": lambda settings: cold_rows(settings.cold, settings.site),
@@ -101,7 +102,9 @@ def main(argv: Sequence[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if FEATURES in names:
         measure_features(features, provenance, out)
-    selected = BENCHES if ALL in names else [name for name in names if name in BENCHES]
+    on_gpu = resolve_device("auto") != "cpu"
+    every = [name for name in BENCHES if on_gpu or name != "gpu"]
+    selected = every if ALL in names else [name for name in names if name in BENCHES]
     rows = [row for name in selected for row in BENCHES[name](settings)]
     if rows:
         measure_rows(rows, settings, provenance, out)

@@ -34,15 +34,16 @@ def matmul(size: int, precision: str) -> Work:
     return lambda: a @ b, 2.0 * size**3
 
 
-def training(argv: Sequence[str], input: bool = True) -> Work:
+def training(argv: Sequence[str], input: bool = True, images: int = IMAGES) -> Work:
     """Build the training step of `ldae pretrain`: batch and augmentation, loss, clipping, AdamW, average.
 
     Args:
         argv: arguments of `ldae pretrain`.
         input: whether to load batches.
+        images: number of random images to load from.
     """
     session = Session(resolved(compose("pretrain", list(argv))))
-    trainer, loader = trainer_on(session, train_settings(session.config).batch, IMAGES)
+    trainer, loader = trainer_on(session, train_settings(session.config).batch, images)
     batches = loader.batches(0)
     first = next(batches)
 
@@ -83,16 +84,26 @@ def training_under_load(argv: Sequence[str], busy: int, adapted: bool) -> Work:
     return steps, float(STEPS_UNDER_LOAD * trainer.settings.batch)
 
 
-def vit(width: int, depth: int, heads: int, batch: int, precision: str, fused: bool, compiled: bool) -> Work:
-    """Return the training step of timm's vision transformer on 32 px in patches of 4, with fused AdamW."""
+def vit(
+    width: int,
+    depth: int,
+    heads: int,
+    batch: int,
+    precision: str,
+    fused: bool,
+    compiled: bool,
+    pixels: int = 32,
+    patch: int = 4,
+) -> Work:
+    """Return the training step of timm's vision transformer, with fused AdamW."""
     from timm.models.vision_transformer import VisionTransformer
 
-    sizes: Any = {"img_size": 32, "patch_size": 4, "embed_dim": width, "depth": depth, "num_heads": heads}
+    sizes: Any = {"img_size": pixels, "patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": heads}
     model = VisionTransformer(**sizes, num_classes=10).to(DEVICE)
     blocks: Any = model.blocks
     for block in blocks:
         block.attn.fused_attn = fused
-    labels, images = torch.arange(batch, device=DEVICE) % 10, torch.randn(batch, 3, 32, 32, device=DEVICE)
+    labels, images = torch.arange(batch, device=DEVICE) % 10, torch.randn(batch, 3, pixels, pixels, device=DEVICE)
     return train_step_of(model, lambda m: F.cross_entropy(m(images).float(), labels), precision, compiled)
 
 

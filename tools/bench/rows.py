@@ -66,6 +66,33 @@ def training_rows(mae: str | None, precision: str) -> list[Row]:
     return [_training(*size, precision) for size in sizes]
 
 
+def gpu_rows(precision: str) -> list[Row]:
+    """Compare training steps of the paper's networks at 256 px, 256 tokens, on a GPU; rates are in FLOP/s.
+
+    Args:
+        precision: `fp32` or `bf16`, for all competitors.
+    """
+    return [
+        _paper_size("ViT-B", "imagenet_vit_b", 256, {"width": 768, "depth": 12, "heads": 12}, 0.5, precision),
+        _paper_size("ViT-L", "imagenet_vit_l", 128, {"width": 1024, "depth": 24, "heads": 16}, 0.55, precision),
+    ]
+
+
+def _paper_size(name: str, experiment: str, batch: int, sizes: Mapping[str, int], share: float, precision: str) -> Row:
+    argv = [f"experiment=ldae/{experiment}", f"train.batch={batch}", f"train.precision={precision}"]
+    timm = {**sizes, "pixels": 256, "patch": 16, "batch": batch, "precision": precision}
+    ours = {"argv": [*argv, "train.compile=true"], "input": False, "images": batch}
+    return Row(
+        f"training step, {name} at 256 px, the same batch again",
+        "FLOP/s",
+        Competitor("l-DAE, compiled", "competitors:training", ours),
+        [Competitor("timm at its best", "competitors:vit", {**timm, "fused": True, "compiled": True})],
+        {"timm at its best": 1.0},
+        product(precision),
+        share,
+    )
+
+
 def _training(width: int, depth: int, heads: int, network: str, mae: str | None, precision: str) -> Row:
     argv = ["experiment=ldae/cifar10_cpu", f"denoiser={network}", "train.batch=64", f"train.precision={precision}"]
     timm = {"width": width, "depth": depth, "heads": heads, "precision": precision}
