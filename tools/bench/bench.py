@@ -5,13 +5,13 @@
     python tools/bench all [mae=DIR] [cold=DIR] [site=DIR] [images=DIR] [jpegs=DIR]     # every row
     python tools/bench features                          # protocols on 1.28 M x 768 features, within 8 GiB
 
-Competitors run in alternation, each in its own process. Rows: training gpu load unet cold knn probe input (gpu: networks
-of the paper's size, for a GPU; load: with another busy process). Competitors come from checkouts of facebookresearch/mae
-(mae=) and arpitbansal297/Cold-Diffusion-Models (cold=), and from packages (diffusers, denoising-diffusion-pytorch,
-torchgeometry) that are installed here or in site=; images= and jpegs= are class folders of small and of full-size
-pictures. Rows without their competitors are left out. Keys: rounds= seconds= threads= precision= out= and for
-`features` rows= holdout= queries= dimensions= classes= epochs= protocols= memory= seed=. Writes OUT/bench.json, a record
-for each row, and OUT/features.jsonl, a line for each protocol.
+Competitors run in alternation, each in its own process. Rows: training gpu load unet cold knn probe input (gpu:
+networks of the paper's size, for a GPU; load: with another busy process). Competitors come from checkouts of
+facebookresearch/mae (mae=) and arpitbansal297/Cold-Diffusion-Models (cold=), and from packages (diffusers,
+denoising-diffusion-pytorch, torchgeometry) that are installed here or in site=; images= and jpegs= are class folders of
+small and of full-size pictures. Rows without their competitors are left out. Keys: rounds= seconds= threads= precision=
+out= and for `features` rows= holdout= queries= dimensions= classes= epochs= protocols= memory= seed=. Writes
+OUT/bench.json, a record for each row, and OUT/features.jsonl, a line for each protocol.
 """
 
 from __future__ import annotations
