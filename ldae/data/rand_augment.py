@@ -70,7 +70,7 @@ class RandAugment(Augment):
         if images.shape[1] != 3:
             raise ConfigError("augment", "rand_augment", "would move images away from their masks; use another")
         crops = (self.crop(images, u[:, :-1]) * 255).round().byte().cpu()
-        return torch.stack([self.finish(*pair) for pair in zip(crops, u, strict=True)]).to(images) / 255
+        return torch.stack([self.finish(*pair) for pair in zip(crops, u.cpu(), strict=True)]).to(images) / 255
 
 
 @contextlib.contextmanager

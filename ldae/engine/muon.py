@@ -83,7 +83,7 @@ class MuonOptimizer(torch.optim.Optimizer):
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(matrix)
         buffers = [local_shard(self.state[matrix]["momentum_buffer"]) for matrix in matrices]
-        gradients = [local_shard(matrix.grad) for matrix in matrices]
+        gradients = [local_shard(matrix.grad) for matrix in matrices if matrix.grad is not None]
         if found_inf is not None:  # the momentum in place of the gradient leaves the momentum as it is
             gradients = _choose(found_inf > 0, buffers, gradients)
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)

@@ -176,6 +176,8 @@ class Trainer:
         """
         if self.context.threads is not None:
             self.context.threads.update()
+        if self.settings.compile and self.world.device.type == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()  # without effect unless TORCHINDUCTOR_CUDAGRAPHS=1
         state, parts = self.state, self.settings.accumulate
         rate = self.optim.rate(state.step, self.total, self.settings.batch)
         torch.manual_seed(seed_of(self.seed, 1, state.step, self.world.rank))  # for dropout and the like
