@@ -133,5 +133,5 @@ def _copy_to_host(flags: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     host = torch.empty(flags.shape, pin_memory=True)
     host.copy_(flags, non_blocking=True)
     arrived = torch.cuda.Event()
-    arrived.record()
+    arrived.record(torch.cuda.current_stream(flags.device))  # of cuda:N, which need not be the current device
     return host, arrived
