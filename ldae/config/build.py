@@ -41,6 +41,7 @@ from ldae.objectives.losses import Loss
 from ldae.objectives.masked import Masked
 from ldae.objectives.reconstruct import Reconstruct
 from ldae.objectives.spaces import InputSpace, OutputSpace
+from ldae.objectives.with_pixels import DenoiseWithPixels
 from ldae.tasks.base import Task
 from ldae.tokenizers.base import Tokenizer
 
@@ -153,7 +154,9 @@ class Parts:
     @cached_property
     def timesteps(self) -> Timesteps:
         """Return the distribution of training steps t."""
-        return self._build("timesteps", "ldae.diffusion", Timesteps, {"schedule": self.schedule})
+        tokenizer = self.tokenizer
+        given = {"schedule": self.schedule, "grid": tokenizer.grid, "latent_size": tokenizer.shape[1:]}
+        return self._build("timesteps", "ldae.diffusion", Timesteps, given)
 
     @cached_property
     def process(self) -> Process:
@@ -198,10 +201,10 @@ class Parts:
         if not issubclass(objective, Denoise):  # for images
             shape = (self.task.channels, self.data.size, self.data.size)
             return self._build("denoiser", "ldae.denoisers", Network, {"image_shape": shape})
-        channels, height, width = self.output.shape
+        _, height, width = self.output.shape
         given = {
             "in_shape": self.input.shape,
-            "out_shape": (objective.outputs_per_channel * channels, height, width),
+            "out_shape": (objective.output_channels(self.output), height, width),
             "grid": self.tokenizer.grid,
             "schedule": self.schedule,
             "classes": self.task.classes,
@@ -246,6 +249,7 @@ class Parts:
         builders = {
             Denoise: self.build_denoise,
             DenoiseWithVariance: self.build_denoise,
+            DenoiseWithPixels: self.build_denoise,
             Masked: self.build_masked,
             Autoencode: self.build_autoencode,
             Reconstruct: self.build_reconstruct,

@@ -85,6 +85,7 @@ CLASSES: Mapping[str, Mapping[str, str]] = {
     },
     "timesteps": {
         "loss_aware": "ldae.diffusion.timesteps.LossAware",
+        "per_token": "ldae.diffusion.timesteps.PerToken",
         "uniform": "ldae.diffusion.timesteps.Uniform",
     },
     "weight": {
@@ -98,7 +99,9 @@ CLASSES: Mapping[str, Mapping[str, str]] = {
 }
 
 # parameters of constructors that other parts of a config determine
-DETERMINED = frozenset(["classes", "cond_channels", "encoder", "grid", "image_shape", "schedule", "tokenizer"])
+DETERMINED = frozenset(
+    ["classes", "cond_channels", "encoder", "grid", "image_shape", "latent_size", "schedule", "tokenizer"]
+)
 
 
 def settings_of(path: str) -> dict[str, Any]:

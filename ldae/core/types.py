@@ -83,6 +83,8 @@ class Batch:
 class NoiseLevel:
     """Noise level of each image of a batch: z_t = gamma z0 + sigma eps.
 
+    Levels of their own for the tokens of an image (`timesteps=per_token`) are (B, 1, h, w) in place of (B,).
+
     Attributes:
         t: (B,) int64 timestep in {0, ..., T-1}, on which the network is conditioned.
         gamma: (B,) float32 scale of the clean signal.
@@ -110,8 +112,11 @@ class Cond:
 
 
 def expand(values: Tensor, like: Tensor) -> Tensor:
-    """Reshape one number per image, (B,), to (B, 1, ..., 1), so that it broadcasts over `like`, (B, ...)."""
-    return values.reshape(-1, *(1,) * (like.ndim - 1))
+    """Reshape one number per image, (B,), to (B, 1, ..., 1), so that it broadcasts over `like`, (B, ...).
+
+    Numbers that have as many axes as `like` stay as they are.
+    """
+    return values if values.ndim == like.ndim else values.reshape(-1, *(1,) * (like.ndim - 1))
 
 
 class BatchGenerator:

@@ -41,6 +41,7 @@ class ViTDenoiser(Denoiser):
         classes: K; 0 for an unconditional network.
         keep: fraction of the tokens that the encoder blocks see in training, as in MaskDiT (arXiv 2306.09305); a
             learned token stands for each other one in the decoder blocks. Samplers and probes use all tokens.
+        noise_conditioning: tell the blocks the noise level; without it they estimate it (arXiv 2502.13129).
 
     Raises:
         ConfigError: `keep` leaves no token, heads does not divide width, width is not a multiple of 4, or grid or patch
@@ -63,6 +64,7 @@ class ViTDenoiser(Denoiser):
         patch: Count | None = None,
         classes: int = 0,
         keep: Fraction = 1.0,
+        noise_conditioning: bool = True,
     ):
         super().__init__()
         if width % heads or width % 4:
@@ -75,7 +77,8 @@ class ViTDenoiser(Denoiser):
         self.embed = nn.Linear(in_shape[0] * self.in_patch**2, width)
         self.register_buffer("positions", sincos_positions(width, *self.grid), persistent=False)
         self.positions: Tensor
-        self.level = LevelEmbedding(cond_width, layers=cond_layers)
+        self.cond_width = cond_width
+        self.level = LevelEmbedding(cond_width, layers=cond_layers) if noise_conditioning else None
         self.labels = LabelEmbedding(classes, cond_width) if classes else None
         self.blocks = nn.ModuleList(ConditionedBlock(width, heads, cond_width, mlp_ratio, gelu) for _ in self.layers)
         self.head = ConditionedHead(width, cond_width, out_shape[0] * self.out_patch**2)
@@ -141,7 +144,7 @@ class ViTDenoiser(Denoiser):
 
     def embed_condition(self, level: NoiseLevel, cond: Cond | None = None) -> Tensor:
         """Return the condition of the blocks, (B, cond_width); without a label it has the null class."""
-        c = self.level(level)
+        c = self.level(level) if self.level else self.positions.new_zeros(len(level.t), self.cond_width)
         return c if self.labels is None else c + self.labels(cond.label if cond else None, like=c)
 
     def embed_patches(self, x_t: Tensor) -> Tensor:

@@ -17,9 +17,11 @@ class Timesteps(nn.Module, ABC):
 
     Attributes:
         clean: fraction of the images that get no noise.
+        per_token: every token of an image has a level of its own.
     """
 
     clean: float = 0.0
+    per_token = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,6 +52,29 @@ class Uniform(Timesteps):
         if self.clean:
             level = noise_free(level, rng.uniform((count,)) < self.clean)
         return level, None
+
+
+class PerToken(Timesteps):
+    """t uniform for every token of an image on its own, as in diffusion forcing (arXiv 2407.01392).
+
+    Almost clean tokens lie beside tokens of almost pure noise, which have to be told from their surroundings: a soft
+    mask. The network is not told the levels (`denoiser.noise_conditioning=false`).
+
+    Args:
+        grid: (h, w) tokens.
+        latent_size: (H, W) of the latent, multiples of the grid's.
+    """
+
+    per_token = True
+
+    def __init__(self, grid: tuple[int, int], latent_size: tuple[int, int]):
+        super().__init__()
+        self.grid, self.scale = grid, (latent_size[0] // grid[0], latent_size[1] // grid[1])
+
+    def draw(self, schedule: NoiseSchedule, count: int, rng: BatchGenerator) -> tuple[NoiseLevel, None]:
+        """Draw levels (count, 1, H, W); no importance weights."""
+        t = (rng.uniform((count, 1, *self.grid)) * schedule.T).long().clamp(max=schedule.T - 1)
+        return schedule.at(t.repeat_interleave(self.scale[0], -2).repeat_interleave(self.scale[1], -1)), None
 
 
 class LossAware(Timesteps):

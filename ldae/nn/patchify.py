@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from einops import rearrange
 from torch import Tensor
+
+NORM_EPS = 1e-6  # added to a patch's variance: a constant patch becomes 0
 
 
 def patchify(x: Tensor, p: int) -> Tensor:
@@ -28,3 +31,19 @@ def to_tokens(grid: Tensor) -> Tensor:
 def to_grid(tokens: Tensor, h: int) -> Tensor:
     """Reshape tokens to a grid of h rows: (B, h*w, d) -> (B, d, h, w)."""
     return rearrange(tokens, "b (h w) d -> b d h w", h=h)
+
+
+def moments(patches: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each patch over the axis of its numbers, which stays with length 1."""
+    variance, mean = torch.var_mean(patches, dim=dim, correction=1, keepdim=True)
+    return mean, (variance + NORM_EPS).sqrt()
+
+
+def normalised(patches: Tensor, dim: int) -> Tensor:
+    """Standardise each patch by its mean and deviation (MAE's target, Sec. 3 of arXiv 2111.06377).
+
+    Args:
+        patches: numbers of a patch along `dim`.
+    """
+    mean, deviation = moments(patches, dim)
+    return (patches - mean) / deviation

@@ -16,7 +16,7 @@ from ldae.diffusion.schedules import NoiseSchedule, Steps
 from ldae.diffusion.targets import Target, usable_steps
 from ldae.diffusion.timesteps import Timesteps, noise_free
 from ldae.diffusion.trajectory import Prediction
-from ldae.diffusion.weights import Weight
+from ldae.diffusion.weights import One, Weight
 from ldae.objectives.base import PretrainingObjective, full_precision
 from ldae.objectives.losses import Loss, PCAWeighted
 from ldae.objectives.spaces import InputSpace, OutputSpace
@@ -74,7 +74,27 @@ class Criterion:
         Args:
             hidden: latent numbers that the loss is restricted to, bool and broadcastable to (B, d, h, w); None for all.
         """
-        return self.weight(level) * self.loss(out, y, None if hidden is None else self.loss.hidden(hidden))
+        weights = self.weight(level).reshape(len(out), -1).mean(1)  # (B,), of one number or of those of the tokens
+        return weights * self.loss(out, y, None if hidden is None else self.loss.hidden(hidden))
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a loss may know of a batch beside the output of the network and the target.
+
+    Attributes:
+        x0: (B, 3, H, W) images in [-1, 1].
+        z0: (B, d, h, w) clean latents.
+        z_t: (B, d, h, w) corrupted latents.
+        level: their noise levels.
+        hidden: latent numbers that the loss is restricted to, bool; None for all.
+    """
+
+    x0: Tensor
+    z0: Tensor
+    z_t: Tensor
+    level: NoiseLevel
+    hidden: Tensor | None
 
 
 class Denoise(PretrainingObjective):
@@ -89,7 +109,7 @@ class Denoise(PretrainingObjective):
         denoiser: the network.
 
     Attributes:
-        outputs_per_channel: output channels of the network per channel of the prediction.
+        learns_variance: the network predicts the variance of the reverse step too.
 
     Raises:
         ConfigError: the network is no denoiser, the target needs the noise but the output is an image, or a weight is
@@ -97,7 +117,7 @@ class Denoise(PretrainingObjective):
     """
 
     tokenizer: Tokenizer
-    outputs_per_channel = 1
+    learns_variance = False
 
     def __init__(
         self,
@@ -119,6 +139,11 @@ class Denoise(PretrainingObjective):
         self.image_shape = (3, *tokenizer.image_shape[1:])
         self._check()
 
+    @staticmethod
+    def output_channels(output: OutputSpace) -> int:
+        """Return the number of channels of the network's output, at the height and width of the output space."""
+        return output.shape[0]
+
     @classmethod
     def check_network(cls, network: type[Network]) -> None:
         """Raise ConfigError unless the network is a denoiser."""
@@ -136,6 +161,8 @@ class Denoise(PretrainingObjective):
         if self.timesteps.clean and self.target.requires_noise:
             message = "has images without noise, and the target is built from the noise; use target=x0"
             raise ConfigError("timesteps.clean", self.timesteps.clean, message)
+        if self.timesteps.per_token:
+            self._check_per_token()
         if self.corruption.hides and not (self.output.latent or isinstance(self.criterion.loss, PCAWeighted)):
             loss = type(self.criterion.loss).__name__
             message = f"cannot be restricted to the components that {corruption} masks; use output=latent"
@@ -149,6 +176,16 @@ class Denoise(PretrainingObjective):
         if not torch.isfinite(torch.cat(weights)).all():
             name = type(self.criterion.weight).__name__
             raise ConfigError("weight", name, f"is infinite at a level of {schedule}; use another")
+
+    def _check_per_token(self) -> None:
+        """Check that the parts can be used with a noise level for each token."""
+        self.check_noise("timesteps", "per_token")
+        if getattr(self.denoiser, "level", None) is not None:
+            message = "tells the network one level, and the tokens have many; use false"
+            raise ConfigError("denoiser.noise_conditioning", True, message)
+        if not isinstance(self.criterion.weight, One):
+            name = type(self.criterion.weight).__name__
+            raise ConfigError("weight", name, "weights images, and the levels are those of tokens; use weight=one")
 
     def check_noise(self, group: str, name: str) -> None:
         """Check that the noise is Gaussian and lies in the output space.
@@ -182,16 +219,15 @@ class Denoise(PretrainingObjective):
             masking = self.denoiser.draw_masking(len(x0), rng)
         out = self.denoiser(x_t, level, cond, *([] if masking is None else [masking]))
         with full_precision(batch.images):
-            losses, terms = self.losses(out.float(), y, z0, z_t, level, state.hidden)  # (B,)
+            given = Given(x0, z0, z_t, level, state.hidden)
+            losses, terms = self.losses(out.float(), y, given)  # (B,)
             self.timesteps.record(level.t, losses.detach())
             losses = losses if importance is None else importance * losses
         return losses.mean(), self._by_level(losses.detach(), level) | _means(terms)
 
-    def losses(
-        self, out: Tensor, y: Tensor, z0: Tensor, z_t: Tensor, level: NoiseLevel, hidden: Tensor | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, out: Tensor, y: Tensor, given: Given) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of each image, (B,), and its terms to log, each (B,)."""
-        return self.criterion(out, y, level, hidden), {}
+        return self.criterion(self.prediction(out), y, given.level, given.hidden), {}
 
     def prediction(self, out: Tensor) -> Tensor:
         """Return the prediction of the target, (B, C, H, W), in an output of the network."""
@@ -202,9 +238,10 @@ class Denoise(PretrainingObjective):
         return None
 
     def describe(self, batch: Batch, rng: BatchGenerator) -> Mapping[str, list[float]]:
-        """Return t, gamma and sigma of each image of a batch."""
+        """Return t, gamma and sigma of each image of a batch; means over its tokens where each has a level."""
         level, _ = self.timesteps.draw(self.schedule, len(batch), rng)
-        return {"t": level.t.tolist(), "gamma": level.gamma.tolist(), "sigma": level.sigma.tolist()}
+        numbers = {"t": level.t, "gamma": level.gamma, "sigma": level.sigma}
+        return {name: values.reshape(len(batch), -1).float().mean(1).tolist() for name, values in numbers.items()}
 
     def predict(
         self, z_t: Tensor, level: NoiseLevel, cond: Cond | None = None, network: Denoiser | None = None
@@ -268,6 +305,8 @@ class Denoise(PretrainingObjective):
             return self.tokenizer.decode(z_t), self.output.to_image(clean)
 
     def _by_level(self, losses: Tensor, level: NoiseLevel) -> dict[str, tuple[Tensor, Tensor]]:
+        if self.timesteps.per_token:  # an image has all levels
+            return {}
         bucket = level.t * BUCKETS // self.schedule.T  # (B,)
         zeros = torch.zeros(BUCKETS, device=losses.device)
         return {"loss_level": (zeros.index_add(0, bucket, losses), zeros.index_add(0, bucket, torch.ones_like(losses)))}

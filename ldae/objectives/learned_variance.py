@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ldae.core.types import NoiseLevel
 from ldae.denoisers.base import Network
 from ldae.diffusion.variance import LearnedRange
-from ldae.objectives.denoise import Criterion, Denoise, Parameterization, Process
+from ldae.objectives.denoise import Criterion, Denoise, Given, Parameterization, Process
+from ldae.objectives.spaces import OutputSpace
 from ldae.tasks.base import Task
 from ldae.tokenizers.base import Tokenizer
 
@@ -22,7 +22,7 @@ class DenoiseWithVariance(Denoise):
         ConfigError: as Denoise; or the schedule has no posterior, or the output is an image.
     """
 
-    outputs_per_channel = 2
+    learns_variance = True
 
     def __init__(
         self,
@@ -38,12 +38,15 @@ class DenoiseWithVariance(Denoise):
         self.variance = LearnedRange(self.schedule, self.target, alone)
         self.check_noise("part", type(self).__name__)
 
-    def losses(
-        self, out: Tensor, y: Tensor, z0: Tensor, z_t: Tensor, level: NoiseLevel, hidden: Tensor | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    @staticmethod
+    def output_channels(output: OutputSpace) -> int:
+        """Return the number of channels of the network's output: the prediction's, twice."""
+        return 2 * output.shape[0]
+
+    def losses(self, out: Tensor, y: Tensor, given: Given) -> tuple[Tensor, dict[str, Tensor]]:
         """Add the variational bound to the loss (Eq. 16, arXiv 2102.09672)."""
-        bound = self.variance.bound(out, z0, z_t, level)  # (B,)
-        losses = self.criterion(self.prediction(out), y, level, hidden)
+        bound = self.variance.bound(out, given.z0, given.z_t, given.level)  # (B,)
+        losses, _ = super().losses(out, y, given)
         return losses + bound, {"vb": bound}
 
     def prediction(self, out: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ class PCAWeighted(Loss):
 
     def weights(self) -> Tensor:
         """Return w_i for i = 1..D, (D, 1, 1) float32; 1 for i <= d if `whiten` is 0."""
-        variance = self.basis.eigenvalues.float()  # (D,)
+        variance = self.basis.basis_variances().float()  # (D,)
         w = variance.clamp(min=_smallest(variance[: self.d])) ** -self.whiten
         w = w / w[: self.d].mean()
         w[self.d :] *= self.tail
@@ -100,7 +100,7 @@ class PCAWeighted(Loss):
 
     def hidden(self, mask: Tensor) -> Tensor:
         """Return the mask with all dimensions beyond d added, (B, D, h, w) or (B, D, 1, 1)."""
-        beyond = mask.new_ones(len(mask), len(self.basis.eigenvalues) - self.d, *mask.shape[2:])
+        beyond = mask.new_ones(len(mask), len(self.basis.basis_variances()) - self.d, *mask.shape[2:])
         return torch.cat([mask, beyond], dim=1)  # (B, D, h, w) or (B, D, 1, 1)
 
 

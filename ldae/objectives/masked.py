@@ -12,11 +12,9 @@ from ldae.core.types import Batch, BatchGenerator, Fraction, Metrics
 from ldae.denoisers.base import Network
 from ldae.denoisers.mae import MaskedAutoencoder
 from ldae.nn.masking import Masking, count_visible
-from ldae.nn.patchify import to_grid, unpatchify
+from ldae.nn.patchify import moments, to_grid, unpatchify
 from ldae.objectives.base import PretrainingObjective, full_precision
 from ldae.tasks.base import Task
-
-EPS = 1e-6  # added to a patch's variance: a constant patch becomes 0
 
 
 class Masked(PretrainingObjective):
@@ -91,8 +89,7 @@ class Masked(PretrainingObjective):
         """Return mean and deviation of each patch, (B, N, 1); 0 and 1 without norm_pix."""
         if not self.norm_pix:
             return patches.new_zeros(1), patches.new_ones(1)
-        variance, mean = torch.var_mean(patches, dim=-1, correction=1, keepdim=True)
-        return mean, (variance + EPS).sqrt()
+        return moments(patches, dim=-1)
 
     def tokens(
         self,

@@ -165,4 +165,4 @@ def default_sampler(objective: Denoise) -> StepRule:
         return Direct()
     if objective.corruption.pixel_only:
         return ImprovedColdSampling()
-    return LearnedVariance() if objective.outputs_per_channel > 1 else FixedLargeVariance()
+    return LearnedVariance() if objective.learns_variance else FixedLargeVariance()

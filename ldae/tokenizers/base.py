@@ -42,11 +42,11 @@ def _refuses(fn: Callable[[Tensor], Tensor], buffer: Tensor) -> bool:
 class HasBasis(Protocol):
     """Tokenizer whose latents are the first d coordinates on an orthonormal basis of patches.
 
-    Attributes:
-        eigenvalues: (D,) float64, the variance of training patches along each basis vector.
+    Methods alone: from Python 3.12 on, isinstance does not see the buffers of a module.
     """
 
-    eigenvalues: Tensor
+    def basis_variances(self) -> Tensor:
+        """Return the variance of training patches along each basis vector, (D,) float64."""
 
     def rotate(self, residue: Tensor) -> Tensor:
         """Project an image difference (B, 3, H, W) on the whole basis: (B, D, h, w), an isometry."""

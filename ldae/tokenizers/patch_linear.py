@@ -112,6 +112,10 @@ class PatchPCA(PatchLinear):
         self.check_fitted()
         return _apply(self.basis, patchify(residue, self.patch))
 
+    def basis_variances(self) -> Tensor:
+        """Return the variance of training patches along each basis vector, (D,) float64."""
+        return self.eigenvalues
+
     def variances(self) -> Tensor:
         """Return the variance of each latent dimension over the training patches, (d,) float64."""
         self.check_fitted()

@@ -43,6 +43,10 @@ class Pixel(Tokenizer):
         """Project an image difference (B, 3, H, W) on the pixel basis: (B, D, h, w)."""
         return patchify(residue, self.patch)
 
+    def basis_variances(self) -> Tensor:
+        """Return the variance of training patches along each basis vector, (D,) float64."""
+        return self.eigenvalues
+
     def variances(self) -> Tensor:
         """Return the variance of each latent dimension over the training patches, (d,) float64."""
         self.check_fitted()

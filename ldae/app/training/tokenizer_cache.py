@@ -74,7 +74,7 @@ def _warn_of_rank(session: Session, tokenizer: Tokenizer) -> None:
     """Print a warning where the training images' patches vary in fewer dimensions than the latent has."""
     if not isinstance(tokenizer, HasBasis):
         return
-    d, rank = tokenizer.shape[0], int(varies(tokenizer.eigenvalues).sum())
+    d, rank = tokenizer.shape[0], int(varies(tokenizer.basis_variances()).sum())
     if rank < d:
         reason = "every image is the same flat colour" if rank == 0 else "grey or flat pictures have such patches"
         _print_on_main(
