@@ -80,39 +80,19 @@ def gpu_rows(precision: str) -> list[Row]:
 
 def _paper_size(name: str, experiment: str, batch: int, sizes: Mapping[str, int], share: float, precision: str) -> Row:
     argv = [f"experiment=ldae/{experiment}", f"train.batch={batch}", f"train.precision={precision}"]
-    timm = {**sizes, "pixels": 256, "patch": 16, "batch": batch, "precision": precision}
-    ours = {"argv": [*argv, "train.compile=true"], "input": False, "images": batch}
+    ours = {"input": False, "images": batch}
+    timm = {**sizes, "pixels": 256, "patch": 16, "batch": batch, "precision": precision, "compiled": False}
     return Row(
         f"training step, {name} at 256 px, the same batch again",
         "FLOP/s",
-        Competitor("l-DAE, compiled", "competitors:training", ours),
-        [Competitor("timm at its best", "competitors:vit", {**timm, "fused": True, "compiled": True})],
-        {"timm at its best": 1.0},
+        Competitor("l-DAE, compiled", "competitors:training", {**ours, "argv": [*argv, "train.compile=true"]}),
+        [
+            Competitor("l-DAE, not compiled", "competitors:training", {**ours, "argv": [*argv, "train.compile=false"]}),
+            Competitor("timm as it ships", "competitors:vit", {**timm, "fused": True}),
+        ],
+        {"timm as it ships": 1.1},
         product(precision),
         share,
-    )
-
-
-def _training(width: int, depth: int, heads: int, network: str, mae: str | None, precision: str) -> Row:
-    argv = ["experiment=ldae/cifar10_cpu", f"denoiser={network}", "train.batch=64", f"train.precision={precision}"]
-    timm = {"width": width, "depth": depth, "heads": heads, "precision": precision}
-    ships, best = {"batch": 128, "fused": True, "compiled": False}, {"batch": 64, "fused": False, "compiled": True}
-    peers = [
-        Competitor("l-DAE, not compiled", "competitors:training", {"argv": [*argv, "train.compile=false"]}),
-        Competitor("timm as it ships", "competitors:vit", {**timm, **ships}),
-        Competitor("timm at its best", "competitors:vit", {**timm, **best}, MALLOC),
-    ]
-    if mae:
-        given = {"folder": mae, "batch": 128, "precision": precision, "compiled": True}
-        peers.append(Competitor("MAE at its best", "competitors:official_mae", given, MALLOC))
-    return Row(
-        f"training step, {width} x {depth}",
-        "FLOP/s",
-        Competitor("l-DAE, compiled", "competitors:training", {"argv": [*argv, "train.compile=true"]}),
-        peers,
-        {"timm as it ships": 1.8, "timm at its best": 1.1, "MAE at its best": 1.1},
-        product(precision),
-        0.68,
     )
 
 
