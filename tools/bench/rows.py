@@ -96,6 +96,29 @@ def _paper_size(name: str, experiment: str, batch: int, sizes: Mapping[str, int]
     )
 
 
+def _training(width: int, depth: int, heads: int, network: str, mae: str | None, precision: str) -> Row:
+    argv = ["experiment=ldae/cifar10_cpu", f"denoiser={network}", "train.batch=64", f"train.precision={precision}"]
+    timm = {"width": width, "depth": depth, "heads": heads, "precision": precision}
+    ships, best = {"batch": 128, "fused": True, "compiled": False}, {"batch": 64, "fused": False, "compiled": True}
+    peers = [
+        Competitor("l-DAE, not compiled", "competitors:training", {"argv": [*argv, "train.compile=false"]}),
+        Competitor("timm as it ships", "competitors:vit", {**timm, **ships}),
+        Competitor("timm at its best", "competitors:vit", {**timm, **best}, MALLOC),
+    ]
+    if mae:
+        given = {"folder": mae, "batch": 128, "precision": precision, "compiled": True}
+        peers.append(Competitor("MAE at its best", "competitors:official_mae", given, MALLOC))
+    return Row(
+        f"training step, {width} x {depth}",
+        "FLOP/s",
+        Competitor("l-DAE, compiled", "competitors:training", {"argv": [*argv, "train.compile=true"]}),
+        peers,
+        {"timm as it ships": 1.8, "timm at its best": 1.1, "MAE at its best": 1.1},
+        product(precision),
+        0.68,
+    )
+
+
 def load_rows(precision: str) -> list[Row]:
     """Compare training steps of ldae/cifar10_cpu, not compiled, alone and with one busy process.
 
