@@ -38,6 +38,7 @@ def config():
 @pytest.fixture
 def in_process():
     """Run a command in this process, which starts faster: (tool, arguments) -> (exit code, message)."""
+    from ldae.app.cli import as_typed
     from ldae.core.errors import Fault
 
     def call(tool, *argv):
@@ -45,7 +46,7 @@ def in_process():
             module = importlib.import_module("bench") if tool == "bench" else find(tool.replace("_", "-")).load()
             module.main(complete(tool, argv))
         except Fault as fault:
-            return fault.code, str(fault)
+            return fault.code, str(as_typed(fault))
         return 0, ""
 
     return call

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from ldae.app import provenance
 from ldae.app.help import command_help, usage_of
-from ldae.core.errors import Fault, Interrupted, UsageError, did_you_mean
+from ldae.core.errors import ConfigError, Fault, Interrupted, UsageError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def guarded(call: Callable[[], None]) -> int:
     try:
         call()
     except Fault as fault:
-        print(f"error: {fault}", file=sys.stderr)
+        print(f"error: {as_typed(fault)}", file=sys.stderr)
         return fault.code
     except OSError as error:
         from ldae.core.files import wrap_os_error
@@ -226,11 +226,30 @@ def guarded(call: Callable[[], None]) -> int:
     except KeyboardInterrupt:  # before a run has state to save
         print("error: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
-    except Exception:
+    except Exception as error:
+        from ldae.core.files import is_out_of_memory, wrap_error
+
+        if is_out_of_memory(error):
+            fault = wrap_error(error)
+            print(f"error: {fault}", file=sys.stderr)
+            return fault.code
         traceback.print_exc()
         print("error: internal; this is a bug worth reporting with the lines above", file=sys.stderr)
         return Fault.code
     return 0
+
+
+def as_typed(fault: Fault) -> Fault:
+    """Return a fault that names a part by the choice of its group, as it was typed, and not by its class."""
+    if not isinstance(fault, ConfigError) or not isinstance(fault.value, str):
+        return fault
+    from ldae.config.choices import CLASSES
+
+    group = fault.key.removesuffix(".part")
+    for choice, path in CLASSES.get(group, {}).items():
+        if path.rpartition(".")[2] == fault.value:
+            return ConfigError(group, choice, fault.expectation)
+    return fault
 
 
 def _exit(code: int) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ldae.app.overrides import ASSIGNMENT, parse_override, suggestion
-from ldae.config.choices import CLASSES, CONFIGS, DETERMINED, choices_of, groups_of, settings_of
+from ldae.config.choices import CLASSES, CONFIGS, DETERMINED, choices_of, class_of, groups_of, settings_of
 from ldae.core.errors import ConfigError, UsageError, did_you_mean
 
 
@@ -190,9 +191,11 @@ def _check_key(override: Override, config: DictConfig) -> None:
         if not isinstance(node, DictConfig) or part not in node:
             keys = [".".join(path) for path in _paths(config)]
             key = override.key_or_group
-            close = difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
-            close = close or [name for name in keys if name.rpartition(".")[2] == parts[-1]][:1]
-            hint = f"; did you mean {close[0]}?" if close else ""
+            other = _choices_with(*parts)
+            close = [] if other else difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
+            if not close and len(parts) == 1:  # the least nested key of this name
+                close = sorted((n for n in keys if n.rpartition(".")[2] == key), key=lambda n: n.count("."))[:1]
+            hint = f"; did you mean {close[0]}?" if close else other
             if not hint and isinstance(node, DictConfig):
                 names = [*map(str, node), *(name.partition(".")[2] for name in _unlisted(config, key))]
                 hint = f"; {'.'.join(parts[:depth]) or 'the config'} has: {', '.join(names)}"
@@ -200,6 +203,15 @@ def _check_key(override: Override, config: DictConfig) -> None:
         node = node._get_node(part)
         if isinstance(node, DictConfig) and node._is_none():
             node = None
+
+
+def _choices_with(group: str, *names: str) -> str:
+    """Return a hint at the choices of a group that have a key, if the one in the config has it not."""
+    name = ".".join(names)
+    found = [c for c, path in CLASSES.get(group, {}).items() if name in inspect.signature(class_of(path)).parameters]
+    if not found or name in DETERMINED:
+        return ""
+    return f"; it belongs to {group}={' or '.join(filter(None, [', '.join(found[:-1]), found[-1]]))}"
 
 
 def _unlisted(config: DictConfig, key: str) -> list[str]:

@@ -94,6 +94,12 @@ class PeerError(Fault):
     code = 74
 
 
+class OutOfMemory(Fault):
+    """The memory of the machine or of the GPU does not suffice for what the config asks for."""
+
+    code = 2
+
+
 class Interrupted(Fault):
     """A signal stopped the run after it saved a checkpoint; the same command resumes from there."""
 

@@ -20,11 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ldae.core.errors import CheckpointError, Fault, OutputError, StorageError
+from ldae.core.errors import CheckpointError, Fault, OutOfMemory, OutputError, StorageError
 
 # key of the hash in the metadata of a safetensors file, and its value while the hash of the file is computed
 TENSOR_FILE_HASH, ZERO_HASH = "sha256", "0" * 64
 CONTENT_HASH = "own"  # key of a sealed JSON object: the hash of all other keys
+NO_MEMORY = ("can't allocate memory", "not enough memory")  # what torch's CPU allocator says
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 NOT_FOUND = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
@@ -82,7 +83,17 @@ def wrap_error(error: Exception) -> Fault:
         return error
     if isinstance(error, OSError):
         return wrap_os_error(error)
+    if is_out_of_memory(error):
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
+        return OutOfMemory(f"memory ran out ({reason}); lower train.batch or batch, or take a smaller network")
     return Fault(f"internal: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error is Python's or torch's for memory that cannot be had, on a CPU or a GPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
 
 
 def wrap_os_error(error: OSError) -> Fault:

@@ -12,7 +12,7 @@ from ldae.core.errors import CheckpointError, ConfigError
 from ldae.metrics.distances import INCEPTION
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
-ALTERNATIVE = "or use the features of the suite's own classifier or encoder, in which the distance is not called FID"
+ALTERNATIVE = "or use features=classifier or features=RUN, the folder of a run, in which the distance is not called FID"
 
 
 class Inception:
@@ -38,7 +38,7 @@ class Inception:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError:
             raise ConfigError(
-                "inception", None, f"needs torch-fidelity: pip install 'ldae[fid]' (the extra fid), {ALTERNATIVE}"
+                "features", "inception", f"needs torch-fidelity: pip install 'ldae[fid]' (the extra fid), {ALTERNATIVE}"
             ) from None
         try:
             network = FeatureExtractorInceptionV3(INCEPTION, ["2048", "logits_unbiased"], _load_safely(path))
@@ -65,10 +65,6 @@ def _load_safely(path: Path) -> io.BytesIO:
 def _resolve_file(value: str | None) -> Path:
     path = Path(value).expanduser() if value else Path(torch.hub.get_dir()) / "checkpoints" / FILE
     if not path.is_file():
-        raise ConfigError(
-            "inception",
-            value,
-            f"leads to no file ({path}): give the path of torch-fidelity's {FILE} (from its release v0.2.0) "
-            f"or put it into torch's cache under that path, {ALTERNATIVE}",
-        )
+        message = f"needs weights that are not there: put torch-fidelity's {FILE} (of its release v0.2.0) at {path}"
+        raise ConfigError("features", "inception", f"{message}, {ALTERNATIVE}")
     return path

@@ -152,4 +152,5 @@ def rows_in(out: Path) -> tuple[list[Row], list[Result]]:
             raise CheckpointError(f"{path} has no row yet; finish a trial first")
         return rows, [Result(**unsealed(line)) for line in others]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); give the out= of an ablation") from None
+        reason = f"a line has no {error}" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(f"{path} holds no rows of an ablation ({reason}); give the out= of one") from None

@@ -7,15 +7,19 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from helpers import ENVIRONMENT, ROOT, run
 
-from ldae.app.cli import find
+from ldae.app.cli import find, guarded
 from ldae.core.errors import UsageError
+from ldae.core.files import wrap_error
 
 MISTAKES = [
     (("train.stepz=3",), "train.stepz=3 is not a key of this config; did you mean train.steps?"),
     (("experiment=ldae/digit",), "experiment=ldae/digit does not exist; there are: .* did you mean 'ldae/digits'?"),
     (("tokenizer=patch_pcs",), "tokenizer=patch_pcs does not exist; .* did you mean 'patch_pca'?"),
+    (("steps=5",), "steps=5 is not a key of this config; did you mean train.steps[?]$"),
+    (("weight.cap=5",), "weight.cap=5 is not a key of this config; it belongs to weight=min_snr$"),
     (("+x=1",), "only KEY=VALUE is understood"),
     (("seed=1,2",), "one value each"),
     (("words",), "'words' is not KEY=VALUE; write KEY=VALUE, e.g. train.steps=5; --help names the keys"),
@@ -34,7 +38,7 @@ MISTAKES = [
     (("tokenizer.patch=3",), "tokenizer.patch=3 does not divide the image, 8 x 8"),
     (("tokenizer.d=800",), "tokenizer.d=800 exceeds 3\\*p\\*p=12; lower tokenizer.d or raise tokenizer.patch"),
     (("denoiser.heads=3",), "denoiser.width=64 must be a multiple of 4 and of denoiser.heads=3"),
-    (("target=eps",), "target='Eps' is built from the noise"),
+    (("target=eps",), "target='eps' is built from the noise"),
     (
         ("objective.part=ldae.objectives.reconstruct.Reconstruct",),
         "objective='Reconstruct' trains no encoder; use denoise or masked",
@@ -43,7 +47,7 @@ MISTAKES = [
         ("objective=masked",),
         "denoiser='ViTDenoiser' cannot leave patches out; use a masked autoencoder such as mae_128x4",
     ),
-    (("objective=learned_variance",), "schedule='LinearSigma' does not preserve variance .* use ddpm_linear"),
+    (("objective=learned_variance",), "schedule='linear_sigma' does not preserve variance .* use ddpm_linear"),
     (
         ("objective=learned_variance", "schedule=ddpm_linear", "weight=one"),
         "objective.part='DenoiseWithVariance' is built from the noise",
@@ -58,12 +62,12 @@ MISTAKES = [
     (("experiment=cold_blur/cifar10_cpu", "corruption.growth=25"), "corruption.growth=25.0 makes sigma inf pixels"),
     (
         ("experiment=cold_blend/cifar10_cpu", "data.root=NONE", "schedule=steps"),
-        "schedule='Steps' has no noise, so Blend would leave every image as it is; use schedule=cosine",
+        "schedule='steps' has no noise, so Blend would leave every image as it is; use schedule=cosine",
     ),
-    (("schedule=steps",), "schedule='Steps' has no noise, so Gaussian would leave every image as it is"),
+    (("schedule=steps",), "schedule='steps' has no noise, so Gaussian would leave every image as it is"),
     (
         ("schedule=zero_input", "target=eps", "output=latent", "loss=l2"),
-        "target='Eps' determines x0 at no level of ZeroInput",
+        "target='eps' determines x0 at no level of ZeroInput",
     ),
     (("device=tpu",), "device='tpu' is no device"),
     (("runtime.threads=100000",), "runtime.threads=100000 must be at least 0 and at most [0-9]+"),
@@ -145,3 +149,34 @@ def test_what_a_tool_works_on_has_to_be_named(tool, tmp_path):
     with pytest.raises(UsageError, match=sentence):
         find(tool.replace("_", "-")).load().main([*argv, f"out={tmp_path / 'r'}"])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (MemoryError(), 2),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0"), 2),
+        (RuntimeError("x"), 70),
+    ],
+)
+def test_memory_that_runs_out_is_no_bug_by_type(error, code, capsys):
+    def fail() -> None:
+        raise error
+
+    assert guarded(fail) == wrap_error(error).code == code
+    said = capsys.readouterr().err
+    assert ("Traceback" in said) == (code == 70)
+    assert ("lower train.batch" in said) == (code == 2)
+
+
+def test_a_network_that_no_memory_holds_is_one_sentence(tmp_path, capsys):
+    argv = ["experiment=ldae/digits", "denoiser.width=4000000000", f"out={tmp_path / 'r'}"]
+    assert guarded(lambda: find("pretrain").load().main(argv)) == 2
+    assert capsys.readouterr().err.startswith("error: memory ran out (")
+    assert not (tmp_path / "r" / "checkpoints").exists()
+
+
+def test_a_key_of_other_choices_names_them(in_process):
+    code, message = in_process("sample", "run=R", "spacing.count=10", "out=S")
+    assert code == 2
+    assert message.endswith("is not a key of this config; it belongs to spacing=exact, linear, quadratic or trailing")

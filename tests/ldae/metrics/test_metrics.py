@@ -321,12 +321,11 @@ def test_the_vote_is_of_means_not_of_majorities():
 
 def test_absent_weights_are_one_sentence_that_names_file_place_and_alternative(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(
-        ConfigError, match=rf"{tmp_path}/hub/checkpoints/{FILE}\).*cache.*classifier or encoder.*not called FID"
-    ):
-        Inception()
-    with pytest.raises(ConfigError, match="'nowhere' leads to no file"):
-        Inception("nowhere")
+    for weights, place in ((None, tmp_path / "hub" / "checkpoints" / FILE), ("nowhere", "nowhere")):
+        with pytest.raises(ConfigError) as error:
+            Inception(weights)
+        assert f"features='inception' needs weights that are not there: put torch-fidelity's {FILE}" in str(error.value)
+        assert f" at {place}, or use features=classifier" in str(error.value)
 
 
 def test_inception_of_random_weights_reads_eight_bits(tmp_path):
