@@ -230,9 +230,9 @@ def guarded(call: Callable[[], None]) -> int:
         from ldae.core.files import is_out_of_memory, wrap_error
 
         if is_out_of_memory(error):
-            fault = wrap_error(error)
-            print(f"error: {fault}", file=sys.stderr)
-            return fault.code
+            memory = wrap_error(error)
+            print(f"error: {memory}", file=sys.stderr)
+            return memory.code
         traceback.print_exc()
         print("error: internal; this is a bug worth reporting with the lines above", file=sys.stderr)
         return Fault.code
