@@ -241,7 +241,8 @@ class Denoise(PretrainingObjective):
         """Return t, gamma and sigma of each image of a batch; means over its tokens where each has a level."""
         level, _ = self.timesteps.draw(self.schedule, len(batch), rng)
         numbers = {"t": level.t, "gamma": level.gamma, "sigma": level.sigma}
-        return {name: values.reshape(len(batch), -1).float().mean(1).tolist() for name, values in numbers.items()}
+        means = {k: x if x.ndim == 1 else x.flatten(1).float().mean(1) for k, x in numbers.items()}
+        return {name: values.tolist() for name, values in means.items()}
 
     def predict(
         self, z_t: Tensor, level: NoiseLevel, cond: Cond | None = None, network: Denoiser | None = None

@@ -58,6 +58,13 @@ def test_the_loss_is_the_formula_written_out(config, batch):
     assert (total / count).item() == pytest.approx(((out[:, 16:] - pixels) ** 2).mean().item(), rel=1e-4)
 
 
+def test_levels_are_described_image_by_image(config, batch):
+    described = system_of(config, batch, *BOTH).describe(batch, BatchGenerator([3]))
+    t = (BatchGenerator([3]).uniform((6, 64)) * 1000).long()
+    assert described["t"] == pytest.approx(t.float().mean(1).tolist())
+    assert all(isinstance(t, int) for t in system_of(config, batch).describe(batch, BatchGenerator([3]))["t"])
+
+
 def test_with_weight_0_it_is_the_loss_of_the_first_output(config, batch):
     objective = system_of(config, batch, "objective=with_pixels", "objective.pixel_weight=0")
     loss, _ = objective(batch, BatchGenerator([3]))
