@@ -92,6 +92,13 @@ def test_competitors_alternate_in_separate_processes():
     assert 0.05 < found[0].peak < 8
 
 
+def test_a_peer_that_fails_is_left_out_with_a_warning(capfd):
+    right, wrong = (Competitor(k, "competitors:matmul", {k: 16, "precision": "float32"}) for k in ("size", "side"))
+    timed = interleaved([right, wrong, right], threads=1, rounds=1, seconds=0.01)
+    assert [t.competitor for t in timed] == [right, right]
+    assert "warning: side: TypeError" in capfd.readouterr().err
+
+
 def test_a_competitor_that_fails_is_named():
     with pytest.raises(Fault, match="wrong: TypeError"):
         interleaved([Competitor("wrong", "competitors:matmul", {"side": 3})], threads=0, rounds=1, seconds=0.01)

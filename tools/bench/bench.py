@@ -117,7 +117,7 @@ def measure_rows(rows: Sequence[Row], settings: BenchSettings, provenance: Mappi
         print(f"{row.name}: {', '.join(c.name for c in row.competitors)}", flush=True)
         timed = interleaved(row.competitors, settings.threads, settings.rounds, settings.seconds)
         results = compared(row, timed)
-        if row.same:
+        if row.same and results and results[0]["peer"] == row.peers[0].name:
             same: Any = function(row.same)
             results[0]["same"] = same(**row.ours.arguments)
             print(f"  {results[0]['same']:.2f} % of predictions equal those of {row.peers[0].name}")
@@ -129,8 +129,8 @@ def measure_rows(rows: Sequence[Row], settings: BenchSettings, provenance: Mappi
 
 def compared(row: Row, timed: Sequence[Timed]) -> list[dict[str, Any]]:
     """Return a record for each peer of a row."""
-    ours, limit = timed[0], timed[-1] if row.peak else None
-    peers = timed[1 : len(row.peers) + 1]
+    ours, limit = timed[0], next((t for t in timed if t.competitor == row.peak), None)
+    peers = [t for t in timed[1:] if t is not limit]
     shares = {t.competitor.name: t.ratio(limit)[0] for t in timed} if limit else {}
     records = []
     for peer in peers:

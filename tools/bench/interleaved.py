@@ -79,19 +79,30 @@ def interleaved(competitors: Sequence[Competitor], threads: int, rounds: int, se
         seconds: approximate duration of a measurement.
 
     Raises:
-        Fault: a competitor cannot be built or fails.
+        Fault: the first competitor cannot be built; another one that cannot be is left out, with a warning.
     """
     workers = [Worker(competitor, threads, seconds) for competitor in competitors]
     try:
-        for worker in workers:
-            worker.warm()  # one after another, because concurrent compilation slows both
+        ready = [worker for worker in workers if _is_warm(worker, required=worker is workers[0])]
         for _ in range(rounds):
-            for worker in workers:
+            for worker in ready:
                 worker.time()
-        return [Timed(w.competitor, w.work, w.seconds, w.peak) for w in workers]
+        return [Timed(w.competitor, w.work, w.seconds, w.peak) for w in ready]
     finally:
         for worker in workers:
             worker.close()
+
+
+def _is_warm(worker: Worker, required: bool) -> bool:
+    """Build a competitor, one after another, because concurrent compilation slows both; return whether it can be."""
+    try:
+        worker.warm()
+    except Fault as fault:
+        if required:
+            raise
+        print(f"warning: {fault}; it is left out", file=sys.stderr)
+        return False
+    return True
 
 
 class Worker:
