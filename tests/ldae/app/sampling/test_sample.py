@@ -159,7 +159,7 @@ def test_samples_begun_otherwise_are_refused(ddpm, tmp_path):
         ("restore", ("how=segment",), "how='segment' is not what this run was trained for; use how=edit"),
         ("restore", ("t0=[1.5]",), "t0=1.5 must be"),
         ("restore", ("strokes=4",), "strokes=4 must be odd"),
-        ("likelihood", ("sampler=ddim",), "sampler='DDIM' has no variance"),
+        ("likelihood", ("sampler=ddim",), "sampler='ddim' has no variance"),
     ],
 )
 def test_what_cannot_work_is_one_sentence(in_process, ddpm, tmp_path, tool, argv, message):
