@@ -84,8 +84,9 @@ def wrap_error(error: Exception) -> Fault:
     if isinstance(error, OSError):
         return wrap_os_error(error)
     if is_out_of_memory(error):
-        reason = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
-        return OutOfMemory(f"memory ran out ({reason}); lower train.batch or batch, or take a smaller network")
+        tried = re.search(r"tried to allocate (\d+ bytes|[\d.]+ [KMG]iB)", str(error), re.IGNORECASE)
+        size = f" ({tried[1]} more were needed)" if tried else ""
+        return OutOfMemory(f"memory ran out{size}; lower train.batch or batch, or take a smaller network")
     return Fault(f"internal: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
 
 
