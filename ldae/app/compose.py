@@ -208,10 +208,11 @@ def _check_key(override: Override, config: DictConfig) -> None:
 def _choices_with(group: str, *names: str) -> str:
     """Return a hint at the choices of a group that have a key, if the one in the config has it not."""
     name = ".".join(names)
-    found = [c for c, path in CLASSES.get(group, {}).items() if name in inspect.signature(class_of(path)).parameters]
-    if not found or name in DETERMINED:
+    classes = CLASSES.get(group, {})
+    choices = [choice for choice, path in classes.items() if name in inspect.signature(class_of(path)).parameters]
+    if not choices or name in DETERMINED:
         return ""
-    return f"; it belongs to {group}={' or '.join(filter(None, [', '.join(found[:-1]), found[-1]]))}"
+    return f"; it belongs to {group}={' or '.join(filter(None, [', '.join(choices[:-1]), choices[-1]]))}"
 
 
 def _unlisted(config: DictConfig, key: str) -> list[str]:

@@ -94,7 +94,7 @@ def is_out_of_memory(error: Exception) -> bool:
     """Return whether an error is Python's or torch's for memory that cannot be had, on a CPU or a GPU."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in NO_MEMORY)
 
 
 def wrap_os_error(error: OSError) -> Fault:

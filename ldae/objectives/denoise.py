@@ -79,8 +79,8 @@ class Criterion:
 
 
 @dataclass(frozen=True)
-class Given:
-    """What a loss may know of a batch beside the output of the network and the target.
+class LossInputs:
+    """Tensors of a batch for its loss, in addition to the output of the network and the target.
 
     Attributes:
         x0: (B, 3, H, W) images in [-1, 1].
@@ -219,13 +219,13 @@ class Denoise(PretrainingObjective):
             masking = self.denoiser.draw_masking(len(x0), rng)
         out = self.denoiser(x_t, level, cond, *([] if masking is None else [masking]))
         with full_precision(batch.images):
-            given = Given(x0, z0, z_t, level, state.hidden)
+            given = LossInputs(x0, z0, z_t, level, state.hidden)
             losses, terms = self.losses(out.float(), y, given)  # (B,)
             self.timesteps.record(level.t, losses.detach())
             losses = losses if importance is None else importance * losses
         return losses.mean(), self._by_level(losses.detach(), level) | _means(terms)
 
-    def losses(self, out: Tensor, y: Tensor, given: Given) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, out: Tensor, y: Tensor, given: LossInputs) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of each image, (B,), and its terms to log, each (B,)."""
         return self.criterion(self.prediction(out), y, given.level, given.hidden), {}
 

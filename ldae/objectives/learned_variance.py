@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ldae.denoisers.base import Network
 from ldae.diffusion.variance import LearnedRange
-from ldae.objectives.denoise import Criterion, Denoise, Given, Parameterization, Process
+from ldae.objectives.denoise import Criterion, Denoise, LossInputs, Parameterization, Process
 from ldae.objectives.spaces import OutputSpace
 from ldae.tasks.base import Task
 from ldae.tokenizers.base import Tokenizer
@@ -43,7 +43,7 @@ class DenoiseWithVariance(Denoise):
         """Return the number of channels of the network's output: the prediction's, twice."""
         return 2 * output.shape[0]
 
-    def losses(self, out: Tensor, y: Tensor, given: Given) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, out: Tensor, y: Tensor, given: LossInputs) -> tuple[Tensor, dict[str, Tensor]]:
         """Add the variational bound to the loss (Eq. 16, arXiv 2102.09672)."""
         bound = self.variance.bound(out, given.z0, given.z_t, given.level)  # (B,)
         losses, _ = super().losses(out, y, given)

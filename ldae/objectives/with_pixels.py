@@ -8,7 +8,7 @@ from ldae.core.errors import ConfigError
 from ldae.core.types import NonNegative
 from ldae.denoisers.base import Network
 from ldae.nn.patchify import normalised, patchify
-from ldae.objectives.denoise import Criterion, Denoise, Given, Parameterization, Process
+from ldae.objectives.denoise import Criterion, Denoise, LossInputs, Parameterization, Process
 from ldae.objectives.spaces import OutputSpace
 from ldae.tasks.base import Task
 from ldae.tokenizers.base import Tokenizer
@@ -50,7 +50,7 @@ class DenoiseWithPixels(Denoise):
         """Return the number of channels of the network's output: d, and the pixels of a patch for each latent."""
         return output.shape[0] + 3 * _patch(output) ** 2
 
-    def losses(self, out: Tensor, y: Tensor, given: Given) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, out: Tensor, y: Tensor, given: LossInputs) -> tuple[Tensor, dict[str, Tensor]]:
         """Add the mean squared error of standardised pixels to the loss."""
         losses, _ = super().losses(out, y, given)
         pixels = normalised(patchify(given.x0[:, :3], self.patch), dim=1)  # (B, 3 p^2, h, w)

@@ -16,7 +16,7 @@ from ldae.diffusion.posterior import Posterior, discretised_nll, gaussian_kl
 from ldae.diffusion.schedules import Cosine, DDPMLinear, LinearGamma2, LinearSigma
 from ldae.diffusion.targets import X0, Eps, V
 from ldae.diffusion.variance import LearnedRange
-from ldae.objectives.denoise import Given
+from ldae.objectives.denoise import LossInputs
 
 SHAPE = (6, 4, 8, 8)
 LATENT = ("input=latent", "output=latent", "target=eps", "schedule=ddpm_linear", "weight=one", "loss=l2")
@@ -184,7 +184,7 @@ def test_gradient_descent_on_the_term_finds_the_variance_of_the_error():
 def test_a_fixed_variance_adds_nothing_and_leaves_the_answer_as_it_is(config):
     objective, out = Parts(config("pretrain", *LATENT)).objective, normal(1)
     level = DDPMLinear().at(torch.zeros(6, dtype=torch.long))
-    losses, terms = objective.losses(out, out, Given(out, out, out, level, None))
+    losses, terms = objective.losses(out, out, LossInputs(out, out, out, level, None))
     assert not losses.any()
     assert terms == {}
     assert objective.prediction(out) is out

@@ -23,7 +23,8 @@ from ldae.app.ablation.runner import portable_command
 from ldae.app.ablation.trials import Budget, plan
 from ldae.app.compose import CONFIGS
 from ldae.config.schema import construct
-from ldae.core.errors import ConfigError
+from ldae.core.errors import CheckpointError, ConfigError
+from linear_probe.results import sealed
 
 GRIDS = sorted(p.stem for p in (CONFIGS / "grid").glob("*.yaml"))
 BUDGETS = sorted(p.stem for p in (CONFIGS / "budget").glob("*.yaml"))
@@ -387,3 +388,9 @@ def test_a_report_goes_without_its_pictures(in_process, tmp_path, capsys):
     assert in_process("report", f"out={tmp_path / 'out'}") == (0, "")
     assert "120 of 120 pictures are missing; the report has a note in the place of each" in capsys.readouterr().out
     assert (tmp_path / "out" / "index.html").read_text().count(".png is missing") == 120
+
+
+def test_rows_of_another_file_are_one_sentence(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(sealed({"encoder": "l-DAE", "accuracy": 50.0}) + "\n")
+    with pytest.raises(CheckpointError, match=r"rows.jsonl holds no rows of an ablation \(a line has no 'results'\)"):
+        rows_in(tmp_path)
