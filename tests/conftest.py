@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,14 @@ def pytest_terminal_summary(terminalreporter):
     path = Path(os.environ["LDAE_FAULTS"])
     known = {"command": "make test-faults", "commit": commit(), "hardware": describe_hardware()}
     path.write_text(json.dumps({**known, "cases": found}, indent=1) + "\n")
+
+
+@pytest.fixture
+def terminal():
+    """SIGHUP as on a terminal, for a test and the processes that it starts; under nohup both inherit it as ignored."""
+    if not hasattr(signal, "SIGHUP"):
+        yield
+        return
+    inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, inherited)

@@ -76,6 +76,7 @@ SIGNALS = [(signal.SIGTERM, "3"), (signal.SIGINT, "5"), (signal.SIGUSR1, "5"), (
         for n, c in SIGNALS
     ],
 )
+@pytest.mark.usefixtures("terminal")
 def test_a_signal_is_saved_answered_with_75_and_resumed(reference, tmp_path, number):
     for attempt in range(5):  # the last step may be over before the signal comes
         folder = tmp_path / str(attempt)

@@ -12,6 +12,17 @@ import pytest
 from ldae.core.errors import Interrupted
 from ldae.engine.signals import SignalArrived, StopFlag
 
+pytestmark = pytest.mark.usefixtures("terminal")
+
+
+def test_under_nohup_a_hangup_stays_ignored():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    flag = StopFlag()
+    with flag.listening():
+        signal.raise_signal(signal.SIGHUP)
+        flag.poll()
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
 
 @pytest.mark.case("A11", "SIGTERM, SIGINT, SIGUSR1, SIGHUP outside training")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
