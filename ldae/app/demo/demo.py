@@ -22,7 +22,7 @@ from ldae.data.photos import PHOTOGRAPHS
 from linear_probe.results import Result, markdown, read_results
 
 RECIPES = {  # folder below configs/experiment/demo -> title
-    "ldae_eps": "l-DAE, noise predicted in the latent (deconstruct/07_patch_pca)",
+    "ldae_eps": "l-DAE, noise predicted in the latent (deconstruct/07_patch_pca), Muon",
     "ldae_paper": "l-DAE as in the paper (deconstruct/12_ldae)",
 }
 SHORT = {"ldae_eps": "noise predicted in the latent", "ldae_paper": "as in the paper"}
