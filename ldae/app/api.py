@@ -12,10 +12,12 @@ from PIL import Image
 from ldae.app.compose import compose, resolved
 from ldae.app.overrides import argument
 from ldae.app.training.pretrain import pretrain as run_pretraining
-from ldae.core.errors import CheckpointError
+from ldae.core.errors import CheckpointError, ConfigError
 from ldae.core.files import read_sealed_json
 from ldae.export.encoder import Encoder
 from ldae.export.encoder import load_encoder as load_from_run
+from ldae.export.timm_encoder import TimmEncoder
+from ldae.export.zoo import zoo_names
 
 
 class Run:
@@ -119,24 +121,36 @@ def pretrain(experiment: str, **overrides: Any) -> Run:
     return Run(run_pretraining(resolved(compose("pretrain", argv))))
 
 
-def load_encoder(source: Path | str, step: int | None = None, device: str = "cpu", **settings: Any) -> Encoder:
+def load_encoder(
+    source: Path | str, step: int | None = None, device: str = "cpu", **settings: Any
+) -> Encoder | TimmEncoder:
     """Load a trained encoder, in eval mode; its `image_shape` is the shape of the images that it takes.
 
     Args:
-        source: folder of a pretraining run.
+        source: folder of a pretraining run, or the name of an encoder that ships with the package (`ldae list
+            encoders`), which resizes images of other shapes.
         step: of the checkpoint; the newest if None.
         device: for example `cpu` or `cuda`.
-        settings: `layer`, `t`, `noised`, `precision`, `seed` of Encoder.
+        settings: `layer`, `t`, `noised`, `precision`, `seed` of Encoder; of an encoder that ships, `precision` alone.
 
     Raises:
         CheckpointError: there is no run, or it has no whole checkpoint.
+        ConfigError: an encoder that ships has no such setting.
 
     Example:
         >>> encoder = ldae.load_encoder("runs/digits")
         >>> features = encoder(images)  # (B, 3, H, W) in [0, 1] -> (B, D)
+        >>> encoder = ldae.load_encoder("ldae-128x8-cifar10")
     """
+    if source in zoo_names():
+        fixed = [key for key in ({"step": step} if step is not None else {}) | settings if key != "precision"]
+        if fixed:
+            raise ConfigError(fixed[0], settings.get(fixed[0], step), f"is fixed in {source}; leave it out")
+        return TimmEncoder(str(source), **settings).to(device)
     if not Path(source).expanduser().is_dir():
-        raise CheckpointError(f"{source} is no folder; give the folder that pretraining wrote (out=)")
+        shipped = ", ".join(zoo_names())
+        message = f"is no folder; give the folder that pretraining wrote (out=), or one of {shipped}"
+        raise CheckpointError(f"{source} {message}")
     return load_from_run(Path(source).expanduser(), step, device, **settings)
 
 

@@ -5,9 +5,10 @@
 
 Without layer= and t=, exports the layer and the step that the run's probe selected (RUN/probe), else the end of the
 encoder at t = 10. timm.create_model("local-dir:OUT", pretrained=True) then returns the encoder.
+half=true writes float16 weights, for timm.
 Reads the export back, compares it with load_encoder(RUN) on hold-out images of the run and prints the largest
-difference of a feature; above 1e-4 (relative to the largest feature, where that is above 1) the export is deleted
-(exit 70). OUT/README.md shows how to load it.
+difference of a feature; above 1e-4, or 1e-2 with half=true (relative to the largest feature, where that is above 1),
+the export is deleted (exit 70). OUT/README.md is a card: what was trained, what its probes found, how to load it.
 """
 
 from __future__ import annotations
@@ -34,11 +35,12 @@ from ldae.data.loader import in_order
 from ldae.export.encoder import Encoder, Run, load_run
 from ldae.export.fold import fold
 from ldae.export.onnx import OnnxFeatures, check_onnx, write_onnx
-from ldae.export.timm import CONFIG, WEIGHTS, TimmFeatures, write_timm_folder
-from linear_probe.results import Result, percent, read_results, title
+from ldae.export.timm import CARD, CONFIG, WEIGHTS, TimmFeatures, write_timm_folder
+from linear_probe.results import Result, markdown, percent, read_results, title
 
 LIMIT = 1e-4  # maximum difference of a feature, for features up to 1
-ONNX, ABOUT, CARD = "model.onnx", "export.json", "README.md"
+HALF_LIMIT = 1e-2  # the same, with weights rounded to float16
+ONNX, ABOUT = "model.onnx", "export.json"
 WRITTEN = {WEIGHTS, CONFIG, ONNX, f"{ONNX}.data", ABOUT, CARD}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # explained by cli.guarded
 Features = Callable[[Tensor], Tensor]
@@ -56,6 +58,7 @@ class ExportSettings:
         t: diffusion step to condition the network on; if None, the one that the run's probe selected, or the
             objective's default.
         format: formats to write.
+        half: write the weights for timm as float16, half as large.
         out: folder of the export; RUN/export if None.
         count: number of images in the comparison.
     """
@@ -66,12 +69,15 @@ class ExportSettings:
     layer: Count | None
     t: Natural | None
     format: list[Literal["timm", "onnx"]]
+    half: bool
     out: str | None
     count: Count
 
     def __post_init__(self) -> None:
         if "onnx" in self.format:
             check_onnx()
+            if self.half:
+                raise ConfigError("half", True, "is for format=[timm]; an ONNX graph has float32 weights")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -85,16 +91,18 @@ def main(argv: Sequence[str]) -> None:
     run = load_run(Path(settings.run), settings.step, settings.weights)
     session = session_of(run, {**config, "device": "cpu"})
     encoder = Encoder(run.objective, *read_at(settings, run))
-    writers = {format_: WRITERS[format_](encoder) for format_ in settings.format}  # fails before data are read
+    writers = {name: WRITERS[name](encoder, settings.half) for name in settings.format}  # fails before data are read
     with session.stop.listening(), session.stop.at_once():
         split, images = comparison_images(session, settings.count)
         with writable(out), publish_folder(out) as folder:
             figures: dict[str, dict[str, float]] = {}
             for format_, write in writers.items():
-                figures[format_] = parity(format_, write(folder, images), encoder, images, session)
+                exported, limit = write(folder, images), HALF_LIMIT if settings.half else LIMIT
+                figures[format_] = parity(format_, exported, encoder, images, session, limit)
             about = export_record(settings, run, encoder, images)
             write_json(folder / ABOUT, {**about, "split": split, "differences": figures})
-            write_text(folder / CARD, card(about, figures))
+            table = accuracies(Path(settings.run), run.checkpoint.hash)
+            write_text(folder / CARD, card(about, figures, table))
     print(f"done: {out}\n  how to load it: {out / CARD}")
 
 
@@ -122,27 +130,32 @@ def probed_at(run: Path, checkpoint: str, settings: ExportSettings) -> Result | 
     """Return the first line of a run's probe results whose layer and t an export can take, or None.
 
     Args:
-        run: folder of the run; its files results*.jsonl are read, that of all labels and the test split first.
+        run: folder of the run; its files results*.jsonl are read.
         checkpoint: hash of the checkpoint.
         settings: settings whose layer and t, unless None, the line must have.
     """
+    for result in probe_results(run, checkpoint):
+        fits = (result.input, result.pooling) == ("clean", "mean")
+        if fits and settings.layer in (None, result.layer) and settings.t in (None, result.t):
+            return result
+    return None
+
+
+def probe_results(run: Path, checkpoint: str) -> Iterator[Result]:
+    """Yield the probe's results of a checkpoint, those of all labels and the test split first; skip damaged files."""
     for path in sorted((run / "probe").glob("results*.jsonl"), key=lambda p: (p.name != "results.jsonl", p.name)):
         try:
             results = read_results(path)
         except (OSError, ValueError, TypeError) as error:
             print(f"{path} cannot be read and is skipped ({error})", file=sys.stderr)
             continue
-        for result in results:
-            fits = (result.checkpoint, result.input, result.pooling) == (checkpoint, "clean", "mean")
-            if fits and settings.layer in (None, result.layer) and settings.t in (None, result.t):
-                return result
-    return None
+        yield from (result for result in results if result.checkpoint == checkpoint)
 
 
 Write = Callable[[Path, Tensor], Features]
 
 
-def as_timm(encoder: Encoder) -> Write:
+def as_timm(encoder: Encoder, half: bool) -> Write:
     """Return a function that writes the encoder as a plain ViT into a folder, and loads it."""
     try:
         plain = fold(encoder)
@@ -150,13 +163,13 @@ def as_timm(encoder: Encoder) -> Write:
         raise ConfigError(error.key, error.value, f"{error.expectation}; use format=[onnx]") from None
 
     def write(folder: Path, images: Tensor) -> Features:
-        write_timm_folder(folder, plain)
+        write_timm_folder(folder, plain, half)
         return TimmFeatures(folder)
 
     return write
 
 
-def as_onnx(encoder: Encoder) -> Write:
+def as_onnx(encoder: Encoder, half: bool) -> Write:
     """Return a function that writes the encoder as an ONNX graph into a folder, and loads it."""
 
     def write(folder: Path, images: Tensor) -> Features:
@@ -167,7 +180,7 @@ def as_onnx(encoder: Encoder) -> Write:
     return write
 
 
-WRITERS: Mapping[str, Callable[[Encoder], Write]] = {"timm": as_timm, "onnx": as_onnx}
+WRITERS: Mapping[str, Callable[[Encoder, bool], Write]] = {"timm": as_timm, "onnx": as_onnx}
 
 
 def check_out(out: Path) -> None:
@@ -205,7 +218,9 @@ def comparison_images(session: Session, count: int) -> tuple[str, Tensor]:
     return split, torch.cat([batch.images for batch in in_order(some, count, session.world.device)])
 
 
-def parity(format_: str, exported: Features, encoder: Encoder, images: Tensor, session: Session) -> dict[str, float]:
+def parity(
+    format_: str, exported: Features, encoder: Encoder, images: Tensor, session: Session, limit: float = LIMIT
+) -> dict[str, float]:
     """Compare exported features with the encoder's, and print the largest difference.
 
     The images come in two batches of different sizes. Where features are larger than 1 the limit grows with the
@@ -222,7 +237,7 @@ def parity(format_: str, exported: Features, encoder: Encoder, images: Tensor, s
             restored.append(exported(batch))
     features = torch.cat(original)
     difference, size = (torch.cat(restored) - features).abs().max().item(), features.abs().max().item()
-    limit = LIMIT * max(1.0, size)
+    limit *= max(1.0, size)
     message = f"{format_}: largest difference {difference:.1e} of features up to {size:.2g}, on {len(images)} images"
     if not difference <= limit:
         raise Fault(f"{message}, above {limit:.1e}; nothing was written")
@@ -253,8 +268,24 @@ def export_record(settings: ExportSettings, run: Run, encoder: Encoder, images: 
     }
 
 
-def card(about: Mapping[str, Any], figures: Mapping[str, Mapping[str, float]]) -> str:
-    """Return the text of README.md."""
+def accuracies(run: Path, checkpoint: str) -> list[list[str]]:
+    """Return the table of what the run's probe found on test images with all labels; empty if nothing."""
+    lines = [
+        [title(r.protocol), percent(r), r.data, str(r.layer), str(r.t)]
+        for r in probe_results(run, checkpoint)
+        if (r.split, r.labels) == ("test", "all")
+    ]
+    return [["protocol", "accuracy in percent", "data", "layer", "t"], *lines] if lines else []
+
+
+def card(about: Mapping[str, Any], figures: Mapping[str, Mapping[str, float]], table: list[list[str]]) -> str:
+    """Return the text of README.md.
+
+    Args:
+        about: of `export_record`.
+        figures: of `parity`, for each format.
+        table: of `accuracies`.
+    """
     side = about["shape"][-1]
     message = f"Pretrained without labels by `ldae` (experiment {about['experiment']}, step {about['step']}, checkpoint"
     lines = [
@@ -268,6 +299,13 @@ def card(about: Mapping[str, Any], figures: Mapping[str, Mapping[str, float]]) -
         f"{message} {about['checkpoint'][:16]}); `export.json` has the command. FOLDER below is this folder.",
         "",
     ]
+    if table:
+        lines += [
+            "Frozen features, of the layer that each protocol chose on the hold-out:",
+            "",
+            markdown(table),
+            "",
+        ]
     for format_, figure in figures.items():
         largest = f"The largest difference from the original's features was {figure['difference']:.1e}."
         lines += ["```python", LOADING[format_].format(side=side), "```", "", largest, ""]

@@ -11,15 +11,17 @@ from ldae.core.files import save_tensors, write_sealed_json
 from ldae.export.fold import ARCHITECTURE, Plain
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # timm's own names
+CARD = "README.md"
 HALF = (0.5, 0.5, 0.5)  # mean and deviation: [0, 1] becomes [-1, 1]
 
 
-def write_timm_folder(folder: Path, plain: Plain) -> None:
+def write_timm_folder(folder: Path, plain: Plain, half: bool = False) -> None:
     """Write model.safetensors and config.json.
 
     Args:
         folder: an existing folder.
         plain: of ldae.export.fold.fold.
+        half: write float16 weights.
     """
     size = plain.arguments["img_size"]
     pretrained = {
@@ -43,7 +45,8 @@ def write_timm_folder(folder: Path, plain: Plain) -> None:
         "model_args": dict(plain.arguments),
         "pretrained_cfg": pretrained,
     }
-    save_tensors(folder / WEIGHTS, plain.weights)
+    weights = {name: weight.half() if half else weight for name, weight in plain.weights.items()}
+    save_tensors(folder / WEIGHTS, weights)
     write_sealed_json(folder / CONFIG, config)
 
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ldae.core.errors import CheckpointError, ConfigError, did_you_mean
 from ldae.core.files import load_tensors, read_sealed_json, sha256
 from ldae.core.rng import seed_of
+from ldae.export.zoo import zoo_folder, zoo_names
 
 # Keys of the weights in training checkpoints, averaged ones first: DINO and DINOv2 write `teacher`, MAE
 # and DeiT `model`, timm `state_dict`, I-JEPA `target_encoder`.
@@ -150,8 +151,8 @@ class TimmEncoder(nn.Module):
     `norm="last"` only the last one.
 
     Args:
-        name: of timm, with the tag that selects its normalisation (`vit_base_patch16_224.mae`), or `local-dir:FOLDER`
-            for an export.
+        name: of timm, with the tag that selects its normalisation (`vit_base_patch16_224.mae`), `local-dir:FOLDER` for
+            an export, or the name of an encoder that ships with the package (`ldae list encoders`).
         weights: .pth or .pt (MAE's, DINO's, DINOv2's, timm's) or safetensors; a random network if None, or the
             folder's own weights.
         size: side of the input in pixels, to which positions are resampled; the model's if None.
@@ -164,6 +165,7 @@ class TimmEncoder(nn.Module):
         layers: 1..depth.
         prefix: number of class and register tokens before the patches.
         width: D.
+        image_shape: (3, H, W) to which images are resized.
         hash: SHA-256 of the weights' file; `none` if the network is random.
 
     Raises:
@@ -182,12 +184,14 @@ class TimmEncoder(nn.Module):
         norm: Literal["all", "last"] = "all",
     ):
         super().__init__()
+        shipped = zoo_folder(name)
+        title, name = name, f"{LOCAL}{shipped}" if shipped else name
         if name.startswith(LOCAL) and (config := Path(name[len(LOCAL) :]) / LOCAL_CONFIG).exists():
             read_sealed_json(config)  # timm itself would take a damaged one
         if weights is None and name.startswith(LOCAL):
             weights = Path(name[len(LOCAL) :]) / LOCAL_WEIGHTS
         tensors = read_weights(weights) if weights else {}
-        self.name, self.precision, self.norm = name, precision, norm
+        self.name, self.precision, self.norm = title, precision, norm
         self.model = _vision_transformer(name, size, seed)
         if weights:
             _check_normalisation(name)
@@ -197,6 +201,7 @@ class TimmEncoder(nn.Module):
         self.prefix: int = self.model.num_prefix_tokens
         self.width: int = self.model.embed_dim
         self.size: tuple[int, int] = tuple(self.model.patch_embed.img_size)
+        self.image_shape = (3, *self.size)
         for key, value in zip(("mean", "std"), _normalisation(self.model), strict=True):
             self.register_buffer(key, value, persistent=False)
         self.mean: Tensor
@@ -252,7 +257,7 @@ def _vision_transformer(name: str, size: int | None, seed: int) -> Any:
     import timm
 
     if not name.startswith(LOCAL) and not timm.is_model(name):
-        hint = did_you_mean(name, timm.list_models())
+        hint = did_you_mean(name, [*zoo_names(), *timm.list_models()])
         raise ConfigError("timm", name, f"is no model of timm, nor {LOCAL}FOLDER{hint}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed))

@@ -144,7 +144,7 @@ def train_step_of(model: nn.Module, loss: Callable[[Any], Tensor], precision: st
 def counted(call: Callable[[], object]) -> float:
     """Count the FLOP of a call, by torch's counter: matrix products, attention and convolutions.
 
-    The call is not compiled meanwhile: torch.compile skips, for good, what it first meets in the mode of the counter.
+    Nothing is compiled meanwhile, so that the first compilation is not one in the mode of the counter.
     """
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         call()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,12 +11,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ldae.app.training import pretrain as pretrain
 from ldae.config.build import Parts
 from ldae.data.cache import Context
 from ldae.export.encoder import load_encoder
 from ldae.export.timm_encoder import TimmEncoder
+from linear_probe.results import read_results
 
 SHORT = ("train.steps=8", "train.batch=32", "monitor.num_evals=0", "runtime.threads=1")
 UNET = ("experiment=ddpm/cifar10_cpu", "denoiser.channels=8", "denoiser.multipliers=[1,2]", "denoiser.attention=[4]")
@@ -188,3 +191,30 @@ def test_layer_and_t_are_those_that_the_probe_chose(trained, tmp_path, in_proces
         about = json.loads((tmp_path / name / "export.json").read_text())
         assert (about["layer"], about["t"]) == expected
         assert ("layer=1 t=40, as the run's probe selected them (kNN, " in capsys.readouterr().out) is (name != "b")
+
+
+def test_half_precision_rounds_the_weights_alone(trained, tmp_path, in_process, capsys):
+    """The features of float16 weights lie within their rounding error, 2^-11 of each weight, of the original's."""
+    run, whole, half = trained("ldae"), tmp_path / "whole", tmp_path / "half"
+    for out, argv in ((whole, ()), (half, ("half=true",))):
+        code, message = in_process("export", f"run={run}", f"out={out}", *argv)
+        assert code == 0, message
+    wide, narrow = (load_file(out / "model.safetensors") for out in (whole, half))
+    assert {t.dtype for t in narrow.values()} == {torch.float16}
+    assert all(torch.equal(narrow[name], wide[name].half()) for name in wide)
+    images = digits(run)
+    expected = load_encoder(run)(images)
+    error = (TimmEncoder(f"local-dir:{half}")(images) - expected).abs().max()
+    assert 0 < error < 1e-2 * max(1.0, expected.abs().max())
+    code, message = in_process("export", f"run={run}", f"out={half}", "half=true", "format=[timm,onnx]")
+    assert code == 2
+    assert "half=true is for format=[timm]" in message
+
+
+def test_the_card_has_what_the_probe_found(trained, tmp_path, in_process):
+    run, out = trained("ldae"), tmp_path / "out"
+    assert in_process("probe", f"run={run}", "protocols=[knn]", "baselines=false", "runtime.threads=1")[0] == 0
+    assert in_process("export", f"run={run}", f"out={out}")[0] == 0
+    (result,) = read_results(run / "probe" / "results.jsonl")
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert re.search(rf"\| kNN +\| +{result.accuracy:.2f} \| +{result.data}", card), card
