@@ -127,8 +127,8 @@ def _hours_of(unit: str) -> Column:
         return entry.row.hours if entry.row and entry.row.unit == unit else None
 
     def text(entry: Entry) -> str:
-        spent = value(entry)
-        return "" if spent is None else hours(spent)
+        cost = value(entry)
+        return "" if cost is None else hours(cost)
 
     return Column(f"{unit}-hours", text, value, about="pretraining and the tokenizer's training")
 

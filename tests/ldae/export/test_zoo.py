@@ -54,7 +54,7 @@ def test_other_names_and_settings_are_refused():
         ldae.load_encoder("ldae-128x8-cifar11")
     with pytest.raises(ConfigError, match=rf"layer=2 is fixed in {NAMES[0]}"):
         ldae.load_encoder(NAMES[0], layer=2)
-    with pytest.raises(ConfigError, match=f"did you mean {NAMES[0]}"):
+    with pytest.raises(ConfigError, match=f"did you mean '{NAMES[0]}'"):
         TimmEncoder(NAMES[0] + "x")
 
 
