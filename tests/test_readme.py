@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import ROOT
 
+from ldae.app import listing
 from ldae.app.cli import COMMANDS
 
 README = (ROOT / "README.md").read_text()
@@ -48,7 +49,7 @@ def test_command_composes(config, line):
     if name == "checkpoint":
         assert argv[0] in ("list", "verify")
     elif name == "list":
-        assert all((ROOT / "configs" / word.removesuffix("s")).is_dir() for word in argv if word != "GROUP")
+        listing.main([word for word in argv if word != "GROUP"])
     elif name == "plan":
         config("pretrain", *argv)
     elif command.config is not None and "--config-dir" not in argv:
@@ -94,6 +95,7 @@ def test_the_python_of_the_readme_and_of_the_export_page_runs(tmp_path, monkeypa
     exec(readme.replace('"steps": 200', '"steps": 4'), found)
     images = torch.rand(3, *found["encoder"].image_shape)
     features = found["encoder"](images)
+    assert found["pretrained"](images).shape == (3, 128)
     exec(export, found)
     torch.testing.assert_close(found["encoder"](images), features)
     torch.testing.assert_close(found["vit"](images * 2 - 1), features, atol=1e-4, rtol=1e-4)
