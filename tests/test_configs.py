@@ -280,6 +280,13 @@ def test_baselines_differ_from_ldae_in_the_named_keys_alone(config, name, base, 
         assert composed[0]["denoiser"][key] == composed[1]["denoiser"][key]
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_takes_either_optimizer(config, name, optimizer):
+    found = config("pretrain", f"experiment={name}", f"optim={optimizer}")
+    assert type(Parts(found).optim).__name__ == {"adamw": "AdamW", "muon": "Muon"}[optimizer]
+
+
 @pytest.mark.parametrize(("name", "width", "depth"), [("imagenet_vit_b", 768, 12), ("imagenet_vit_l", 1024, 24)])
 def test_paper_scale_mae_holds_the_papers_hyperparameters(config, name, width, depth):
     found = config("pretrain", f"experiment=mae/{name}")

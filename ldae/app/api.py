@@ -143,9 +143,9 @@ def load_encoder(
         >>> encoder = ldae.load_encoder("ldae-128x8-cifar10")
     """
     if source in zoo_names():
-        fixed = [key for key in ({"step": step} if step is not None else {}) | settings if key != "precision"]
-        if fixed:
-            raise ConfigError(fixed[0], settings.get(fixed[0], step), f"is fixed in {source}; leave it out")
+        given = settings if step is None else {**settings, "step": step}
+        for key in given.keys() - {"precision"}:
+            raise ConfigError(key, given[key], f"is fixed in {source}; leave it out")
         return TimmEncoder(str(source), **settings).to(device)
     if not Path(source).expanduser().is_dir():
         shipped = ", ".join(zoo_names())

@@ -129,7 +129,7 @@ class Muon(AdamW):
         warmup: Fraction = 0.05,
         final: Fraction = 0.0,
         momentum: Fraction = 0.95,
-        ratio: Positive = 1.0,
+        ratio: Positive = 3.0,
     ):
         super().__init__(blr, weight_decay, betas, warmup, final)
         if momentum >= 1:

@@ -15,7 +15,7 @@ from interleaved import Competitor, Timed, function, interleaved
 from PIL import Image
 from rows import Row, cold_rows, input_rows, knn_rows, load_rows, probe_rows, training_rows, unet_rows
 
-from ldae.app.training.plan import cost_of
+from ldae.app.training.plan import cost_of, describe_cost
 from ldae.core.errors import Fault
 
 UNMARKED = {"scikit-learn", "l-DAE, not compiled", "fixed threads, with it"}
@@ -179,11 +179,27 @@ def test_the_cost_is_that_of_the_networks_formula(in_process, capsys):
     assert of_blocks < cost.flop < 1.25 * of_blocks  # the rest: embedding, output, noise levels
     assert cost.images == 90 * 16
     assert cost.hours_on("a100") == pytest.approx(cost.images * cost.flop / 156e12 / 3600)
+    assert cost.update == 0  # of AdamW
+
     assert in_process("plan", *argv) == (0, "")
     told = capsys.readouterr().out
     assert f"{cost.parameters:,} parameters" in told
     assert "1,440 images in batches of 16" in told
     assert "one A100" in told
+
+
+def test_the_products_of_muon_are_shared_by_the_images_of_a_batch():
+    """5 iterations of three products for each matrix; of a matrix (m, n), m <= n: 2 m^2 n + 2 m^3 + 2 m^2 n FLOP."""
+    argv = ("experiment=ldae/digits", "train.steps=3", "train.epochs=null")
+    plain, small, large = (
+        cost_of([*argv, *more])
+        for more in (("train.batch=8",), ("train.batch=8", "optim=muon"), ("train.batch=64", "optim=muon"))
+    )
+    matrices = [(64, 192), (64, 64), (64, 256), (64, 256)]  # qkv, proj, fc1, fc2 of a block
+    of_block = sum(5 * (4 * m * m * n + 2 * m**3) for m, n in matrices)
+    assert small.update == large.update == pytest.approx(4 * of_block)
+    assert small.flop == large.flop == pytest.approx(plain.flop)
+    assert "of the updates" in describe_cost(small, "a100")
 
 
 def test_a_length_in_epochs_needs_the_data(in_process):

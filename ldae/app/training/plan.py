@@ -9,7 +9,7 @@ Keys: gpu= (h200, h100, a100, l40s, 4090), whose hours are estimated from its pe
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -75,6 +75,7 @@ class Cost:
     Attributes:
         parameters: number of trained parameters.
         flop: FLOP of an image, forward and backward.
+        update: FLOP of an update of the weights, for the matrix products of Muon; AdamW has none.
         state: GiB of weights, gradients, optimizer moments and average.
         activations: GiB that the forward pass of one image keeps.
         images: number of images seen in pretraining.
@@ -86,6 +87,7 @@ class Cost:
 
     parameters: int
     flop: float
+    update: float
     state: float
     activations: float
     images: int
@@ -96,7 +98,7 @@ class Cost:
 
     def hours_on(self, gpu: str) -> float:
         """Return the hours on one GPU at half of its peak."""
-        return self.images * self.flop / (SHARE * GPUS[gpu]) / 3600
+        return self.images * (self.flop + self.update / self.batch) / (SHARE * GPUS[gpu]) / 3600
 
 
 def cost_of(argv: Sequence[str]) -> Cost:
@@ -115,15 +117,18 @@ def cost_of(argv: Sequence[str]) -> Cost:
     def step() -> object:
         return trainer.train_step(next(batches))
 
-    with FlopCounterMode(display=False) as counter:
-        step()
+    whole = _flop(step)
+    update = sum(
+        _flop(optimizer.step) for optimizer in trainer.state.optimizers.values()
+    )  # does not depend on the batch
     with _SavedBytes() as kept:
         step()
     parameters = sum(p.numel() for p in trainer.state.weights.values())
     seconds = _seconds(step)
     return Cost(
         parameters,
-        counter.get_total_flops() / batch,
+        (whole - update) / batch,
+        update,
         parameters * STATE / 2**30,
         kept.bytes / batch / 2**30,
         images,
@@ -138,9 +143,10 @@ def describe_cost(cost: Cost, gpu: str) -> str:
     """Return a description of a cost."""
     each, whole = 1024 * cost.activations, cost.state + cost.activations * cost.batch
     timed = f" in batches of {cost.timed_batch}" if cost.timed_batch != cost.batch else ""
+    updates = f", and {cost.update / cost.batch / 1e9:.3g} of the updates" if cost.update else ""
     limit = f"{100 * SHARE:.0f} % of its {GPUS[gpu] / 1e12:.0f} TFLOP/s"
     lines = [
-        f"{cost.parameters:,} parameters; {cost.flop / 1e9:.3g} GFLOP an image, forward and backward",
+        f"{cost.parameters:,} parameters; {cost.flop / 1e9:.3g} GFLOP an image, forward and backward{updates}",
         f"{cost.images:,} images in batches of {cost.batch}",
         f"memory: {cost.state:.2f} GiB of weights and their state, {each:.2f} MiB of activations an image: "
         f"{whole:.2f} GiB for a batch in one process",
@@ -161,6 +167,13 @@ def _images_seen(session: Session) -> int:
         raise ConfigError("train.epochs", settings.epochs, message)
     of_epoch = len(session.splits().train) // settings.batch
     return settings.total_steps(of_epoch) * settings.batch
+
+
+def _flop(call: Callable[[], object]) -> float:
+    """Return the FLOP of a call, by torch's counter: matrix products, attention and convolutions."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return float(counter.get_total_flops())
 
 
 def _seconds(step: Any) -> float:

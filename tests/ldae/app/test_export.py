@@ -205,7 +205,7 @@ def test_half_precision_rounds_the_weights_alone(trained, tmp_path, in_process, 
     images = digits(run)
     expected = load_encoder(run)(images)
     error = (TimmEncoder(f"local-dir:{half}")(images) - expected).abs().max()
-    assert 0 < error < 1e-2 * max(1.0, expected.abs().max())
+    assert 0 < error < 2e-3 * max(1.0, expected.abs().max())
     code, message = in_process("export", f"run={run}", f"out={half}", "half=true", "format=[timm,onnx]")
     assert code == 2
     assert "half=true is for format=[timm]" in message
