@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from helpers import ROOT, run, start, status
+from omegaconf import OmegaConf
 from PIL import Image
 
 from ldae.app.ablation.ablation_dir import rows_in
@@ -22,6 +23,7 @@ from ldae.app.ablation.launcher import TrialJob
 from ldae.app.ablation.runner import portable_command
 from ldae.app.ablation.trials import Budget, plan
 from ldae.app.compose import CONFIGS
+from ldae.config.build import Parts
 from ldae.config.schema import construct
 from ldae.core.errors import CheckpointError, ConfigError
 from linear_probe.results import sealed
@@ -154,11 +156,34 @@ def test_no_budget_changes_the_papers_losses_and_schedules(size):
             assert config["tokenizer"]["kl"] == (1 if size == "paper" else 0.01)
 
 
+@pytest.mark.parametrize("size", BUDGETS)
+def test_pixel_trials_have_256_tokens_of_the_papers_sizes(size):
+    for name, shape in (("256", (768, 16, 16)), ("128", (192, 16, 16)), ("64", (48, 16, 16)), ("32", (12, 16, 16))):
+        config = plan(trials("pixel", size)[name], budget(size), 4096, []).config
+        assert Parts(OmegaConf.create(config)).tokenizer.shape == shape
+
+
+@pytest.mark.parametrize(
+    ("grid", "name", "keys"),
+    [
+        ("schedules", "constant_sigma", {"schedule"}),
+        ("schedules", "linear_sigma_3", {"schedule"}),
+        ("variations", "random_crop", {"augment"}),
+        ("variations", "whiten", {"loss"}),
+    ],
+)
+def test_further_experiments_of_the_paper_differ_from_l_dae_in_the_named_key_alone(grid, name, keys):
+    paper, other = (
+        plan(trial, budget("laptop"), 64, []).config for trial in (trials("deconstruct")["12_ldae"], trials(grid)[name])
+    )
+    assert {key for key in paper.keys() | other.keys() if paper.get(key) != other.get(key)} == keys
+
+
 def test_variations_of_l_dae_are_rows_of_their_own():
     found = {name: plan(trial, budget("laptop"), 64, []) for name, trial in trials("variations").items()}
     path = plan(trials("deconstruct")["12_ldae"], budget("laptop"), 64, [])
     assert found["paper"].run_key == path.run_key
-    assert len({planned.run_key for planned in found.values()}) == 5
+    assert len({planned.run_key for planned in found.values()}) == 6
     own = found["all_three"].config
     assert (own["tokenizer"]["scaling"], own["loss"]["whiten"], own["schedule"]["sigma_max"]) == ("each", 1, 3)
 
