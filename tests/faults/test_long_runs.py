@@ -14,10 +14,15 @@ from helpers import run
 STEPS = 20_000
 
 
-def resident(process):
-    """MiB of memory of the process that bash became."""
-    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+def measured(process):
+    """Return MiB of memory and the number of open files of the process that bash became; None once it is ending."""
+    try:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        files = len(os.listdir(f"/proc/{process.pid}/fd"))
+    except OSError:
+        return None
+    resident = [int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS")]  # an ended process has none
+    return (resident[0], files) if resident and process.poll() is None else None
 
 
 @pytest.mark.slow
@@ -37,12 +42,12 @@ def test_nothing_grows_with_the_steps(tmp_path, tries, record_property):
     seen = []
     while process.poll() is None:
         time.sleep(0.5)
-        if at_step(folder, STEPS // 10)() and process.poll() is None:
-            seen.append((time.monotonic(), resident(process), len(os.listdir(f"/proc/{process.pid}/fd"))))
+        if at_step(folder, STEPS // 10)() and (now := measured(process)):
+            seen.append((time.monotonic(), *now))
     assert ended(process)[0] == 0
     times, memory, files = np.array(seen).T
     slope = np.polyfit((times - times[0]) / (times[-1] - times[0]), memory, 1)[0]
-    print(f"{len(seen)} looks over the last nine tenths: {slope:+.1f} MiB, {memory.max():.0f} MiB at most")
+    print(f"{len(seen)} measurements over the last nine tenths: {slope:+.1f} MiB, {memory.max():.0f} MiB at most")
     record_property("slope_mib", float(slope))
     assert abs(slope) < 16
     assert files.max() <= files[0] + 2
