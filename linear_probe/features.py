@@ -42,15 +42,29 @@ class FeatureKey:
         t: diffusion step of the noise level.
         input: `clean` or `noised`.
         pooling: name of the pooling of tokens to one vector (linear_probe.pooling).
+        further: further diffusion steps whose features are combined with those at `t`.
+        combine: how: `concat` or `mean`; empty for a single step.
     """
 
     layer: int = 0
     t: int = 0
     input: str = "clean"
     pooling: str = "mean"
+    further: tuple[int, ...] = ()
+    combine: str = ""
 
     def __str__(self) -> str:
-        return f"layer{self.layer}-t{self.t}-{self.input}-{self.pooling}"
+        steps = "+".join(map(str, (self.t, *self.further)))
+        return f"layer{self.layer}-t{steps}-{self.input}-{self.pooling_and_combination}"
+
+    @property
+    def pooling_and_combination(self) -> str:
+        """Return the pooling, and how steps are combined if they are: `mean`, `mean-concat`."""
+        return f"{self.pooling}-{self.combine}" if self.combine else self.pooling
+
+    def single(self) -> list[FeatureKey]:
+        """Return the keys of the features that are combined, or the key itself."""
+        return [FeatureKey(self.layer, t, self.input, self.pooling) for t in (self.t, *self.further)]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ class Result:
             `among`, {feature key: accuracy in percent}.
         selected_on: images of the selection: `holdout`, or the cross-validation.
         selected_accuracy: accuracy in percent on the images of the selection.
-        layer, t, input, pooling: feature key of the features.
+        layer, t, input, pooling: feature key of the features; of combined steps the first, with how they are combined
+            after the pooling, e.g. `mean-concat`.
         dimensions: dimension D of the features.
         checkpoint: SHA-256 of the checkpoint's manifest, or `none`.
         step: training step of the checkpoint.
@@ -199,27 +200,36 @@ def panel(result: Result) -> tuple[list[str], list[str], list[list[float | None]
     )
 
 
-Column = tuple[int, str, str]  # t, input, pooling
+Column = tuple[tuple[int, ...], str, str]  # steps, input, pooling
 
 
 def _accuracies(result: Result) -> dict[tuple[int, Column], float]:
     """Return {(layer, column): accuracy in percent on the images of the selection}."""
     accuracies = {}
     for feature_key, value in result.selected["among"].items():
-        layer, t, view = place(feature_key)
-        accuracies[layer, (t, view, feature_key.split("-", 3)[3])] = value
+        layer, steps, view, pooling = parse_feature_key(feature_key)
+        accuracies[layer, (steps, view, pooling)] = value
     return accuracies
 
 
 def _heading(column: Column, several: bool) -> str:
-    t, view, pooling = column
-    return f"t={t} {view} {pooling}" if several else f"t={t} {view}"
+    steps, view, pooling = column
+    heading = f"t={'+'.join(map(str, steps))} {view}"
+    return f"{heading} {pooling}" if several else heading
 
 
-def place(feature_key: str) -> tuple[int, int, str]:
-    """Return (layer, t, input) of a feature key written as layerL-tT-INPUT-POOLING."""
-    layer, t, view, _ = feature_key.split("-", 3)
-    return int(layer.removeprefix("layer")), int(t.removeprefix("t")), view
+def parse_feature_key(feature_key: str) -> tuple[int, tuple[int, ...], str, str]:
+    """Return (layer, steps, input, pooling) of a feature key written as layerL-tT[+T...]-INPUT-POOLING[-COMBINE]."""
+    layer, steps, view, pooling = feature_key.split("-", 3)
+    return int(layer.removeprefix("layer")), tuple(map(int, steps.removeprefix("t").split("+"))), view, pooling
+
+
+def describe_features(result: Result) -> str:
+    """Return the selected features in words: `layer 4, t = 10, clean, mean`; combined steps are joined by +."""
+    steps = f"{result.t}"
+    if "features" in result.selected:
+        steps = " + ".join(map(str, parse_feature_key(result.selected["features"])[1]))
+    return f"layer {result.layer}, t = {steps}, {result.input}, {result.pooling}"
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from linear_probe.report.contents import PAPER, Contents, Entry, chosen_on
 from linear_probe.report.plotting import Bar, Drawing, HeatMap, Point, XAxis, draw_bars, draw_heatmaps, draw_lines
-from linear_probe.results import Result, panel, title
+from linear_probe.results import Result, panel, parse_feature_key, title
 
 COUNTERS = frozenset({"seed", "rung"})  # axes whose numbers only count: no distance between them means anything
 FEWEST = 3  # points that make a line
@@ -223,14 +223,15 @@ def draw_selection(name: str, results: Sequence[Result]) -> Drawing | None:
     maps, sentences = [], []
     for r in shown:
         rows, columns, values = panel(r)
-        level = f"t={r.t} {r.input}"
+        steps = parse_feature_key(r.selected["features"])[1] if "features" in r.selected else (r.t,)
+        level = f"t={'+'.join(map(str, steps))} {r.input}"
         chosen = [i for i, column in enumerate(columns) if column in (level, f"{level} {r.pooling}")]
         place = (rows.index(str(r.layer)), chosen[0]) if chosen and str(r.layer) in rows else None
         maps.append(HeatMap(f"{title(r.protocol)}, % on {chosen_on(r)}", rows, columns, values, place))
         known = [v for row in values for v in row if v is not None]
         sentences.append(
             f"{title(r.protocol)}: {min(known):.1f} to {max(known):.1f} % on {chosen_on(r)}; "
-            f"chosen: layer {r.layer}, t = {r.t}, {r.input}."
+            f"chosen: layer {r.layer}, t = {' + '.join(map(str, steps))}, {r.input}."
         )
     heading = f"{name}: accuracy by layer and noise level"
     return draw_heatmaps(heading, " ".join(sentences), maps, "noise level and input", "layer")

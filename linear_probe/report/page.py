@@ -15,7 +15,7 @@ from linear_probe.report.pictures import Album, albums
 from linear_probe.report.plotting import COLORS
 from linear_probe.report.rendering import inline_svg, render
 from linear_probe.report.tables import checkpoints, columns, facts, hours, percent, seeds
-from linear_probe.results import Result, title
+from linear_probe.results import Result, describe_features, title
 
 FIGURES = "figures"  # folder of the figures' files, beside the page
 SMOOTH = 240  # pixels; a picture that is less wide is enlarged without smoothing
@@ -179,7 +179,7 @@ def _settings(r: Result) -> str:
     chosen = {k: v for k, v in r.selected.items() if k not in ("among", "features", "by_seed")}
     setting = "".join(f", {k} {v if isinstance(v, str) else json.dumps(v)}" for k, v in chosen.items())
     return (
-        f"{percent(r)}; layer {r.layer}, t = {r.t}, {r.input}, {r.pooling}, {r.dimensions} dimensions{setting}; "
+        f"{percent(r)}; {describe_features(r)}, {r.dimensions} dimensions{setting}; "
         f"{r.selected_accuracy:.2f} on {chosen_on(r)}, where it was chosen; {r.hardware}; {r.date[:10]}; {r.commit}"
     )
 

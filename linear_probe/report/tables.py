@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from linear_probe.agreement import agreement
 from linear_probe.report.contents import PAPER, TRIAL, Contents, Entry, chosen_on
 from linear_probe.report.plotting import with_deviation
-from linear_probe.results import Result, markdown, title
+from linear_probe.results import Result, describe_features, markdown, title
 
 LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
@@ -62,7 +62,7 @@ def protocol_column(name: str, source: str) -> Column:
 
     def tip(entry: Entry) -> str:
         r = entry.results.get(name)
-        return "" if r is None else f"layer {r.layer}, t = {r.t}, {r.input}, {r.pooling}; chosen on {chosen_on(r)}"
+        return "" if r is None else f"{describe_features(r)}; chosen on {chosen_on(r)}"
 
     def value(entry: Entry) -> float | None:
         return entry.results[name].accuracy if name in entry.results else None

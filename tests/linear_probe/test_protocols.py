@@ -13,7 +13,17 @@ from linear_probe.baselines import PIXELS, raw_pixels, whole_image_pca
 from linear_probe.features import Bank, FeatureKey, Features, extract
 from linear_probe.protocols import KNN, LBFGS, SGDHeads, joined
 from linear_probe.registry import PROTOCOLS
-from linear_probe.results import Result, grid, markdown, panel, read_results, table, write_results
+from linear_probe.results import (
+    Result,
+    describe_features,
+    grid,
+    markdown,
+    panel,
+    parse_feature_key,
+    read_results,
+    table,
+    write_results,
+)
 
 
 @dataclass
@@ -169,6 +179,16 @@ def test_a_line_from_before_labels_and_seeds_is_read(tmp_path):
     (tmp_path / "r.jsonl").write_text(json.dumps(line) + "\n")
     (found,) = read_results(tmp_path / "r.jsonl")
     assert (found.labels, tuple(found.seeds), found.deviation) == ("all", (), None)
+
+
+def test_combined_steps_have_a_column_of_their_own():
+    both = FeatureKey(2, 10, pooling="grid2", further=(40, 60), combine="concat")
+    assert str(both) == "layer2-t10+40+60-clean-grid2-concat"
+    assert parse_feature_key(str(both)) == (2, (10, 40, 60), "clean", "grid2-concat")
+    assert [str(key) for key in both.single()] == [f"layer2-t{t}-clean-grid2" for t in (10, 40, 60)]
+    result = a_result(encoder="a", selected={"among": {str(both): 2.0}, "features": str(both)}, layer=2, t=10)
+    assert "t=10+40+60 clean" in grid([result])
+    assert describe_features(result).startswith("layer 2, t = 10 + 40 + 60, ")
 
 
 def test_a_grid_tells_poolings_apart():

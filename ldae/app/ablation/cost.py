@@ -178,7 +178,8 @@ def _trial_seconds(planned: PlannedTrial) -> float:
     each, width = _encoding(encoder, images, max(layers))
     networks = 2 if settings.baselines else 1  # with the untrained one
     levels = len(settings.t or [0]) * len(settings.inputs)
-    trials = len(layers) * levels * len(settings.pooling)
+    candidates = len(settings.inputs) if settings.combine else levels  # combined steps are one candidate
+    trials = len(layers) * candidates * len(settings.pooling)
     sets = len(settings.repetitions) * (networks + 2 * settings.baselines)
     elapsed = STARTS + networks * levels * each * (train + scored)
     for name in settings.protocols:

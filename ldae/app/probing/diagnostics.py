@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from linear_probe.subsets import Part
 
 VIEWED = 4000  # images for alignment and uniformity
 RANKED = 25600  # training images for the rank, as in RankMe
+RANKS = {"effective_rank": effective_rank, "rankme": rank_me}
 PROJECTED = 2000  # images in the projector
 SPRITE = 32  # side of a projector image in pixels
 
@@ -83,19 +85,50 @@ def measure_geometry(encoders: Sequence[ProbedEncoder], out: Path, seed: int) ->
 def _geometry(encoder: ProbedEncoder, seed: int) -> Iterator[dict[str, Any]]:
     views = _views(encoder)
     for feature_key in encoder.feature_keys:
-        train = encoder.features(Part("train"), feature_key).x
-        sample = torch.linspace(0, len(train) - 1, min(RANKED, len(train))).round().long()
+        train = _ranked(encoder, feature_key)
         entry = {"encoder": encoder.name, "checkpoint": encoder.checkpoint, "features": str(feature_key), "seed": seed}
         entry |= {
             "dimensions": train.shape[1],
-            "images": len(sample),
+            "images": len(train),
             "viewed": len(views[0][feature_key]) if views else 0,
         }
         entry |= {"alignment": None, "uniformity": None}
         if views:
             a, b = (view[feature_key] for view in views)
-            entry |= {"alignment": alignment(a, b), "uniformity": (uniformity(a) + uniformity(b)) / 2}
-        yield entry | {"effective_rank": effective_rank(train[sample]), "rankme": rank_me(train[sample])}
+            entry |= {"alignment": alignment(a, b), "uniformity": _uniformity(a, b)}
+        yield entry | {"effective_rank": effective_rank(train), "rankme": rank_me(train)}
+
+
+def _ranked(encoder: ProbedEncoder, feature_key: FeatureKey) -> Tensor:
+    """Return the features of up to 25,600 training images, evenly spaced."""
+    train = encoder.features(Part("train"), feature_key).x
+    return train[torch.linspace(0, len(train) - 1, min(RANKED, len(train))).round().long()]
+
+
+def _uniformity(a: Tensor, b: Tensor) -> float:
+    """Return the mean uniformity of two sets of views."""
+    return (uniformity(a) + uniformity(b)) / 2
+
+
+def choose_without_labels(encoder: ProbedEncoder, measure: str) -> ProbedEncoder:
+    """Return the encoder with the one feature key that a label-free measure prefers.
+
+    The highest effective rank or RankMe of training images, or the lowest alignment or uniformity of two views of
+    hold-out images (see linear_probe.geometry).
+
+    Args:
+        encoder: encoder of images.
+        measure: `effective_rank`, `rankme`, `alignment` or `uniformity`.
+    """
+    if len(encoder.feature_keys) < 2:
+        return encoder
+    if measure in RANKS:
+        scores = {c: RANKS[measure](_ranked(encoder, c)) for c in encoder.feature_keys}
+    else:
+        one, other = _views(encoder)
+        of_views = alignment if measure == "alignment" else _uniformity
+        scores = {c: -of_views(one[c], other[c]) for c in encoder.feature_keys}
+    return replace(encoder, feature_keys=[max(scores, key=lambda c: scores[c])])
 
 
 def _views(encoder: ProbedEncoder) -> list[dict[FeatureKey, Tensor]]:

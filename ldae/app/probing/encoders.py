@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ldae.app.probing.feature_reading import EncodeAt, Images
@@ -89,12 +90,13 @@ def run_encoder(name: str, run: Run, images: Images, settings: ProbeSettings, tr
 
     def encode(batch: Batch, feature_keys: Sequence[FeatureKey]) -> Mapping[FeatureKey, Tensor]:
         features: dict[FeatureKey, Tensor] = {}
-        for t, view in sorted({(c.t, c.input) for c in feature_keys}):
-            keys = [c for c in feature_keys if (c.t, c.input) == (t, view)]
+        needed = {single for c in feature_keys for single in c.single()}
+        for t, view in sorted({(c.t, c.input) for c in needed}):
+            keys = [c for c in needed if (c.t, c.input) == (t, view)]
             encoder.t, encoder.noised = t, view == "noised"
             tokens = encoder.tokens(batch.images, layers_of(keys), batch.index, class_token=encoder.network.prefix > 0)
             features |= pooled(tokens, keys, encoder.network.prefix)
-        return features
+        return {c: combined(c, features) for c in feature_keys}
 
     key = f"{hash_[:16] if trained else 'untrained'}-{weights}-{settings.precision}"
     return image_encoder(name, key, feature_keys, encode, images, checkpoint=hash_, step=run.checkpoint.step * trained)
@@ -126,8 +128,22 @@ def timm_encoder(images: Images, settings: ProbeSettings, device: str, trained: 
 
 
 def pooled(tokens: Mapping[int, Tensor], feature_keys: Sequence[FeatureKey], prefix: int) -> dict[FeatureKey, Tensor]:
-    """Pool tokens: {layer: (B, prefix + N, D)} to {feature key: (B, D')}."""
-    return {c: POOLINGS[c.pooling](tokens, c.layer, prefix) for c in feature_keys}
+    """Pool tokens: {layer: (B, prefix + N, D)} to {feature key: (B, D')}.
+
+    Raises:
+        ConfigError: a pooling into cells does not fit the number of patches.
+    """
+    try:
+        return {c: POOLINGS[c.pooling](tokens, c.layer, prefix) for c in feature_keys}
+    except ValueError as error:
+        names = ",".join(sorted({c.pooling for c in feature_keys}))
+        raise ConfigError("pooling", f"[{names}]", f"does not fit the network: {error}") from None
+
+
+def combined(feature_key: FeatureKey, features: Mapping[FeatureKey, Tensor]) -> Tensor:
+    """Return the features at a key, (B, D) each: those of one step, or of several concatenated or averaged."""
+    each = [features[single] for single in feature_key.single()]
+    return torch.stack(each).mean(0) if feature_key.combine == "mean" else torch.cat(each, dim=1)
 
 
 def layers_of(feature_keys: Sequence[FeatureKey]) -> set[int]:
@@ -205,16 +221,19 @@ def _feature_keys_of_run(name: str, encoder: Encoder, settings: ProbeSettings) -
     network = encoder.network
     _check_pooling(name, settings.pooling, network.prefix)
     for layer in settings.layers or default_layers(network):
-        for t in settings.t or [encoder.t]:
+        steps = settings.t or [encoder.t]
+        for t, *further in [steps] if settings.combine else [[t] for t in steps]:
             for view in settings.inputs:
-                Encoder(encoder.objective, layer, t, view == "noised")  # raises for an invalid layer or step
-                yield from _pooled_at(layer, t, view, settings.pooling)
+                for step in (t, *further):
+                    Encoder(encoder.objective, layer, step, view == "noised")  # raises for an invalid layer or step
+                for key in _pooled_at(layer, t, view, settings.pooling):
+                    yield replace(key, further=tuple(further), combine=settings.combine or "")
 
 
 def _feature_keys_of_timm(encoder: TimmEncoder, settings: ProbeSettings) -> Iterator[FeatureKey]:
     depth = len(encoder.layers)
     _check_pooling(encoder.name, settings.pooling, encoder.prefix)
-    for key, usual in (("t", None), ("inputs", ["clean"])):
+    for key, usual in (("t", None), ("inputs", ["clean"]), ("combine", None)):
         if getattr(settings, key) != usual:
             message = f"selects noise levels, which timm={encoder.name} does not have; leave {key} out"
             raise ConfigError(key, getattr(settings, key), message)

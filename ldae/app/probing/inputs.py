@@ -106,7 +106,8 @@ def _default_out(settings: ProbeSettings, config: Mapping[str, Any]) -> Path:
 
 def _file(settings: ProbeSettings, config: Mapping[str, Any], out: Path) -> ProbeInputs:
     path = Path(settings.features or "").expanduser()
-    for key, usual in (("layers", None), ("t", None), ("inputs", ["clean"]), ("pooling", ["mean"])):
+    fixed = {"layers": None, "t": None, "combine": None, "inputs": ["clean"], "pooling": ["mean"], "select": "accuracy"}
+    for key, usual in fixed.items():
         if getattr(settings, key) != usual:
             raise ConfigError(
                 key, getattr(settings, key), "was fixed when the file of features was written; leave it out"

@@ -3,6 +3,8 @@
     ldae probe run=RUN
     ldae probe run=RUN protocols=[lbfgs,knn,paper,mae,dinov2] layers=[2,4,6] t=[10,40]
     ldae probe run=RUN split=holdout baselines=false      # while settings are being selected
+    ldae probe run=RUN t=[10,60,120] combine=concat pooling=[mean,grid2]   # other readouts
+    ldae probe run=RUN t=[10,60,120] select=effective_rank                 # features selected without labels
     ldae probe run=RUN labels=1% seeds=[0,1,2]         # few labels: mean and deviation
     ldae probe run=RUN data=cifar100 data.root=FOLDER  # another data set than the training data
     ldae probe timm=vit_base_patch16_224.mae checkpoint=FILE data=cifar10 data.root=FOLDER
@@ -26,7 +28,7 @@ from torch import Tensor
 
 from ldae.app.compose import compose, resolved
 from ldae.app.precision import announce, settle_precision
-from ldae.app.probing.diagnostics import draw_heatmaps, measure_geometry, project
+from ldae.app.probing.diagnostics import choose_without_labels, draw_heatmaps, measure_geometry, project
 from ldae.app.probing.encoders import ProbedEncoder
 from ldae.app.probing.inputs import ProbeInputs, open_inputs
 from ldae.app.probing.settings import ProbeSettings
@@ -122,6 +124,14 @@ class ProbeRunner:
         if images:
             print(f"{encoder.name}: {title(protocol.name)} encodes {images:,} augmented images", flush=True)
 
+    def narrowed(self, encoder: ProbedEncoder) -> ProbedEncoder:
+        """Return an encoder with the features that a label-free measure selects, if `select` names one."""
+        if self.settings.select == "accuracy" or not any(c.layer for c in encoder.feature_keys):
+            return encoder
+        narrowed = choose_without_labels(encoder, self.settings.select)
+        print(f"{encoder.name}: {self.settings.select} selects {narrowed.feature_keys[0]}", flush=True)
+        return narrowed
+
     def score(self, encoder: ProbedEncoder, protocol: Protocol) -> Result:
         """Select by the plan's trials, then fit once on all labels and score the test split once."""
         self.announce(encoder, protocol)
@@ -144,6 +154,9 @@ class ProbeRunner:
         first, feature_key = measurements[0], measurements[0].chosen.feature_key
         accuracy, deviation = mean_and_deviation([m.accuracy for m in measurements])
         scored = encoder.features(Part(self.settings.split), feature_key)
+        by = (
+            {} if self.settings.select == "accuracy" or not feature_key.layer else {"features_by": self.settings.select}
+        )
         among = {str(c): round(self._mean(measurements, c), 2) for c in first.chosen.among}
         by_seed = [
             {"seed": m.seed, "accuracy": m.accuracy, "selected_accuracy": m.chosen.choice.accuracy, **m.selected}
@@ -156,13 +169,18 @@ class ProbeRunner:
             accuracy=accuracy,
             split=self.settings.split,
             images=len(scored),
-            selected={**first.selected, "among": among, **({"by_seed": by_seed} if len(measurements) > 1 else {})},
+            selected={
+                **first.selected,
+                **by,
+                "among": among,
+                **({"by_seed": by_seed} if len(measurements) > 1 else {}),
+            },
             selected_on=first.chosen_on,
             selected_accuracy=mean_and_deviation([m.chosen.choice.accuracy for m in measurements])[0],
             layer=feature_key.layer,
             t=feature_key.t,
             input=feature_key.input,
-            pooling=feature_key.pooling,
+            pooling=feature_key.pooling_and_combination,
             dimensions=scored.x.shape[1],
             checkpoint=encoder.checkpoint,
             step=encoder.step,
@@ -194,11 +212,14 @@ class ProbeRunner:
         return mean_and_deviation([m.chosen.among[feature_key] for m in measurements])[0]
 
     def path(self, stem: str = "results") -> Path:
-        """Return the file of results, named by baseline, number of labels and split."""
+        """Return the file of results, named by baseline, readout, number of labels and split."""
         settings = self.settings
         few = f"-{subsets.describe_labels(settings.labels).replace(' ', '-')}" if settings.few else ""
         holdout = "-holdout" if settings.split == "holdout" else ""
-        return self.inputs.out / f"{stem}{'-' + settings.baseline if settings.baseline else ''}{few}{holdout}.jsonl"
+        baseline = f"-{settings.baseline}" if settings.baseline else ""
+        combined = f"-{settings.combine}" if settings.combine else ""
+        selected = f"-{settings.select.replace('_', '-')}" if settings.select != "accuracy" else ""
+        return self.inputs.out / f"{stem}{baseline}{combined}{selected}{few}{holdout}.jsonl"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -214,8 +235,9 @@ def main(argv: Sequence[str]) -> None:
             read_comparisons(settings.compare_to, settings.protocols, settings.split, inputs.fingerprint, labels)
         )
         results, encoders = [], []
-        for encoder in inputs.encoders():
-            encoders.append(encoder)
+        for candidate in inputs.encoders():
+            encoders.append(candidate)
+            encoder = runner.narrowed(candidate)
             for name in settings.protocols:
                 if name in encoder.skip:
                     continue
@@ -259,11 +281,14 @@ def write_diagnostics(
 
 def describe_selection(result: Result) -> str:
     """Return how settings were selected, for the table's caption."""
+    what = "every setting"
+    if "features_by" in result.selected:
+        what = f"features were selected without labels, by {result.selected['features_by']}, every other setting"
     if result.labels == "all":
         seeds = f", mean ± sample deviation of {len(result.seeds)} seeds" if result.deviation is not None else ""
-        return f"every setting was selected on the hold-out{seeds}"
+        return f"{what} was selected on the hold-out{seeds}"
     seeds = f", {len(result.seeds)} subsets, mean ± sample deviation" if result.deviation is not None else ""
-    return f"labels: {result.labels} of train{seeds}; every setting was selected by {result.selected_on} among them"
+    return f"labels: {result.labels} of train{seeds}; {what} was selected by {result.selected_on} among them"
 
 
 def summary_line(result: Result) -> str:

@@ -32,8 +32,11 @@ class ProbeSettings:
         protocols: names of linear_probe.registry.
         layers: layers to read; from the middle of the encoder to the middle of the decoder if None.
         t: diffusion steps to condition the network on; the objective's default if None.
+        combine: `concat` or `mean` makes one vector of the features at all steps of `t`, which are candidates else.
         inputs: `clean`, `noised` or both.
         pooling: reductions of the tokens to one vector: names of linear_probe.pooling.
+        select: how layer, step, input and pooling are selected: by `accuracy` on labels, or by a measure of
+            linear_probe.geometry that needs none; a protocol's own settings are selected by labels all the same.
         labels: `all`, a number of images per class, or a percentage such as `1%`.
         seeds: seeds of repeated measurements, reported as mean and deviation; `seed` alone if empty.
         split: `test`, or `holdout` to leave the test split unread.
@@ -59,8 +62,10 @@ class ProbeSettings:
     protocols: list[str]
     layers: list[Count] | None
     t: list[Natural] | None
+    combine: Literal["concat", "mean"] | None
     inputs: list[Literal["clean", "noised"]]
     pooling: list[str]
+    select: Literal["accuracy", "effective_rank", "rankme", "alignment", "uniformity"]
     labels: str | int
     seeds: PossiblyEmpty[Natural]
     split: Literal["test", "holdout"]
@@ -83,6 +88,9 @@ class ProbeSettings:
         for key in ("protocols", "layers", "t", "inputs", "pooling", "seeds"):
             if len(set(getattr(self, key) or [])) < len(getattr(self, key) or []):
                 raise ConfigError(key, getattr(self, key), "must name each once")
+        if self.combine and len(self.t or []) < 2:
+            message = "makes one vector of several steps; give two or more, e.g. t=[10,40]"
+            raise ConfigError("combine", self.combine, message)
         try:
             check_num_labels(self.labels)
         except ValueError as error:

@@ -13,8 +13,11 @@ from helpers import SHORT, run
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from ldae.app.probing.encoders import pooled
 from ldae.app.probing.feature_reading import numbered
+from ldae.core.errors import ConfigError
 from ldae.core.types import Batch
+from linear_probe.features import FeatureKey
 
 DIGITS = ("data=digits", "runtime.threads=1", "runtime.progress=false")
 TIMM = ("timm=test_vit", "size=32", "precision=fp32", *DIGITS)
@@ -210,6 +213,12 @@ def test_what_a_run_or_a_file_does_not_have_is_refused(pretrained, in_process, t
     file = f"features={tmp_path / 'f.npz'}"
     code, message = in_process("probe", file, "protocols=[mae_augmented]", f"out={tmp_path}")
     assert (code, "protocols='mae_augmented' encodes images anew" in message) == (2, True)
+    for word, sentence in (
+        ("combine=mean", "combine='mean' makes one vector of several steps; give two or more, e.g. t=[10,40]"),
+        ("select=rankme", "select='rankme' was fixed when the file of features was written"),
+    ):
+        code, message = in_process("probe", file, word, f"out={tmp_path}")
+        assert (code, sentence in message) == (2, True)
     np.savez(tmp_path / "f.npz", train_x=np.eye(40))
     code, message = in_process("probe", file, f"out={tmp_path}")
     assert (code, "f.npz has no train_y; there are: train_x" in message) == (65, True)
@@ -226,6 +235,47 @@ def test_noised_features_are_those_of_the_image_in_whatever_batch_it_is_read(pro
     small, large = read("small", 50), read("large", 128)
     for split in ("train_x", "holdout_x", "test_x"):
         np.testing.assert_allclose(small[split], large[split], atol=1e-4)
+
+
+def test_features_of_several_levels_are_one_vector(probe, pretrained, tmp_path):
+    argv = (f"run={pretrained}", "protocols=[knn]", "baselines=false", "layers=[2]", "precision=fp32")
+
+    def read(name, *more, stem=""):
+        file = tmp_path / f"{name}.npz"
+        (row,) = probe(tmp_path / name, *argv, *more, f"save={file}", name=f"results{stem}.jsonl")
+        return np.load(file)["holdout_x"], row
+
+    (low, _), (high, _) = read("low", "t=[10]"), read("high", "t=[400]")
+    assert not np.allclose(low, high, atol=1e-2)
+    together, row = read("concat", "t=[10,400]", "combine=concat", stem="-concat")
+    np.testing.assert_allclose(together, np.concatenate([low, high], 1), atol=1e-5)
+    assert (row["dimensions"], row["pooling"], row["t"]) == (128, "mean-concat", 10)
+    assert row["selected"]["features"] == "layer2-t10+400-clean-mean-concat"
+    average, row = read("mean", "t=[10,400]", "combine=mean", stem="-mean")
+    np.testing.assert_allclose(average, (low + high) / 2, atol=1e-5)
+    assert row["dimensions"] == 64
+    cells, row = read("cells", "t=[10]", "pooling=[grid2]")
+    np.testing.assert_allclose(cells.reshape(-1, 4, 64).mean(1), low, atol=1e-5)
+
+
+def test_cells_that_do_not_fit_the_patches_are_refused():
+    with pytest.raises(ConfigError, match=r"pooling='\[grid4\]' does not fit the network: 9 patches are no square"):
+        pooled({2: torch.zeros(1, 9, 5)}, [FeatureKey(2, pooling="grid4")], 0)
+
+
+@pytest.mark.parametrize(("measure", "best"), [("effective_rank", max), ("rankme", max), ("alignment", min)])
+def test_features_can_be_selected_without_labels(probe, pretrained, tmp_path, capsys, measure, best):
+    argv = (f"run={pretrained}", "protocols=[knn,lbfgs]", "baselines=false", "layers=[1,3,4]", "t=[10,400]")
+    rows = probe(
+        tmp_path, *argv, f"select={measure}", "geometry=true", name=f"results-{measure.replace('_', '-')}.jsonl"
+    )
+    told = {entry["features"]: entry[measure] for entry in json.loads((tmp_path / "geometry.json").read_text())}
+    assert len(told) == 6
+    for row in rows:
+        assert told[row["selected"]["features"]] == best(told.values())
+        assert row["selected"]["features_by"] == measure
+        assert list(row["selected"]["among"]) == [row["selected"]["features"]]
+    assert f"features were selected without labels, by {measure}, every other setting was" in capsys.readouterr().out
 
 
 def test_an_image_of_each_split_and_view_has_a_number_of_its_own():
