@@ -8,11 +8,11 @@ demo: .venv/installed
 	$(BIN)/ldae demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 # All faults of tests/faults, the long ones too: 25 minutes on two cores; the table goes to results/faults.json.
 test-faults: .venv/installed
-	LDAE_FAULTS=results/faults.json $(BIN)/python -m pytest -n 2 --dist loadfile tests -m case
+	LDAE_FAULTS=results/faults.json $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests -m case
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

@@ -88,7 +88,7 @@ setup(
             *ONNX,
             *DOCS,
             "pytest>=8",  # the tests
-            "pytest-xdist>=3.5",  # on both cores
+            "pytest-xdist>=3.7",  # on both cores, in our order of files
             "hypothesis>=6.100",  # laws over many inputs
             "nbclient>=0.10",  # executes the notebooks of docs/
             "jupytext>=1.16",  # reads them: they are Python files with cells

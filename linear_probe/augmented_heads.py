@@ -11,7 +11,6 @@ from torch import Generator, Tensor
 
 from linear_probe.features import FeatureKey, Features, Source
 from linear_probe.heads import HeadRecipe, Heads, HeadTrainer
-from linear_probe.knn import accuracy
 from linear_probe.protocols import Choice, Protocol, SGDHeads, score_rates
 from linear_probe.subsets import Part
 
@@ -48,7 +47,7 @@ class AugmentedHeads(Protocol):
         truth = {feature_key: source.features(held, feature_key) for feature_key in source.feature_keys}
         return {c: score_rates(self.recipe, heads[c].predict(truth[c].x), truth[c].y) for c in source.feature_keys}
 
-    def score_source(
+    def predict_source(
         self,
         source: Source,
         feature_key: FeatureKey,
@@ -57,12 +56,11 @@ class AugmentedHeads(Protocol):
         scored: Part,
         classes: int,
         seed: int,
-    ) -> float:
-        """Return the accuracy on `scored` in percent, of a head trained on augmented images of `fits`."""
+    ) -> Tensor:
+        """Predict the classes (N,) of `scored` by a head trained on augmented images of `fits`."""
         recipe = replace(self.recipe, rates=(setting["rate"],))
         heads = self.train(source, [feature_key], fits, recipe, classes, seed)[feature_key]
-        held = source.features(scored, feature_key)
-        return accuracy(heads.predict(held.x)[0], held.y)
+        return heads.predict(source.features(scored, feature_key).x)[0]
 
     def num_encodings(self, source: Source, fits: Sequence[Part]) -> int:
         """Return the number of augmented images that one training encodes."""

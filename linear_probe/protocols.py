@@ -74,7 +74,7 @@ class Protocol(ABC):
             for feature_key in source.feature_keys
         }
 
-    def score_source(
+    def predict_source(
         self,
         source: Source,
         feature_key: FeatureKey,
@@ -83,10 +83,10 @@ class Protocol(ABC):
         scored: Part,
         classes: int,
         seed: int,
-    ) -> float:
-        """Return the accuracy on `scored` in percent, fitted on the union of `fits`, at one feature key."""
-        held = source.features(scored, feature_key)
-        return self.score(setting, joined(*(source.features(part, feature_key) for part in fits)), held, classes, seed)
+    ) -> Tensor:
+        """Predict the classes (N,) of `scored`, fitted on the union of `fits`, at one feature key."""
+        fit = joined(*(source.features(part, feature_key) for part in fits))
+        return self.predict(setting, fit, source.features(scored, feature_key).x, classes, seed)
 
     def num_encodings(self, source: Source, fits: Sequence[Part]) -> int:
         """Return the number of images that one fit encodes in addition to the cached features."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -9,6 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 SEAL = "sha256"  # key of a line with the hash of all other keys
 
@@ -41,6 +45,9 @@ class Result:
         seeds: seeds of the repetitions that `accuracy` is the mean of; empty for one measurement with `seed`.
         deviation: sample standard deviation over `seeds`; None for one measurement.
         warnings: sentences on doubts about the accuracy (linear_probe.checks).
+        correct: which images were classified correctly under each seed (`pack_correct`), for differences between
+            encoders; empty where they are not known.
+        low, high: bootstrap interval of the accuracy over the images (linear_probe.statistics), percent; None likewise.
     """
 
     encoder: str
@@ -71,10 +78,40 @@ class Result:
     seeds: Sequence[int] = ()
     deviation: float | None = None
     warnings: Sequence[str] = ()
+    correct: str = ""
+    low: float | None = None
+    high: float | None = None
+
+    def per_image(self) -> NDArray[np.float64]:
+        """Return the fraction of seeds under which each image was classified correctly, (images,).
+
+        Raises:
+            ValueError: the line does not have them.
+        """
+        if not self.correct:
+            raise ValueError(f"the line of {self.encoder} does not say which images were classified correctly")
+        return unpack_correct(self.correct, max(1, len(self.seeds)), self.images).mean(0)
 
     def line(self) -> str:
         """Return the result as a line of JSON with its hash."""
         return sealed(asdict(self))
+
+
+def pack_correct(correct: ArrayLike) -> str:
+    """Return booleans (seeds, images) as text: base64 of their bits, row by row."""
+    return base64.b64encode(np.packbits(np.asarray(correct, dtype=bool)).tobytes()).decode()
+
+
+def unpack_correct(text: str, seeds: int, images: int) -> NDArray[np.bool_]:
+    """Return the booleans (seeds, images) that `pack_correct` wrote.
+
+    Raises:
+        ValueError: the text holds another number of them.
+    """
+    packed = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
+    if len(packed) != -(-seeds * images // 8):
+        raise ValueError(f"{len(packed)} bytes are not the {images} images of {seeds} seeds")
+    return np.unpackbits(packed, count=seeds * images).astype(bool).reshape(seeds, images)
 
 
 def sealed(value: Mapping[str, Any]) -> str:

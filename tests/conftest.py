@@ -19,7 +19,23 @@ from ldae.app.provenance import commit
 from ldae.engine.runtime import describe_hardware
 from linear_probe.results import markdown
 
+TESTS = Path(__file__).parent
+
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    """Put the files first that take longest: left for the end, one of them keeps one worker busy alone.
+
+    Those are the files with slow tests, then those whose tests start commands.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+
+    def place(item):
+        starts_commands = item.path.parent == TESTS or item.path.is_relative_to(TESTS / "ldae" / "app")
+        return item.path not in slow, not starts_commands
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -81,6 +81,12 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
             "probe",
             ("ldae.app.probing.settings:ProbeSettings",),
         ),
+        "benchmark": Command(
+            "ldae.app.probing.benchmark",
+            "score encoders on many data sets and compare them",
+            "benchmark",
+            ("ldae.app.probing.benchmark:BenchmarkSettings",),
+        ),
         "dense": Command(
             "ldae.app.probing.dense",
             "score patch tokens by segmentation",

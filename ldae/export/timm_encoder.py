@@ -159,6 +159,7 @@ class TimmEncoder(nn.Module):
         precision: of the network's matrix products.
         seed: of a random network.
         norm: layers that the final LayerNorm follows.
+        trained: False for random weights even where a folder or the package has some.
 
     Attributes:
         model: timm's.
@@ -182,13 +183,14 @@ class TimmEncoder(nn.Module):
         precision: Literal["fp32", "bf16"] = "fp32",
         seed: int = 0,
         norm: Literal["all", "last"] = "all",
+        trained: bool = True,
     ):
         super().__init__()
         shipped = zoo_folder(name)
         title, name = name, f"{LOCAL}{shipped}" if shipped else name
         if name.startswith(LOCAL) and (config := Path(name[len(LOCAL) :]) / LOCAL_CONFIG).exists():
             read_sealed_json(config)  # timm itself would take a damaged one
-        if weights is None and name.startswith(LOCAL):
+        if weights is None and name.startswith(LOCAL) and trained:
             weights = Path(name[len(LOCAL) :]) / LOCAL_WEIGHTS
         tensors = read_weights(weights) if weights else {}
         self.name, self.precision, self.norm = title, precision, norm

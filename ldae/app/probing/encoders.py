@@ -18,6 +18,7 @@ from ldae.core.files import json_hash
 from ldae.core.types import Batch
 from ldae.denoisers.base import Network
 from ldae.export.encoder import Encoder, Run
+from ldae.export.zoo import zoo_folder
 from linear_probe.baselines import PIXELS, SIDE, pixels_name, raw_pixels, whole_image_pca
 from linear_probe.feature_file import FeatureFile
 from linear_probe.features import Encoded, FeatureKey, Features
@@ -112,7 +113,9 @@ def timm_encoder(images: Images, settings: ProbeSettings, device: str, trained: 
 
     weights = Path(settings.checkpoint).expanduser() if settings.checkpoint and trained else None
     try:
-        encoder = TimmEncoder(settings.timm or "", weights, settings.size, settings.precision, settings.seed).to(device)
+        encoder = TimmEncoder(
+            settings.timm or "", weights, settings.size, settings.precision, settings.seed, trained=trained
+        ).to(device)
     except ConfigError as error:
         key = {"weights": "checkpoint"}.get(error.key, error.key)
         raise ConfigError(key, error.value, error.expectation) from None
@@ -125,6 +128,12 @@ def timm_encoder(images: Images, settings: ProbeSettings, device: str, trained: 
 
     key = f"timm-{json_hash([encoder.name, encoder.hash, settings.size, settings.precision])[:16]}"
     return image_encoder(name, key, feature_keys, encode, images, checkpoint=encoder.hash)
+
+
+def has_weights(settings: ProbeSettings) -> bool:
+    """Return whether the network of timm has weights: from a file, a folder or the package."""
+    name = settings.timm or ""
+    return bool(settings.checkpoint) or name.startswith("local-dir:") or zoo_folder(name) is not None
 
 
 def pooled(tokens: Mapping[int, Tensor], feature_keys: Sequence[FeatureKey], prefix: int) -> dict[FeatureKey, Tensor]:

@@ -15,6 +15,7 @@ from ldae.app.probing.encoders import (
     UNTRAINED,
     ProbedEncoder,
     file_encoder,
+    has_weights,
     pca,
     pixels,
     run_encoder,
@@ -173,7 +174,7 @@ def _probed(settings: ProbeSettings, run: Run | None, images: Images) -> ProbedE
 def _untrained(settings: ProbeSettings, run: Run | None, images: Images) -> Iterator[ProbedEncoder]:
     """Yield the same network with random weights, unless the probed one is random already."""
     if run is None:
-        if settings.checkpoint:
+        if settings.baseline or has_weights(settings):
             yield timm_encoder(images, settings, images.session.device, trained=False)
         return
     yield run_encoder(UNTRAINED, run.untrained(), images, settings, trained=False)

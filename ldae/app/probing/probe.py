@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from ldae.app.compose import compose, resolved
@@ -41,9 +42,11 @@ from linear_probe import subsets
 from linear_probe.checks import chance, check_features
 from linear_probe.feature_file import write_features
 from linear_probe.features import FeatureKey
+from linear_probe.knn import accuracy
 from linear_probe.protocols import Chosen, Protocol, choose, mean_and_deviation
 from linear_probe.registry import PROTOCOLS
-from linear_probe.results import Result, percent, place_of_choice, title, write_results
+from linear_probe.results import Result, pack_correct, percent, place_of_choice, title, write_results
+from linear_probe.statistics import interval
 from linear_probe.subsets import Part, Plan
 
 
@@ -55,6 +58,7 @@ class Measurement:
     accuracy: float
     chosen: Chosen
     chosen_on: str
+    correct: Tensor | None  # (N,) which images were classified correctly; None on the images of the selection
 
     @property
     def selected(self) -> dict[str, object]:
@@ -124,6 +128,19 @@ class ProbeRunner:
         if images:
             print(f"{encoder.name}: {title(protocol.name)} encodes {images:,} augmented images", flush=True)
 
+    def run(self) -> tuple[list[ProbedEncoder], list[Result]]:
+        """Score every encoder by every protocol, print a line for each accuracy, and return encoders and results."""
+        encoders, results = [], []
+        for candidate in self.inputs.encoders():
+            encoders.append(candidate)
+            encoder = self.narrowed(candidate)
+            for name in self.settings.protocols:
+                if name in encoder.skip:
+                    continue
+                results.append(self.score(encoder, PROTOCOLS[name]))
+                print(summary_line(results[-1]), flush=True)
+        return encoders, results
+
     def narrowed(self, encoder: ProbedEncoder) -> ProbedEncoder:
         """Return an encoder with the features that a label-free measure selects, if `select` names one."""
         if self.settings.select == "accuracy" or not any(c.layer for c in encoder.feature_keys):
@@ -141,18 +158,19 @@ class ProbeRunner:
     def _measure(self, encoder: ProbedEncoder, protocol: Protocol, seed: int) -> Measurement:
         plan, classes, split = self.plan(seed), len(self.inputs.classes), self.settings.split
         chosen = choose(protocol, encoder, plan, classes, seed)
-        accuracy = chosen.choice.accuracy
-        if split == "test" or self.settings.few:
-            setting = chosen.choice.setting
-            accuracy = protocol.score_source(
-                encoder, chosen.feature_key, setting, plan.final, Part(split), classes, seed
-            )
-        return Measurement(seed, accuracy, chosen, plan.chosen_on)
+        if split == "holdout" and not self.settings.few:
+            return Measurement(seed, chosen.choice.accuracy, chosen, plan.chosen_on, None)
+        setting, feature_key, part = chosen.choice.setting, chosen.feature_key, Part(split)
+        predicted = protocol.predict_source(encoder, feature_key, setting, plan.final, part, classes, seed)
+        truth = encoder.features(part, feature_key).y
+        return Measurement(seed, accuracy(predicted, truth), chosen, plan.chosen_on, predicted == truth)
 
     def _result(self, encoder: ProbedEncoder, protocol: Protocol, measurements: Sequence[Measurement]) -> Result:
         """Return the result: setting of the first seed, mean accuracies over all seeds."""
         first, feature_key = measurements[0], measurements[0].chosen.feature_key
-        accuracy, deviation = mean_and_deviation([m.accuracy for m in measurements])
+        mean, deviation = mean_and_deviation([m.accuracy for m in measurements])
+        correct = [m.correct.numpy() for m in measurements if m.correct is not None]
+        certain = interval(np.mean(correct, axis=0)) if correct else None
         scored = encoder.features(Part(self.settings.split), feature_key)
         by = (
             {} if self.settings.select == "accuracy" or not feature_key.layer else {"features_by": self.settings.select}
@@ -166,7 +184,7 @@ class ProbeRunner:
             encoder=encoder.name,
             protocol=protocol.name,
             protocol_source=protocol.source,
-            accuracy=accuracy,
+            accuracy=mean,
             split=self.settings.split,
             images=len(scored),
             selected={
@@ -196,6 +214,9 @@ class ProbeRunner:
             seeds=self.settings.seeds,
             deviation=deviation,
             warnings=[*self.warnings, *self._check_features(encoder, scored.x)],
+            correct=pack_correct(correct) if correct else "",
+            low=certain.low if certain else None,
+            high=certain.high if certain else None,
         )
 
     def _check_features(self, encoder: ProbedEncoder, x: Tensor) -> list[str]:
@@ -234,21 +255,21 @@ def main(argv: Sequence[str]) -> None:
         comparisons = list(
             read_comparisons(settings.compare_to, settings.protocols, settings.split, inputs.fingerprint, labels)
         )
-        results, encoders = [], []
-        for candidate in inputs.encoders():
-            encoders.append(candidate)
-            encoder = runner.narrowed(candidate)
-            for name in settings.protocols:
-                if name in encoder.skip:
-                    continue
-                results.append(runner.score(encoder, PROTOCOLS[name]))
-                print(summary_line(results[-1]), flush=True)
+        encoders, results = runner.run()
         write_results(runner.path(), results)
         write_diagnostics(settings, inputs, encoders, results)
     images = f"{results[0].images} {settings.split} images"
     print(f"\nTop-1 accuracy on {images}, percent; {describe_selection(results[0])}.\n")
     print(tables(results, comparisons, runner.chance()))
     print(f"\n{runner.path()} has a line for each accuracy: checkpoint, seed, layer, t, selected setting and split.")
+
+
+def score(argv: Sequence[str]) -> list[Result]:
+    """Return the results of a probe with these arguments, without writing tables or diagnostics."""
+    config, _ = settle_precision(resolved(compose("probe", argv)))
+    settings: ProbeSettings = root_settings(ProbeSettings, config)
+    with open_inputs(settings, config) as inputs:
+        return ProbeRunner(settings, inputs).run()[1]
 
 
 def write_diagnostics(

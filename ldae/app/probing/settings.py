@@ -108,12 +108,13 @@ class ProbeSettings:
             raise ConfigError("run", self.run, f"is not set; {SOURCES}")
         if len(sources) > 1:
             raise ConfigError(sources[1], getattr(self, sources[1]), f"cannot go with {sources[0]}=; {SOURCES}")
-        if self.baseline and sources not in ([], ["run"]):
+        network = ["run"] if self.baseline != "untrained" else ["run", "timm"]
+        if self.baseline and not set(sources) <= set(network):
             raise ConfigError(
                 "baseline", self.baseline, f"is scored alone; leave {sources[0]}= out, baselines=true adds all of them"
             )
-        if self.baseline == "untrained" and not self.run:
-            raise ConfigError("baseline", self.baseline, "needs run=RUN, whose network it is")
+        if self.baseline == "untrained" and not sources:
+            raise ConfigError("baseline", self.baseline, "needs run=RUN or timm=NAME, whose network it is")
         for key in ("checkpoint", "size"):
             if getattr(self, key) and not self.timm:
                 raise ConfigError(key, getattr(self, key), "belongs to a network of timm; give timm=NAME")

@@ -1,0 +1,267 @@
+"""Score encoders on a suite of data sets, and compare them: accuracies, paired differences, ranks.
+
+    ldae benchmark encoders=[ldae-64x4-photos,untrained:ldae-64x4-photos,pixels,pca]
+    ldae benchmark encoders=[RUN,OTHER_RUN,untrained:RUN] suite=small root=DIR only=[cifar10,fashion]
+    ldae benchmark encoders=[timm:vit_base_patch16_224.mae@FILE] suite=imagenet root=IMAGENET
+    ldae benchmark encoders=[RUN] suite=FILE.yaml root=DIR     # your own data sets and tasks
+
+A suite names data sets and tasks, each a list of arguments of `ldae probe` (see configs/suite). Every encoder is scored
+on every data set in every task; finished ones are not scored again, so that the same command continues where it was
+stopped. The table marks the best of a column, and with ~ those whose difference to it is within noise (95 % bootstrap
+interval over the test images). Writes OUT/results.jsonl, a line for each accuracy, and OUT/benchmark.md, the tables.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ldae.app.compose import compose, resolved
+from ldae.app.overrides import argument
+from ldae.app.precision import announce, settle_precision
+from ldae.app.probing.probe import score
+from ldae.app.session import make_out, root_settings
+from ldae.config.schema import construct
+from ldae.core.errors import ConfigError, DataError, Fault, Interrupted
+from ldae.core.files import json_hash, sha256, write_text
+from ldae.core.types import Natural, PossiblyEmpty
+from ldae.export.encoder import find_checkpoint
+from linear_probe.comparison import Column, Comparison
+from linear_probe.results import Result, read_results, write_results
+
+UNTRAINED, TIMM = "untrained:", "timm:"
+BASELINES = ("pixels", "pca")
+FILE_NAME = re.compile(r"[^\w.@-]+")
+ROOT = "{root}"  # in a suite: the folder of `root=`
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """Configure a benchmark.
+
+    Attributes:
+        encoders: what is scored: folder of a run, name of an encoder of the package, `timm:NAME`, `timm:NAME@FILE` with
+            weights from a file, `untrained:` before any of them, `pixels` or `pca`.
+        root: folder that stands for {root} in the suite.
+        only: names of the data sets to score on; all if empty.
+        out: folder for results, tables and cached features.
+        seed: seed of heads and label subsets.
+    """
+
+    encoders: PossiblyEmpty[str]
+    root: str | None
+    only: PossiblyEmpty[str]
+    out: str
+    seed: Natural
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Data sets and tasks of a benchmark.
+
+    Attributes:
+        name: name of the suite.
+        data: {data set: arguments of `ldae probe` that choose it}.
+        tasks: {task: arguments of `ldae probe` with its protocols and labels}.
+    """
+
+    name: str
+    data: dict
+    tasks: dict
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One call of the probe: an encoder on a data set in a task.
+
+    Attributes:
+        encoder, data, task: their names.
+        argv: arguments of `ldae probe`.
+        machine: further ones, which results do not depend on: device, threads, folder.
+        identity: what the results depend on besides: the hash of the weights.
+    """
+
+    encoder: str
+    data: str
+    task: str
+    argv: tuple[str, ...]
+    machine: tuple[str, ...]
+    identity: str
+
+    def path(self, out: Path) -> Path:
+        """Return the file of the results: equal for equal measurements."""
+        names = "-".join(FILE_NAME.sub("_", name) for name in (self.encoder, self.data, self.task))
+        return out / "cells" / f"{names}-{json_hash([self.argv, self.identity])[:10]}.jsonl"
+
+    def results(self, out: Path) -> list[Result] | None:
+        """Return the results on disk; None if there are none, or the file is damaged."""
+        try:
+            return read_results(self.path(out))
+        except (OSError, ValueError, TypeError):
+            return None
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run `ldae benchmark`."""
+    config, precision = _config(argv)
+    settings: BenchmarkSettings = root_settings(BenchmarkSettings, config)
+    suite: Suite = construct(Suite, config["suite"], {})
+    announce(precision)
+    cells = list(_cells(config, settings, suite))
+    out = Path(settings.out).expanduser()
+    make_out(out)
+    failures = _run(cells, out)
+    found = {cell: results for cell in cells if (results := cell.results(out))}
+    if found:
+        write_results(out / "results.jsonl", [result for results in found.values() for result in results])
+        text = tables(suite, list(dict.fromkeys(cell.encoder for cell in cells)), found)
+        write_text(out / "benchmark.md", text)
+        print(f"\n{text}\n{out / 'results.jsonl'} has a line for each accuracy, {out / 'benchmark.md'} these tables.")
+    if failures:
+        failed = f"{len(failures)} of {len(cells)} measurements failed"
+        print(f"{failed}; the same command tries them again", file=sys.stderr, flush=True)
+        raise failures[0]
+
+
+def _config(argv: Sequence[str]) -> tuple[dict[str, Any], Any]:
+    """Return the resolved config with its suite, from a file where `suite=FILE.yaml` names one, and the precision."""
+    files = [word.partition("=")[2] for word in argv if re.match(r"suite=.*\.ya?ml$", word)]
+    config, precision = settle_precision(resolved(compose("benchmark", [w for w in argv if w[6:] not in files])))
+    if not files:
+        return config, precision
+    try:
+        suite = yaml.safe_load(Path(files[-1]).expanduser().read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no YAML"
+        raise ConfigError("suite", files[-1], f"cannot be read ({reason})") from None
+    if not isinstance(suite, dict):
+        raise ConfigError("suite", files[-1], "has no keys; it needs name, data and tasks")
+    return {**config, "suite": {"name": Path(files[-1]).stem, **suite}}, precision
+
+
+def _cells(config: Mapping[str, Any], settings: BenchmarkSettings, suite: Suite) -> Iterator[Cell]:
+    """Yield every measurement, data sets outermost.
+
+    Raises:
+        ConfigError: an encoder, data set or root is missing or unknown.
+    """
+    if not settings.encoders:
+        raise ConfigError("encoders", [], "names nothing to score; give e.g. encoders=[RUN,untrained:RUN,pixels,pca]")
+    if len(set(settings.encoders)) < len(settings.encoders):
+        raise ConfigError("encoders", settings.encoders, "must name each once")
+    for name in settings.only:
+        if name not in suite.data:
+            raise ConfigError("only", name, f"is no data set of suite {suite.name}; there are: {', '.join(suite.data)}")
+    shared = [f"seed={settings.seed}", f"precision={config['precision']}", "baselines=false"]
+    machine = [f"device={config['device']}", f"batch={'null' if config['batch'] is None else config['batch']}"]
+    machine += [f"runtime.{key}={str(value).lower()}" for key, value in config["runtime"].items()]
+    encoders = {name: encoder_argv(name) for name in settings.encoders}
+    for data in settings.only or suite.data:
+        chosen = _data_argv(data, suite.data[data], settings.root)
+        if chosen is None:
+            continue
+        for encoder, (words, identity) in encoders.items():
+            place = "/".join(FILE_NAME.sub("_", name) for name in (encoder, data))
+            folder = argument("out", Path(settings.out).expanduser() / "features" / place)
+            for task, arguments in suite.tasks.items():
+                argv = (*words, *chosen, *map(str, arguments), *shared)
+                yield Cell(encoder, data, task, argv, (folder, *machine), identity)
+
+
+def encoder_argv(name: str) -> tuple[list[str], str]:
+    """Return the arguments of `ldae probe` that choose an encoder, and the hash of its weights.
+
+    Raises:
+        ConfigError: the file of weights does not exist.
+        CheckpointError: a run has no checkpoint.
+    """
+    if name in BASELINES:
+        return [f"baseline={name}"], "none"
+    if name.startswith(UNTRAINED):
+        words, _ = encoder_argv(name.removeprefix(UNTRAINED))
+        return [*(word for word in words if not word.startswith("checkpoint=")), "baseline=untrained"], "none"
+    if name.startswith(TIMM) or not Path(name).expanduser().is_dir():
+        model, _, file = name.removeprefix(TIMM).partition("@")
+        if not file:
+            return [argument("timm", model)], "none"
+        if not Path(file).expanduser().is_file():
+            raise ConfigError("encoders", name, f"has weights in {file}, which does not exist")
+        return [argument("timm", model), argument("checkpoint", file)], sha256(Path(file).expanduser())
+    return [argument("run", name)], find_checkpoint(Path(name).expanduser()).hash
+
+
+def _data_argv(data: str, arguments: Sequence[Any], root: str | None) -> list[str] | None:
+    """Return the arguments that choose a data set; None, with a note, if its folder is not there.
+
+    Raises:
+        ConfigError: the suite needs `root=`.
+    """
+    words = [str(word) for word in arguments]
+    if any(ROOT in word for word in words) and root is None:
+        raise ConfigError("root", None, f"is not set; it is the folder that holds {data}")
+    chosen = []
+    for word in words:
+        key, _, value = word.partition("=")
+        if ROOT not in value:
+            chosen.append(word)
+            continue
+        folder = value.replace(ROOT, str(root))
+        if not Path(folder).expanduser().exists():
+            print(f"{data}: {folder} does not exist; left out", file=sys.stderr, flush=True)
+            return None
+        chosen.append(argument(key, folder))
+    return chosen
+
+
+def _run(cells: Sequence[Cell], out: Path) -> list[Fault]:
+    """Score the missing cells, and return the faults of those that failed."""
+    if not cells:
+        raise DataError("none of the suite's data sets is there; root= is the folder that holds them")
+    missing, failures = [cell for cell in cells if not cell.results(out)], []
+    print(f"{len(cells)} measurements, {len(cells) - len(missing)} of them done, in {out}", flush=True)
+    for number, cell in enumerate(missing, 1):
+        name = f"[{number}/{len(missing)}] {cell.encoder} on {cell.data}, {cell.task}"
+        print(name, flush=True)
+        try:
+            results = score([*cell.argv, *cell.machine])
+        except Interrupted:
+            raise
+        except Fault as fault:
+            print(f"{name} failed: {fault}", file=sys.stderr, flush=True)
+            failures.append(fault)
+            continue
+        cell.path(out).parent.mkdir(parents=True, exist_ok=True)
+        write_results(cell.path(out), results)
+    return failures
+
+
+def tables(suite: Suite, encoders: Sequence[str], found: Mapping[Cell, Sequence[Result]]) -> str:
+    """Return the tables of a benchmark, as Markdown."""
+    results: dict[Column, dict[str, Result]] = {}
+    for cell, of_cell in found.items():
+        for result in of_cell:
+            results.setdefault(Column(cell.data, cell.task, result.protocol), {})[cell.encoder] = result
+    comparison = Comparison(encoders, results)
+    parts = [
+        f"Suite {suite.name}: top-1 accuracy on the test images, percent. Bold: the best; ~: not worse than the best "
+        "beyond noise (95 % bootstrap interval of the difference over the images).",
+        comparison.table(),
+    ]
+    if len(encoders) > 1:
+        heading = "Differences in percentage points, with 95 % bootstrap intervals over the images."
+        parts += [heading, comparison.differences()]
+    if len(encoders) > 1 and len({column.data for column in results}) > 1:
+        parts += [
+            "Mean ranks over the data sets; two encoders differ from the critical difference on (Nemenyi, 0.05).",
+            comparison.rank_table(),
+        ]
+    notes = dict.fromkeys(
+        f"Warning: {cell.data}: {note}." for cell, of_cell in found.items() for r in of_cell for note in r.warnings
+    )
+    return "\n\n".join([*parts, *notes]) + "\n"

@@ -1,0 +1,121 @@
+"""Compare encoders over data sets and protocols: table with the best marked, paired differences, mean ranks."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from linear_probe.results import Result, markdown, percent, title
+from linear_probe.statistics import Interval, critical_difference, paired_difference, ranks
+
+NEAR = " ~"  # after an accuracy that is not worse than the best beyond chance
+
+
+@dataclass(frozen=True, order=True)
+class Column:
+    """Column of a comparison.
+
+    Attributes:
+        data: name of the data set.
+        task: name of the task, `all labels` or `5-shot` for example.
+        protocol: name of the protocol.
+    """
+
+    data: str
+    task: str
+    protocol: str
+
+    def __str__(self) -> str:
+        task = "" if self.task == "all labels" else f" {self.task}"
+        return f"{self.data}{task} {title(self.protocol)}"
+
+
+class Comparison:
+    """Results of several encoders on the same columns.
+
+    Args:
+        encoders: names of the encoders, in the order of the table.
+        results: {column: {encoder: result}}; an encoder may be missing.
+    """
+
+    def __init__(self, encoders: Sequence[str], results: Mapping[Column, Mapping[str, Result]]):
+        self.encoders, self.results = list(encoders), results
+
+    def difference(self, column: Column, a: str, b: str) -> Interval | None:
+        """Return accuracy of `a` minus that of `b` in percentage points; None where images or encoders differ.
+
+        Args:
+            column: the column.
+            a, b: names of the encoders.
+        """
+        first, second = (self.results[column].get(name) for name in (a, b))
+        if first is None or second is None or not (first.correct and second.correct):
+            return None
+        if (first.data_fingerprint, first.split) != (second.data_fingerprint, second.split):
+            return None
+        return paired_difference(first.per_image(), second.per_image())
+
+    def best(self, column: Column) -> str:
+        """Return the encoder with the highest accuracy in a column."""
+        found = self.results[column]
+        return max(found, key=lambda name: found[name].accuracy)
+
+    def near_best(self, column: Column) -> set[str]:
+        """Return the other encoders whose difference to the best has an interval that contains 0."""
+        best = self.best(column)
+        differences = {name: self.difference(column, best, name) for name in self.results[column] if name != best}
+        return {name for name, d in differences.items() if d is not None and d.contains_zero}
+
+    def table(self) -> str:
+        """Return accuracies in percent: the best of a column bold, those within noise of it followed by ~."""
+        rows = [["encoder", *map(str, self.results)]]
+        best = {column: self.best(column) for column in self.results}
+        near = {column: self.near_best(column) for column in self.results}
+        for encoder in self.encoders:
+            row = [encoder]
+            for column, found in self.results.items():
+                text = percent(found[encoder]) if encoder in found else ""
+                row.append(f"**{text}**" if encoder == best[column] else text + NEAR * (encoder in near[column]))
+            rows.append(row)
+        return markdown(rows)
+
+    def differences(self) -> str:
+        """Return the first encoder minus each other one, in percentage points with 95 % intervals."""
+        first, *others = self.encoders
+        rows = [[f"{first} minus", *map(str, self.results)]]
+        for encoder in others:
+            found = [self.difference(column, first, encoder) for column in self.results]
+            rows.append([encoder, *("" if d is None else f"{d.mean:+.1f} [{d.low:.1f}, {d.high:.1f}]" for d in found)])
+        return markdown(rows)
+
+    def mean_ranks(self) -> dict[tuple[str, str], tuple[dict[str, float], int]]:
+        """Return {(task, protocol): (mean rank of each encoder, number of data sets)}, 1 being the best.
+
+        Encoders that lack a result in one of the columns have no rank.
+        """
+        kinds = dict.fromkeys((column.task, column.protocol) for column in self.results)
+        found = {}
+        for kind in kinds:
+            columns = [column for column in self.results if (column.task, column.protocol) == kind]
+            names = [e for e in self.encoders if all(e in self.results[column] for column in columns)]
+            if len(names) > 1:
+                scores = [[self.results[column][name].accuracy for column in columns] for name in names]
+                found[kind] = (dict(zip(names, ranks(scores).mean(1).tolist(), strict=True)), len(columns))
+        return found
+
+    def rank_table(self) -> str:
+        """Return the mean ranks over data sets, a column for each task and protocol, and their mean.
+
+        The last row is the difference from which mean ranks differ by Nemenyi's test.
+        """
+        found = self.mean_ranks()
+        heads = [str(Column("", task, protocol)).strip() for task, protocol in found]
+        rows = [["mean rank", *heads, "all"]]
+        for encoder in self.encoders:
+            values = [of[encoder] for of, _ in found.values() if encoder in of]
+            whole = f"{statistics.fmean(values):.2f}" if len(values) == len(found) else ""
+            rows.append([encoder, *(f"{of[encoder]:.2f}" if encoder in of else "" for of, _ in found.values()), whole])
+        least = [critical_difference(len(of), count) for of, count in found.values()]
+        rows.append(["critical difference", *(f"{d:.2f}" for d in least), ""])
+        return markdown(rows)

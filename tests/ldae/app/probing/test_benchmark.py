@@ -1,0 +1,131 @@
+"""`ldae benchmark` on the embedded digits: cells, resuming, tables, refusals."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from helpers import SHORT, run
+
+from ldae.app.probing.benchmark import Suite, encoder_argv
+from ldae.config.choices import CONFIGS
+from ldae.config.schema import construct
+from linear_probe.results import read_results
+from linear_probe.statistics import paired_difference
+
+SUITE = """
+data:
+  digits: [data=digits]
+  again: [data=digits]
+  elsewhere: [data=imagefolder, "data.root={root}/elsewhere"]
+tasks:
+  all labels: ["protocols=[lbfgs,knn]"]
+  5-shot: ["protocols=[knn]", labels=5, "seeds=[0,1]"]
+"""
+QUICK = ("runtime.threads=1", "runtime.progress=false", "precision=fp32")
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmark") / "a run"
+    run("pretrain", f"out={folder}", *SHORT, "train.steps=30", "monitor.num_evals=0")
+    return folder
+
+
+@pytest.fixture
+def suite(tmp_path):
+    (tmp_path / "own.yaml").write_text(SUITE)
+    return f"suite={tmp_path / 'own.yaml'}"
+
+
+def test_encoders_are_scored_on_every_data_set_in_every_task(pretrained, suite, tmp_path, in_process, capsys):
+    out, names = tmp_path / "b", [str(pretrained), f"untrained:{pretrained}", "pixels"]
+    listed = ",".join(f"'{name}'" for name in names)
+    argv = (f"encoders=[{listed}]", suite, f"root={tmp_path}", f"out={out}", *QUICK)
+    assert in_process("benchmark", *argv) == (0, "")
+    first = capsys.readouterr()
+    assert "elsewhere does not exist; left out" in first.err
+    assert "12 measurements, 0 of them done" in first.out
+    results = read_results(out / "results.jsonl")
+    assert len(results) == 2 * 3 * 3  # data sets, encoders, two protocols and one
+    assert {r.labels for r in results} == {"all", "5 per class"}
+    trained, _, pixels = [r for r in results if (r.protocol, r.labels) == ("lbfgs", "all")][:3]
+    assert (trained.layer > 0, pixels.layer, trained.images) == (True, 0, 359)
+    assert trained.low < trained.accuracy < trained.high
+    assert trained.per_image().mean() * 100 == pytest.approx(trained.accuracy)
+    difference = paired_difference(trained.per_image(), pixels.per_image())
+    table = (out / "benchmark.md").read_text()
+    assert f"{difference.mean:+.1f} [{difference.low:.1f}, {difference.high:.1f}]" in table
+    assert "digits 5-shot kNN" in table
+    assert "critical difference" in table
+    assert table in first.out
+    damaged = sorted((out / "cells").iterdir())[0]
+    damaged.write_text(damaged.read_text().replace("accuracy", "accuracies", 1))
+    assert in_process("benchmark", *argv) == (0, "")
+    assert "12 measurements, 11 of them done" in capsys.readouterr().out
+    assert (out / "benchmark.md").read_text() == table
+
+
+def test_one_that_fails_does_not_stop_the_others(suite, tmp_path, in_process, capsys):
+    argv = ("encoders=[pixels,no_such_network]", suite, f"root={tmp_path}", "only=[digits]", f"out={tmp_path / 'b'}")
+    code, message = in_process("benchmark", *argv, *QUICK)
+    assert (code, "timm='no_such_network' is no model of timm" in message) == (2, True)
+    assert "2 of 4 measurements failed; the same command tries them again" in capsys.readouterr().err
+    assert [r.encoder for r in read_results(tmp_path / "b" / "results.jsonl")] == ["raw pixels"] * 3
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "sentence"),
+    [
+        ((), 2, "encoders=[] names nothing to score; give e.g. encoders=[RUN,untrained:RUN,pixels,pca]"),
+        (("encoders=[pca,pca]",), 2, "must name each once"),
+        (
+            ("encoders=[pca]", "only=[moon]"),
+            2,
+            "no data set of suite embedded; there are: digits, photos",
+        ),
+        (
+            ("encoders=[pca]", "suite=small", "only=[cifar10]"),
+            2,
+            "is not set; it is the folder that holds cifar10",
+        ),
+        (
+            ("encoders=[pca]", "suite=small", "only=[cifar10]", "root=nowhere"),
+            65,
+            "none of the suite's data sets is there",
+        ),
+        (("encoders=[pca]", "suite=nowhere.yaml"), 2, "suite='nowhere.yaml' cannot be read (No such file"),
+        (("encoders=['timm:vit_tiny_patch16_224@no.pth']",), 2, "has weights in no.pth, which does not exist"),
+    ],
+)
+def test_what_cannot_be_benchmarked_is_refused(tmp_path, in_process, argv, code, sentence):
+    found, message = in_process("benchmark", *argv, f"out={tmp_path / 'b'}", *QUICK)
+    assert (found, sentence in message) == (code, True), message
+    assert not list((tmp_path / "b").glob("**/*.jsonl"))
+
+
+def test_names_of_encoders_choose_what_is_probed(pretrained, tmp_path):
+    words, hash_ = encoder_argv(str(pretrained))
+    assert (len(words), len(hash_)) == (1, 64)
+    assert encoder_argv(f"untrained:{pretrained}") == ([*words, "baseline=untrained"], "none")
+    assert encoder_argv("pca") == (["baseline=pca"], "none")
+    assert encoder_argv("untrained:ldae-64x4-photos") == (["timm=ldae-64x4-photos", "baseline=untrained"], "none")
+    (tmp_path / "w.pth").write_bytes(b"x")
+    words, hash_ = encoder_argv(f"timm:vit_tiny_patch16_224@{tmp_path / 'w.pth'}")
+    assert (words[0], len(words), len(hash_)) == ("timm=vit_tiny_patch16_224", 2, 64)
+    assert encoder_argv(f"untrained:timm:vit_tiny_patch16_224@{tmp_path / 'w.pth'}")[0] == [
+        words[0],
+        "baseline=untrained",
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "suite").glob("*.yaml")))
+def test_every_suite_is_made_of_probes_that_compose(config, name):
+    suite = construct(Suite, config("benchmark", f"suite={name}")["suite"], {})
+    assert suite.name == name
+    for data in suite.data.values():
+        for task in suite.tasks.values():
+            words = [str(word).replace("{root}", "DIR") for word in (*data, *task)]
+            probe = config("probe", *words)
+            assert probe["data"]["part"]
+            assert json.dumps(probe["protocols"])
