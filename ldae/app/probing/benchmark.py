@@ -27,7 +27,7 @@ from ldae.app.overrides import argument
 from ldae.app.precision import announce, settle_precision
 from ldae.app.probing.probe import score
 from ldae.app.session import make_out, root_settings
-from ldae.config.schema import construct
+from ldae.config.schema import conform, construct
 from ldae.core.errors import ConfigError, DataError, Fault, Interrupted
 from ldae.core.files import json_hash, sha256, write_text
 from ldae.core.types import Natural, PossiblyEmpty
@@ -74,6 +74,14 @@ class Suite:
     name: str
     data: dict
     tasks: dict
+
+    def __post_init__(self) -> None:
+        for group in ("data", "tasks"):
+            entries = getattr(self, group)
+            if not entries:
+                raise ConfigError(f"suite.{group}", entries, "names nothing; it needs at least one entry")
+            for name, argv in entries.items():
+                conform(f"suite.{group}.{name}", argv, list[str])
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,23 @@ def test_what_cannot_be_benchmarked_is_refused(tmp_path, in_process, argv, code,
     assert not list((tmp_path / "b").glob("**/*.jsonl"))
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("- a list", "has no keys; it needs name, data and tasks"),
+        ("data: {a: [data=digits]}", "tasks"),
+        ("data: {}\ntasks: {a: [labels=5]}", "suite.data={} names nothing"),
+        ("data: {a: data=digits}\ntasks: {a: [labels=5]}", "suite.data.a='data=digits' must be"),
+        ("data: {a: [data=digits]}\ntasks: {a: [labels=5]}\nmore: 1", "more"),
+        ("data: [", "cannot be read (no YAML)"),
+    ],
+)
+def test_a_suite_that_is_none_is_refused(tmp_path, in_process, text, sentence):
+    (tmp_path / "own.yaml").write_text(text)
+    code, message = in_process("benchmark", "encoders=[pca]", f"suite={tmp_path / 'own.yaml'}", f"out={tmp_path / 'b'}")
+    assert (code, sentence in message) == (2, True), message
+
+
 def test_names_of_encoders_choose_what_is_probed(pretrained, tmp_path):
     words, hash_ = encoder_argv(str(pretrained))
     assert (len(words), len(hash_)) == (1, 64)
