@@ -27,8 +27,12 @@ class Column:
     protocol: str
 
     def __str__(self) -> str:
-        task = "" if self.task == "all labels" else f" {self.task}"
-        return f"{self.data}{task} {title(self.protocol)}"
+        return f"{self.data} {kind_name(self.task, self.protocol)}"
+
+
+def kind_name(task: str, protocol: str) -> str:
+    """Return the name of a task and protocol; that of all labels is not said."""
+    return title(protocol) if task == "all labels" else f"{task} {title(protocol)}"
 
 
 class Comparison:
@@ -110,7 +114,7 @@ class Comparison:
         The last row is the difference from which mean ranks differ by Nemenyi's test.
         """
         found = self.mean_ranks()
-        heads = [str(Column("", task, protocol)).strip() for task, protocol in found]
+        heads = [kind_name(task, protocol) for task, protocol in found]
         rows = [["mean rank", *heads, "all"]]
         for encoder in self.encoders:
             values = [of[encoder] for of, _ in found.values() if encoder in of]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,21 +105,3 @@ def critical_difference(encoders: int, columns: int, significance: float = SIGNI
         raise ValueError(f"ranks of {encoders} encoders on {columns} data sets cannot differ; 2 and 1 are needed")
     q = float(stats.studentized_range.ppf(1 - significance, encoders, np.inf)) / math.sqrt(2)
     return q * math.sqrt(encoders * (encoders + 1) / (6 * columns))
-
-
-def indistinguishable(mean_ranks: Sequence[float], difference: float) -> list[tuple[int, int]]:
-    """Return the longest groups of neighbouring encoders whose mean ranks differ by at most `difference`.
-
-    Args:
-        mean_ranks: mean ranks in ascending order.
-        difference: the critical difference.
-
-    Returns:
-        First and last position of each group of at least two; no group lies within another.
-    """
-    groups: list[tuple[int, int]] = []
-    for first, rank in enumerate(mean_ranks):
-        last = max(i for i, other in enumerate(mean_ranks) if other - rank <= difference)
-        if last > first and not any(a <= first and last <= b for a, b in groups):
-            groups.append((first, last))
-    return groups

@@ -186,7 +186,7 @@ def draw_bars(title: str, description: str, bars: Sequence[Bar], color: str) -> 
         height = max(1.0, (0.3 + name.count("\n") + 1) * LINE * 0.85 / ROW)
         y.append(bottom + height / 2)
         bottom += height
-    figure = _new_figure(WIDTH, ROW * bottom + LINE * wrap(title, TITLE).count("\n") + 0.75)
+    figure = new_figure(WIDTH, ROW * bottom + LINE * wrap(title, TITLE).count("\n") + 0.75)
     axes = figure.subplots()
     tooltips = {}
     for i, (bar, at) in enumerate(zip(bars, y, strict=True)):
@@ -209,7 +209,7 @@ def draw_bars(title: str, description: str, bars: Sequence[Bar], color: str) -> 
     axes.tick_params(axis="y", length=0, labelcolor=LIGHT["text"])
     largest = max(b.value + (b.deviation or 0) for b in bars if b.value is not None)
     axes.set(xlim=(0, 1.02 * largest or 1), ylim=(bottom, 0), xlabel="top-1 accuracy (%)")
-    return _finished(figure, title, description, tooltips)
+    return finished(figure, title, description, tooltips)
 
 
 @figure_style()
@@ -225,7 +225,7 @@ def draw_lines(
         y_label: of the vertical axis, with its unit.
         markers: mark each point; else the lines differ in their dashes.
     """
-    figure = _new_figure(WIDTH, LINE * wrap(title, TITLE).count("\n") + 2.5)
+    figure = new_figure(WIDTH, LINE * wrap(title, TITLE).count("\n") + 2.5)
     axes = figure.subplots()
     tooltips, lines = {}, {}
     for i, (name, points) in enumerate(series.items()):
@@ -255,7 +255,7 @@ def draw_lines(
     axes.set(xlabel=f"{x.label} (log scale)" if x.log2 else x.label, ylabel=y_label)
     axes.grid(axis="y")
     _legend(figure, lines)
-    drawing = _finished(figure, title, description, tooltips)
+    drawing = finished(figure, title, description, tooltips)
     _thin_ticks(axes)
     return drawing
 
@@ -283,7 +283,7 @@ def draw_heatmaps(title: str, description: str, maps: Sequence[HeatMap], x_label
         + 0.5
         for one, names in zip(maps, columns, strict=True)
     ]
-    figure = _new_figure(width, sum(heights))
+    figure = new_figure(width, sum(heights))
     grid = figure.subplots(len(maps), 1, squeeze=False, height_ratios=[len(one.rows) for one in maps])
     for axes, one, names, layers in zip(grid[:, 0], maps, columns, rows, strict=True):
         _heatmap(axes, one)
@@ -326,13 +326,15 @@ def _heatmap(axes: Axes, one: HeatMap) -> None:
     axes.set_facecolor(LIGHT["rule"])
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of a size in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _finished(figure: Figure, title: str, description: str, tooltips: Mapping[str, Sequence[str]]) -> Drawing:
+def finished(figure: Figure, title: str, description: str, tooltips: Mapping[str, Sequence[str]]) -> Drawing:
+    """Add the title, fix the layout and return the drawing."""
     figure.suptitle(wrap(title, TITLE), x=0.012, ha="left")
     _lay_out(figure)
     return Drawing(figure, title, description, tooltips)

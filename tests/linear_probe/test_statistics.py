@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from linear_probe.statistics import critical_difference, indistinguishable, interval, paired_difference, ranks
+from linear_probe.statistics import critical_difference, interval, paired_difference, ranks
 
 
 def test_an_interval_is_that_of_scipys_bootstrap():
@@ -70,9 +70,6 @@ def test_the_critical_difference_has_the_published_quantiles(encoders, q):
     assert critical_difference(encoders, 14) == pytest.approx(q * np.sqrt(encoders * (encoders + 1) / 84), abs=2e-3)
 
 
-def test_groups_are_as_long_as_they_can_be():
-    assert indistinguishable([1.0, 1.5, 2.4, 4.0], 1.0) == [(0, 1), (1, 2)]
-    assert indistinguishable([1.0, 1.2, 1.4], 1.0) == [(0, 2)]
-    assert indistinguishable([1.0, 3.0], 1.0) == []
+def test_fewer_than_two_encoders_have_no_critical_difference():
     with pytest.raises(ValueError, match="cannot differ"):
         critical_difference(1, 3)

@@ -8,7 +8,8 @@
 A suite names data sets and tasks, each a list of arguments of `ldae probe` (see configs/suite). Every encoder is scored
 on every data set in every task; finished ones are not scored again, so that the same command continues where it was
 stopped. The table marks the best of a column, and with ~ those whose difference to it is within noise (95 % bootstrap
-interval over the test images). Writes OUT/results.jsonl, a line for each accuracy, and OUT/benchmark.md, the tables.
+interval over the test images). Writes OUT/results.jsonl, a line for each accuracy, OUT/benchmark.md, the tables, and
+OUT/figures with the mean ranks over the data sets.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ from ldae.app.probing.probe import score
 from ldae.app.session import make_out, root_settings
 from ldae.config.schema import conform, construct
 from ldae.core.errors import ConfigError, DataError, Fault, Interrupted
-from ldae.core.files import json_hash, sha256, write_text
+from ldae.core.files import json_hash, open_atomic, sha256, write_text
 from ldae.core.types import Natural, PossiblyEmpty
 from ldae.export.encoder import find_checkpoint
-from linear_probe.comparison import Column, Comparison
+from linear_probe.comparison import Column, Comparison, kind_name
+from linear_probe.report.ranks import draw_ranks
+from linear_probe.report.rendering import render
 from linear_probe.results import Result, read_results, write_results
 
 UNTRAINED, TIMM = "untrained:", "timm:"
@@ -128,8 +131,10 @@ def main(argv: Sequence[str]) -> None:
     found = {cell: results for cell in cells if (results := cell.results(out))}
     if found:
         write_results(out / "results.jsonl", [result for results in found.values() for result in results])
-        text = tables(suite, list(dict.fromkeys(cell.encoder for cell in cells)), found)
+        comparison = compare(found)
+        text = tables(suite, comparison, found)
         write_text(out / "benchmark.md", text)
+        write_figures(comparison, out)
         print(f"\n{text}\n{out / 'results.jsonl'} has a line for each accuracy, {out / 'benchmark.md'} these tables.")
     if failures:
         failed = f"{len(failures)} of {len(cells)} measurements failed"
@@ -249,22 +254,38 @@ def _run(cells: Sequence[Cell], out: Path) -> list[Fault]:
     return failures
 
 
-def tables(suite: Suite, encoders: Sequence[str], found: Mapping[Cell, Sequence[Result]]) -> str:
-    """Return the tables of a benchmark, as Markdown."""
+def compare(found: Mapping[Cell, Sequence[Result]]) -> Comparison:
+    """Return the comparison of all results."""
     results: dict[Column, dict[str, Result]] = {}
     for cell, of_cell in found.items():
         for result in of_cell:
             results.setdefault(Column(cell.data, cell.task, result.protocol), {})[cell.encoder] = result
-    comparison = Comparison(encoders, results)
+    return Comparison(list(dict.fromkeys(cell.encoder for cell in found)), results)
+
+
+def write_figures(comparison: Comparison, out: Path) -> None:
+    """Write OUT/figures/ranks-TASK-PROTOCOL.svg, .pdf and .png where there are several data sets."""
+    for (task, protocol), (ranks, columns) in comparison.mean_ranks().items():
+        if columns > 1:
+            name = kind_name(task, protocol)
+            for suffix, content in render(draw_ranks(f"Mean ranks, {name}", ranks, columns)).items():
+                path = out / "figures" / f"ranks-{FILE_NAME.sub('_', name)}.{suffix}"
+                path.parent.mkdir(exist_ok=True)
+                with open_atomic(path) as f:
+                    f.write(content)
+
+
+def tables(suite: Suite, comparison: Comparison, found: Mapping[Cell, Sequence[Result]]) -> str:
+    """Return the tables of a benchmark, as Markdown."""
     parts = [
         f"Suite {suite.name}: top-1 accuracy on the test images, percent. Bold: the best; ~: not worse than the best "
         "beyond noise (95 % bootstrap interval of the difference over the images).",
         comparison.table(),
     ]
-    if len(encoders) > 1:
+    if len(comparison.encoders) > 1:
         heading = "Differences in percentage points, with 95 % bootstrap intervals over the images."
         parts += [heading, comparison.differences()]
-    if len(encoders) > 1 and len({column.data for column in results}) > 1:
+    if len(comparison.encoders) > 1 and len({column.data for column in comparison.results}) > 1:
         parts += [
             "Mean ranks over the data sets; two encoders differ from the critical difference on (Nemenyi, 0.05).",
             comparison.rank_table(),
