@@ -10,7 +10,7 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
-# All faults of tests/faults, the long ones too: 25 minutes on two cores; the table goes to results/faults.json.
+# All faults of tests/faults, the long ones too: half an hour on two cores; the table goes to results/faults.json.
 test-faults: .venv/installed
 	LDAE_FAULTS=results/faults.json $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests -m case
 
