@@ -62,8 +62,8 @@ class Comparison:
 
     def best(self, column: Column) -> str:
         """Return the encoder with the highest accuracy in a column."""
-        found = self.results[column]
-        return max(found, key=lambda name: found[name].accuracy)
+        results = self.results[column]
+        return max(results, key=lambda name: results[name].accuracy)
 
     def near_best(self, column: Column) -> set[str]:
         """Return the other encoders whose difference to the best has an interval that contains 0."""
@@ -78,8 +78,8 @@ class Comparison:
         near = {column: self.near_best(column) for column in self.results}
         for encoder in self.encoders:
             row = [encoder]
-            for column, found in self.results.items():
-                text = percent(found[encoder]) if encoder in found else ""
+            for column, results in self.results.items():
+                text = percent(results[encoder]) if encoder in results else ""
                 row.append(f"**{text}**" if encoder == best[column] else text + NEAR * (encoder in near[column]))
             rows.append(row)
         return markdown(rows)
@@ -89,8 +89,10 @@ class Comparison:
         first, *others = self.encoders
         rows = [[f"{first} minus", *map(str, self.results)]]
         for encoder in others:
-            found = [self.difference(column, first, encoder) for column in self.results]
-            rows.append([encoder, *("" if d is None else f"{d.mean:+.1f} [{d.low:.1f}, {d.high:.1f}]" for d in found)])
+            intervals = [self.difference(column, first, encoder) for column in self.results]
+            rows.append(
+                [encoder, *("" if d is None else f"{d.mean:+.1f} [{d.low:.1f}, {d.high:.1f}]" for d in intervals)]
+            )
         return markdown(rows)
 
     def mean_ranks(self) -> dict[tuple[str, str], tuple[dict[str, float], int]]:
@@ -99,27 +101,29 @@ class Comparison:
         Encoders that lack a result in one of the columns have no rank.
         """
         kinds = dict.fromkeys((column.task, column.protocol) for column in self.results)
-        found = {}
+        mean_ranks = {}
         for kind in kinds:
             columns = [column for column in self.results if (column.task, column.protocol) == kind]
             names = [e for e in self.encoders if all(e in self.results[column] for column in columns)]
             if len(names) > 1:
                 scores = [[self.results[column][name].accuracy for column in columns] for name in names]
-                found[kind] = (dict(zip(names, ranks(scores).mean(1).tolist(), strict=True)), len(columns))
-        return found
+                mean_ranks[kind] = (dict(zip(names, ranks(scores).mean(1).tolist(), strict=True)), len(columns))
+        return mean_ranks
 
     def rank_table(self) -> str:
         """Return the mean ranks over data sets, a column for each task and protocol, and their mean.
 
         The last row is the difference from which mean ranks differ by Nemenyi's test.
         """
-        found = self.mean_ranks()
-        heads = [kind_name(task, protocol) for task, protocol in found]
+        mean_ranks = self.mean_ranks()
+        heads = [kind_name(task, protocol) for task, protocol in mean_ranks]
         rows = [["mean rank", *heads, "all"]]
         for encoder in self.encoders:
-            values = [of[encoder] for of, _ in found.values() if encoder in of]
-            whole = f"{statistics.fmean(values):.2f}" if len(values) == len(found) else ""
-            rows.append([encoder, *(f"{of[encoder]:.2f}" if encoder in of else "" for of, _ in found.values()), whole])
-        least = [critical_difference(len(of), count) for of, count in found.values()]
+            values = [of[encoder] for of, _ in mean_ranks.values() if encoder in of]
+            whole = f"{statistics.fmean(values):.2f}" if len(values) == len(mean_ranks) else ""
+            rows.append(
+                [encoder, *(f"{of[encoder]:.2f}" if encoder in of else "" for of, _ in mean_ranks.values()), whole]
+            )
+        least = [critical_difference(len(of), count) for of, count in mean_ranks.values()]
         rows.append(["critical difference", *(f"{d:.2f}" for d in least), ""])
         return markdown(rows)

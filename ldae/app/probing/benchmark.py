@@ -40,6 +40,7 @@ from linear_probe.results import Result, read_results, write_results
 
 UNTRAINED, TIMM = "untrained:", "timm:"
 BASELINES = ("pixels", "pca")
+SUITE_FILE = re.compile(r"suite=.*\.ya?ml")
 FILE_NAME = re.compile(r"[^\w.@-]+")
 ROOT = "{root}"  # in a suite: the folder of `root=`
 
@@ -128,11 +129,11 @@ def main(argv: Sequence[str]) -> None:
     out = Path(settings.out).expanduser()
     make_out(out)
     failures = _run(cells, out)
-    found = {cell: results for cell in cells if (results := cell.results(out))}
-    if found:
-        write_results(out / "results.jsonl", [result for results in found.values() for result in results])
-        comparison = compare(found)
-        text = tables(suite, comparison, found)
+    scored = {cell: results for cell in cells if (results := cell.results(out))}
+    if scored:
+        write_results(out / "results.jsonl", [result for results in scored.values() for result in results])
+        comparison = compare(scored)
+        text = tables(suite, comparison, scored)
         write_text(out / "benchmark.md", text)
         write_figures(comparison, out)
         print(f"\n{text}\n{out / 'results.jsonl'} has a line for each accuracy, {out / 'benchmark.md'} these tables.")
@@ -144,8 +145,9 @@ def main(argv: Sequence[str]) -> None:
 
 def _config(argv: Sequence[str]) -> tuple[dict[str, Any], Any]:
     """Return the resolved config with its suite, from a file where `suite=FILE.yaml` names one, and the precision."""
-    files = [word.partition("=")[2] for word in argv if re.match(r"suite=.*\.ya?ml$", word)]
-    config, precision = settle_precision(resolved(compose("benchmark", [w for w in argv if w[6:] not in files])))
+    files = [word.partition("=")[2] for word in argv if SUITE_FILE.fullmatch(word)]
+    others = [word for word in argv if not SUITE_FILE.fullmatch(word)]
+    config, precision = settle_precision(resolved(compose("benchmark", others)))
     if not files:
         return config, precision
     try:
@@ -176,14 +178,14 @@ def _cells(config: Mapping[str, Any], settings: BenchmarkSettings, suite: Suite)
     machine += [f"runtime.{key}={str(value).lower()}" for key, value in config["runtime"].items()]
     encoders = {name: encoder_argv(name) for name in settings.encoders}
     for data in settings.only or suite.data:
-        chosen = _data_argv(data, suite.data[data], settings.root)
-        if chosen is None:
+        chosen_data = _data_argv(data, suite.data[data], settings.root)
+        if chosen_data is None:
             continue
-        for encoder, (words, identity) in encoders.items():
+        for encoder, (chosen_encoder, identity) in encoders.items():
             place = "/".join(FILE_NAME.sub("_", name) for name in (encoder, data))
             folder = argument("out", Path(settings.out).expanduser() / "features" / place)
             for task, arguments in suite.tasks.items():
-                argv = (*words, *chosen, *map(str, arguments), *shared)
+                argv = (*chosen_encoder, *chosen_data, *map(str, arguments), *shared)
                 yield Cell(encoder, data, task, argv, (folder, *machine), identity)
 
 
@@ -197,8 +199,8 @@ def encoder_argv(name: str) -> tuple[list[str], str]:
     if name in BASELINES:
         return [f"baseline={name}"], "none"
     if name.startswith(UNTRAINED):
-        words, _ = encoder_argv(name.removeprefix(UNTRAINED))
-        return [*(word for word in words if not word.startswith("checkpoint=")), "baseline=untrained"], "none"
+        trained, _ = encoder_argv(name.removeprefix(UNTRAINED))
+        return [*(word for word in trained if not word.startswith("checkpoint=")), "baseline=untrained"], "none"
     if name.startswith(TIMM) or not Path(name).expanduser().is_dir():
         model, _, file = name.removeprefix(TIMM).partition("@")
         if not file:
@@ -209,17 +211,16 @@ def encoder_argv(name: str) -> tuple[list[str], str]:
     return [argument("run", name)], find_checkpoint(Path(name).expanduser()).hash
 
 
-def _data_argv(data: str, arguments: Sequence[Any], root: str | None) -> list[str] | None:
+def _data_argv(data: str, arguments: Sequence[str], root: str | None) -> list[str] | None:
     """Return the arguments that choose a data set; None, with a note, if its folder is not there.
 
     Raises:
         ConfigError: the suite needs `root=`.
     """
-    words = [str(word) for word in arguments]
-    if any(ROOT in word for word in words) and root is None:
+    if any(ROOT in word for word in arguments) and root is None:
         raise ConfigError("root", None, f"is not set; it is the folder that holds {data}")
     chosen = []
-    for word in words:
+    for word in arguments:
         key, _, value = word.partition("=")
         if ROOT not in value:
             chosen.append(word)
@@ -254,13 +255,13 @@ def _run(cells: Sequence[Cell], out: Path) -> list[Fault]:
     return failures
 
 
-def compare(found: Mapping[Cell, Sequence[Result]]) -> Comparison:
+def compare(scored: Mapping[Cell, Sequence[Result]]) -> Comparison:
     """Return the comparison of all results."""
     results: dict[Column, dict[str, Result]] = {}
-    for cell, of_cell in found.items():
+    for cell, of_cell in scored.items():
         for result in of_cell:
             results.setdefault(Column(cell.data, cell.task, result.protocol), {})[cell.encoder] = result
-    return Comparison(list(dict.fromkeys(cell.encoder for cell in found)), results)
+    return Comparison(list(dict.fromkeys(cell.encoder for cell in scored)), results)
 
 
 def write_figures(comparison: Comparison, out: Path) -> None:
@@ -275,7 +276,7 @@ def write_figures(comparison: Comparison, out: Path) -> None:
                     f.write(content)
 
 
-def tables(suite: Suite, comparison: Comparison, found: Mapping[Cell, Sequence[Result]]) -> str:
+def tables(suite: Suite, comparison: Comparison, scored: Mapping[Cell, Sequence[Result]]) -> str:
     """Return the tables of a benchmark, as Markdown."""
     parts = [
         f"Suite {suite.name}: top-1 accuracy on the test images, percent. Bold: the best; ~: not worse than the best "
@@ -291,6 +292,6 @@ def tables(suite: Suite, comparison: Comparison, found: Mapping[Cell, Sequence[R
             comparison.rank_table(),
         ]
     notes = dict.fromkeys(
-        f"Warning: {cell.data}: {note}." for cell, of_cell in found.items() for r in of_cell for note in r.warnings
+        f"Warning: {cell.data}: {note}." for cell, of_cell in scored.items() for r in of_cell for note in r.warnings
     )
     return "\n\n".join([*parts, *notes]) + "\n"
