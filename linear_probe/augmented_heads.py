@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from linear_probe.features import FeatureKey, Features, Source
 from linear_probe.heads import HeadRecipe, Heads, HeadTrainer
-from linear_probe.protocols import Choice, Protocol, SGDHeads, score_rates
+from linear_probe.protocols import Choice, Evaluation, Protocol, SGDHeads, correctness, joined, score_rates
 from linear_probe.subsets import Part
 
 
@@ -47,20 +47,21 @@ class AugmentedHeads(Protocol):
         truth = {feature_key: source.features(held, feature_key) for feature_key in source.feature_keys}
         return {c: score_rates(self.recipe, heads[c].predict(truth[c].x), truth[c].y) for c in source.feature_keys}
 
-    def predict_source(
+    def evaluate_source(
         self,
         source: Source,
         feature_key: FeatureKey,
         setting: Mapping[str, Any],
         fits: Sequence[Part],
-        scored: Part,
+        scored: Sequence[Part],
         classes: int,
         seed: int,
-    ) -> Tensor:
-        """Predict the classes (N,) of `scored` by a head trained on augmented images of `fits`."""
+    ) -> Evaluation:
+        """Return the scores of `scored` by a head trained on augmented images of `fits`."""
         recipe = replace(self.recipe, rates=(setting["rate"],))
         heads = self.train(source, [feature_key], fits, recipe, classes, seed)[feature_key]
-        return heads.predict(source.features(scored, feature_key).x)[0]
+        test = joined(*(source.features(part, feature_key) for part in scored))
+        return correctness(heads.predict(test.x)[0], test.y)
 
     def num_encodings(self, source: Source, fits: Sequence[Part]) -> int:
         """Return the number of augmented images that one training encodes."""

@@ -54,9 +54,13 @@ class Comparison:
             a, b: names of the encoders.
         """
         first, second = (self.results[column].get(name) for name in (a, b))
-        if first is None or second is None or not (first.correct and second.correct):
+        if first is None or second is None or not (first.has_images and second.has_images):
             return None
-        if (first.data_fingerprint, first.split) != (second.data_fingerprint, second.split):
+        if (first.data_fingerprint, first.split, first.images) != (
+            second.data_fingerprint,
+            second.split,
+            second.images,
+        ):
             return None
         return paired_difference(first.per_image(), second.per_image())
 
@@ -83,6 +87,18 @@ class Comparison:
                 row.append(f"**{text}**" if encoder == best[column] else text + NEAR * (encoder in near[column]))
             rows.append(row)
         return markdown(rows)
+
+    def further_tables(self) -> list[str]:
+        """Return a table of further measures in percent for each column that has some: encoders as rows."""
+        tables = []
+        for column, results in self.results.items():
+            names = list(dict.fromkeys(name for result in results.values() for name in result.further))
+            rows = [[str(column), *names]]
+            for encoder, result in results.items():
+                values = (result.further.get(name) for name in names)
+                rows.append([encoder, *("" if value is None else f"{value:.1f}" for value in values)])
+            tables += [markdown(rows)] if names else []
+        return tables
 
     def differences(self) -> str:
         """Return the first encoder minus each other one, in percentage points with 95 % intervals."""

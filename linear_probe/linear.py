@@ -104,8 +104,13 @@ def first_columns(group: Tensor) -> Tensor:
     return torch.empty(int(group.max()) + 1, dtype=torch.long).scatter_(0, group, torch.arange(len(group)))
 
 
-def predict(theta: Tensor, x: Tensor, block: int = 16384) -> Tensor:
-    """Predict classes.
+def predict(theta: Tensor, x: Tensor) -> Tensor:
+    """Predict the classes (N,) int64 of features `x`, (N, D), by weights (D + 1, C) of Logistic.fit."""
+    return logits(theta, x).argmax(1)
+
+
+def logits(theta: Tensor, x: Tensor, block: int = 16384) -> Tensor:
+    """Return the logits of the classes.
 
     Args:
         theta: (D + 1, C) weights of Logistic.fit.
@@ -113,6 +118,6 @@ def predict(theta: Tensor, x: Tensor, block: int = 16384) -> Tensor:
         block: images per matrix product.
 
     Returns:
-        (N,) int64.
+        (N, C) float32.
     """
-    return torch.cat([(part @ theta[:-1] + theta[-1]).argmax(1) for part in x.split(block)])
+    return torch.cat([part @ theta[:-1] + theta[-1] for part in x.split(block)])

@@ -9,16 +9,17 @@ from __future__ import annotations
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from linear_probe.calibration import calibration_error
 from linear_probe.features import FeatureKey, Features, Source
 from linear_probe.heads import HeadRecipe, train_heads
 from linear_probe.knn import accuracy, knn_predict
-from linear_probe.linear import Logistic, predict
+from linear_probe.linear import Logistic, logits, predict
 from linear_probe.scaling import standardiser, whitener
 from linear_probe.subsets import Part, Plan
 
@@ -36,16 +37,38 @@ class Choice:
     accuracy: float
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of images under a protocol.
+
+    Attributes:
+        per_image: (N,) float64 in [0, 1], whose mean is the protocol's measure: 1 for each image classified correctly.
+        further: {name: percent}, other measures of the same images.
+    """
+
+    per_image: Tensor
+    further: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def score(self) -> float:
+        """Return the measure in percent."""
+        return 100 * float(self.per_image.mean())
+
+
 class Protocol(ABC):
     """Protocol that scores features.
 
     Attributes:
         name: name in result lines.
         source: the paper and every deviation from it.
+        measure: what is measured, in percent; higher is better.
+        needs_outliers: images of another data set are needed beside the scored ones.
     """
 
     name: str
     source: str
+    measure = "accuracy"
+    needs_outliers = False
 
     @abstractmethod
     def sweep(self, train: Features, holdout: Features, classes: int, seed: int) -> list[Choice]:
@@ -59,9 +82,11 @@ class Protocol(ABC):
         """Return the setting that is best on `holdout`, fitted on `train`."""
         return max(self.sweep(train, holdout, classes, seed), key=lambda c: c.accuracy)
 
-    def score(self, setting: Mapping[str, Any], fit: Features, test: Features, classes: int, seed: int) -> float:
-        """Return the accuracy on `test` in percent, under one setting fitted on `fit`."""
-        return accuracy(self.predict(setting, fit, test.x, classes, seed), test.y)
+    def evaluate(
+        self, setting: Mapping[str, Any], fit: Features, test: Features, classes: int, seed: int
+    ) -> Evaluation:
+        """Return the scores of `test` under one setting fitted on `fit`."""
+        return correctness(self.predict(setting, fit, test.x, classes, seed), test.y)
 
     def sweep_source(
         self, source: Source, fit: Part, held: Part, classes: int, seed: int
@@ -74,23 +99,28 @@ class Protocol(ABC):
             for feature_key in source.feature_keys
         }
 
-    def predict_source(
+    def evaluate_source(
         self,
         source: Source,
         feature_key: FeatureKey,
         setting: Mapping[str, Any],
         fits: Sequence[Part],
-        scored: Part,
+        scored: Sequence[Part],
         classes: int,
         seed: int,
-    ) -> Tensor:
-        """Predict the classes (N,) of `scored`, fitted on the union of `fits`, at one feature key."""
-        fit = joined(*(source.features(part, feature_key) for part in fits))
-        return self.predict(setting, fit, source.features(scored, feature_key).x, classes, seed)
+    ) -> Evaluation:
+        """Return the scores of the images of `scored`, in order, fitted on the union of `fits`, at one feature key."""
+        fit, test = (joined(*(source.features(part, feature_key) for part in parts)) for parts in (fits, scored))
+        return self.evaluate(setting, fit, test, classes, seed)
 
     def num_encodings(self, source: Source, fits: Sequence[Part]) -> int:
         """Return the number of images that one fit encodes in addition to the cached features."""
         return 0
+
+
+def correctness(predicted: Tensor, truth: Tensor) -> Evaluation:
+    """Return which images were classified correctly, from predicted classes (N,) and labels (N,)."""
+    return Evaluation((predicted == truth).double())
 
 
 def joined(*parts: Features) -> Features:
@@ -134,9 +164,21 @@ class LBFGS(Protocol):
 
     def predict(self, setting: Mapping[str, Any], fit: Features, x: Tensor, classes: int, seed: int) -> Tensor:
         """Predict the classes (N,) of features `x`, (N, D), under one penalty, from weights 0."""
+        return self.logits(setting, fit, x, classes).argmax(1)
+
+    def logits(self, setting: Mapping[str, Any], fit: Features, x: Tensor, classes: int) -> Tensor:
+        """Return the logits (N, C) of features `x`, (N, D), under one penalty, from weights 0."""
         scale = standardiser(fit.x)
         model = Logistic(scale(fit.x), fit.y, classes)
-        return predict(model.fit(setting["penalty"]), scale(x))
+        return logits(model.fit(setting["penalty"]), scale(x))
+
+    def evaluate(
+        self, setting: Mapping[str, Any], fit: Features, test: Features, classes: int, seed: int
+    ) -> Evaluation:
+        """Return which images of `test` are classified correctly, and the calibration error of the probabilities."""
+        scores = self.logits(setting, fit, test.x, classes)
+        error = 100 * calibration_error(scores.softmax(1), test.y)
+        return replace(correctness(scores.argmax(1), test.y), further={"calibration error": error})
 
 
 class KNN(Protocol):

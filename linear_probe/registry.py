@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 from linear_probe.augmented_heads import AugmentedHeads
 from linear_probe.heads import HeadRecipe
+from linear_probe.outliers import Energy, NeighbourDistance
 from linear_probe.protocols import KNN, LBFGS, Protocol, SGDHeads
+from linear_probe.retrieval import Retrieval
 
 CACHED = "features cached once, centre crop (no augmentation in probe training)"
 
@@ -57,5 +59,8 @@ PROTOCOLS: Mapping[str, Protocol] = {
         AugmentedHeads(MAE, "random_resized_crop", CUT),
         AugmentedHeads(DINOV2, "random_resized_crop", CUT),
         AugmentedHeads(DDAE, "pad_crop", SHIFT),
+        Retrieval(),
+        NeighbourDistance(),
+        Energy(),
     )
 }

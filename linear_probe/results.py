@@ -7,25 +7,26 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+FRACTIONS = 2**16 - 1  # of one, in packed values
 SEAL = "sha256"  # key of a line with the hash of all other keys
 
 
 @dataclass(frozen=True)
 class Result:
-    """Accuracy of an encoder under a protocol, with its provenance.
+    """Accuracy of an encoder under a protocol, or another measure of it, with its provenance.
 
     Attributes:
         encoder: name of the encoder.
         protocol: name of the protocol.
         protocol_source: the paper of the protocol and every deviation from it.
-        accuracy: top-1 accuracy on `split` in percent.
+        accuracy: top-1 accuracy on `split` in percent, or what `measure` says.
         split: split that was scored.
         images: number of scored images.
         selected: selected setting, e.g. {"k": 20}, with the selected feature key as `features` and the candidates as
@@ -48,6 +49,11 @@ class Result:
         correct: which images were classified correctly under each seed (`pack_correct`), for differences between
             encoders; empty where they are not known.
         low, high: bootstrap interval of the accuracy over the images (linear_probe.statistics), percent; None likewise.
+        measure: what `accuracy` is: `accuracy`, `mAP`, `AUROC`, `accuracy under corruption`; higher is better.
+        values: the images' values of a measure that has others than 0 and 1 (`pack_values`), means over seeds and
+            corruptions; empty where `correct` has them.
+        further: {name: percent}, other measures of the same images, means over the seeds.
+        outliers: name of the other data set of an AUROC.
     """
 
     encoder: str
@@ -81,13 +87,26 @@ class Result:
     correct: str = ""
     low: float | None = None
     high: float | None = None
+    measure: str = "accuracy"
+    values: str = ""
+    further: dict[str, float] = field(default_factory=dict)
+    outliers: str = ""
+
+    @property
+    def has_images(self) -> bool:
+        """Return whether the values of the images are known."""
+        return bool(self.correct or self.values)
 
     def per_image(self) -> NDArray[np.float64]:
-        """Return the fraction of seeds under which each image was classified correctly, (images,).
+        """Return the value of each image in [0, 1], whose mean is the measure: (images,).
+
+        Of accuracies it is the fraction of seeds under which an image was classified correctly.
 
         Raises:
             ValueError: the line does not have them.
         """
+        if self.values:
+            return unpack_values(self.values, self.images)
         if not self.correct:
             raise ValueError(f"the line of {self.encoder} does not say which images were classified correctly")
         return unpack_correct(self.correct, max(1, len(self.seeds)), self.images).mean(0)
@@ -112,6 +131,24 @@ def unpack_correct(text: str, seeds: int, images: int) -> NDArray[np.bool_]:
     if len(packed) != -(-seeds * images // 8):
         raise ValueError(f"{len(packed)} bytes are not the {images} images of {seeds} seeds")
     return np.unpackbits(packed, count=seeds * images).astype(bool).reshape(seeds, images)
+
+
+def pack_values(values: ArrayLike) -> str:
+    """Return numbers in [0, 1], (images,), as text: base64 of 16-bit fractions."""
+    fractions = np.round(np.asarray(values, dtype=np.float64) * FRACTIONS).astype("<u2")
+    return base64.b64encode(fractions.tobytes()).decode()
+
+
+def unpack_values(text: str, images: int) -> NDArray[np.float64]:
+    """Return the numbers (images,) that `pack_values` wrote, to 1e-5.
+
+    Raises:
+        ValueError: the text holds another number of them.
+    """
+    packed = np.frombuffer(base64.b64decode(text, validate=True), dtype="<u2")
+    if len(packed) != images:
+        raise ValueError(f"{len(packed)} values are not those of {images} images")
+    return packed / FRACTIONS
 
 
 def sealed(value: Mapping[str, Any]) -> str:
@@ -166,6 +203,9 @@ TITLES = {
     "dinov2": "linear, DINOv2",
     "ddae": "linear, DDAE",
     "finetune": "fine-tuned",
+    "retrieval": "retrieval mAP",
+    "ood_knn": "outliers kNN AUROC",
+    "ood_energy": "outliers energy AUROC",
 }
 
 
@@ -192,8 +232,22 @@ def table(results: Sequence[Result], chance: float | None = None) -> str:
         accuracies = [results_by_key.get((encoder, protocol)) for protocol in protocols]
         rows.append([encoder, *("" if r is None else percent(r) for r in accuracies)])
     if chance is not None:
-        rows.append(["chance (the most frequent class)", *[f"{chance:.2f}"] * len(protocols)])
+        measures = {r.protocol: r.measure for r in results}
+        texts = [f"{chance:.2f}" if measures[protocol].startswith("accuracy") else "" for protocol in protocols]
+        rows.append(["chance (the most frequent class)", *texts])
     return markdown(rows)
+
+
+def further_table(results: Sequence[Result]) -> str:
+    """Return a table of the further measures in percent, encoders as rows; empty where there are none."""
+    columns = list(dict.fromkeys((r.protocol, name) for r in results for name in r.further))
+    measures = {r.protocol: r.measure for r in results}
+    names = [title(protocol).removesuffix(f" {measures[protocol]}") for protocol, _ in columns]
+    rows = [["encoder", *(f"{of}: {name}" for of, (_, name) in zip(names, columns, strict=True))]]
+    for encoder in dict.fromkeys(r.encoder for r in results):
+        values = {(r.protocol, name): v for r in results if r.encoder == encoder for name, v in r.further.items()}
+        rows.append([encoder, *(f"{values[column]:.2f}" if column in values else "" for column in columns)])
+    return markdown(rows) if columns else ""
 
 
 def place_of_choice(result: Result) -> str:

@@ -7,8 +7,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from linear_probe.protocols import mean_and_deviation
-from linear_probe.results import Result, sealed, unsealed
+from linear_probe.results import Result, pack_values, sealed, unsealed
+from linear_probe.statistics import interval
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def merge_results(results: Sequence[Result]) -> list[Result]:
     """
     groups: dict[tuple[str, ...], dict[int, Result]] = {}
     for result in results:
-        key = (result.encoder, result.protocol, result.split, result.labels, result.data)
+        key = (result.encoder, result.protocol, result.split, result.labels, result.data, result.measure)
         groups.setdefault(key, {}).setdefault(result.seed, result)
     return [_mean(list(repeated.values())) for repeated in groups.values()]
 
@@ -115,5 +118,18 @@ def _mean(repeated: Sequence[Result]) -> Result:
         deviation=deviation,
         selected_accuracy=mean_and_deviation([result.selected_accuracy for result in repeated])[0],
         seeds=[result.seed for result in repeated],
+        **_of_images(repeated),
         selected={**first.selected, "by_seed": by_seed},
     )
+
+
+def _of_images(repeated: Sequence[Result]) -> dict[str, Any]:
+    """Return the values of the images, their interval and the further measures of a mean over seeds."""
+    names = [name for name in repeated[0].further if all(name in result.further for result in repeated)]
+    further = {name: mean_and_deviation([result.further[name] for result in repeated])[0] for name in names}
+    if not all(result.has_images and result.images == repeated[0].images for result in repeated):
+        return {"correct": "", "values": "", "low": None, "high": None, "further": further}
+    per_image = np.mean([result.per_image() for result in repeated], axis=0)
+    certain = interval(per_image)
+    values = pack_values(per_image)
+    return {"correct": "", "values": values, "low": certain.low, "high": certain.high, "further": further}

@@ -87,7 +87,7 @@ def score(
         test_x, test_y: (M, D) and (M,) of the test images.
         holdout_x, holdout_y: (H, D) and (H,) of the images that hyper-parameters are chosen on. Without them, a tenth
             of each training class is held out, the same in every call.
-        protocols: names of `linear_probe.PROTOCOLS`, without those that augment images (`*_augmented`).
+        protocols: names of `linear_probe.PROTOCOLS`, without those that encode images (`*_augmented`, `ood_*`).
         seed: of initial weights and batch orders of the SGD heads; `lbfgs` and the kNN protocols do not depend on it.
 
     Returns:
@@ -143,7 +143,7 @@ def _score_protocol(
     choice = protocol.select(train, holdout, classes, seed)
     return {
         "protocol": name,
-        "accuracy": protocol.score(choice.setting, joined(train, holdout), test, classes, seed),
+        "accuracy": protocol.evaluate(choice.setting, joined(train, holdout), test, classes, seed).score,
         "holdout_accuracy": choice.accuracy,
         "setting": dict(choice.setting),
         "dimensions": train.x.shape[1],
@@ -155,14 +155,19 @@ def _score_protocol(
 
 
 def _check_protocols(names: Sequence[str]) -> None:
-    usable = [name for name, protocol in PROTOCOLS.items() if not isinstance(protocol, AugmentedHeads)]
+    usable = [
+        name
+        for name, protocol in PROTOCOLS.items()
+        if not isinstance(protocol, AugmentedHeads) and not protocol.needs_outliers
+    ]
     if isinstance(names, str) or not names:
         raise ValueError(f"protocols={names!r} is no list of names; give some of {', '.join(usable)}")
     for name in names:
         if name not in usable:
-            reason = (
-                "encodes augmented images, which arrays of features do not have" if name in PROTOCOLS else "is none"
-            )
+            reason = "is none"
+            if name in PROTOCOLS:
+                lack = "images of another data set" if PROTOCOLS[name].needs_outliers else "augmented images"
+                reason = f"encodes {lack}, which arrays of features do not have"
             raise ValueError(f"protocols: {name!r} {reason}; give some of {', '.join(usable)}")
 
 

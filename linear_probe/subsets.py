@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 ALL = "all"
+OUTLIERS = "outliers"  # split of images of another data set
 FOLDS = 5  # maximum number of folds of the cross-validation
 
 
@@ -17,7 +18,7 @@ class Part:
     """Subset of a split.
 
     Attributes:
-        split: `train`, `holdout` or `test`.
+        split: `train`, `holdout` or `test`; others where a source has them.
         rows: (n,) positions of the images in the split, ascending; None for the whole split.
     """
 

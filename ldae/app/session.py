@@ -168,7 +168,7 @@ class Session:
         return self.runtime.progress_mode if self.world.main else "off"
 
     def splits(self, group: str = "data", labels_for: str = "") -> Splits:
-        """Read the data set of a group, and print warnings about it.
+        """Read the data set of a group (data, blend_dataset, outliers), and print warnings about it.
 
         Args:
             labels_for: the purpose that needs labels, e.g. "probing"; empty where none are needed.
@@ -176,7 +176,7 @@ class Session:
         Raises:
             DataError: the images cannot be read, or have no labels and need them.
         """
-        dataset: Dataset = self.parts.blend_dataset if group == "blend_dataset" else self.parts.data
+        dataset: Dataset = getattr(self.parts, group)
         reading = {k: v for k, v in self.config[group].items() if k in READING}
         context = {"cache": self.cache, "poll": self.stop.poll, "progress": self.progress}
         try:

@@ -56,6 +56,7 @@ GROUPS = frozenset(
     [
         "data",
         "blend_dataset",
+        "outliers",
         "augment",
         "task",
         "tokenizer",
@@ -118,6 +119,11 @@ class Parts:
     def blend_dataset(self) -> Dataset:
         """Return the data set of the images that `blend` mixes in."""
         return self._dataset("blend_dataset")
+
+    @cached_property
+    def outliers(self) -> Dataset:
+        """Return the data set whose images a probe tells apart from those of `data`."""
+        return self._dataset("outliers")
 
     @cached_property
     def augment(self) -> Augment:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -34,11 +34,36 @@ class Division:
         holdout: fraction of train that is held out for choosing hyperparameters.
         test: fraction of all images for the test split if the data has none.
         split_seed: seed of the division; separate from the run's seed, so that runs share their splits.
+        fold: K/N takes the K-th of N parts of all images for the test split, if the data has none; the parts are
+            disjoint. None takes the fraction `test`.
+
+    Raises:
+        ConfigError: `fold` is not of this form.
     """
 
     holdout: Fraction = 0.1
     test: Fraction = 0.2
     split_seed: Natural = 0
+    fold: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.fold is not None:
+            number, count = (int(part) if part.isdecimal() else 0 for part in f"{self.fold}/".split("/")[:2])
+            if self.fold != f"{number}/{count}" or not 1 <= number <= count or count < 2:
+                raise ConfigError("fold", self.fold, "must be K/N, the K-th of N parts, e.g. 1/5")
+
+    @property
+    def test_range(self) -> tuple[float, float]:
+        """Return which part of a random order of all images is the test split, as two fractions."""
+        if self.fold is None:
+            return 0.0, self.test
+        number, count = map(int, self.fold.split("/"))
+        return (number - 1) / count, number / count
+
+    def identity(self) -> tuple[Any, ...]:
+        """Return what a division depends on, for the fingerprint of the data."""
+        fold = () if self.fold is None else (self.fold,)
+        return (self.holdout, self.test, self.split_seed, *fold)
 
 
 class Dataset(ABC):
@@ -137,10 +162,10 @@ class Dataset(ABC):
             else:
                 yield key, listing
 
-    def _split_off(self, whole: ImageSet, fraction: float, salt: int) -> tuple[ImageSet, ImageSet]:
-        """Return (the rest, a stratified random `fraction`) of a set."""
+    def _split_off(self, whole: ImageSet, begin: float, end: float, salt: int) -> tuple[ImageSet, ImageSet]:
+        """Return (the rest, a part) of a set: the fractions from `begin` to `end` of a stratified random order."""
         order = _stratified_order(whole.labels[whole.ids], seed_of(self.division.split_seed, salt))
-        chosen = np.sort(order[: round(fraction * len(whole))])
+        chosen = np.sort(order[round(begin * len(whole)) : round(end * len(whole))])
         rest = np.setdiff1d(np.arange(len(whole)), chosen)
         return whole.subset(rest), whole.subset(chosen)
 
@@ -155,15 +180,22 @@ class Dataset(ABC):
         notes: Sequence[str] = (),
     ) -> Splits:
         if test is None:
-            train, test = self._split_off(train, self.division.test, salt=1)
+            train, test = self._split_off(train, *self.division.test_range, salt=1)
+        elif self.division.fold is not None:
+            raise no_folds(self.division.fold)
         if holdout is None:
-            train, holdout = self._split_off(train, self.division.holdout, salt=2)
+            train, holdout = self._split_off(train, 0, self.division.holdout, salt=2)
         if not len(train):
             raise DataError(f"data: no image is left to train on with {self.division}")
-        fingerprint = json_hash([digests, self.size, astuple(self.division)])
+        fingerprint = json_hash([digests, self.size, self.division.identity()])
         splits = Splits(train, holdout, test, list(classes), fingerprint, tuple(bad))
         scoring = scoring_notes(splits) if self.classifies else ()
         return replace(splits, notes=(*notes, *range_notes(train), *scoring))
+
+
+def no_folds(fold: str) -> ConfigError:
+    """Return the error for folds of a data set that has a test split."""
+    return ConfigError("fold", fold, "divides data without a test split, and this has one; leave it out")
 
 
 def range_notes(images: ImageSet) -> Iterator[str]:

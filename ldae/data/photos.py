@@ -19,7 +19,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from ldae.core.errors import ConfigError, DataError
 from ldae.core.files import json_hash
 from ldae.core.rng import seed_of, uniforms
 from ldae.core.types import Count
+from ldae.data.base import no_folds
 from ldae.data.cache import Context, hash_pixels
 from ldae.data.datasets import Dataset, Division
 from ldae.data.decode import BadImage, read_rgb
@@ -88,6 +89,8 @@ class Photos(Dataset):
 
     def open(self, context: Context) -> Splits:
         """Cut the embedded photographs into crops, and divide them."""
+        if self.division.fold is not None:
+            raise no_folds(self.division.fold)
         if self.size > MAX_SIZE:
             raise ConfigError("size", self.size, f"must be at most {MAX_SIZE}: the narrowest photograph is 451 wide")
         counts = self._counts()
@@ -105,7 +108,7 @@ class Photos(Dataset):
         rgb = grey_crops[:, None].expand(-1, 3, -1, -1).contiguous()  # (N, 3, size, size)
         whole = MemoryImages.of(Path("photos"), rgb, names, np.array(labels, dtype=np.int64))
         train, holdout, test = (whole.subset(np.flatnonzero(np.array(splits) == split)) for split in counts)
-        fingerprint = json_hash([hash_pixels(grey_crops.numpy()), names, astuple(self.division)])
+        fingerprint = json_hash([hash_pixels(grey_crops.numpy()), names, self.division.identity()])
         return Splits(train, holdout, test, list(PHOTOGRAPHS), fingerprint)
 
     def _counts(self) -> dict[str, int]:

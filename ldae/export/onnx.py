@@ -20,8 +20,11 @@ ONE_FILE = 1 << 31  # bytes, the limit of protobuf; larger weights go to a secon
 INPUT, OUTPUT = "images", "features"
 
 
-def check_onnx() -> None:
+def check_onnx(key: str = "format", value: str | None = "onnx") -> None:
     """Check that the packages of the export are installed.
+
+    Args:
+        key, value: what needs them.
 
     Raises:
         ConfigError: one is missing.
@@ -30,7 +33,7 @@ def check_onnx() -> None:
         try:
             importlib.import_module(name)
         except ImportError:
-            raise ConfigError("format", "onnx", f"needs {name}: pip install {' '.join(NEEDED)}") from None
+            raise ConfigError(key, value, f"needs {name}: pip install {' '.join(NEEDED)}") from None
 
 
 def write_onnx(path: Path, encoder: Encoder, shape: tuple[int, int, int]) -> None:

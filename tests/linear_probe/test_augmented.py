@@ -8,7 +8,6 @@ import torch
 from linear_probe.augmented_heads import AugmentedHeads
 from linear_probe.features import FeatureKey, Features
 from linear_probe.heads import HeadRecipe, HeadTrainer, train_heads
-from linear_probe.knn import accuracy
 from linear_probe.protocols import SGDHeads
 from linear_probe.subsets import Part
 
@@ -71,5 +70,6 @@ def test_all_feature_keys_are_trained_on_one_stream(source):
     found = protocol.sweep_source(source, train, held, 3, seed=0)
     assert source.encoded == 400
     assert found[B][0].accuracy > 95 > found[A][0].accuracy
-    predicted = protocol.predict_source(source, B, found[B][0].setting, [train], held, 3, seed=0)
-    assert accuracy(predicted, source.features(held, B).y) == pytest.approx(found[B][0].accuracy)
+    scores = protocol.evaluate_source(source, B, found[B][0].setting, [train], [held, held], 3, seed=0)
+    assert scores.score == pytest.approx(found[B][0].accuracy)
+    assert len(scores.per_image) == 2 * 20

@@ -9,7 +9,7 @@ import pytest
 from report_rows import RESULT
 
 from linear_probe.comparison import Column, Comparison
-from linear_probe.results import pack_correct, unpack_correct
+from linear_probe.results import pack_correct, pack_values, unpack_correct, unpack_values
 from linear_probe.statistics import critical_difference, paired_difference
 
 IMAGES = 400
@@ -98,3 +98,37 @@ def test_ranks_are_means_over_data_sets_of_the_encoders_that_have_all():
     del results[columns[1]]["b"]
     ((ranks, _),) = Comparison("abc", results).mean_ranks().values()
     assert set(ranks) == {"a", "c"}
+
+
+def test_values_other_than_right_and_wrong_are_kept_and_compared():
+    values = np.random.default_rng(2).random((2, IMAGES))
+    values[1] = np.clip(values[0] + 0.1, 0, 1)
+    packed = pack_values(values[0])
+    assert np.abs(unpack_values(packed, IMAGES) - values[0]).max() < 1e-5
+    assert unpack_values(pack_values([0, 1, 0.5]), 3)[:2].tolist() == [0, 1]
+    with pytest.raises(ValueError, match="400 values are not those of 7 images"):
+        unpack_values(packed, 7)
+    column = Column("photos", "all labels", "retrieval")
+    results = {
+        name: replace(
+            RESULT,
+            protocol="retrieval",
+            measure="mAP",
+            accuracy=100 * v.mean(),
+            images=IMAGES,
+            values=pack_values(v),
+            further={"recall@1": 50.0},
+            seeds=[],
+            deviation=None,
+        )
+        for name, v in zip("ab", values, strict=True)
+    }
+    both = Comparison(["a", "b"], {column: results})
+    difference = both.difference(column, "b", "a")
+    assert difference.mean == pytest.approx(100 * (values[1] - values[0]).mean(), abs=1e-2)
+    assert difference.low > 0
+    assert cells(both.table())[0][1] == "photos retrieval mAP"
+    (further,) = both.further_tables()
+    assert cells(further)[0] == ["photos retrieval mAP", "recall@1"]
+    assert cells(further)[2] == ["a", "50.0"]
+    assert comparison().further_tables() == []

@@ -43,7 +43,7 @@ def clusters(count, seed, spread=1.0):
 
 # shorter, or for so few images longer
 LENGTHS = {"dinov2": {"batch": 64, "steps": 300}, "ddae": {"batch": 32, "epochs": 60}}
-PLAIN = [name for name in PROTOCOLS if not name.endswith("_augmented")]
+PLAIN = [name for name, p in PROTOCOLS.items() if not name.endswith("_augmented") and not p.needs_outliers]
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -53,18 +53,19 @@ def test_every_protocol_finds_plain_classes(name):
     if isinstance(protocol, SGDHeads) and name in LENGTHS:
         protocol = SGDHeads(name, "", replace(protocol.recipe, **LENGTHS[name]))
     choice = protocol.select(train, holdout, 3, seed=0)
-    assert choice.accuracy > 95
-    assert protocol.score(choice.setting, joined(train, holdout), test, 3, seed=0) > 95
+    least = 90 if name == "retrieval" else 95  # a precision over all neighbours is not an accuracy
+    assert choice.accuracy > least
+    assert protocol.evaluate(choice.setting, joined(train, holdout), test, 3, seed=0).score > least
 
 
 def test_the_setting_is_the_best_of_the_holdout():
     train, holdout = clusters(300, 0, spread=3.0), clusters(300, 1, spread=3.0)
     protocol = KNN()
-    scores = {k: protocol.score({"k": k}, train, holdout, 3, 0) for k in KNN.KS}
+    scores = {k: protocol.evaluate({"k": k}, train, holdout, 3, 0).score for k in KNN.KS}
     choice = protocol.select(train, holdout, 3, 0)
     assert choice.accuracy == max(scores.values()) == scores[choice.setting["k"]]
     linear = LBFGS((1e4, 1e-3))
-    scores = {p: linear.score({"penalty": p}, train, holdout, 3, 0) for p in linear.penalties}
+    scores = {p: linear.evaluate({"penalty": p}, train, holdout, 3, 0).score for p in linear.penalties}
     assert len(set(scores.values())) == 2
     chosen = linear.select(train, holdout, 3, 0)
     assert chosen.accuracy == pytest.approx(max(scores.values()))
@@ -78,8 +79,8 @@ def test_whitening_helps_where_some_directions_drown_the_rest():
         return found
 
     train, test = drowned(600, 0), drowned(300, 1)
-    assert KNN().score({"k": 10}, train, test, 3, 0) < 60
-    assert KNN(whiten=True).score({"k": 10}, train, test, 3, 0) > 95
+    assert KNN().evaluate({"k": 10}, train, test, 3, 0).score < 60
+    assert KNN(whiten=True).evaluate({"k": 10}, train, test, 3, 0).score > 95
 
 
 def batches(n=25):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from linear_probe.results import Result
+from linear_probe.folds import merge_folds
+from linear_probe.results import Result, pack_correct
 from linear_probe.rows import Row, merge_results, merge_seeds
 
 
@@ -54,3 +57,50 @@ def test_results_of_other_encoders_and_protocols_are_not_averaged_and_equal_seed
         ("e", "knn", 5),
         ("f", "lbfgs", 7),
     ]
+
+
+def test_a_mean_over_seeds_keeps_its_images_interval_and_further_measures():
+    correct = np.random.default_rng(0).random((3, 200)) < 0.7
+    seeds = [
+        replace(
+            result(100 * float(of.mean()), seed),
+            images=200,
+            correct=pack_correct(of[None]),
+            values="",
+            further={"calibration error": 1.0 + seed},
+        )
+        for seed, of in enumerate(correct)
+    ]
+    (merged,) = merge_results(seeds)
+    assert merged.per_image() == pytest.approx(correct.mean(0), abs=1e-5)
+    assert merged.low < merged.accuracy < merged.high
+    assert merged.further == {"calibration error": 2.0}
+    (unknown,) = merge_results([seeds[0], replace(seeds[1], correct="")])
+    assert (unknown.has_images, unknown.low, unknown.high) == (False, None, None)
+    (other, _) = merge_results([seeds[0], replace(seeds[1], measure="accuracy under corruption")])
+    assert other == seeds[0]
+
+
+def test_folds_are_merged_over_all_their_images():
+    sizes, rng = (120, 80), np.random.default_rng(0)
+    correct = [rng.random((1, size)) < 0.6 for size in sizes]
+    folds = [
+        replace(
+            result(100 * float(of.mean()), 0),
+            images=of.shape[1],
+            correct=pack_correct(of),
+            values="",
+            further={"calibration error": 10.0 * number},
+            selected_on="holdout",
+            data_fingerprint=f"fold {number}",
+            warnings=["few images"],
+        )
+        for number, of in enumerate(correct)
+    ]
+    merged = merge_folds(folds)
+    assert (merged.images, merged.warnings) == (200, ["few images"])
+    assert merged.per_image().tolist() == np.concatenate(correct, 1)[0].tolist()
+    assert merged.accuracy == pytest.approx(100 * merged.per_image().mean())
+    assert merged.further == {"calibration error": 4.0}
+    assert merged.selected_on == "holdout of each of 2 folds"
+    assert merged.data_fingerprint != merge_folds(folds[::-1]).data_fingerprint

@@ -36,7 +36,7 @@ def test_accuracies_equal_those_of_a_feature_file(tmp_path, arrays, own_holdout)
         choice = protocol.select(splits["train"], splits["holdout"], 10, 3)
         both = joined(splits["train"], splits["holdout"])
         assert (row["setting"], row["holdout_accuracy"]) == (choice.setting, choice.accuracy)
-        assert row["accuracy"] == protocol.score(choice.setting, both, splits["test"], 10, 3)
+        assert row["accuracy"] == protocol.evaluate(choice.setting, both, splits["test"], 10, 3).score
 
 
 def test_a_table_prints_as_markdown_and_serialises(arrays):

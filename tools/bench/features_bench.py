@@ -145,7 +145,7 @@ def _scored(name: str, file: Path, settings: FeatureBench) -> ProtocolCost:
         protocol, steps = SGDHeads(name, protocol.source, recipe), recipe.lengths(len(train))[2]
     chosen = protocol.select(train, holdout, settings.classes, settings.seed)
     tried = time.perf_counter()
-    accuracy = protocol.score(chosen.setting, joined(train, holdout), test, settings.classes, settings.seed)
+    accuracy = protocol.evaluate(chosen.setting, joined(train, holdout), test, settings.classes, settings.seed).score
     final = time.perf_counter()
     return ProtocolCost(name, steps, whole, read - start, tried - read, final - tried, peak_gib(), accuracy)
 

@@ -4,6 +4,7 @@
     ldae benchmark encoders=[RUN,OTHER_RUN,untrained:RUN] suite=small root=DIR only=[cifar10,fashion]
     ldae benchmark encoders=[timm:vit_base_patch16_224.mae@FILE] suite=imagenet root=IMAGENET
     ldae benchmark encoders=[RUN] suite=FILE.yaml root=DIR     # your own data sets and tasks
+    ldae benchmark encoders=[RUN,encoder.onnx,my_encoder:features]     # encoders of other programs
 
 A suite names data sets and tasks, each a list of arguments of `ldae probe` (see configs/suite). Every encoder is scored
 on every data set in every task; finished ones are not scored again, so that the same command continues where it was
@@ -26,6 +27,7 @@ import yaml
 from ldae.app.compose import compose, resolved
 from ldae.app.overrides import argument
 from ldae.app.precision import announce, settle_precision
+from ldae.app.probing.external import function_hash, load_function
 from ldae.app.probing.probe import score
 from ldae.app.session import make_out, root_settings
 from ldae.config.schema import conform, construct
@@ -38,7 +40,8 @@ from linear_probe.report.ranks import draw_ranks
 from linear_probe.report.rendering import render
 from linear_probe.results import Result, read_results, write_results
 
-UNTRAINED, TIMM = "untrained:", "timm:"
+UNTRAINED, TIMM, FEATURES = "untrained:", "timm:", "features:"
+FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 BASELINES = ("pixels", "pca")
 SUITE_FILE = re.compile(r"suite=.*\.ya?ml")
 FILE_NAME = re.compile(r"[^\w.@-]+")
@@ -51,7 +54,8 @@ class BenchmarkSettings:
 
     Attributes:
         encoders: what is scored: folder of a run, name of an encoder of the package, `timm:NAME`, `timm:NAME@FILE` with
-            weights from a file, `untrained:` before any of them, `pixels` or `pca`.
+            weights from a file, `untrained:` before any of them, an .onnx file, MODULE:FUNCTION in Python,
+            `features:FOLDER` with a file DATA.npz of features for each data set, `pixels` or `pca`.
         root: folder that stands for {root} in the suite.
         only: names of the data sets to score on; all if empty.
         out: folder for results, tables and cached features.
@@ -176,17 +180,44 @@ def _cells(config: Mapping[str, Any], settings: BenchmarkSettings, suite: Suite)
     shared = [f"seed={settings.seed}", f"precision={config['precision']}", "baselines=false"]
     machine = [f"device={config['device']}", f"batch={'null' if config['batch'] is None else config['batch']}"]
     machine += [f"runtime.{key}={str(value).lower()}" for key, value in config["runtime"].items()]
-    encoders = {name: encoder_argv(name) for name in settings.encoders}
+    encoders = {name: [] if name.startswith(FEATURES) else [encoder_argv(name)] for name in settings.encoders}
     for data in settings.only or suite.data:
-        chosen_data = _data_argv(data, suite.data[data], settings.root)
+        chosen_data = _at_root(data, suite.data[data], settings.root)
         if chosen_data is None:
             continue
-        for encoder, (chosen_encoder, identity) in encoders.items():
-            place = "/".join(FILE_NAME.sub("_", name) for name in (encoder, data))
+        tasks = {task: _at_root(f"{data}, {task}", arguments, settings.root) for task, arguments in suite.tasks.items()}
+        for name, encoder in encoders.items():
+            place = "/".join(FILE_NAME.sub("_", part) for part in (name, data))
             folder = argument("out", Path(settings.out).expanduser() / "features" / place)
-            for task, arguments in suite.tasks.items():
-                argv = (*chosen_encoder, *chosen_data, *map(str, arguments), *shared)
-                yield Cell(encoder, data, task, argv, (folder, *machine), identity)
+            for chosen_encoder, identity in encoder or features_argv(name, data):
+                of_images = chosen_data if encoder else []
+                for task, arguments in tasks.items():
+                    if arguments is not None and _is_possible(of_images, arguments):
+                        argv = (*chosen_encoder, *of_images, *arguments, *shared)
+                        yield Cell(name, data, task, argv, (folder, *machine), identity)
+
+
+def _is_possible(of_images: Sequence[str], task: Sequence[str]) -> bool:
+    """Return whether a task can be scored: files of features have no images, a set no outliers among itself."""
+    needs_images = any(word.startswith(("corruptions=", "outliers=")) for word in task)
+    same = {f"data={word.removeprefix('outliers=')}" for word in task if word.startswith("outliers=")}
+    return bool(of_images) >= needs_images and not same & set(of_images)
+
+
+def features_argv(name: str, data: str) -> list[tuple[list[str], str]]:
+    """Return the arguments and hash of FOLDER/DATA.npz for an encoder `features:FOLDER`; none, with a note, without it.
+
+    Raises:
+        ConfigError: the folder does not exist.
+    """
+    folder = Path(name.removeprefix(FEATURES)).expanduser()
+    if not folder.is_dir():
+        raise ConfigError("encoders", name, f"names no folder: {folder} does not exist")
+    file = folder / f"{data}.npz"
+    if not file.is_file():
+        print(f"{data}: {file} does not exist; left out", file=sys.stderr, flush=True)
+        return []
+    return [([argument("features", file)], sha256(file))]
 
 
 def encoder_argv(name: str) -> tuple[list[str], str]:
@@ -201,6 +232,12 @@ def encoder_argv(name: str) -> tuple[list[str], str]:
     if name.startswith(UNTRAINED):
         trained, _ = encoder_argv(name.removeprefix(UNTRAINED))
         return [*(word for word in trained if not word.startswith("checkpoint=")), "baseline=untrained"], "none"
+    if name.endswith(".onnx"):
+        if not Path(name).expanduser().is_file():
+            raise ConfigError("encoders", name, "does not exist; give the .onnx file of an encoder")
+        return [argument("onnx", name)], sha256(Path(name).expanduser())
+    if FUNCTION.fullmatch(name) and not name.startswith(TIMM):
+        return [argument("function", name)], function_hash(load_function(name))
     if name.startswith(TIMM) or not Path(name).expanduser().is_dir():
         model, _, file = name.removeprefix(TIMM).partition("@")
         if not file:
@@ -211,23 +248,23 @@ def encoder_argv(name: str) -> tuple[list[str], str]:
     return [argument("run", name)], find_checkpoint(Path(name).expanduser()).hash
 
 
-def _data_argv(data: str, arguments: Sequence[str], root: str | None) -> list[str] | None:
-    """Return the arguments that choose a data set; None, with a note, if its folder is not there.
+def _at_root(name: str, arguments: Sequence[str], root: str | None) -> list[str] | None:
+    """Return arguments of a data set or task with the folder for {root}; None, with a note, if it is not there.
 
     Raises:
         ConfigError: the suite needs `root=`.
     """
-    if any(ROOT in word for word in arguments) and root is None:
-        raise ConfigError("root", None, f"is not set; it is the folder that holds {data}")
+    if any(ROOT in str(word) for word in arguments) and root is None:
+        raise ConfigError("root", None, f"is not set; it is the folder that holds {name}")
     chosen = []
-    for word in arguments:
+    for word in map(str, arguments):
         key, _, value = word.partition("=")
         if ROOT not in value:
             chosen.append(word)
             continue
         folder = value.replace(ROOT, str(root))
         if not Path(folder).expanduser().exists():
-            print(f"{data}: {folder} does not exist; left out", file=sys.stderr, flush=True)
+            print(f"{name}: {folder} does not exist; left out", file=sys.stderr, flush=True)
             return None
         chosen.append(argument(key, folder))
     return chosen
@@ -279,14 +316,16 @@ def write_figures(comparison: Comparison, out: Path) -> None:
 def tables(suite: Suite, comparison: Comparison, scored: Mapping[Cell, Sequence[Result]]) -> str:
     """Return the tables of a benchmark, as Markdown."""
     parts = [
-        f"Suite {suite.name}: top-1 accuracy on the test images, percent. Bold: the best; ~: not worse than the best "
-        "beyond noise (95 % bootstrap interval of the difference over the images).",
+        f"Suite {suite.name}: top-1 accuracy on the test images, percent, or what a column says. Bold: the best; ~: "
+        "not worse than the best beyond noise (95 % bootstrap interval of the difference over the images).",
         comparison.table(),
     ]
+    further = comparison.further_tables()
+    parts += ["Other measures of the same images, percent.", *further] if further else []
     if len(comparison.encoders) > 1:
         heading = "Differences in percentage points, with 95 % bootstrap intervals over the images."
         parts += [heading, comparison.differences()]
-    if len(comparison.encoders) > 1 and len({column.data for column in comparison.results}) > 1:
+    if comparison.mean_ranks() and len({column.data for column in comparison.results}) > 1:
         parts += [
             "Mean ranks over the data sets; two encoders differ from the critical difference on (Nemenyi, 0.05).",
             comparison.rank_table(),

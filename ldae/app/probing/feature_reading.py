@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldae.app.probing.robustness import CommonCorruption
 from ldae.app.session import Session
 from ldae.core.files import json_hash, remove_temporary
 from ldae.core.progress import Progress
@@ -19,7 +20,7 @@ from ldae.data.images import ImageSet, Splits
 from ldae.data.loader import Loader, in_order
 from ldae.data.transforms import Augment, PadCrop, RandomResizedCrop
 from linear_probe.features import Bank, Encoded, FeatureKey, Features, extract
-from linear_probe.subsets import Part
+from linear_probe.subsets import OUTLIERS, Part
 
 # augmentations that protocols name
 AUGMENTS: Mapping[str, Callable[[], Augment]] = {
@@ -29,6 +30,7 @@ AUGMENTS: Mapping[str, Callable[[], Augment]] = {
 VIEWS = RandomResizedCrop(low=0.2, high=1.0, flip=0.5)  # two random views of an image
 
 SPLITS = ("train", "holdout", "test")
+VIEW_OF_OUTLIERS = 2**20  # a number that no epoch of augmentation reaches
 NOISE_PER_IMAGE = "noise is a function of the image"  # part of the key of features with input noise
 
 # batch (`index` is unique across splits), feature keys -> {feature key: (B, D)}
@@ -43,30 +45,44 @@ class Images:
         splits: the images.
         out: folder of cached features.
         batch: images per forward pass.
-        seed: seed of augmentations.
+        seed: seed of augmentations and corruptions.
+        outliers: splits of another data set, whose test images are to be told apart; None for none.
     """
 
-    def __init__(self, session: Session, splits: Splits, out: Path, batch: int, seed: int):
+    def __init__(
+        self, session: Session, splits: Splits, out: Path, batch: int, seed: int, outliers: Splits | None = None
+    ):
         self.session, self.splits, self.out, self.batch, self.seed = session, splits, out, batch, seed
+        self.outliers = outliers
         remove_temporary(out / "features")
         self.banks: dict[tuple[str, str], Bank] = {}
 
     def split(self, name: str) -> ImageSet:
-        """Return a split."""
-        images: ImageSet = getattr(self.splits, name)
+        """Return a split; that of a corrupted split without its corruption."""
+        if name == OUTLIERS:
+            assert self.outliers is not None, "checked by ProbeSettings"
+            return self.outliers.test
+        images: ImageSet = getattr(self.splits, name.partition("~")[0])
         return images
 
     def read(
         self, key: str, encode: EncodeAt, feature_keys: Sequence[FeatureKey], split: str, feature_key: FeatureKey
     ) -> Features:
-        """Return features of a split: all feature keys in one pass, except on test, which reads one key alone."""
-        keys = [feature_key] if split == "test" else feature_keys
-        of = [key, self.splits.fingerprint, split, [str(c) for c in keys], self.seed]
+        """Return features of a split: all feature keys in one pass for selection, the given one alone elsewhere."""
+        keys = feature_keys if split in ("train", "holdout") else [feature_key]
+        images_of = self.outliers if split == OUTLIERS and self.outliers is not None else self.splits
+        of = [key, images_of.fingerprint, split, [str(c) for c in keys], self.seed]
         name = json_hash(of + [NOISE_PER_IMAGE] * any(c.input == "noised" for c in keys))[:20]
         if (key, name) not in self.banks:
             images, folder = self.split(split), self.out / "features" / f"{key}-{split}-{name}"
+            corruption = CommonCorruption.of_split(split)
+
+            def read(batch: Batch) -> Mapping[FeatureKey, Tensor]:
+                batch = batch if corruption is None else corruption(batch, self.seed)
+                return encode(numbered(batch, split), keys)
+
             self.banks[key, name] = extract(
-                lambda batch: encode(numbered(batch, split), keys),
+                read,
                 keys,
                 self.with_progress(images, split),
                 len(images),
@@ -136,7 +152,9 @@ def numbered(batch: Batch, split: str, view: int = 0) -> Batch:
     Args:
         view: 0 for the images without augmentation, 1 and above for augmented ones.
     """
-    return replace(batch, index=batch.index + (view * len(SPLITS) + SPLITS.index(split)) * 2**40)
+    if split == OUTLIERS:
+        split, view = "test", VIEW_OF_OUTLIERS
+    return replace(batch, index=batch.index + (view * len(SPLITS) + SPLITS.index(split.partition("~")[0])) * 2**40)
 
 
 def _ids(images: ImageSet, part: Part) -> np.ndarray:

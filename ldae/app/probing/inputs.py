@@ -21,8 +21,9 @@ from ldae.app.probing.encoders import (
     run_encoder,
     timm_encoder,
 )
+from ldae.app.probing.external import function_encoder, onnx_encoder
 from ldae.app.probing.feature_reading import Images
-from ldae.app.probing.settings import ProbeSettings
+from ldae.app.probing.settings import FIXED_OF_OTHERS, ProbeSettings
 from ldae.app.probing.tables import data_source
 from ldae.app.session import Session, make_out, prepare_machine, session_of
 from ldae.core.errors import ConfigError, DataError
@@ -30,6 +31,7 @@ from ldae.core.files import json_hash
 from ldae.data.images import Splits
 from ldae.export.encoder import Run, load_run
 from linear_probe.feature_file import read_features
+from linear_probe.registry import PROTOCOLS
 
 BATCH, BATCH_OF_GPU = 128, 1024  # larger batches exceed a CPU's caches; a GPU needs them
 
@@ -45,6 +47,7 @@ class ProbeInputs:
         data: name of the data set.
         fingerprint: fingerprint of the data set.
         source: the key and value that name the images or features, e.g. `data.root=FOLDER`.
+        outliers: name of the data set of `outliers=`; empty if there is none.
         config: hash of the run's config, or of the settings without a run.
         seed: seed of the run.
         out: folder for results and features.
@@ -59,6 +62,7 @@ class ProbeInputs:
     config: str
     seed: int
     out: Path
+    outliers: str = ""
 
 
 @contextlib.contextmanager
@@ -75,7 +79,7 @@ def open_inputs(settings: ProbeSettings, config: Mapping[str, Any]) -> Iterator[
     session = _session(run, config, settings)
     out = Path(settings.out or _default_out(settings, config))
     with session.stop.listening(), session.stop.at_once():
-        inputs = _file(settings, config, out) if settings.features else _images(settings, run, session, out)
+        inputs = _file(settings, config, out) if settings.features else _images(settings, run, session, config, out)
         make_out(out)
         yield inputs
 
@@ -99,16 +103,19 @@ def _default_out(settings: ProbeSettings, config: Mapping[str, Any]) -> Path:
     other = f"{data['part'].rsplit('.', 1)[-1].lower()}{data['classes']}" if "part" in data else ""
     if settings.run:
         return Path(settings.run) / "probe" / other
-    whose = settings.timm or settings.features or settings.baseline or ""
+    whose = settings.timm or settings.onnx or settings.function or settings.features or settings.baseline or ""
     random = "-random" if settings.timm and not settings.checkpoint and ":" not in settings.timm else ""
-    name = Path(whose).stem if settings.features else Path(whose.split(":")[-1]).name
+    name = Path(whose).stem if settings.features or settings.onnx else Path(whose.split(":")[-1]).name
     return Path("runs/probe") / f"{name}{random}{'-' if other else ''}{other}"
 
 
 def _file(settings: ProbeSettings, config: Mapping[str, Any], out: Path) -> ProbeInputs:
     path = Path(settings.features or "").expanduser()
-    fixed = {"layers": None, "t": None, "combine": None, "inputs": ["clean"], "pooling": ["mean"], "select": "accuracy"}
-    for key, usual in fixed.items():
+    if settings.corruptions:
+        raise ConfigError(
+            "corruptions", settings.corruptions, "corrupts images, and features=FILE has none; leave it out"
+        )
+    for key, usual in FIXED_OF_OTHERS.items():
         if getattr(settings, key) != usual:
             raise ConfigError(
                 key, getattr(settings, key), "was fixed when the file of features was written; leave it out"
@@ -133,11 +140,15 @@ def _file(settings: ProbeSettings, config: Mapping[str, Any], out: Path) -> Prob
     )
 
 
-def _images(settings: ProbeSettings, run: Run | None, session: Session, out: Path) -> ProbeInputs:
+def _images(
+    settings: ProbeSettings, run: Run | None, session: Session, config: Mapping[str, Any], out: Path
+) -> ProbeInputs:
+    other, outliers = _outliers(settings, session, config.get("outliers"))
     splits: Splits = session.splits(labels_for="probing")
     batch = settings.batch or (BATCH if session.world.device.type == "cpu" else BATCH_OF_GPU)
-    images = Images(session, splits, out, batch, settings.seed)
-    description = {"timm": settings.timm, "size": settings.size, "data": session.config["data"]}
+    images = Images(session, splits, out, batch, settings.seed, outliers)
+    others = {key: getattr(settings, key) for key in ("onnx", "function") if getattr(settings, key)}
+    description = {"timm": settings.timm, "size": settings.size, **others, "data": session.config["data"]}
     return ProbeInputs(
         lambda: _encoders(settings, run, images),
         lambda split: images.split(split).own_labels,
@@ -148,7 +159,33 @@ def _images(settings: ProbeSettings, run: Run | None, session: Session, out: Pat
         json_hash(run.config if run else description),
         run.config["seed"] if run else settings.seed,
         out,
+        other,
     )
+
+
+def _outliers(settings: ProbeSettings, session: Session, config: Mapping[str, Any] | None) -> tuple[str, Splits | None]:
+    """Return name and splits of the data set of `outliers=`, at the size of the scored images, if a protocol needs it.
+
+    Raises:
+        ConfigError: a protocol needs outliers and none are given, or the other way round.
+        DataError: it has no test images.
+    """
+    need = [name for name in settings.protocols if PROTOCOLS[name].needs_outliers]
+    if need and not config:
+        raise ConfigError(
+            "outliers", None, f"is not set; protocol {need[0]} needs another data set, e.g. outliers=photos"
+        )
+    if not config:
+        return "", None
+    if not need:
+        name = config["part"].rsplit(".", 1)[-1].lower()
+        raise ConfigError("outliers", name, "is used by protocols=[ood_knn,ood_energy]; add them, or leave it out")
+    group = {**config, "size": session.config["data"]["size"]}
+    other = Session({**session.config, "outliers": group})
+    splits = other.splits("outliers")
+    if not len(splits.test):
+        raise DataError(f"outliers: {other.parts.outliers.name} has no test images; name a set that has some")
+    return other.parts.outliers.name, splits
 
 
 def _encoders(settings: ProbeSettings, run: Run | None, images: Images) -> Iterator[ProbedEncoder]:
@@ -166,6 +203,10 @@ def _encoders(settings: ProbeSettings, run: Run | None, images: Images) -> Itera
 
 
 def _probed(settings: ProbeSettings, run: Run | None, images: Images) -> ProbedEncoder:
+    if settings.onnx:
+        return onnx_encoder(images, settings)
+    if settings.function:
+        return function_encoder(images, settings)
     if run is None:
         return timm_encoder(images, settings, images.session.device)
     return run_encoder(run.name, run, images, settings)
@@ -174,7 +215,7 @@ def _probed(settings: ProbeSettings, run: Run | None, images: Images) -> ProbedE
 def _untrained(settings: ProbeSettings, run: Run | None, images: Images) -> Iterator[ProbedEncoder]:
     """Yield the same network with random weights, unless the probed one is random already."""
     if run is None:
-        if settings.baseline or has_weights(settings):
+        if settings.timm and (settings.baseline or has_weights(settings)):
             yield timm_encoder(images, settings, images.session.device, trained=False)
         return
     yield run_encoder(UNTRAINED, run.untrained(), images, settings, trained=False)

@@ -6,8 +6,13 @@
     ldae probe run=RUN t=[10,60,120] combine=concat pooling=[mean,grid2]   # other readouts
     ldae probe run=RUN t=[10,60,120] select=effective_rank                 # features selected without labels
     ldae probe run=RUN labels=1% seeds=[0,1,2]         # few labels: mean and deviation
+    ldae probe run=RUN data=imagefolder data.root=FOLDER folds=5       # cross-validation, without a test split
+    ldae probe run=RUN corruptions=[noise,blur,jpeg]   # accuracy under corruptions of the test images
+    ldae probe run=RUN protocols=[retrieval]           # mean average precision and recall
+    ldae probe run=RUN protocols=[ood_knn,ood_energy] outliers=photos     # images of another data set
     ldae probe run=RUN data=cifar100 data.root=FOLDER  # another data set than the training data
     ldae probe timm=vit_base_patch16_224.mae checkpoint=FILE data=cifar10 data.root=FOLDER
+    ldae probe onnx=FILE data=cifar10 data.root=FOLDER # or function=MODULE:FUNCTION in Python
     ldae probe features=FILE.npz                       # features of another program
 
 Selects layer, noise level and hyper-parameters on the hold-out and reads the test split once, for the selected setting.
@@ -20,9 +25,10 @@ from __future__ import annotations
 import datetime
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -32,6 +38,7 @@ from ldae.app.precision import announce, settle_precision
 from ldae.app.probing.diagnostics import choose_without_labels, draw_heatmaps, measure_geometry, project
 from ldae.app.probing.encoders import ProbedEncoder
 from ldae.app.probing.inputs import ProbeInputs, open_inputs
+from ldae.app.probing.robustness import CommonCorruption
 from ldae.app.probing.settings import ProbeSettings
 from ldae.app.probing.tables import read_comparisons, tables, warn_of_labels
 from ldae.app.provenance import command, commit
@@ -42,10 +49,10 @@ from linear_probe import subsets
 from linear_probe.checks import chance, check_features
 from linear_probe.feature_file import write_features
 from linear_probe.features import FeatureKey
-from linear_probe.knn import accuracy
+from linear_probe.folds import merge_folds
 from linear_probe.protocols import Chosen, Protocol, choose, mean_and_deviation
 from linear_probe.registry import PROTOCOLS
-from linear_probe.results import Result, pack_correct, percent, place_of_choice, title, write_results
+from linear_probe.results import Result, pack_correct, pack_values, percent, place_of_choice, title, write_results
 from linear_probe.statistics import interval
 from linear_probe.subsets import Part, Plan
 
@@ -58,7 +65,8 @@ class Measurement:
     accuracy: float
     chosen: Chosen
     chosen_on: str
-    correct: Tensor | None  # (N,) which images were classified correctly; None on the images of the selection
+    per_image: Tensor | None  # (N,) in [0, 1], whose mean is the accuracy; None on the images of the selection
+    further: Mapping[str, float] = field(default_factory=dict)  # other measures, percent
 
     @property
     def selected(self) -> dict[str, object]:
@@ -158,19 +166,26 @@ class ProbeRunner:
     def _measure(self, encoder: ProbedEncoder, protocol: Protocol, seed: int) -> Measurement:
         plan, classes, split = self.plan(seed), len(self.inputs.classes), self.settings.split
         chosen = choose(protocol, encoder, plan, classes, seed)
-        if split == "holdout" and not self.settings.few:
+        on_selection = split == "holdout" and not self.settings.few
+        if on_selection and not protocol.needs_outliers:
             return Measurement(seed, chosen.choice.accuracy, chosen, plan.chosen_on, None)
-        setting, feature_key, part = chosen.choice.setting, chosen.feature_key, Part(split)
-        predicted = protocol.predict_source(encoder, feature_key, setting, plan.final, part, classes, seed)
-        truth = encoder.features(part, feature_key).y
-        return Measurement(seed, accuracy(predicted, truth), chosen, plan.chosen_on, predicted == truth)
+        fits = [Part("train")] if on_selection else plan.final
+        corruptions = self.settings.common_corruptions
+        parts = [Part(corruption.split) for corruption in corruptions] or [Part(split)]
+        setting, feature_key = chosen.choice.setting, chosen.feature_key
+        scores = protocol.evaluate_source(encoder, feature_key, setting, fits, parts, classes, seed)
+        per_part = scores.per_image.view(len(parts), -1)  # (corruptions or 1, N)
+        means = mean_by_corruption(corruptions, per_part)
+        return Measurement(seed, scores.score, chosen, plan.chosen_on, per_part.mean(0), {**scores.further, **means})
 
     def _result(self, encoder: ProbedEncoder, protocol: Protocol, measurements: Sequence[Measurement]) -> Result:
         """Return the result: setting of the first seed, mean accuracies over all seeds."""
         first, feature_key = measurements[0], measurements[0].chosen.feature_key
         mean, deviation = mean_and_deviation([m.accuracy for m in measurements])
-        correct = [m.correct.numpy() for m in measurements if m.correct is not None]
-        certain = interval(np.mean(correct, axis=0)) if correct else None
+        per_image = [m.per_image.numpy() for m in measurements if m.per_image is not None]
+        certain = interval(np.mean(per_image, axis=0)) if per_image else None
+        is_binary = all(np.isin(values, (0, 1)).all() for values in per_image)
+        measure = f"{protocol.measure}{' under corruption' if self.settings.corruptions else ''}"
         scored = encoder.features(Part(self.settings.split), feature_key)
         by = (
             {} if self.settings.select == "accuracy" or not feature_key.layer else {"features_by": self.settings.select}
@@ -214,9 +229,13 @@ class ProbeRunner:
             seeds=self.settings.seeds,
             deviation=deviation,
             warnings=[*self.warnings, *self._check_features(encoder, scored.x)],
-            correct=pack_correct(correct) if correct else "",
+            correct=pack_correct(per_image) if per_image and is_binary else "",
             low=certain.low if certain else None,
             high=certain.high if certain else None,
+            measure=measure,
+            values="" if is_binary else pack_values(np.mean(per_image, axis=0)),
+            further={name: round(float(np.mean([m.further[name] for m in measurements])), 4) for name in first.further},
+            outliers=self.inputs.outliers if protocol.needs_outliers else "",
         )
 
     def _check_features(self, encoder: ProbedEncoder, x: Tensor) -> list[str]:
@@ -239,8 +258,24 @@ class ProbeRunner:
         holdout = "-holdout" if settings.split == "holdout" else ""
         baseline = f"-{settings.baseline}" if settings.baseline else ""
         combined = f"-{settings.combine}" if settings.combine else ""
+        corrupted = "-corrupted" if settings.corruptions else ""
+        folds = f"-{settings.folds}-fold" if settings.folds else ""
         selected = f"-{settings.select.replace('_', '-')}" if settings.select != "accuracy" else ""
-        return self.inputs.out / f"{stem}{baseline}{combined}{selected}{few}{holdout}.jsonl"
+        return self.inputs.out / f"{stem}{baseline}{combined}{selected}{corrupted}{folds}{few}{holdout}.jsonl"
+
+
+def mean_by_corruption(corruptions: Sequence[CommonCorruption], scores: Tensor) -> dict[str, float]:
+    """Return the mean in percent of each corruption over its strengths, and of each strength over the corruptions.
+
+    Args:
+        corruptions: may be empty.
+        scores: (len(corruptions), N), the scores of the images under each.
+    """
+    means: dict[str, list[float]] = {}
+    for corruption, of_one in zip(corruptions, scores, strict=False):
+        for name in (corruption.name, f"strength {corruption.strength}"):
+            means.setdefault(name, []).append(100 * float(of_one.mean()))
+    return {name: sum(values) / len(values) for name, values in means.items()}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -249,6 +284,11 @@ def main(argv: Sequence[str]) -> None:
     settings: ProbeSettings = root_settings(ProbeSettings, config)
     if settings.run or settings.timm:
         announce(precision)
+    if settings.folds:
+        path, results, chance = score_folds(settings, config)
+        write_results(path, results)
+        print_tables(settings, results, [], chance, path)
+        return
     with open_inputs(settings, config) as inputs:
         runner = ProbeRunner(settings, inputs)
         labels = subsets.describe_labels(settings.labels)
@@ -258,18 +298,46 @@ def main(argv: Sequence[str]) -> None:
         encoders, results = runner.run()
         write_results(runner.path(), results)
         write_diagnostics(settings, inputs, encoders, results)
+    print_tables(settings, results, comparisons, runner.chance(), runner.path())
+
+
+def print_tables(
+    settings: ProbeSettings, results: Sequence[Result], others: Sequence[Result], chance: float, path: Path
+) -> None:
+    """Print the tables of a probe below what they show."""
     images = f"{results[0].images} {settings.split} images"
-    print(f"\nTop-1 accuracy on {images}, percent; {describe_selection(results[0])}.\n")
-    print(tables(results, comparisons, runner.chance()))
-    print(f"\n{runner.path()} has a line for each accuracy: checkpoint, seed, layer, t, selected setting and split.")
+    names = " and ".join(dict.fromkeys(result.measure for result in results)).replace("accuracy", "top-1 accuracy", 1)
+    print(f"\n{names[0].upper()}{names[1:]} on {images}, percent; {describe_selection(results[0])}.\n")
+    print(tables(results, others, chance))
+    print(f"\n{path} has a line for each accuracy: checkpoint, seed, layer, t, selected setting and split.")
 
 
 def score(argv: Sequence[str]) -> list[Result]:
     """Return the results of a probe with these arguments, without writing tables or diagnostics."""
     config, _ = settle_precision(resolved(compose("probe", argv)))
     settings: ProbeSettings = root_settings(ProbeSettings, config)
+    if settings.folds:
+        return score_folds(settings, config)[1]
     with open_inputs(settings, config) as inputs:
         return ProbeRunner(settings, inputs).run()[1]
+
+
+def score_folds(settings: ProbeSettings, config: Mapping[str, Any]) -> tuple[Path, list[Result], float]:
+    """Score every part of the data after a fit on all others.
+
+    Returns:
+        The file of the results, the results over all images, and the accuracy of the most frequent class in percent.
+    """
+    of_fold, chances, path = [], [], Path()
+    for number in range(1, (settings.folds or 0) + 1):
+        fold = f"{number}/{settings.folds}"
+        print(f"fold {fold}", flush=True)
+        with open_inputs(settings, {**config, "data": {**config["data"], "fold": fold}}) as inputs:
+            runner = ProbeRunner(settings, inputs)
+            of_fold.append(runner.run()[1])
+            chances.append(runner.chance())
+            path = runner.path()
+    return path, [merge_folds(of_one) for of_one in zip(*of_fold, strict=True)], float(np.mean(chances))
 
 
 def write_diagnostics(
@@ -315,5 +383,6 @@ def describe_selection(result: Result) -> str:
 def summary_line(result: Result) -> str:
     """Return a line on one accuracy."""
     setting = ", ".join(f"{k} {v}" for k, v in result.selected.items() if k not in ("among", "by_seed"))
-    where = f"{place_of_choice(result)} {result.selected_accuracy:.2f}"
+    accuracy = " accuracy" if result.outliers else ""  # what outlier detectors are selected by
+    where = f"{place_of_choice(result)}{accuracy} {result.selected_accuracy:.2f}"
     return f"{result.encoder}: {title(result.protocol)} {percent(result)} ({where}; {setting})"

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
+from ldae.app.probing.robustness import CORRUPTIONS, STRENGTHS, CommonCorruption
 from ldae.config.schema import conform
 from ldae.core.errors import ConfigError
-from ldae.core.types import Count, Natural, PossiblyEmpty
+from ldae.core.types import Count, Natural, PossiblyEmpty, Range
 from linear_probe.pooling import POOLINGS
 from linear_probe.registry import PROTOCOLS
 from linear_probe.subsets import ALL, check_num_labels
 
-SOURCES = "give run=RUN (a folder of pretraining), timm=NAME, features=FILE.npz or baseline=pixels|pca|untrained"
+SOURCES = (
+    "give run=RUN (a folder of pretraining), timm=NAME, onnx=FILE, function=MODULE:FUNCTION, features=FILE.npz or "
+    "baseline=pixels|pca|untrained"
+)
+# keys that select among the features of a network, at the values that select nothing
+FIXED_OF_OTHERS = {
+    "layers": None,
+    "t": None,
+    "combine": None,
+    "inputs": ["clean"],
+    "pooling": ["mean"],
+    "select": "accuracy",
+}
 
 
 @dataclass(frozen=True)
@@ -25,6 +38,8 @@ class ProbeSettings:
         timm: name of a vision transformer of timm, or `local-dir:FOLDER` for an export.
         checkpoint: file with the weights of the timm network; random weights if None.
         size: input size of the timm network in pixels; the network's default if None.
+        onnx: .onnx file whose graph maps images (B, 3, H, W) in [0, 1] to features (B, D).
+        function: MODULE:FUNCTION in Python that does the same.
         features: .npz file of features (linear_probe.feature_file).
         baseline: score this baseline alone.
         step: step of the run's checkpoint; the newest if None.
@@ -37,8 +52,11 @@ class ProbeSettings:
         pooling: reductions of the tokens to one vector: names of linear_probe.pooling.
         select: how layer, step, input and pooling are selected: by `accuracy` on labels, or by a measure of
             linear_probe.geometry that needs none; a protocol's own settings are selected by labels all the same.
+        folds: number of parts of a cross-validation over all images of data without a test split; None for none.
         labels: `all`, a number of images per class, or a percentage such as `1%`.
         seeds: seeds of repeated measurements, reported as mean and deviation; `seed` alone if empty.
+        corruptions: corruptions of the test images, names of ldae.app.probing.robustness, each at five strengths; the
+            classifiers are fitted on images as they are. None if empty.
         split: `test`, or `holdout` to leave the test split unread.
         baselines: add raw pixels, whole-image PCA and the untrained network to the table.
         geometry: report alignment, uniformity and effective rank.
@@ -55,6 +73,8 @@ class ProbeSettings:
     timm: str | None
     checkpoint: str | None
     size: Count | None
+    onnx: str | None
+    function: str | None
     features: str | None
     baseline: Literal["pixels", "pca", "untrained"] | None
     step: Natural | None
@@ -66,8 +86,10 @@ class ProbeSettings:
     inputs: list[Literal["clean", "noised"]]
     pooling: list[str]
     select: Literal["accuracy", "effective_rank", "rankme", "alignment", "uniformity"]
+    folds: Annotated[int, Range(low=2)] | None
     labels: str | int
     seeds: PossiblyEmpty[Natural]
+    corruptions: PossiblyEmpty[str]
     split: Literal["test", "holdout"]
     baselines: bool
     geometry: bool
@@ -83,11 +105,16 @@ class ProbeSettings:
         self._check_source()
         for name in self.protocols:
             conform("protocols", name, Literal[tuple(PROTOCOLS)])
+        for name in self.corruptions:
+            conform("corruptions", name, Literal[tuple(CORRUPTIONS)])
+        if self.corruptions and self.split != "test":
+            raise ConfigError("corruptions", self.corruptions, "corrupts the test images; leave split=holdout out")
         for name in self.pooling:
             conform("pooling", name, Literal[tuple(POOLINGS)])
-        for key in ("protocols", "layers", "t", "inputs", "pooling", "seeds"):
+        for key in ("protocols", "layers", "t", "inputs", "pooling", "seeds", "corruptions"):
             if len(set(getattr(self, key) or [])) < len(getattr(self, key) or []):
                 raise ConfigError(key, getattr(self, key), "must name each once")
+        self._check_folds()
         if self.combine and len(self.t or []) < 2:
             message = "makes one vector of several steps; give two or more, e.g. t=[10,40]"
             raise ConfigError("combine", self.combine, message)
@@ -103,7 +130,7 @@ class ProbeSettings:
             raise ConfigError("save", self.save, "lies in a folder that does not exist; make it first")
 
     def _check_source(self) -> None:
-        sources = [key for key in ("run", "timm", "features") if getattr(self, key)]
+        sources = [key for key in ("run", "timm", "onnx", "function", "features") if getattr(self, key)]
         if not sources and not self.baseline:
             raise ConfigError("run", self.run, f"is not set; {SOURCES}")
         if len(sources) > 1:
@@ -119,10 +146,29 @@ class ProbeSettings:
             if getattr(self, key) and not self.timm:
                 raise ConfigError(key, getattr(self, key), "belongs to a network of timm; give timm=NAME")
 
+    def _check_folds(self) -> None:
+        fixed: dict[str, Any] = {
+            "labels": ALL,
+            "split": "test",
+            "seeds": [],
+            "save": None,
+            "projector": False,
+            "geometry": False,
+        }
+        fixed |= {"compare_to": [], "features": None}
+        for key, usual in fixed.items():
+            if self.folds and getattr(self, key) != usual:
+                raise ConfigError(key, getattr(self, key), "cannot go with folds=; leave one of them out")
+
     @property
     def few(self) -> bool:
         """Return whether a subset of the labels is used."""
         return self.labels != ALL
+
+    @property
+    def common_corruptions(self) -> list[CommonCorruption]:
+        """Return every corruption at every strength."""
+        return [CommonCorruption(name, strength) for name in self.corruptions for strength in STRENGTHS]
 
     @property
     def repetitions(self) -> list[int]:

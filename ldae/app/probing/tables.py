@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ldae.core.errors import ConfigError, DataError
 from linear_probe.checks import NothingToScoreError, check_labels
-from linear_probe.results import Result, grid, place_of_choice, read_results, table, title
+from linear_probe.results import Result, further_table, grid, place_of_choice, read_results, table, title
 
 
 def warn_of_labels(
@@ -76,9 +76,11 @@ def tables(results: Sequence[Result], others: Sequence[Result], chance: float | 
     trained, baselines = ([r for r in results if (r.checkpoint == "none") is baseline] for baseline in (False, True))
     networks = [*trained, *others]
     parts = [table([*networks, *baselines], chance)]
+    further = further_table([*networks, *baselines])
+    parts += [f"Other measures of the same images, percent:\n\n{further}"] if further else []
     notes = dict.fromkeys(note for r in results for note in r.warnings)
     parts += ["\n".join(f"Warning: {note}." for note in notes)] if notes else []
-    for protocol in dict.fromkeys(r.protocol for r in trained):
+    for protocol in dict.fromkeys(r.protocol for r in trained if not r.outliers):  # those are selected by accuracy
         of_one = [r for r in networks if r.protocol == protocol]
         if any(len(r.selected["among"]) > 1 for r in of_one):
             parts.append(

@@ -24,6 +24,7 @@ from ldae.data.datasets import CIFAR, Digits, Division, ImageFolder
 from ldae.data.folder import list_images
 from ldae.data.images import FileImages, MemoryImages
 from ldae.data.loader import Loader, RankSlice, in_order
+from ldae.data.photos import Photos
 from ldae.data.transforms import Centre, Flip, PadCrop, RandomResizedCrop
 
 CPU = torch.device("cpu")
@@ -409,3 +410,20 @@ def test_names_survive_any_spelling(tree, context):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(list(in_order(images, 60, CPU))) == 1
+
+
+def test_folds_divide_all_images_once(tmp_path, context):
+    parts = [Digits(8, Division(fold=f"{k}/3")).open(context) for k in (1, 2, 3)]
+    ids = np.concatenate([part.test.ids for part in parts])
+    assert sorted(ids.tolist()) == list(range(1797))
+    for part in parts:
+        everything = np.concatenate([part.train.ids, part.holdout.ids, part.test.ids])
+        assert sorted(everything.tolist()) == list(range(1797))
+        counts = np.bincount(part.test.own_labels, minlength=10) / np.bincount(part.train.labels) * 3
+        assert np.abs(counts - 1).max() < 0.1  # every class has its third
+    assert len({part.fingerprint for part in parts}) == 3
+    for wrong in ("4/3", "0/3", "1/1", "1", "1/3/5", "a/b", "-1/3", ""):
+        with pytest.raises(ConfigError, match="must be K/N"):
+            Division(fold=wrong)
+    with pytest.raises(ConfigError, match="data without a test split, and this has one"):
+        Photos(32, Division(fold="1/3")).open(context)

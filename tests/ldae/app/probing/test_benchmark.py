@@ -146,7 +146,60 @@ def test_every_suite_is_made_of_probes_that_compose(config, name):
     assert suite.name == name
     for data in suite.data.values():
         for task in suite.tasks.values():
-            words = [str(word).replace("{root}", "DIR") for word in (*data, *task)]
+            words = [str(word).replace("{root}", "DIR") for word in (*data, *task)]  # outliers among themselves too
             probe = config("probe", *words)
             assert probe["data"]["part"]
             assert json.dumps(probe["protocols"])
+
+
+FURTHER = """
+data:
+  digits: [data=digits]
+  photos: [data=photos, data.crops=240, data.test_crops=60]
+tasks:
+  all labels: ["protocols=[lbfgs,retrieval]"]
+  corrupted: ["protocols=[knn]", "corruptions=[contrast]"]
+  outliers: ["protocols=[ood_knn]", outliers=photos]
+"""
+
+
+def test_functions_and_files_of_features_are_scored_in_the_tasks_that_they_can_do(
+    tmp_path, in_process, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "functions_of_a_user.py").write_text("def flat(images):\n    return images.flatten(1)\n")
+    (tmp_path / "own.yaml").write_text(FURTHER)
+    argv = ("baseline=pixels", "data=digits", "protocols=[lbfgs]", "save=files/digits.npz", "out=p", *QUICK)
+    (tmp_path / "files").mkdir()
+    assert in_process("probe", *argv) == (0, "")
+    names = ["functions_of_a_user:flat", "features:files"]
+    listed = ",".join(f"'{name}'" for name in names)
+    assert in_process("benchmark", f"encoders=[{listed}]", "suite=own.yaml", "out=b", *QUICK) == (0, "")
+    assert "photos: files/photos.npz does not exist; left out" in capsys.readouterr().err
+    results = read_results(tmp_path / "b" / "results.jsonl")
+    measured = {(r.encoder, r.data, r.protocol, r.measure) for r in results}
+    function, file = "functions_of_a_user:flat", "digits"
+    assert measured == {
+        (function, "Digits", "lbfgs", "accuracy"),
+        (function, "Digits", "retrieval", "mAP"),
+        (function, "Digits", "knn", "accuracy under corruption"),
+        (function, "Digits", "ood_knn", "AUROC"),
+        (function, "Photos", "lbfgs", "accuracy"),
+        (function, "Photos", "retrieval", "mAP"),
+        (function, "Photos", "knn", "accuracy under corruption"),
+        (file, "digits", "lbfgs", "accuracy"),
+        (file, "digits", "retrieval", "mAP"),
+    }
+    text = (tmp_path / "b" / "benchmark.md").read_text()
+    assert "digits corrupted kNN" in text
+    assert "| digits retrieval mAP" in text
+    assert in_process("benchmark", f"encoders=[{listed}]", "suite=own.yaml", "out=b", *QUICK) == (0, "")
+    assert "6 measurements, 6 of them done" in capsys.readouterr().out
+
+
+def test_an_absent_file_of_an_encoder_is_refused_before_anything_runs(tmp_path, in_process):
+    for name, sentence in (("graph.onnx", "does not exist"), ("features:nowhere", "names no folder")):
+        code, message = in_process("benchmark", f"encoders=[{name},pixels]", f"out={tmp_path / 'b'}", *QUICK)
+        assert (code, sentence in message) == (2, True), message
+        assert not (tmp_path / "b").exists()
