@@ -90,7 +90,8 @@ def test_figures_of_a_header_stand_in_the_file_that_it_names(name):
 @pytest.mark.parametrize("name", PARTS)
 def test_every_part_is_what_its_group_promises(config, name):
     group, choice = name.split("/")
-    root = "sample" if group in USED else "train_tokenizer" if choice == "reconstruct" else "pretrain"
+    roots = {"outliers": "probe", **dict.fromkeys(USED, "sample")}
+    root = "train_tokenizer" if choice == "reconstruct" else roots.get(group, "pretrain")
     spec = config(root, f"{group}={choice}", *(["data=cifar10"] if group == "blend_dataset" else []))[group]
     part = getattr(importlib.import_module(spec["part"].rpartition(".")[0]), spec["part"].rpartition(".")[2])
     known = {"part", *inspect.signature(part).parameters, *HINTS, *READING, *DIVIDING}
