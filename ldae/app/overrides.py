@@ -15,10 +15,9 @@ from hydra.errors import HydraException
 from ldae.core.errors import UsageError
 
 # keys whose value is a path or a name: a number, true or a comma in it is text too
-TEXTS = ("out", "run", "data.root", "data.cache", "blend_dataset.root", "blend_dataset.cache",
-         "outliers.root", "outliers.cache", "tokenizer.weights", "checkpoint",
-         "features", "onnx", "function", "pictures", "guide", "keep", "low", "save", "mae", "cold", "site", "jpegs",
-         "tokenizer.fit.perceptual.vgg")  # fmt: skip
+TEXTS = ("out", "run", "data.root", "data.cache", "blend_dataset.root", "blend_dataset.cache", "outliers.root",
+         "outliers.cache", "tokenizer.weights", "checkpoint", "features", "onnx", "function", "pictures",
+         "guide", "keep", "low", "save", "mae", "cold", "site", "jpegs", "mask", "tokenizer.fit.perceptual.vgg")  # fmt: skip
 ASSIGNMENT = re.compile(r"(~?\+{0,2}[A-Za-z_][\w.@/]*)=(.*)", re.S)
 
 

@@ -61,6 +61,7 @@ CLASSES: Mapping[str, Mapping[str, str]] = {
         "continuous_gamma": "ldae.diffusion.schedules.ContinuousGamma",
         "cosine": "ldae.diffusion.schedules.Cosine",
         "ddpm_linear": "ldae.diffusion.schedules.DDPMLinear",
+        "linear_blend": "ldae.diffusion.schedules.LinearBlend",
         "linear_gamma2": "ldae.diffusion.schedules.LinearGamma2",
         "linear_sigma": "ldae.diffusion.schedules.LinearSigma",
         "quadratic": "ldae.diffusion.schedules.Quadratic",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -62,19 +62,22 @@ class MixedSignal(InitialState):
         return self._add_noise(state.eps, rng), state
 
 
-class CoarseGaussian(InitialState):
-    """x_T of side x side constant blocks, Gaussian with the mean and covariance of the training images' D(x0, T).
+class CoarseMixture(InitialState):
+    """x_T of side x side constant blocks, from a mixture of K Gaussians over those of the training images' D(x0, T).
 
-    The published mixture has one component of full covariance. side is 1 for the blur that ends at the mean, n / 2^T
-    for pixelation (2 of 128 pixels in the paper).
+    The published runs have K = 1, a Gaussian with the mean and covariance of the training images. side is 1 for the
+    blur that ends at the mean, n / 2^T for pixelation (2 of 128 pixels in the paper).
 
     Args: as InitialState, and
         corruption: a deterministic one: blur, pixelate.
         schedule: of the corruption; its last step is T.
         side: blocks in each axis; divides the image's side.
+        components: K; None leaves it to whoever fits the mixture.
 
     Attributes:
-        mean, root: (C side^2,) and (C side^2, C side^2) float64; root root^T is the covariance.
+        weights: (K,) float64, sum 1.
+        means: (K, C side^2) float64.
+        roots: (K, C side^2, C side^2) float64; root root^T is the covariance of a component.
 
     Raises:
         ConfigError: the blocks do not fit, or the corruption is random.
@@ -87,6 +90,7 @@ class CoarseGaussian(InitialState):
         image_shape: tuple[int, int, int],
         side: Count = 1,
         noise: NonNegative = 0.0,
+        components: Count | None = 1,
     ):
         super().__init__(image_shape, noise)
         if image_shape[-1] % side:
@@ -95,32 +99,37 @@ class CoarseGaussian(InitialState):
             raise ConfigError(
                 "corruption", type(corruption).__name__, "is random; use init=mixed_signal, or another corruption"
             )
-        self.corruption, self.schedule, self.side = corruption, schedule, side
-        numbers = image_shape[0] * side**2
-        self.register_buffer("mean", torch.zeros(numbers, dtype=torch.float64))
-        self.register_buffer("root", torch.zeros(numbers, numbers, dtype=torch.float64))
-        self.register_buffer("fitted", torch.tensor(False))
-        self.mean: Tensor
-        self.root: Tensor
-        self.fitted: Tensor
+        self.corruption, self.schedule, self.side, self.components = corruption, schedule, side, components
+        K, D = components or 1, image_shape[0] * side**2
+        self.register_buffer("weights", torch.zeros(K, dtype=torch.float64))
+        self.register_buffer("means", torch.zeros(K, D, dtype=torch.float64))
+        self.register_buffer("roots", torch.zeros(K, D, D, dtype=torch.float64))
+        self.weights: Tensor
+        self.means: Tensor
+        self.roots: Tensor
+
+    def fit_gaussian(self, batches: Iterable[Tensor]) -> None:
+        """Fit K = 1, mean and covariance (over N, not N - 1), in one pass over images (B, C, H, W) in [-1, 1]."""
+        D = self.means.shape[1]
+        total, square, count = self.means.new_zeros(D), self.means.new_zeros(D, D), 0
+        for v in self.blocks(batches):
+            total, square, count = total + v.sum(0), square + v.T @ v, count + len(v)
+        mean = total / count
+        self.set_mixture(torch.ones(1).double(), mean[None], (square / count - torch.outer(mean, mean))[None])
+
+    def set_mixture(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
+        """Set the mixture: weights (K,), means (K, C side^2), covariances (K, C side^2, C side^2)."""
+        values, vectors = torch.linalg.eigh(covariances.to(self.means))
+        roots = vectors * values.clamp(min=0).sqrt()[:, None]  # eigenvalues of grey images are 0 up to rounding
+        self.weights, self.means, self.roots = weights.to(self.means), means.to(self.means), roots
 
     @torch.no_grad()
-    def fit(self, batches: Iterable[Tensor]) -> None:
-        """Fit mean and covariance (over N, not N - 1) in one pass over training images (B, C, H, W) in [-1, 1]."""
-        total, square, count = torch.zeros_like(self.mean), torch.zeros_like(self.root), 0
-        for x in batches:
-            v = self.blocks(x).double().to(total.device)  # (B, C side^2)
-            total, square, count = total + v.sum(0), square + v.T @ v, count + len(v)
-        self.mean.copy_(total / count)
-        values, vectors = torch.linalg.eigh(square / count - torch.outer(self.mean, self.mean))
-        self.root.copy_(vectors * values.clamp(min=0).sqrt())  # eigenvalues of grey images are 0 up to rounding
-        self.fitted.fill_(True)
-
-    def blocks(self, x0: Tensor) -> Tensor:
-        """Return the block values of images corrupted at T: (B, C, H, W) -> (B, C side^2)."""
-        level = self.schedule.at(torch.full((len(x0),), self.schedule.T - 1, device=x0.device))
-        x_T = self.corruption.at(x0, level, State())
-        return F.adaptive_avg_pool2d(x_T, self.side).flatten(1)
+    def blocks(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Yield the blocks of batches (B, C, H, W) of images that are corrupted at T, (B, C side^2) float64."""
+        for x0 in batches:
+            level = self.schedule.at(torch.full((len(x0),), self.schedule.T - 1, device=x0.device))
+            x_T = self.corruption.at(x0, level, State())
+            yield F.adaptive_avg_pool2d(x_T, self.side).flatten(1).double().to(self.means.device)
 
     def draw(self, count: int, rng: BatchGenerator) -> tuple[Tensor, State]:
         """Draw x_T and its state, as InitialState.
@@ -128,12 +137,18 @@ class CoarseGaussian(InitialState):
         Raises:
             ConfigError: it is not fitted.
         """
-        if not self.fitted:
+        if not self.weights.any():
             raise ConfigError(
-                "part", "CoarseGaussian", "is not fitted; call fit with training images, or load its tensors"
+                "part", "CoarseMixture", "is not fitted; call fit_gaussian with training images, or load its tensors"
             )
-        z = rng.normal((count, len(self.mean))).double()
-        v = self.mean.to(z) + z @ self.root.to(z).T
+        z = rng.normal((count, self.means.shape[1])).double()
+        means, roots = self.means.to(z), self.roots.to(z)
+        if len(means) == 1:
+            v = means[0] + z @ roots[0].T
+        else:
+            bounds = self.weights.to(z).cumsum(0)[:-1]  # (K - 1,)
+            k = torch.searchsorted(bounds, rng.uniform((count,)).double(), right=True)  # (count,)
+            v = means[k] + torch.einsum("bij,bj->bi", roots[k], z)
         blocks = v.float().reshape(count, -1, self.side, self.side)
         block = self.image_shape[-1] // self.side
         x_T = blocks.repeat_interleave(block, 2).repeat_interleave(block, 3)

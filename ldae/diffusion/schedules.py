@@ -163,6 +163,21 @@ class LinearSigma(NoiseSchedule):
         return torch.ones_like(sigma), sigma
 
 
+class LinearBlend(NoiseSchedule):
+    """gamma_t = 1 - (t + 1) / T and sigma_t = (t + 1) / T: a cross-fade of two images (corruption=blend).
+
+    With t counted from 1, gamma is (T - t) / T. The published animorphosis uses `Cosine` (code of arXiv 2208.09392).
+    """
+
+    def __init__(self, T: Count = 200):
+        super().__init__(T)
+
+    def build_table(self) -> tuple[Tensor, Tensor]:
+        """Return gamma and sigma of every step, (T,) float64, with sum 1."""
+        sigma = torch.arange(1, self.T + 1, dtype=torch.float64) / self.T
+        return 1 - sigma, sigma
+
+
 class ConstantSigma(NoiseSchedule):
     """gamma = 1 and one sigma for all t (the single noise level of arXiv 2401.14404: sqrt(1/3))."""
 

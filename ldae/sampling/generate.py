@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ldae.core.errors import ConfigError, NonFiniteError
 from ldae.core.rng import seed_of
-from ldae.core.types import BatchGenerator, Cond
+from ldae.core.types import BatchGenerator, Cond, NoiseLevel
 from ldae.denoisers.guidance import Guided
 from ldae.diffusion.initial_states import InitialState
 from ldae.diffusion.samplers import (
@@ -100,10 +100,15 @@ class Generator:
     @torch.no_grad()
     def predict(self, z: Tensor, step: SamplingStep, cond: Cond | None) -> Prediction:
         """Predict the clean latent at z, (B, d, h, w)."""
+        return self.predict_at(z, step.level(z), cond)
+
+    @torch.no_grad()
+    def predict_at(self, z: Tensor, level: NoiseLevel, cond: Cond | None = None) -> Prediction:
+        """Predict the clean latent at z, (B, d, h, w), each image at its own noise level."""
         if self.on_step is not None:
             self.on_step()
         with torch.autocast(z.device.type, dtype=torch.bfloat16, enabled=self.sampler.precision == "bf16"):
-            return self.objective.predict(z, step.level(z), cond, self.network)
+            return self.objective.predict(z, level, cond, self.network)
 
     @torch.no_grad()
     def initial_noise(self, rng: BatchGenerator, count: int) -> Tensor:

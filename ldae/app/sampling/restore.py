@@ -2,6 +2,7 @@
 
     ldae restore run=RUN                                  # on 64 hold-out images of the run's data
     ldae restore run=RUN pictures=PICTURE out=OUT            # or a folder of pictures
+    ldae restore run=COLD_RUN mask=strokes                # or boxes, or a black and white picture: fill any hole
     ldae restore run=RUN how=edit t0=[0.3,0.5] guide=STROKES keep=MASK pictures=PICTURE
 
 Cold Diffusion runs invert their degradation, SR3 runs enlarge, SegDiff runs segment. Any run of an image diffusion
@@ -30,12 +31,15 @@ from ldae.app.session import Session, result_folder, root_settings, session_of
 from ldae.core.errors import ConfigError
 from ldae.core.files import write_json
 from ldae.core.progress import Progress
-from ldae.core.types import Batch, Count, Fraction, Range
+from ldae.core.types import Batch, BatchGenerator, Count, Fraction, Range
 from ldae.data.transforms import simulate_strokes
+from ldae.diffusion.corruptions.mask import Mask
+from ldae.diffusion.corruptions.shapes import SHAPES
 from ldae.engine.logging import save_png
 from ldae.engine.run_folder import RunFolder
 from ldae.objectives.panels import tile, to_rgb
 from ldae.sampling.generate import Generator
+from ldae.sampling.inpaint import Holes, Inpaint
 from ldae.sampling.restore import Columns, Edit, Enlarge, Guide, Interpolate, Invert, Restoration, Segment, Undo
 from ldae.tasks.segmentation import Segmentation
 from ldae.tasks.super_resolution import SuperResolution
@@ -55,6 +59,8 @@ class RestoreSettings:
         runs: segment: number of sampled masks to average.
         t0: edit: fractions of the schedule at which the reverse process starts.
         guide: edit: a picture, or a folder of the same names; simulated strokes if None.
+        mask: inpaint: random `strokes` or `boxes`, a mask, or a folder of masks; white pixels are filled in. For runs
+            with corruption=mask.
         keep: edit: a mask, or a folder of masks; white pixels are kept.
         repeats: edit: number of passes, each from the last result.
         strokes: edit: width of simulated strokes in pixels, odd.
@@ -68,10 +74,11 @@ class RestoreSettings:
     count: Count
     batch: Count
     shown: Count
-    how: Literal["auto", "undo", "enlarge", "segment", "edit", "invert", "interpolate"]
+    how: Literal["auto", "undo", "inpaint", "enlarge", "segment", "edit", "invert", "interpolate"]
     runs: Count
     t0: list[Fraction]
     guide: str | None
+    mask: str | None
     keep: str | None
     repeats: Count
     strokes: Count
@@ -86,6 +93,10 @@ class RestoreSettings:
             check_count("count", self.count)
         if self.strokes % 2 == 0:
             raise ConfigError("strokes", self.strokes, "must be odd: the width of a median filter")
+        if self.mask and self.how not in ("auto", "inpaint"):
+            raise ConfigError("mask", self.mask, f"is for how=inpaint, not for how={self.how}")
+        if self.how == "inpaint" and not self.mask:
+            raise ConfigError("mask", None, "is not set; give mask=strokes, mask=boxes, or black and white pictures")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -93,7 +104,7 @@ def main(argv: Sequence[str]) -> None:
     config, precision = settle_precision(resolved(compose("restore", argv)))
     settings: RestoreSettings = root_settings(RestoreSettings, config)
     generator, run = generator_of(config)
-    restoration_type(generator, settings.how).check(generator)
+    restoration_type(generator, settings).check(generator)
     session = session_of(run, config)
     folder = result_folder(config, "restored")
     with session.running(folder):
@@ -127,6 +138,7 @@ def main(argv: Sequence[str]) -> None:
 
 RESTORATIONS: Mapping[str, type[Restoration]] = {
     "undo": Undo,
+    "inpaint": Inpaint,
     "enlarge": Enlarge,
     "segment": Segment,
     "edit": Edit,
@@ -135,8 +147,8 @@ RESTORATIONS: Mapping[str, type[Restoration]] = {
 }
 
 
-def restoration_type(generator: Generator, how: str) -> type[Restoration]:
-    """Return the restoration of `how`.
+def restoration_type(generator: Generator, settings: RestoreSettings) -> type[Restoration]:
+    """Return the restoration of `how` and `mask`.
 
     Raises:
         ConfigError: the run was not trained for that.
@@ -149,6 +161,12 @@ def restoration_type(generator: Generator, how: str) -> type[Restoration]:
         trained = Enlarge
     elif objective.corruption.pixel_only:
         trained = Undo
+    how = "inpaint" if settings.mask else settings.how
+    if how == "inpaint":
+        if not isinstance(objective.corruption, Mask):
+            message = "fills holes, and this run was not trained on masks; give a run with corruption=mask"
+            raise ConfigError("mask", settings.mask, message)
+        return Inpaint
     selected = {"auto": trained, **RESTORATIONS}[how]
     # a Gaussian diffusion of images supports editing, inversion, interpolation and denoising
     if selected is not trained and not (trained is Edit and selected in (Undo, Invert, Interpolate)):
@@ -158,7 +176,10 @@ def restoration_type(generator: Generator, how: str) -> type[Restoration]:
 
 def restoration_of(generator: Generator, settings: RestoreSettings, pictures: Pictures) -> Restoration:
     """Build the restoration with its settings."""
-    type_ = restoration_type(generator, settings.how)
+    type_ = restoration_type(generator, settings)
+    if type_ is Inpaint:
+        assert settings.mask
+        return Inpaint(generator, holes_of(settings.mask, pictures))
     if type_ is Segment:
         return Segment(generator, settings.runs)
     if type_ is not Edit:
@@ -171,6 +192,18 @@ def restoration_of(generator: Generator, settings: RestoreSettings, pictures: Pi
         return Guide(images, keep)
 
     return Edit(generator, guided, settings.t0, settings.repeats)
+
+
+def holes_of(mask: str, pictures: Pictures) -> Holes:
+    """Return the shapes of holes: random ones, or the white pixels of pictures."""
+
+    def drawn(batch: Batch, rng: BatchGenerator) -> Tensor:
+        return SHAPES[mask](len(batch), batch.images.shape[-1], rng)
+
+    def given(batch: Batch, rng: BatchGenerator) -> Tensor:
+        return pictures.matching("mask", mask, batch).mean(1) >= 0.5
+
+    return drawn if mask in SHAPES else given
 
 
 def restore_all(

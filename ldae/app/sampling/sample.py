@@ -42,13 +42,14 @@ from ldae.core.types import BatchGenerator, Cond, Count, Natural
 from ldae.data.images import Splits
 from ldae.diffusion.corruptions.base import Corruption, Mixed, State
 from ldae.diffusion.corruptions.blend import Blend
-from ldae.diffusion.initial_states import CoarseGaussian, InitialState
+from ldae.diffusion.initial_states import CoarseMixture, InitialState
 from ldae.diffusion.samplers import Cold
 from ldae.diffusion.trajectory import SamplingStep
 from ldae.engine.logging import save_png
 from ldae.engine.run_folder import RunFolder
 from ldae.objectives.panels import tile, to_rgb
 from ldae.sampling.generate import Generator
+from ldae.sampling.mixture import fit_mixture
 from ldae.tasks.super_resolution import SuperResolution
 
 GRID = 64  # images in grid.png
@@ -215,9 +216,22 @@ def initial_state(generator: Generator, config: Mapping[str, Any], session: Sess
     objective = generator.objective
     session.load_blend_images(objective.corruption)
     start = Parts({"init": config["init"]}).build_init(objective).to(session.world.device)
-    if isinstance(start, CoarseGaussian):
-        start.fit(session.images(session.splits().train))
+    if isinstance(start, CoarseMixture):
+        fit_colours(start, session)
     return start
+
+
+def fit_colours(start: CoarseMixture, session: Session) -> None:
+    """Fit the colours of x_T to the training images, and print the number of components that BIC selects."""
+    images = session.images(session.splits().train)
+    if start.components == 1:
+        start.fit_gaussian(images)
+        return
+    mixture = fit_mixture(torch.cat(list(start.blocks(images))), start.components)
+    start.set_mixture(mixture.weights, mixture.means, mixture.covariances)
+    if start.components is None and session.world.main:
+        tried = ", ".join(f"{k}: {bic:.0f}" for k, bic in mixture.bic.items())
+        print(f"x_T: a mixture of {len(mixture.weights)} Gaussians (BIC {tried})")
 
 
 @dataclass(frozen=True)

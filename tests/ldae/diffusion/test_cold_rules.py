@@ -9,10 +9,10 @@ import torch
 
 from ldae.core.errors import ConfigError
 from ldae.core.types import BatchGenerator, expand
-from ldae.diffusion.corruptions.base import Corruption, State
+from ldae.diffusion.corruptions.base import Corruption, Mixed, State
 from ldae.diffusion.corruptions.gaussian import Gaussian
 from ldae.diffusion.samplers import DDIM, Degradation, Direct, ImprovedColdSampling, NaiveColdSampling, sample
-from ldae.diffusion.schedules import Cosine, Steps
+from ldae.diffusion.schedules import Cosine, LinearBlend, Steps
 from ldae.diffusion.spacing import All, Linear
 from ldae.diffusion.trajectory import CLEAN, Prediction, build_trajectory
 
@@ -169,3 +169,14 @@ def test_a_cold_rule_must_be_told_how_to_degrade_and_binding_leaves_the_part_as_
     with pytest.raises(ConfigError, match=r"bind it: rule.bind\(Degradation\(corruption, state\)\)"):
         sample(always(normal(1, 2, 3)), part, normal(2, 2, 3), TRAJECTORY, BatchGenerator([0]))
     assert DDIM().bind(Degradation(Fading(), State())).eta == 0
+
+
+@pytest.mark.parametrize("rule", [ImprovedColdSampling, NaiveColdSampling])
+@pytest.mark.parametrize("steps", [5, 20])
+def test_a_linear_blend_that_begins_at_the_other_image_ends_at_the_image_of_a_perfect_network(rule, steps):
+    """gamma is 0 at T: nothing of x0 is in x_T, which differs from the cosine of the published code."""
+    schedule, x0, y = LinearBlend(T), normal(1, 3, 8), normal(2, 3, 8)
+    trajectory = build_trajectory(schedule, All().steps(T)[:: T // steps])
+    bound = rule().bind(Degradation(Gaussian(), Mixed(eps=y)))
+    end = sample(always(x0), bound, y, trajectory, BatchGenerator([0]))
+    torch.testing.assert_close(end, x0, rtol=0, atol=1e-6)

@@ -17,7 +17,7 @@ from ldae.diffusion.corruptions.colour_mask import ColourMask
 from ldae.diffusion.corruptions.gaussian import Gaussian
 from ldae.diffusion.corruptions.mask import Mask
 from ldae.diffusion.corruptions.pixelate import Pixelate
-from ldae.diffusion.initial_states import CoarseGaussian, MixedSignal
+from ldae.diffusion.initial_states import CoarseMixture, MixedSignal
 from ldae.diffusion.schedules import Cosine
 
 SHAPE = (3, 16, 16)
@@ -41,8 +41,8 @@ def blur(schedule=None):
 def coarse(corruption=None, seed=0, steps=T, **settings):
     """Fitted on 500 images in uneven batches."""
     schedule = Cosine(T=steps)
-    init = CoarseGaussian(corruption or blur(), schedule, SHAPE, **settings)
-    init.fit(images(500, seed).split(64))
+    init = CoarseMixture(corruption or blur(), schedule, SHAPE, **settings)
+    init.fit_gaussian(images(500, seed).split(64))
     return init
 
 
@@ -62,8 +62,8 @@ def test_the_fit_is_a_mixture_of_one_component():
     init = coarse()
     means = images(500).mean((2, 3)).double()
     expected = GaussianMixture(1, covariance_type="full", reg_covar=0).fit(means.numpy())
-    assert torch.allclose(init.mean, torch.from_numpy(expected.means_[0]), atol=1e-6)
-    covariance = init.root @ init.root.T
+    assert torch.allclose(init.means[0], torch.from_numpy(expected.means_[0]), atol=1e-6)
+    covariance = init.roots[0] @ init.roots[0].T
     assert torch.allclose(covariance, torch.from_numpy(expected.covariances_[0]), atol=1e-6)
     assert covariance[0, 1] > 0.03
     assert covariance[0, 2] < -0.02
@@ -72,8 +72,8 @@ def test_the_fit_is_a_mixture_of_one_component():
 def test_draws_have_the_moments_of_the_training_images():
     init = coarse()
     v = init.draw(100_000, BatchGenerator([1]))[0][:, :, 0, 0].double()
-    assert torch.allclose(v.mean(0), init.mean, atol=3e-3)
-    assert torch.allclose(v.T.cov(), init.root @ init.root.T, atol=2e-3)
+    assert torch.allclose(v.mean(0), init.means[0], atol=3e-3)
+    assert torch.allclose(v.T.cov(), init.roots[0] @ init.roots[0].T, atol=2e-3)
 
 
 def test_the_start_of_a_blur_is_flat_but_for_its_noise():
@@ -113,8 +113,8 @@ def test_the_start_of_a_pixelation_has_its_blocks(steps, side):
     init, x0 = coarse(corruption, steps=steps, side=side), images(500)
     x_T = corruption.at(x0, Cosine(T=steps).at(torch.full((500,), steps - 1)), State())
     v = x_T[:, :, :: 16 // side, :: 16 // side].flatten(1).double()  # (500, 3 side^2)
-    assert torch.allclose(init.mean, v.mean(0), atol=1e-6)
-    assert torch.allclose(init.root @ init.root.T, v.T.cov(correction=0), atol=1e-6)
+    assert torch.allclose(init.means[0], v.mean(0), atol=1e-6)
+    assert torch.allclose(init.roots[0] @ init.roots[0].T, v.T.cov(correction=0), atol=1e-6)
     drawn, _ = init.draw(8, BatchGenerator([1]))
     blocks = F.interpolate(drawn[:, :, :: 16 // side, :: 16 // side], size=16, mode="nearest-exact")
     assert torch.equal(drawn, blocks)
@@ -123,15 +123,15 @@ def test_the_start_of_a_pixelation_has_its_blocks(steps, side):
 
 def expected_blocks(init, count):
     """The blocks in place, number by number."""
-    z = BatchGenerator([1]).normal((count, len(init.mean))).double()
-    v = (init.mean + z @ init.root.T).reshape(count, 3, init.side, init.side)
+    z = BatchGenerator([1]).normal((count, len(init.means[0]))).double()
+    v = (init.means[0] + z @ init.roots[0].T).reshape(count, 3, init.side, init.side)
     return F.interpolate(v, size=16, mode="nearest-exact")
 
 
 def test_grey_images_give_grey_starts():
-    init = CoarseGaussian(blur(), Cosine(T=T), SHAPE)
+    init = CoarseMixture(blur(), Cosine(T=T), SHAPE)
     grey = images(200)[:, :1].expand(200, *SHAPE)
-    init.fit([grey])
+    init.fit_gaussian([grey])
     drawn = init.draw(50, BatchGenerator([1]))[0]
     assert torch.allclose(drawn[:, 0], drawn[:, 2], atol=1e-5)
     assert drawn.std() > 0.1
@@ -140,7 +140,7 @@ def test_grey_images_give_grey_starts():
 def test_a_fit_is_kept_as_tensors(tmp_path):
     init = coarse()
     save_tensors(tmp_path / "start.safetensors", init.state_dict(), {})
-    again = CoarseGaussian(blur(), Cosine(T=T), SHAPE)
+    again = CoarseMixture(blur(), Cosine(T=T), SHAPE)
     with pytest.raises(ConfigError, match="not fitted"):
         again.draw(2, BatchGenerator([1]))
     again.load_state_dict(load_tensors(tmp_path / "start.safetensors"))
@@ -150,9 +150,9 @@ def test_a_fit_is_kept_as_tensors(tmp_path):
 def test_a_start_that_cannot_be_is_refused():
     schedule = Cosine(T=T)
     with pytest.raises(ConfigError, match="side=3 must divide 16"):
-        CoarseGaussian(blur(), schedule, SHAPE, side=3)
+        CoarseMixture(blur(), schedule, SHAPE, side=3)
     with pytest.raises(ConfigError, match="'Mask' is random"):
-        CoarseGaussian(Mask(schedule, SHAPE, first=1.0, step=0.1), schedule, SHAPE)
+        CoarseMixture(Mask(schedule, SHAPE, first=1.0, step=0.1), schedule, SHAPE)
     with pytest.raises(ConfigError, match="'Blur' mixes an image with nothing"):
         MixedSignal(blur(), SHAPE).draw(2, BatchGenerator([1]))
 
@@ -199,3 +199,15 @@ def test_fixed_noise_from_pure_noise_leaves_what_it_did_not_have_of_the_image():
 def test_a_disturbed_second_image_is_not_part_of_the_state():
     x_T, state = MixedSignal(Gaussian(), SHAPE, noise=0.1).draw(64, BatchGenerator([1]))
     assert (x_T - state.eps).std().item() == pytest.approx(0.1, rel=0.05)
+
+
+def test_the_start_is_drawn_from_every_component_by_its_weight():
+    init = CoarseMixture(blur(), Cosine(T=T), SHAPE, components=None)
+    means = torch.tensor([[-1.0, 0.0, 0.5], [1.0, 0.0, -0.5]])
+    covariances = torch.stack([0.01 * torch.eye(3), 0.02 * torch.eye(3) + 0.01])
+    init.set_mixture(torch.tensor([0.25, 0.75]), means, covariances)
+    v = init.draw(40_000, BatchGenerator([1]))[0][:, :, 0, 0]
+    first = v[:, 0] < 0
+    assert first.float().mean().item() == pytest.approx(0.25, abs=0.01)
+    assert torch.allclose(torch.stack([v[first].mean(0), v[~first].mean(0)]), means, atol=0.01)
+    assert torch.allclose(torch.stack([v[first].T.cov(), v[~first].T.cov()]), covariances, atol=2e-3)

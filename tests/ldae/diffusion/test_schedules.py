@@ -9,7 +9,15 @@ import torch
 
 from ldae.core.errors import ConfigError
 from ldae.core.types import BatchGenerator
-from ldae.diffusion.schedules import ConstantSigma, Cosine, DDPMLinear, LinearGamma2, LinearSigma, ZeroInput
+from ldae.diffusion.schedules import (
+    ConstantSigma,
+    Cosine,
+    DDPMLinear,
+    LinearBlend,
+    LinearGamma2,
+    LinearSigma,
+    ZeroInput,
+)
 
 
 def test_ddpm_linear_has_the_published_check_values():
@@ -81,3 +89,10 @@ def test_a_plot_has_gamma_sigma_and_the_signal_share_over_t(schedule, tmp_path):
     assert torch.equal(sigma, schedule.sigma)
     assert torch.equal(share.nan_to_num(), (gamma**2 / (gamma**2 + sigma**2)).nan_to_num())
     assert list(figure.axes[0].get_lines()[0].get_xdata()) == list(range(schedule.T))
+
+
+def test_linear_blend_fades_one_image_into_the_other_by_equal_steps():
+    schedule = LinearBlend(T=8)
+    t = torch.arange(1, 9, dtype=torch.float64)  # t of the paper, from 1
+    assert torch.equal(schedule.gamma, (8 - t) / 8)
+    assert torch.equal(schedule.sigma, t / 8)
