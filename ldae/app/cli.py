@@ -114,6 +114,7 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
             "restore",
             ("ldae.app.sampling.restore:RestoreSettings", GENERATION),
         ),
+        "morph": Command("ldae.app.sampling.morph", "turn the images of one folder into those of another"),
         "likelihood": Command(
             "ldae.app.sampling.likelihood",
             "bound the likelihood of images, in bits per dimension",
