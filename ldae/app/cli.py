@@ -121,6 +121,12 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
             "likelihood",
             ("ldae.app.sampling.likelihood:LikelihoodSettings", GENERATION),
         ),
+        "ddim-table": Command(
+            "ldae.app.sampling.ddim_table",
+            "measure distance and time over steps and eta of DDIM",
+            "ddim_table",
+            ("ldae.app.sampling.ddim_table:DDIMTableSettings", GENERATION),
+        ),
         "search-schedule": Command(
             "ldae.app.sampling.search_schedule",
             "search noise levels for few-step sampling",

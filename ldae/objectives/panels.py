@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -17,6 +19,7 @@ from ldae.objectives.masked import Masked
 from ldae.tokenizers.base import Tokenizer
 
 GAP = 2  # pixels between tiles
+HEAD = 11  # height of the letters of a head, pixels
 
 
 class DenoisingPanel:
@@ -42,16 +45,28 @@ class DenoisingPanel:
         rows = _spread(len(self.clean), self.shown)
         images = [self.batch.images[rows]] if self.clean.shape[1] == 1 else []  # beside masks
         columns, scalars = [*images, self.clean[rows]], {}
+        heads = ["image"] * len(images) + ["clean"]
         for eighth in self.EIGHTHS:
             noised, denoised = self._denoise(eighth)
             columns += [noised[rows], denoised[rows]]
+            heads += [self._head(eighth), "denoised"]
             scalars[f"psnr_noised/{eighth}_8"] = psnr(noised, self.clean)
             scalars[f"psnr_denoised/{eighth}_8"] = psnr(denoised, self.clean)
-        return scalars, {"clean_noised_denoised": tile(torch.stack([to_rgb(x) for x in columns], dim=1))}
+        picture = tile(torch.stack([to_rgb(x) for x in columns], dim=1))
+        return scalars, {"clean_noised_denoised": add_heads(picture, heads)}
+
+    def _step(self, eighth: int) -> int:
+        return min(eighth * self.objective.schedule.T // 8, self.objective.usable - 1)
+
+    def _head(self, eighth: int) -> str:
+        """Return the head of a column of noised images: its step, and its sigma where there is noise."""
+        step = self._step(eighth)
+        sigma = float(self.objective.schedule.sigma[step])
+        return f"noised t={step} sigma={sigma:.2f}" if sigma else f"degraded t={step}"
 
     def _denoise(self, eighth: int) -> tuple[Tensor, Tensor]:
         """Return noised and denoised images in [0, 1]."""
-        step = min(eighth * self.objective.schedule.T // 8, self.objective.usable - 1)
+        step = self._step(eighth)
         t = torch.full((len(self.clean),), step, device=self.clean.device)
         rng = BatchGenerator([seed_of(eighth)], self.clean.device)
         noised, denoised = self.objective.denoise(self.batch, self.objective.schedule.at(t), rng)
@@ -83,7 +98,8 @@ class MaskingPanel:
         masked, filled = (((x + 1) / 2).clamp(0, 1) for x in (masked, filled))
         rows = _spread(len(self.images), self.shown)
         columns = [x[rows] for x in (self.images, masked, filled)]
-        pictures = {"original_masked_filled": tile(torch.stack(columns, dim=1))}
+        picture = add_heads(tile(torch.stack(columns, dim=1)), ["original", "masked", "filled"])
+        pictures = {"original_masked_filled": picture}
         predicted, truth = (x[hidden].reshape(len(x), -1) for x in (filled, self.images))  # (B, numbers masked)
         return {"psnr_hidden": psnr(predicted, truth)}, pictures
 
@@ -161,6 +177,46 @@ def tile(grid: Tensor, least: int = 64) -> Tensor:
     grid = grid.repeat_interleave(times, -2).repeat_interleave(times, -1)
     framed = torch.nn.functional.pad(grid, (0, GAP, 0, GAP), value=1.0)
     return rearrange(framed, "r c k h w -> k (r h) (c w)")[:, :-GAP, :-GAP]
+
+
+def add_heads(picture: Tensor, columns: Sequence[str], rows: Sequence[str] = ()) -> Tensor:
+    """Write heads above the columns of a tiled picture, and at the left of its rows.
+
+    Args:
+        picture: (3, H, W) in [0, 1], of `tile`.
+        columns: head of every column, broken between words where it is wider than its column.
+        rows: head of every row; none if empty.
+
+    Returns:
+        (3, H', W') in [0, 1], on the CPU.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(HEAD)
+    height, width = picture.shape[1:]
+    column, row = (width + GAP) // len(columns), (height + GAP) // max(1, len(rows))
+    heads = [_break_lines(head, lambda text: font.getlength(text) <= column) for head in columns]
+    top = (HEAD + 2) * max(len(lines) for lines in heads) + 2
+    left = max((math.ceil(font.getlength(head)) + 6 for head in rows), default=0)
+    page = Image.new("RGB", (left + width, top + height), "white")
+    pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).movedim(0, -1).cpu().numpy()
+    page.paste(Image.fromarray(pixels), (left, top))
+    draw = ImageDraw.Draw(page)
+    for i, lines in enumerate(heads):
+        centre = left + i * column + (column - GAP) / 2
+        draw.multiline_text((centre, top - 2), "\n".join(lines), "black", font, "md", spacing=2, align="center")
+    for i, head in enumerate(rows):
+        draw.text((left - 4, top + i * row + (row - GAP) / 2), head, "black", font, "rm")
+    return torch.from_numpy(np.asarray(page).copy()).movedim(-1, 0).float() / 255
+
+
+def _break_lines(text: str, fits: Callable[[str], bool]) -> list[str]:
+    """Break a text between words into lines that fit."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        lines = [*lines[:-1], longer] if fits(longer) or not lines[-1] else [*lines, word]
+    return lines
 
 
 def build_panels(objective: PretrainingObjective, batch: Batch, every: int) -> Sequence[Panel]:

@@ -66,6 +66,10 @@ class Restoration(ABC):
         """Return the number of passes through the network per batch."""
         return self.generator.passes()
 
+    def head(self, column: str) -> str:
+        """Return the head of a column in a picture: its name, and the noise level where the column has one."""
+        return column
+
     def figures(self, columns: Columns) -> dict[str, dict[str, float]]:
         """Measure each of `measured` against `truth`: {column: {metric: value}}."""
         truth = columns[self.truth]
@@ -88,6 +92,10 @@ class Undo(Restoration):
     def passes(self) -> int:
         """Return the number of passes per batch: the direct restoration and the sampled one."""
         return self.generator.passes(Direct()) + self.generator.passes()
+
+    def head(self, column: str) -> str:
+        """Return the head of a column; that of the degraded images names their step."""
+        return f"degraded t={self.generator.sampler.trajectory[0].t}" if column == "degraded" else column
 
     @torch.no_grad()
     def __call__(self, batch: Batch, callback: StepCallback | None = None) -> Columns:

@@ -37,7 +37,7 @@ from ldae.diffusion.corruptions.mask import Mask
 from ldae.diffusion.corruptions.shapes import SHAPES
 from ldae.engine.logging import save_png
 from ldae.engine.run_folder import RunFolder
-from ldae.objectives.panels import tile, to_rgb
+from ldae.objectives.panels import add_heads, tile, to_rgb
 from ldae.sampling.generate import Generator
 from ldae.sampling.inpaint import Holes, Inpaint
 from ldae.sampling.restore import Columns, Edit, Enlarge, Guide, Interpolate, Invert, Restoration, Segment, Undo
@@ -114,7 +114,7 @@ def main(argv: Sequence[str]) -> None:
         restoration = restoration_of(generator, settings, pictures)
         reader = set_reader(settings, restoration, session, pictures) if settings.features else None
         columns = restore_all(restoration, pictures, settings, folder, session)
-        write_pictures(columns, pictures, settings, folder)
+        write_pictures(columns, pictures, settings, folder, [restoration.head(name) for name in columns])
         figures = restoration.figures(columns) if restoration.truth in columns else {}
         warnings: list[str] = []
         if reader is not None:
@@ -228,13 +228,15 @@ def restore_all(
     return {name: torch.cat([columns[name] for columns in batches]) for name in batches[0]}
 
 
-def write_pictures(columns: Columns, pictures: Pictures, settings: RestoreSettings, folder: RunFolder) -> None:
+def write_pictures(
+    columns: Columns, pictures: Pictures, settings: RestoreSettings, folder: RunFolder, heads: Sequence[str]
+) -> None:
     """Write restored.png with a row for each picture, and a file for each of the user's pictures."""
     coloured = torch.stack([to_rgb(x) for x in columns.values()], dim=1)  # (N, columns, 3, H, W)
     rows = torch.linspace(0, len(coloured) - 1, min(settings.shown, len(coloured))).round().long()
-    save_png(folder.path / "restored.png", tile(coloured[rows]))
+    save_png(folder.path / "restored.png", add_heads(tile(coloured[rows]), heads))
     for i, name in enumerate(pictures.names or []):
-        save_png(folder.path / f"{name}.png", tile(coloured[i : i + 1]))
+        save_png(folder.path / f"{name}.png", add_heads(tile(coloured[i : i + 1]), heads))
 
 
 def set_reader(settings: RestoreSettings, restoration: Restoration, session: Session, pictures: Pictures) -> Reader:

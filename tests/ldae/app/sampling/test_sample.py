@@ -233,8 +233,11 @@ def test_an_edit_of_pictures_of_ones_own(ddpm, tmp_path):
         Image.new("RGB", (40, 30), colour).save(folder / f"{name}.png")
     stdout, _ = run("restore", f"run={ddpm}", f"pictures={folder}", f"out={out}", *QUICK, "t0=[0,0.4]")
     assert "| t0=0 |" in stdout
-    assert Image.open(out / "restored.png").size == (4 * 66 - 2, 2 * 66 - 2)  # original, guide, two edits
-    picture = np.asarray(Image.open(out / "red.png"))
+    assert Image.open(out / "restored.png").size == (
+        4 * 66 - 2,
+        2 * 66 - 2 + 15,
+    )  # heads; original, guide, two edits
+    picture = np.asarray(Image.open(out / "red.png"))[15:]
     assert np.abs(picture[30, 30].astype(int) - (250, 10, 10)).max() < 6
     assert np.abs(picture[30, 2 * 66 + 30].astype(int) - (250, 10, 10)).max() < 6  # from t0 = 0 comes the guide
     assert (out / "blue.png").exists()
@@ -244,7 +247,7 @@ def test_an_edit_of_pictures_of_ones_own(ddpm, tmp_path):
 def test_between_pictures_nothing_is_measured(ddpm, tmp_path):
     stdout, _ = run("restore", f"run={ddpm}", f"out={tmp_path}", *QUICK, "how=interpolate", "count=3")
     assert "|" not in stdout
-    assert Image.open(tmp_path / "restored.png").size == (6 * 66 - 2, 3 * 66 - 2)
+    assert Image.open(tmp_path / "restored.png").size == (6 * 66 - 2, 3 * 66 - 2 + 15)
 
 
 def test_a_damaged_picture_is_named(ddpm, tmp_path):
