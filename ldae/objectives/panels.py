@@ -199,15 +199,15 @@ def add_heads(picture: Tensor, columns: Sequence[str], rows: Sequence[str] = ())
     top = (HEAD + 2) * max(len(lines) for lines in heads) + 2
     left = max((math.ceil(font.getlength(head)) + 6 for head in rows), default=0)
     page = Image.new("RGB", (left + width, top + height), "white")
-    pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).movedim(0, -1).cpu().numpy()
-    page.paste(Image.fromarray(pixels), (left, top))
     draw = ImageDraw.Draw(page)
     for i, lines in enumerate(heads):
         centre = left + i * column + (column - GAP) / 2
         draw.multiline_text((centre, top - 2), "\n".join(lines), "black", font, "md", spacing=2, align="center")
     for i, head in enumerate(rows):
         draw.text((left - 4, top + i * row + (row - GAP) / 2), head, "black", font, "rm")
-    return torch.from_numpy(np.asarray(page).copy()).movedim(-1, 0).float() / 255
+    result = torch.from_numpy(np.array(page)).movedim(-1, 0).float() / 255
+    result[:, top:, left:] = picture.cpu()
+    return result
 
 
 def _break_lines(text: str, fits: Callable[[str], bool]) -> list[str]:

@@ -137,14 +137,15 @@ def main(argv: Sequence[str]) -> None:
     generator, run = generator_of(config)
     check_run(generator, str(config["run"]))
     session, folder = session_of(run, config), result_folder(config, "ddim")
-    identity = {key: config[key] for key in ("seed", "guidance", "clip", "precision", "sampling_schedule")}
+    identity = {key: config.get(key) for key in ("seed", "guidance", "clip", "precision", "sampling_schedule")}
     identity |= {"checkpoint": run.checkpoint.hash, "count": settings.count, "spacing": type(spacing).__name__}
     cells = cells_of(settings, generator, config, folder.path / "cells", identity)
     with session.running(folder):
         announce(precision)
         splits = session.splits()
         reader = reader_of(settings.features, session, splits)
-        named = [replace(c, file=c.file.with_name(f"{c.file.name}-{json_hash(reader.name)[:6]}")) for c in cells]
+        compared = json_hash([reader.name, splits.fingerprint])[:6]
+        named = [replace(cell, file=cell.file.with_name(f"{cell.file.name}-{compared}")) for cell in cells]
         missing = [cell for cell in named if cell.results() is None]
         print(f"{len(named)} cells, {len(named) - len(missing)} of them done, in {folder.path}", flush=True)
         reference = reader.reference(splits.train, splits.fingerprint, "train")

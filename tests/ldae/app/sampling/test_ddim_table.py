@@ -1,0 +1,110 @@
+"""ldae ddim-table: every cell once, and the rules that its rows stand for."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from ldae.app.sampling import ddim_table
+from ldae.app.training import pretrain
+from ldae.core.files import load_tensors
+
+SMALL = (
+    "data=digits",
+    "denoiser.channels=8",
+    "denoiser.multipliers=[1,2]",
+    "denoiser.attention=[]",
+    "train.steps=4",
+    "train.epochs=null",
+    "train.batch=32",
+    "monitor.num_evals=0",
+    "runtime.threads=1",
+    "runtime.progress=false",
+)
+
+
+@pytest.fixture(scope="module")
+def ddpm(tmp_path_factory):
+    """A run of a small DDPM on digits."""
+    out = tmp_path_factory.mktemp("runs") / "ddpm"
+    pretrain.main(["experiment=ddpm/cifar10_cpu", f"out={out}", *SMALL])
+    return out
+
+
+@pytest.fixture
+def table(in_process, ddpm, tmp_path):
+    """Run the command with three rows and two columns: (exit code, message)."""
+
+    def run(*argv):
+        cells = ("steps=[2,4]", "eta=[0,1]", "count=6", "batch=4", f"features={ddpm}", "precision=fp32")
+        quiet = ("runtime.threads=1", "runtime.progress=false")
+        return in_process("ddim_table", f"run={ddpm}", f"out={tmp_path / 'out'}", *cells, *quiet, *argv)
+
+    return run
+
+
+def test_a_table_has_every_cell_and_measures_none_twice(table, tmp_path, capsys):
+    assert table() == (0, "")
+    out = tmp_path / "out"
+    result = json.loads((out / "ddim.json").read_text())
+    cells = {(cell["sampler"], cell["steps"]): cell for cell in result["cells"]}
+    assert set(cells) == {(row, s) for row in ("eta = 0", "eta = 1", "sigma-hat") for s in (2, 4)}
+    assert all(cell["seconds_per_image"] > 0 for cell in cells.values())
+    text = (out / "ddim.md").read_text()
+    assert "| eta = 0.5 | " in text  # published
+    assert "367.43" in text
+    assert {p.suffix for p in (out / "figures").iterdir()} == {".svg", ".pdf", ".png"}
+    assert (out / "samples.png").exists()
+    before = {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
+    assert len(before) == 12
+    lost = next(path for path in before if path.name.startswith("eta1-S4") and path.suffix == ".json")
+    lost.write_text("{")
+    capsys.readouterr()
+    assert table() == (0, "")
+    assert "6 cells, 5 of them done" in capsys.readouterr().out
+    changed = {path for path in before if path.stat().st_mtime_ns != before[path]}
+    assert changed == {lost, lost.with_suffix(".safetensors")}
+
+
+def test_all_cells_start_from_the_same_noise_and_eta_changes_what_becomes_of_it(table, tmp_path):
+    """At S = 1 no rule adds noise, so that every row has the same images."""
+    assert table("steps=[1,3]") == (0, "")
+    images = {}
+    for path in (tmp_path / "out" / "cells").glob("*.safetensors"):
+        row, steps = path.name.split("-S")
+        images[row, int(steps.split("-")[0])] = load_tensors(path)["images"]
+    assert torch.equal(images["eta0", 1], images["eta1", 1])
+    assert torch.equal(images["eta0", 1], images["sigma-hat", 1])
+    assert not torch.equal(images["eta0", 3], images["eta1", 3])
+
+
+def test_published_figures_have_the_known_pattern():
+    """Table 1 of arXiv 2010.02502: eta = 0 is best but at 1000 steps, where sigma-hat is."""
+    best = [min(ddim_table.PUBLISHED, key=lambda row: ddim_table.PUBLISHED[row][k]) for k in range(5)]
+    assert best == ["eta = 0"] * 4 + ["sigma-hat"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("steps=[2000]",), "steps=2000 must be at most 1000"),
+        (("steps=[2,2]",), "must name each once"),
+        (("eta=[2]",), "eta=2"),
+        (("eta=[]", "sigma_hat=false"), "leaves no row"),
+        (("count=3",), "is too few"),
+        (("spacing=all",), "takes no number of steps"),
+    ],
+)
+def test_what_cannot_work_is_one_sentence(table, argv, message):
+    code, told = table(*argv)
+    assert message in told
+    assert code == 2
+
+
+def test_a_run_on_degraded_images_is_refused(in_process, tmp_path):
+    pretrain.main(["experiment=cold_color/cifar10_cpu", f"out={tmp_path / 'run'}", *SMALL, "schedule.T=5"])
+    code, told = in_process("ddim_table", f"run={tmp_path / 'run'}")
+    assert "does not make images from noise alone" in told
+    assert code == 2
