@@ -135,6 +135,12 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         ),
     },
     "Use it elsewhere": {
+        "embed": Command(
+            "ldae.app.probing.embed",
+            "write the features of a data set to a file",
+            "embed",
+            ("ldae.app.probing.embed:EmbedSettings",),
+        ),
         "export": Command(
             "ldae.app.export", "write an encoder for timm or ONNX", "export", ("ldae.app.export:ExportSettings",)
         ),

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ldae.app.compose import compose, resolved
+from ldae.app.probing.selection import probe_results, read_at
 from ldae.app.provenance import command, commit
 from ldae.app.session import Session, root_settings, session_of
 from ldae.core.errors import ConfigError, Fault, OutputError
@@ -36,7 +36,7 @@ from ldae.export.encoder import Encoder, Run, load_run
 from ldae.export.fold import fold
 from ldae.export.onnx import OnnxFeatures, check_onnx, write_onnx
 from ldae.export.timm import CARD, CONFIG, WEIGHTS, TimmFeatures, write_timm_folder
-from linear_probe.results import Result, markdown, percent, read_results, title
+from linear_probe.results import markdown, percent, title
 
 LIMIT = 1e-4  # maximum difference of a feature, for features up to 1
 HALF_LIMIT = 2e-3  # the same with weights in float16, four times their rounding error of 2^-11
@@ -90,7 +90,8 @@ def main(argv: Sequence[str]) -> None:
     check_out(out)
     run = load_run(Path(settings.run), settings.step, settings.weights)
     session = session_of(run, {**config, "device": "cpu"})
-    encoder = Encoder(run.objective, *read_at(settings, run))
+    layer, t = read_at(Path(settings.run), run.checkpoint.hash, settings.layer, settings.t)
+    encoder = Encoder(run.objective, layer, t)
     half = {"half": True} if settings.half else {}  # of timm's folder alone
     writers = {name: WRITERS[name](encoder, **half) for name in settings.format}  # fails before data are read
     with session.stop.listening(), session.stop.at_once():
@@ -105,52 +106,6 @@ def main(argv: Sequence[str]) -> None:
             table = accuracies(Path(settings.run), run.checkpoint.hash)
             write_text(folder / CARD, card(about, figures, table))
     print(f"done: {out}\n  how to load it: {out / CARD}")
-
-
-def read_at(settings: ExportSettings, run: Run) -> tuple[int | None, int | None]:
-    """Return layer and t: of the settings, else of the run's probe for this checkpoint, else None for the defaults.
-
-    Uses the first result with features that an export supports (clean input, mean pooling), and prints the choice.
-    """
-    if settings.layer is not None and settings.t is not None:
-        return settings.layer, settings.t
-    selected = probed_at(Path(settings.run), run.checkpoint.hash, settings)
-    if selected is None:
-        print("layer and t: the defaults; RUN/probe has no probe of this checkpoint", flush=True)
-        return settings.layer, settings.t
-    layer, t = (
-        probed if fixed is None else fixed
-        for fixed, probed in ((settings.layer, selected.layer), (settings.t, selected.t))
-    )
-    how = f"{title(selected.protocol)}, {percent(selected)} % on {selected.split}"
-    print(f"layer={layer} t={t}, as the run's probe selected them ({how})", flush=True)
-    return layer, t
-
-
-def probed_at(run: Path, checkpoint: str, settings: ExportSettings) -> Result | None:
-    """Return the first line of a run's probe results whose layer and t an export can take, or None.
-
-    Args:
-        run: folder of the run; its files results*.jsonl are read.
-        checkpoint: hash of the checkpoint.
-        settings: settings whose layer and t, unless None, the line must have.
-    """
-    for result in probe_results(run, checkpoint):
-        fits = (result.input, result.pooling) == ("clean", "mean")
-        if fits and settings.layer in (None, result.layer) and settings.t in (None, result.t):
-            return result
-    return None
-
-
-def probe_results(run: Path, checkpoint: str) -> Iterator[Result]:
-    """Yield the probe's results of a checkpoint, those of all labels and the test split first; skip damaged files."""
-    for path in sorted((run / "probe").glob("results*.jsonl"), key=lambda p: (p.name != "results.jsonl", p.name)):
-        try:
-            results = read_results(path)
-        except (OSError, ValueError, TypeError) as error:
-            print(f"{path} cannot be read and is skipped ({error})", file=sys.stderr)
-            continue
-        yield from (result for result in results if result.checkpoint == checkpoint)
 
 
 Write = Callable[[Path, Tensor], Features]

@@ -17,7 +17,8 @@ from ldae.core.errors import UsageError
 # keys whose value is a path or a name: a number, true or a comma in it is text too
 TEXTS = ("out", "run", "data.root", "data.cache", "blend_dataset.root", "blend_dataset.cache", "outliers.root",
          "outliers.cache", "tokenizer.weights", "checkpoint", "features", "onnx", "function", "pictures",
-         "guide", "keep", "low", "save", "mae", "cold", "site", "jpegs", "mask", "tokenizer.fit.perceptual.vgg")  # fmt: skip
+         "guide", "keep", "low", "save", "mae", "cold", "site", "jpegs", "mask",
+         "tokenizer.fit.perceptual.vgg", "encoder")  # fmt: skip
 ASSIGNMENT = re.compile(r"(~?\+{0,2}[A-Za-z_][\w.@/]*)=(.*)", re.S)
 
 

@@ -35,12 +35,13 @@ from ldae.core.errors import ConfigError, DataError, Fault, Interrupted
 from ldae.core.files import json_hash, open_atomic, sha256, write_text
 from ldae.core.types import Natural, PossiblyEmpty
 from ldae.export.encoder import find_checkpoint
+from ldae.export.timm import WEIGHTS
 from linear_probe.comparison import Column, Comparison, kind_name
 from linear_probe.report.ranks import draw_ranks
 from linear_probe.report.rendering import render
 from linear_probe.results import Result, read_results, write_results
 
-UNTRAINED, TIMM, FEATURES = "untrained:", "timm:", "features:"
+UNTRAINED, TIMM, LOCAL, FEATURES = "untrained:", "timm:", "local-dir:", "features:"
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 BASELINES = ("pixels", "pca")
 SUITE_FILE = re.compile(r"suite=.*\.ya?ml")
@@ -53,9 +54,9 @@ class BenchmarkSettings:
     """Configure a benchmark.
 
     Attributes:
-        encoders: what is scored: folder of a run, name of an encoder of the package, `timm:NAME`, `timm:NAME@FILE` with
-            weights from a file, `untrained:` before any of them, an .onnx file, MODULE:FUNCTION in Python,
-            `features:FOLDER` with a file DATA.npz of features for each data set, `pixels` or `pca`.
+        encoders: what is scored: folder of a run or of an export, name of an encoder of the package, `timm:NAME`,
+            `timm:NAME@FILE` with weights from a file, `untrained:` before any of them, an .onnx file, MODULE:FUNCTION
+            in Python, `features:FOLDER` with a file DATA.npz of features for each data set, `pixels` or `pca`.
         root: folder that stands for {root} in the suite.
         only: names of the data sets to score on; all if empty.
         out: folder for results, tables and cached features.
@@ -238,6 +239,8 @@ def encoder_argv(name: str) -> tuple[list[str], str]:
         return [argument("onnx", name)], sha256(Path(name).expanduser())
     if FUNCTION.fullmatch(name) and not name.startswith(TIMM):
         return [argument("function", name)], function_hash(load_function(name))
+    if (weights := Path(name).expanduser() / WEIGHTS).is_file():  # a folder that `ldae export` wrote
+        return [argument("timm", f"{LOCAL}{weights.parent}")], sha256(weights)
     if name.startswith(TIMM) or not Path(name).expanduser().is_dir():
         model, _, file = name.removeprefix(TIMM).partition("@")
         if not file:

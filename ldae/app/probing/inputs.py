@@ -76,7 +76,7 @@ def open_inputs(settings: ProbeSettings, config: Mapping[str, Any]) -> Iterator[
     device = prepare_machine(config)
     config = {**config, "device": device}
     run = load_run(Path(settings.run), settings.step, settings.weights, device) if settings.run else None
-    session = _session(run, config, settings)
+    session = open_session(run, config, settings)
     out = Path(settings.out or _default_out(settings, config))
     with session.stop.listening(), session.stop.at_once():
         inputs = _file(settings, config, out) if settings.features else _images(settings, run, session, config, out)
@@ -84,7 +84,7 @@ def open_inputs(settings: ProbeSettings, config: Mapping[str, Any]) -> Iterator[
         yield inputs
 
 
-def _session(run: Run | None, config: Mapping[str, Any], settings: ProbeSettings) -> Session:
+def open_session(run: Run | None, config: Mapping[str, Any], settings: ProbeSettings) -> Session:
     """Return a session with the run's parts and its data, or another data set at the run's image size."""
     if run is not None:
         return session_of(run, config)
@@ -145,12 +145,11 @@ def _images(
 ) -> ProbeInputs:
     other, outliers = _outliers(settings, session, config.get("outliers"))
     splits: Splits = session.splits(labels_for="probing")
-    batch = settings.batch or (BATCH if session.world.device.type == "cpu" else BATCH_OF_GPU)
-    images = Images(session, splits, out, batch, settings.seed, outliers)
+    images = Images(session, splits, out, batch_size(settings, session), settings.seed, outliers)
     others = {key: getattr(settings, key) for key in ("onnx", "function") if getattr(settings, key)}
     description = {"timm": settings.timm, "size": settings.size, **others, "data": session.config["data"]}
     return ProbeInputs(
-        lambda: _encoders(settings, run, images),
+        lambda: encoders_of(settings, run, images),
         lambda split: images.split(split).own_labels,
         splits.classes,
         session.parts.data.name,
@@ -188,7 +187,12 @@ def _outliers(settings: ProbeSettings, session: Session, config: Mapping[str, An
     return other.parts.outliers.name, splits
 
 
-def _encoders(settings: ProbeSettings, run: Run | None, images: Images) -> Iterator[ProbedEncoder]:
+def batch_size(settings: ProbeSettings, session: Session) -> int:
+    """Return the number of images per forward pass: the settings', or one that suits the device."""
+    return settings.batch or (BATCH if session.world.device.type == "cpu" else BATCH_OF_GPU)
+
+
+def encoders_of(settings: ProbeSettings, run: Run | None, images: Images) -> Iterator[ProbedEncoder]:
     """Yield the probed encoder, then the baselines."""
     if settings.baseline is not None and settings.baseline in BASELINES:
         yield BASELINES[settings.baseline](images)
