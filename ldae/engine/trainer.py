@@ -20,6 +20,7 @@ from ldae.core.types import Batch, BatchGenerator, TrainableModule
 from ldae.engine.blocks import eval_mode, prepare_blocks
 from ldae.engine.checkpoint import Checkpoint, checkpoint_folder, newest
 from ldae.engine.distributed import World
+from ldae.engine.early_stop import EarlyStop
 from ldae.engine.fsdp import gather_full, no_gradient_sync, shard
 from ldae.engine.guard import Guard
 from ldae.engine.logging import Meter, RunLog
@@ -73,6 +74,7 @@ class RunContext:
         can_shard: whether `train.shard` is supported: all processes have the monitors.
         threads: adapts the number of threads to the load at every step, or None.
         on_start: called by the main process before the first step, once a checkpoint is loaded and fits the settings.
+        early_stop: rule that may end the training before its last step; the same on all processes.
     """
 
     run: RunFolder
@@ -85,6 +87,7 @@ class RunContext:
     can_shard: bool = False
     threads: AdaptiveThreads | None = None
     on_start: Callable[[], None] = lambda: None
+    early_stop: EarlyStop | None = None
 
 
 class Trainer:
@@ -136,7 +139,7 @@ class Trainer:
         self.guard = Guard(context.world, context.stop, context.run.path, self._inputs_of, self._is_deferred())
 
     def fit(self) -> None:
-        """Train from the newest checkpoint, or from the start, to the end.
+        """Train from the newest checkpoint, or from the start, to the end or until the rule of early stopping holds.
 
         Raises:
             Interrupted: a signal came; the state was saved.
@@ -154,13 +157,16 @@ class Trainer:
             try:
                 while self.state.step < self.total:
                     self._evaluate(log)
+                    if self._has_stalled():
+                        break
                     losses, norms, rate = self.train_step(next(batches))
                     self._log(log, losses, norms, rate)
                     if self.guard.stopping:
                         self.stop.poll()
                     if self.state.step % self.settings.checkpoint_every == 0:
                         self._save(log)
-                self._evaluate(log)
+                else:
+                    self._evaluate(log)
                 self._save(log)
             except Interrupted:
                 self._save(log)
@@ -252,6 +258,13 @@ class Trainer:
                     log.image(name, picture, step)
                 if headline := getattr(monitor, "headline", None):
                     log.progress.show(monitor.name, headline(scalars))
+
+    def _has_stalled(self) -> bool:
+        """Return whether the training ends before this step; the main process, which evaluates, decides for all."""
+        rule = self.context.early_stop
+        if rule is None or not rule.is_due(self.state.step):
+            return False
+        return bool(self.world.shared(self.world.main and rule.has_stalled(self.run.metrics)))
 
     def _save(self, log: RunLog | None) -> None:
         """Publish a checkpoint of this step, once."""

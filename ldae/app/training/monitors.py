@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -32,11 +33,17 @@ class MonitorSettings:
         panel_images: hold-out images to denoise and measure.
         knn_images: training images in the bank of the online kNN, which classifies half as many hold-out images; 0
             switches it off, None selects 2,000 on a CPU (seconds) and 8,000 on a GPU.
+        patience: number of evaluations without a new maximum of the online kNN after which the run ends; None: never.
     """
 
     num_evals: Natural
     panel_images: Count
     knn_images: Natural | None
+    patience: Count | None = None
+
+    def every(self, total: int) -> int:
+        """Return the number of steps between evaluations in a run of `total` steps."""
+        return max(1, math.ceil(total / self.num_evals))
 
     def bank(self, device: str) -> int:
         """Return the size of the bank on a device of a type."""
@@ -82,6 +89,7 @@ class OnlineKNN:
     """
 
     name = "knn"
+    metric = "knn_holdout/model"
     K = 20
 
     def __init__(
@@ -101,13 +109,13 @@ class OnlineKNN:
     def __call__(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
         if self.baselines is None:
             self.baselines = self._baselines()
-        return {"knn_holdout/model": self._accuracy(self.encoder), **self.baselines}, {}
+        return {self.metric: self._accuracy(self.encoder), **self.baselines}, {}
 
     def headline(self, scalars: Mapping[str, float]) -> str:
         """Return a sentence on the accuracies."""
         names = [name for name in ("untrained", "chance") if f"knn_holdout/{name}" in scalars]
         baselines = ", ".join(f"{name} {scalars[f'knn_holdout/{name}']:.1f}" for name in names)
-        return f"kNN hold-out {scalars['knn_holdout/model']:.1f} % ({baselines})"
+        return f"kNN hold-out {scalars[self.metric]:.1f} % ({baselines})"
 
     def _encoder(self, objective: PretrainingObjective) -> Encoder:
         return Encoder(objective, precision=self.session.config["train"]["precision"])

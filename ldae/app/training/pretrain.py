@@ -11,9 +11,8 @@ Exit codes: 0 done, 2 usage, 65 bad data or checkpoint, 70 non-finite or interna
 
 from __future__ import annotations
 
-import math
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +27,9 @@ from ldae.app.training.overview import overview
 from ldae.app.training.tokenizer_cache import check_fit, ensure_tokenizer
 from ldae.config.schema import conform
 from ldae.core.errors import ConfigError
+from ldae.core.files import read_sealed_json
 from ldae.data.images import Splits
+from ldae.engine.early_stop import EarlyStop
 from ldae.engine.run_folder import RunFolder
 from ldae.engine.settings import TrainSettings
 from ldae.engine.trainer import RunContext, Trainer
@@ -36,6 +37,8 @@ from ldae.export.encoder import MODEL, TOKENIZER_FILE, build_untrained
 from ldae.objectives.base import PretrainingObjective
 from ldae.objectives.denoise import Denoise
 from ldae.objectives.panels import build_panels
+
+EARLY = "stopped early at step"  # beginning of the message in status.json
 
 
 def main(argv: Sequence[str]) -> None:
@@ -70,7 +73,7 @@ def pretrain(config: dict[str, Any]) -> Path:
         check_fit(session)
     session.parts.build("optim", "augment")
     with session.running(run):
-        if is_finished(run, config):
+        if is_finished(run, config) and not has_new_patience(run, config):
             print(f"{run.path} is finished; nothing to do")
             return run.path
         splits = session.splits()
@@ -78,10 +81,11 @@ def pretrain(config: dict[str, Any]) -> Path:
         if isinstance(objective, Denoise):
             session.load_blend_images(objective.corruption)
         write_config = start_run(run, config, splits) if session.world.main else no_start
-        total = train(session, objective, splits, settings, monitor, run, write_config)
+        step, total = train(session, objective, splits, settings, monitor, run, write_config)
         if session.world.main:
-            run.set_status("done", total)
-            print(f"done: {run.path}")
+            early = f"{EARLY} {step} of {total}: the online kNN has not risen for {monitor.patience} evaluations"
+            run.set_status("done", step, message=early if step < total else "")
+            print(f"done: {run.path}" + (f", {early}" if step < total else ""))
             if len(splits.classes) > 1:
                 print(f"  probe it:  {command('probe', run=run.path)}")
             print(f"  curves:  tensorboard --logdir {shlex.quote(str(run.path))}")
@@ -96,7 +100,7 @@ def train(
     monitor: MonitorSettings,
     run: RunFolder,
     on_start: Callable[[], None],
-) -> int:
+) -> tuple[int, int]:
     """Load or fit the tokenizer, then train the objective on the training images.
 
     Args:
@@ -109,7 +113,7 @@ def train(
         on_start: called before the first step.
 
     Returns:
-        The total number of steps.
+        The number of steps that were made, and the total: early stopping makes fewer.
     """
     config, optim = session.config, session.parts.optim
     tokenizer = None if objective.tokenizer is None else ensure_tokenizer(session, splits, run)
@@ -138,9 +142,39 @@ def train(
         can_shard=True,
         threads=session.threads,
         on_start=on_start,
+        early_stop=early_stop_of(session, splits, total, monitor),
     )
-    Trainer({MODEL: objective}, loader, optim, settings, session.seed, context).fit()
-    return total
+    trainer = Trainer({MODEL: objective}, loader, optim, settings, session.seed, context)
+    trainer.fit()
+    return trainer.state.step, total
+
+
+def has_new_patience(run: RunFolder, config: Mapping[str, Any]) -> bool:
+    """Return whether a run was stopped early and `monitor.patience` has changed since, so that it goes on."""
+    if not str(run.status().get("message", "")).startswith(EARLY):
+        return False
+    saved = read_sealed_json(run.path / "config.json")["monitor"]
+    return bool(saved.get("patience") != config["monitor"].get("patience"))
+
+
+def early_stop_of(session: Session, splits: Splits, total: int, settings: MonitorSettings) -> EarlyStop | None:
+    """Return the rule of early stopping by the online kNN; None without `monitor.patience`.
+
+    Raises:
+        ConfigError: the run has no online kNN.
+    """
+    if settings.patience is None:
+        return None
+    if not has_online_knn(session, splits, settings):
+        message = "needs the online kNN: images with classes, monitor.num_evals and monitor.knn_images above 0"
+        raise ConfigError("monitor.patience", settings.patience, message)
+    return EarlyStop(OnlineKNN.name, OnlineKNN.metric, settings.patience, settings.every(total))
+
+
+def has_online_knn(session: Session, splits: Splits, settings: MonitorSettings) -> bool:
+    """Return whether the online kNN is measured: there are evaluations, and classes to tell apart on a hold-out."""
+    count = settings.num_evals and settings.bank(session.world.device.type)
+    return bool(count and len(splits.holdout) and len(splits.classes) > 1)
 
 
 def objective_of(session: Session) -> PretrainingObjective:
@@ -198,9 +232,10 @@ def monitors(
     """
     if not settings.num_evals:
         return []
-    every = max(1, math.ceil(total / settings.num_evals))
+    every = settings.every(total)
     batch = preview(session, splits.holdout if len(splits.holdout) else splits.train, settings.panel_images)
     evaluations: list[Any] = [*build_panels(objective, batch, every)]
-    if (count := settings.bank(session.world.device.type)) and len(splits.holdout) and len(splits.classes) > 1:
+    if has_online_knn(session, splits, settings):
+        count = settings.bank(session.world.device.type)
         evaluations.append(OnlineKNN(session, objective, splits, every, count, start))
     return evaluations
