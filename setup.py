@@ -8,8 +8,12 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 (VERSION,) = re.findall(r'^__version__ = "([^"]+)"$', (HERE / "ldae" / "core" / "version.py").read_text(), flags=re.M)
 SLURM = ["submitit>=1.5"]  # ablations as jobs of a cluster
-HUB = ["datasets>=4"]  # streams data sets of the Hugging Face hub; from 4 on it runs no code of theirs
+HUB = [
+    "datasets>=4",  # streams data sets of the Hugging Face hub; from 4 on it runs no code of theirs
+    "huggingface_hub>=0.30",  # uploads and downloads encoders
+]
 PARQUET = ["pyarrow>=15"]  # tables of features (ldae embed out=FILE.parquet)
+SWEEP = ["optuna>=4"]  # proposes the trials of ldae sweep, and keeps them in SQLite
 ONNX = ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"]  # writes graphs as torch does, and runs them
 DOCS = [
     "mkdocs-material>=9.5",  # the site
@@ -83,12 +87,14 @@ setup(
         "tiff": ["imagecodecs>=2024.1"],  # TIFF files of many bands that are compressed (LZW, JPEG, ...)
         "onnx": ONNX,
         "parquet": PARQUET,
+        "sweep": SWEEP,
         "docs": DOCS,
         "dev": [
             *HUB,
             *SLURM,
             *ONNX,
             *PARQUET,
+            *SWEEP,
             *DOCS,
             "pytest>=8",  # the tests
             "pytest-xdist>=3.7",  # on both cores, in our order of files

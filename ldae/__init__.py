@@ -28,6 +28,7 @@ _MODULES = {
     "Run": "ldae.app.api",
     "load_encoder": "ldae.app.api",
     "pretrain": "ldae.app.api",
+    "push_to_hub": "ldae.app.api",
     "PatchPCA": "ldae.tokenizers.patch_linear",
     "PatchAE": "ldae.tokenizers.patch_linear",
     "PatchVAE": "ldae.tokenizers.patch_linear",
@@ -55,10 +56,11 @@ __all__ = [
     "__version__",
     "load_encoder",
     "pretrain",
+    "push_to_hub",
 ]
 
 if TYPE_CHECKING:
-    from ldae.app.api import Run, load_encoder, pretrain
+    from ldae.app.api import Run, load_encoder, pretrain, push_to_hub
     from ldae.diffusion.schedules import Cosine, DDPMLinear, LinearGamma2, LinearSigma
     from ldae.export.encoder import Encoder
     from ldae.tokenizers.conv_vae import ConvVAE

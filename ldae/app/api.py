@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ from typing import Any
 from PIL import Image
 
 from ldae.app.compose import compose, resolved
+from ldae.app.export import main as export
 from ldae.app.overrides import argument
 from ldae.app.training.pretrain import pretrain as run_pretraining
 from ldae.core.errors import CheckpointError, ConfigError
 from ldae.core.files import read_sealed_json
 from ldae.export.encoder import Encoder
 from ldae.export.encoder import load_encoder as load_from_run
+from ldae.export.hub import check_remote, download, is_remote, upload
+from ldae.export.timm import WEIGHTS
 from ldae.export.timm_encoder import TimmEncoder
 from ldae.export.zoo import zoo_names
 
@@ -59,6 +63,10 @@ class Run:
             CheckpointError: the run has no whole checkpoint.
         """
         return load_from_run(self.path, step, device, **settings)
+
+    def push_to_hub(self, remote: str, private: bool = False, **settings: Any) -> str:
+        """Export the encoder and upload it: see `push_to_hub`."""
+        return push_to_hub(self, remote, private, **settings)
 
     def metrics(self) -> dict[str, list[float]]:
         """Return the metrics that were logged during training.
@@ -121,6 +129,39 @@ def pretrain(experiment: str, **overrides: Any) -> Run:
     return Run(run_pretraining(resolved(compose("pretrain", argv))))
 
 
+def push_to_hub(source: Run | Path | str, remote: str, private: bool = False, **settings: Any) -> str:
+    """Upload an encoder to the Hugging Face hub as timm reads it: safetensors, JSON and a model card.
+
+    Args:
+        source: a run, its folder, or a folder that `ldae export` wrote with format=[timm].
+        remote: repository USER/NAME, made if there is none, or file:///FOLDER.
+        private: make a new repository private.
+        settings: of the export of a run: `layer`, `t`, `step`, `weights`, `half`.
+
+    Returns:
+        The address that `load_encoder` takes.
+
+    Raises:
+        CheckpointError: the source is neither a run nor an export.
+        ConfigError: a setting or the remote is invalid, or there is no token.
+        StorageError: the hub cannot be reached, or refuses.
+
+    Example:
+        >>> ldae.push_to_hub("runs/digits", "user/ldae-digits")
+        >>> encoder = ldae.load_encoder("hf://user/ldae-digits")
+    """
+    folder = source.path if isinstance(source, Run) else Path(source).expanduser()
+    if (folder / WEIGHTS).is_file():
+        for key in settings:
+            raise ConfigError(key, settings[key], "is of the export of a run, and this folder is an export already")
+        return upload(folder, remote, private)
+    check_remote("remote", remote)
+    with tempfile.TemporaryDirectory() as temporary:
+        out = Path(temporary) / "export"
+        export([*(_word(key, value) for key, value in {"run": folder, "out": out, **settings}.items())])
+        return upload(out, remote, private)
+
+
 def load_encoder(
     source: Path | str, step: int | None = None, device: str = "cpu", **settings: Any
 ) -> Encoder | TimmEncoder:
@@ -128,7 +169,8 @@ def load_encoder(
 
     Args:
         source: folder of a pretraining run, or the name of an encoder that ships with the package (`ldae list
-            encoders`), which resizes images of other shapes.
+            encoders`), which resizes images of other shapes; or hf://USER/NAME of the Hugging Face hub, and
+            file:///FOLDER, which `push_to_hub` wrote, or the folder of an export.
         step: of the checkpoint; the newest if None.
         device: for example `cpu` or `cuda`.
         settings: `layer`, `t`, `noised`, `precision`, `seed` of Encoder; of an encoder that ships, `precision` alone.
@@ -142,16 +184,18 @@ def load_encoder(
         >>> features = encoder(images)  # (B, 3, H, W) in [0, 1] -> (B, D)
         >>> encoder = ldae.load_encoder("ldae-128x8-cifar10")
     """
-    if source in zoo_names():
+    local = download(str(source)) if is_remote(source) else Path(source).expanduser()
+    if source in zoo_names() or (local / WEIGHTS).is_file():
         given = settings if step is None else {**settings, "step": step}
         for key in given.keys() - {"precision"}:
             raise ConfigError(key, given[key], f"is fixed in {source}; leave it out")
-        return TimmEncoder(str(source), **settings).to(device)
-    if not Path(source).expanduser().is_dir():
+        name = str(source) if source in zoo_names() else f"local-dir:{local}"
+        return TimmEncoder(name, **settings).to(device)
+    if not local.is_dir():
         shipped = ", ".join(zoo_names())
         message = f"is no folder; give the folder that pretraining wrote (out=), or one of {shipped}"
         raise CheckpointError(f"{source} {message}")
-    return load_from_run(Path(source).expanduser(), step, device, **settings)
+    return load_from_run(local, step, device, **settings)
 
 
 def _flat(overrides: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

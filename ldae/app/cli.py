@@ -99,6 +99,12 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
             "ablate",
             ("ldae.app.ablation.ablate:AblateSettings",),
         ),
+        "sweep": Command(
+            "ldae.app.sweep.sweep",
+            "search keys of pretraining for the best hold-out accuracy",
+            "sweep",
+            ("ldae.app.sweep.sweep:SweepSettings",),
+        ),
         "report": Command("ldae.app.ablation.report", "write the tables and the page of an ablation again"),
     },
     "Make images": {

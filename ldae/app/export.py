@@ -1,7 +1,9 @@
-"""Export a trained encoder as a plain ViT for timm, as ONNX, or as both.
+"""Export a trained encoder as a plain ViT for timm, as ONNX, or as a program of torch.export.
 
     ldae export run=RUN out=OUT                           # OUT/model.safetensors, OUT/config.json
     ldae export run=RUN layer=4 t=10 format=[timm,onnx]   # OUT/model.onnx too
+    ldae export run=RUN out=OUT format=[pt2]              # OUT/model.pt2, a program of torch.export
+    ldae export run=RUN out=OUT push=USER/NAME            # upload OUT to the Hugging Face hub, too
 
 Without layer= and t=, exports the layer and the step that the run's probe selected (RUN/probe), else the end of the
 encoder at t = 10. timm.create_model("local-dir:OUT", pretrained=True) then returns the encoder.
@@ -34,14 +36,16 @@ from ldae.core.types import Count, Natural
 from ldae.data.loader import in_order
 from ldae.export.encoder import Encoder, Run, load_run
 from ldae.export.fold import fold
+from ldae.export.hub import ABOUT, SAFE, check_remote, upload
 from ldae.export.onnx import OnnxFeatures, check_onnx, write_onnx
+from ldae.export.program import ProgramFeatures, write_program
 from ldae.export.timm import CARD, CONFIG, WEIGHTS, TimmFeatures, write_timm_folder
 from linear_probe.results import markdown, percent, title
 
 LIMIT = 1e-4  # maximum difference of a feature, for features up to 1
 HALF_LIMIT = 2e-3  # the same with weights in float16, four times their rounding error of 2^-11
-ONNX, ABOUT = "model.onnx", "export.json"
-WRITTEN = {WEIGHTS, CONFIG, ONNX, f"{ONNX}.data", ABOUT, CARD}
+ONNX, PROGRAM = "model.onnx", "model.pt2"
+WRITTEN = {WEIGHTS, CONFIG, ONNX, f"{ONNX}.data", PROGRAM, ABOUT, CARD}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # explained by cli.guarded
 Features = Callable[[Tensor], Tensor]
 
@@ -59,6 +63,8 @@ class ExportSettings:
             objective's default.
         format: formats to write.
         half: write the weights for timm as float16, half as large.
+        push: repository of the Hugging Face hub, USER/NAME, or file:///FOLDER, to upload the export to; None for none.
+        private: make the repository private where it is new.
         out: folder of the export; RUN/export if None.
         count: number of images in the comparison.
     """
@@ -68,16 +74,22 @@ class ExportSettings:
     weights: Literal["ema", "model"]
     layer: Count | None
     t: Natural | None
-    format: list[Literal["timm", "onnx"]]
+    format: list[Literal["timm", "onnx", "pt2"]]
     half: bool
+    push: str | None
+    private: bool
     out: str | None
     count: Count
 
     def __post_init__(self) -> None:
         if "onnx" in self.format:
             check_onnx()
-            if self.half:
-                raise ConfigError("half", True, "is for format=[timm]; an ONNX graph has float32 weights")
+        if self.half and self.format != ["timm"]:
+            raise ConfigError("half", True, "is for format=[timm]; graphs and programs have float32 weights")
+        if self.push is not None:
+            check_remote("push", self.push)
+            if "timm" not in self.format:
+                raise ConfigError("push", self.push, f"needs format=[timm], whose weights are safetensors; {SAFE}")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -106,6 +118,8 @@ def main(argv: Sequence[str]) -> None:
             table = accuracies(Path(settings.run), run.checkpoint.hash)
             write_text(folder / CARD, card(about, figures, table))
     print(f"done: {out}\n  how to load it: {out / CARD}")
+    if settings.push is not None:
+        print(f"uploaded: {upload(out, settings.push, settings.private)}")
 
 
 Write = Callable[[Path, Tensor], Features]
@@ -136,7 +150,18 @@ def as_onnx(encoder: Encoder) -> Write:
     return write
 
 
-WRITERS: Mapping[str, Callable[..., Write]] = {"timm": as_timm, "onnx": as_onnx}
+def as_program(encoder: Encoder) -> Write:
+    """Return a function that writes the encoder as a program of torch.export into a folder, and loads it."""
+
+    def write(folder: Path, images: Tensor) -> Features:
+        channels, height, width = images.shape[1:]
+        write_program(folder / PROGRAM, encoder, (channels, height, width))
+        return ProgramFeatures(folder / PROGRAM)
+
+    return write
+
+
+WRITERS: Mapping[str, Callable[..., Write]] = {"timm": as_timm, "onnx": as_onnx, "pt2": as_program}
 
 
 def check_out(out: Path) -> None:
@@ -246,8 +271,9 @@ def card(about: Mapping[str, Any], figures: Mapping[str, Mapping[str, float]], t
     message = f"Pretrained without labels by `ldae` (experiment {about['experiment']}, step {about['step']}, checkpoint"
     lines = [
         "---",
-        f"library_name: {next(iter(figures))}",
-        "tags: [image-feature-extraction]",
+        f"library_name: {LIBRARIES[next(iter(figures))]}",
+        "pipeline_tag: image-feature-extraction",
+        "tags: [image-feature-extraction, self-supervised, ldae]",
         "---",
         f"# {about['encoder']} encoder, {side} x {side} pixels",
         "",
@@ -275,4 +301,8 @@ features = model(transform(picture)[None])  # (1, 3, {side}, {side}) -> (1, D)""
 GRAPH = """import onnxruntime
 session = onnxruntime.InferenceSession("FOLDER/model.onnx")
 (features,) = session.run(None, {{"images": images}})  # float32 (B, 3, {side}, {side}) in [0, 1] -> (B, D)"""
-LOADING = {"timm": TIMM, "onnx": GRAPH}
+PT2 = """import torch
+encoder = torch.export.load("FOLDER/model.pt2").module()
+features = encoder(images)  # float32 (B, 3, {side}, {side}) in [0, 1] -> (B, D)"""
+LOADING = {"timm": TIMM, "onnx": GRAPH, "pt2": PT2}
+LIBRARIES = {"timm": "timm", "onnx": "onnx", "pt2": "pytorch"}  # as the hub names them

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ldae.core.errors import ConfigError
 from ldae.export.encoder import Encoder
+from ldae.export.program import program_of
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 ONE_FILE = 1 << 31  # bytes, the limit of protobuf; larger weights go to a second file next to the graph
@@ -48,12 +49,9 @@ def write_onnx(path: Path, encoder: Encoder, shape: tuple[int, int, int]) -> Non
         ConfigError: its input is noised; a graph has no random numbers.
     """
     check_onnx()
-    if encoder.noised:
-        raise ConfigError("noised", True, "cannot be exported: a graph draws no noise")
-    example = torch.rand(2, *shape)
     large = 4 * sum(p.numel() for p in encoder.parameters()) >= ONE_FILE
     with _quietly():
-        program = torch.export.export(encoder, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        program = program_of(encoder, shape)
         program = program.run_decompositions({torch.ops.aten.scaled_dot_product_attention.default: attention})
         torch.onnx.export(
             program, (), str(path), input_names=[INPUT], output_names=[OUTPUT], external_data=large, verbose=False

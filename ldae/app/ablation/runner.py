@@ -88,8 +88,8 @@ class Runner:
         """
         first, run = job[0], self.ablation_dir.run(job[0])
         try:
-            self._check_labels(first)
-            self._pretrain(first, run)
+            self.check_labels(first)
+            self.pretrain(first, run)
         except Interrupted:
             raise
         except Fault as fault:
@@ -103,7 +103,7 @@ class Runner:
             except Fault as fault:
                 yield planned, fault
 
-    def _check_labels(self, planned: PlannedTrial) -> None:
+    def check_labels(self, planned: PlannedTrial) -> None:
         """Read the labels of a trial's data, each data set once, before hours of training.
 
         Raises:
@@ -125,10 +125,21 @@ class Runner:
             warn_of_labels(data_source(planned.config["data"]), train, holdout, test, splits.classes)
             self.scorable.add(key)
 
-    def _pretrain(self, planned: PlannedTrial, run: Path) -> None:
+    def pretrain(self, planned: PlannedTrial, run: Path, on_wait: Callable[[], None] = lambda: None) -> None:
+        """Pretrain a trial, or continue it; one trial at a time trains a tokenizer that several need.
+
+        Args:
+            planned: the trial.
+            run: folder of its run.
+            on_wait: called repeatedly while it runs.
+
+        Raises:
+            Interrupted: a signal came; the run is saved.
+            Fault: it failed.
+        """
         argv = [*planned.overrides, argument("out", run), *self.machine.argv]
         if planned.tokenizer_key is None or (run / TOKENIZER_FILE).exists():
-            self._call("pretrain", argv, planned)
+            self._call("pretrain", argv, planned, on_wait)
             return
         with self.guard:
             lock = self.training.setdefault(planned.tokenizer_key, threading.Lock())
@@ -136,27 +147,36 @@ class Runner:
             held.enter_context(lock)
 
             def release_tokenizer() -> None:
+                on_wait()
                 if (run / TOKENIZER_FILE).exists():
                     held.close()
 
             self._call("pretrain", argv, planned, release_tokenizer)
 
-    def _probe(self, planned: PlannedTrial, run: Path) -> Row:
-        """Probe a pretrained trial, draw its pictures and write its record."""
+    def score(self, planned: PlannedTrial, run: Path, baselines: bool = False) -> list[Result]:
+        """Probe a pretrained trial, and return the results.
+
+        Raises:
+            Interrupted, Fault: as of `pretrain`.
+        """
         trial = planned.trial
         folder = run / f"probe-{trial.grid}-{trial.label}"
-        baselines = f"baselines={str(trial.with_baselines).lower()}"
-        argv = [argument("run", run), argument("out", folder), baselines, *planned.probe, *self.machine.argv]
-        self._call("probe", argv, planned)
+        argv = [argument("run", run), argument("out", folder), f"baselines={str(baselines).lower()}"]
+        self._call("probe", [*argv, *planned.probe, *self.machine.argv], planned)
         written = max(folder.glob("results*.jsonl"), key=lambda path: path.stat().st_mtime)  # of the selected split
         results = [self._named(r, trial.name) for r in read_results(written)]
+        shutil.rmtree(folder / "features", ignore_errors=True)  # large, and fast to compute again
+        return results
+
+    def _probe(self, planned: PlannedTrial, run: Path) -> Row:
+        """Probe a pretrained trial, draw its pictures and write its record."""
+        results = self.score(planned, run, planned.trial.with_baselines)
         drawn = self.ablation_dir.pictures(planned)
         if not (drawn / INDEX).exists():
             drawn.parent.mkdir(parents=True, exist_ok=True)
             self._call("denoising-images", [f"run={run}", f"out={drawn}"], planned)
         row = self._row(planned, run, [r for r in results if r.checkpoint != "none"], drawn)
         self.ablation_dir.keep(planned, row, [r for r in results if r.checkpoint == "none"])
-        shutil.rmtree(folder / "features", ignore_errors=True)  # large, and fast to compute again
         return row
 
     @staticmethod

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import ldae
 from ldae.app.training import pretrain as pretrain
 from ldae.config.build import Parts
 from ldae.data.cache import Context
@@ -107,6 +108,34 @@ def test_a_graph_of_a_unet_gives_the_features_of_load_encoder(trained, tmp_path,
     expected = load_encoder(folder)(images)
     assert expected.std(0).mean() > 0.01
     assert (onnx_features(out, images) - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["ldae", "unet"])
+def test_a_program_gives_the_features_of_load_encoder(trained, tmp_path, in_process, name):
+    out, folder = tmp_path / "out", trained(name)
+    assert in_process("export", f"run={folder}", f"out={out}", "format=[pt2]") == (0, "")
+    images = digits(folder)
+    expected = load_encoder(folder)(images)
+    assert expected.std(0).mean() > 0.01
+    program = torch.export.load(out / "model.pt2").module()
+    restored = torch.cat([program(batch) for batch in images.tensor_split([1, 8])])
+    assert (restored - expected).abs().max() < 1e-4
+    assert "torch.export.load" in (out / "README.md").read_text()
+
+
+def test_an_export_is_uploaded_and_loaded_from_there(trained, tmp_path, in_process, capsys):
+    out, folder, remote = tmp_path / "out", trained("ldae"), f"file://{tmp_path / 'remote'}"
+    assert in_process("export", f"run={folder}", f"out={out}", f"push={remote}", "layer=1", "t=40") == (0, "")
+    assert f"uploaded: {remote}" in capsys.readouterr().out
+    images, expected = digits(folder), load_encoder(folder, layer=1, t=40)
+    assert (ldae.load_encoder(remote)(images) - expected(images)).abs().max() < 1e-4
+    assert (ldae.load_encoder(out)(images) - expected(images)).abs().max() < 1e-4
+    other = f"file://{tmp_path / 'other'}"
+    assert ldae.Run(folder).push_to_hub(other, layer=1, t=40) == other
+    assert (ldae.load_encoder(other)(images) - expected(images)).abs().max() < 1e-4
+    refused = in_process("export", f"run={folder}", f"out={tmp_path / 'o'}", "format=[pt2]", f"push={remote}")
+    assert (refused[0], "needs format=[timm]" in refused[1]) == (2, True)
+    assert not (tmp_path / "o").exists()
 
 
 def test_mae_is_a_plain_vit_with_a_class_token(trained, tmp_path, in_process):

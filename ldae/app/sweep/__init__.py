@@ -1,0 +1,1 @@
+"""Search hyper-parameters of pretraining by Optuna."""
