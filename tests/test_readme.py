@@ -12,6 +12,7 @@ from helpers import ROOT
 
 from ldae.app import listing
 from ldae.app.cli import COMMANDS
+from ldae.app.sweep.sweep import parse_arguments
 
 README = (ROOT / "README.md").read_text()
 PAGES = {p.relative_to(ROOT).as_posix(): p.read_text() for p in sorted((ROOT / "docs").glob("*.md"))}
@@ -52,6 +53,9 @@ def test_command_composes(config, line):
         listing.main([word for word in argv if word != "GROUP"])
     elif name == "plan":
         config("pretrain", *argv)
+    elif name == "sweep":
+        _, space, fixed = parse_arguments(argv)
+        config("pretrain", *fixed, *(dimension.word(dimension.extremes[0]) for dimension in space))
     elif command.config is not None and "--config-dir" not in argv:
         config(command.config, *argv)
 
@@ -89,13 +93,16 @@ def test_the_keys_of_the_table_are_keys(config):
 
 def test_the_python_of_the_readme_and_of_the_export_page_runs(tmp_path, monkeypatch):
     (readme,) = (block for kind, block in BLOCKS["README.md"] if kind == "python")
-    (export,) = (block for kind, block in BLOCKS["docs/export.md"] if kind == "python")
+    hub, export = (block for kind, block in BLOCKS["docs/export.md"] if kind == "python")
     monkeypatch.chdir(tmp_path)
     found: dict = {}
     exec(readme.replace('"steps": 200', '"steps": 4'), found)
     images = torch.rand(3, *found["encoder"].image_shape)
     features = found["encoder"](images)
     assert found["pretrained"](images).shape == (3, 128)
+    folder = f"file://{tmp_path / 'ldae-digits'}"  # in place of the hub
+    exec(hub.replace("hf://USER/ldae-digits", folder).replace("USER/ldae-digits", folder), found)
+    torch.testing.assert_close(found["encoder"](images), features, atol=1e-4, rtol=1e-4)
     exec(export, found)
     torch.testing.assert_close(found["encoder"](images), features)
     torch.testing.assert_close(found["vit"](images * 2 - 1), features, atol=1e-4, rtol=1e-4)

@@ -131,7 +131,7 @@ def _probe_config(settings: EmbedSettings, config: Mapping[str, Any]) -> dict[st
         chosen = [argument("run", settings.run)] if settings.run else encoder_argv(settings.encoder or "")[0]
     except ConfigError as error:
         raise ConfigError("encoder", error.value, error.expectation) from None
-    given = {"layers": [settings.layer] if settings.layer else None, "t": settings.steps}
+    given: dict[str, Any] = {"layers": [settings.layer] if settings.layer else None, "t": settings.steps}
     given |= {"inputs": [settings.input], "pooling": [settings.pooling]}
     same = ("step", "weights", "combine", "seed", "batch", "precision")
     composed = resolved(compose("probe", chosen))

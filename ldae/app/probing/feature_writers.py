@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,7 +63,8 @@ class NpzWriter:
 
     def write_split(self, split: str, count: int, pieces: Iterable[Piece]) -> None:
         """Write the `count` images of a split."""
-        labels, paths = [], []
+        labels: list[np.ndarray] = []
+        paths: list[str] = []
         with self._member(f"{split}_x") as member:
             for piece in pieces:
                 if not labels:
@@ -140,7 +141,8 @@ class ParquetWriter:
         self.table.write_table(table)
 
 
-WRITERS = {NPZ: NpzWriter, PARQUET: ParquetWriter}
+Opener = Callable[[IO[bytes], bool, Mapping[str, str]], FeatureWriter]
+WRITERS: Mapping[str, Opener] = {NPZ: NpzWriter, PARQUET: ParquetWriter}
 
 
 def check_file(path: Path) -> None:
@@ -170,7 +172,7 @@ def open_writer(path: Path, classes: Iterable[str], **texts: str) -> Iterator[Fe
     """
     names = list(classes)
     with open_atomic(path) as file:
-        writer: FeatureWriter = WRITERS[path.suffix](file, bool(names), {**texts, "classes": json.dumps(names)})
+        writer = WRITERS[path.suffix](file, bool(names), {**texts, "classes": json.dumps(names)})
         yield writer
         writer.close()
 

@@ -92,7 +92,7 @@ def _drawings(study: SweepStudy, metric: str) -> list[tuple[str, Drawing]]:
     drawings = []
     with figure_style(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        axes = plots.plot_optimization_history(study.study, target_name=name)
+        axes: Any = plots.plot_optimization_history(study.study, target_name=name)
         axes.set_title("Accuracy of the trials")
         drawings.append(("history", Drawing(axes.figure, "Accuracy of the trials", name)))
         if len(study.space) > 1:
