@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldae.app.ablation.runner import portable_command
 from ldae.app.compose import compose, resolved
 from ldae.app.probing.selection import probe_results, read_at
 from ldae.app.provenance import command, commit
@@ -235,7 +236,7 @@ def parity(
 def export_record(settings: ExportSettings, run: Run, encoder: Encoder, images: Tensor) -> dict[str, Any]:
     """Return the content of export.json: encoder, checkpoint and command."""
     return {
-        "command": command(),
+        "command": portable_command(command()),  # a card is published: without the paths of this machine
         "commit": commit(),
         "encoder": run.name,
         "experiment": run.config.get("experiment"),

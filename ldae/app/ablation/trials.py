@@ -15,7 +15,8 @@ from ldae.app.ablation.grid import Trial
 from ldae.app.compose import CONFIGS, compose, has_key, resolved
 from ldae.app.precision import settle_precision
 from ldae.app.probing.settings import ProbeSettings
-from ldae.app.session import IGNORED_ON_RESUME, Session, root_settings, train_settings
+from ldae.app.session import IGNORED_ON_RESUME, Session, root_settings, settings_of, train_settings
+from ldae.app.training.monitors import MonitorSettings
 from ldae.config.schema import conform
 from ldae.core.errors import ConfigError, Fault
 from ldae.core.files import json_hash
@@ -148,6 +149,7 @@ def check(planned: PlannedTrial) -> None:
         check_probe(planned.probe)
         session = Session({**planned.config, "runtime": {"threads": 0, "progress": False}})
         train_settings(planned.config)
+        settings_of(planned.config, "monitor", MonitorSettings)
         small = planned.config["denoiser"].get("width", LARGE) < LARGE
         session.parts.build("augment", "optim", *(["objective"] if small else []))
 

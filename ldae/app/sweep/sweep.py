@@ -37,7 +37,7 @@ from ldae.app.sweep.summary import write_summary
 from ldae.core.errors import ConfigError, Fault, Interrupted, NonFiniteError, UsageError
 from ldae.core.files import read_sealed_json, write_sealed_json
 from ldae.core.types import Count
-from ldae.engine.run_folder import RunFolder, check_same_config
+from ldae.engine.run_folder import RunFolder, differences
 from ldae.engine.runtime import resolve_device
 from ldae.engine.signals import StopFlag
 
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 GRID = "sweep"  # name of the trials' grid in their folders
 PROTOCOLS = {"linear": "lbfgs", "knn": "knn", "knn_whitened": "knn_whitened"}
 SETTINGS = "sweep.json"
+PRUNED = "the pruner"  # in place of a signal's name
 OF_A_TRIAL = (ConfigError.code, NonFiniteError.code)  # exit codes that are the outcome of a trial's values
 
 
@@ -95,7 +96,7 @@ class Sweep:
         probe = [f"protocols=[{PROTOCOLS[self.settings.metric]}]"]
         probe += [word.removeprefix(PROBE) for word in words if word.startswith(PROBE)]
         config, _ = settle_precision(resolved(compose("pretrain", overrides)))
-        trial = Trial(GRID, f"trial-{number:03}", dict(values), overrides, position=number)
+        trial = Trial(GRID, f"{number:03}", dict(values), overrides, position=number)
         return PlannedTrial(trial, overrides, [*latest(probe), "split=holdout"], config, 0)
 
     def check(self) -> dict[str, Any]:
@@ -122,7 +123,10 @@ class Sweep:
         now = {"metric": self.settings.metric, "searched": searched, "config": kept, "probe": probe}
         path = self.out / SETTINGS
         if path.exists():
-            check_same_config(read_sealed_json(path), json.loads(json.dumps(now)), ())
+            changes = differences(read_sealed_json(path), json.loads(json.dumps(now)), ())
+            if changes:
+                text = "; ".join(f"{key.removeprefix('config.')} was {old!r}, is {new!r}" for key, old, new in changes)
+                raise UsageError(f"out={self.out} holds a sweep with other settings: {text}. Give another out=")
         else:
             write_sealed_json(path, now)
 
@@ -144,6 +148,8 @@ class Sweep:
             study.finish(trial, outcome, seconds=round(time.monotonic() - start, 1), **notes)
             result = f"{self.settings.metric} {outcome:.2f} % on the hold-out" if outcome is not None else "pruned"
             print(f"  {notes.get('error') or result}", flush=True)
+            if trial.number + 1 == self.settings.startup_trials and not study.completed():
+                break  # the cause is hardly the values; `conclude` names it
 
     def _outcome(
         self, study: SweepStudy, trial: OptunaTrial, values: Mapping[str, Any]
@@ -172,13 +178,13 @@ class Sweep:
 
         def watch() -> None:
             nonlocal seen
-            stop.signal_name = self.stop.signal_name
+            stop.signal_name = self.stop.signal_name or stop.signal_name
             accuracies = online_accuracies(run)
             if len(accuracies) > seen:
                 seen = len(accuracies)
                 study.report(trial, accuracies)
                 if self.settings.prune and trial.should_prune():
-                    stop.signal_name = stop.signal_name or "PRUNED"
+                    stop.signal_name = stop.signal_name or PRUNED
 
         try:
             runner.check_labels(planned)

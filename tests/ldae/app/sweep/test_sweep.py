@@ -172,6 +172,7 @@ def test_a_mistake_in_a_call_is_named(argv, message):
         (["optim.lbr=interval(1,2)"], "optim.lbr"),
         (["target=choice(x0,none)"], "none"),
         (["data.d=choice(4,400)"], "400"),
+        (["optim.blr=interval(1,2)", "monitor.num_evals=-1"], "trial 000: monitor.num_evals=-1 must be at least 0"),
     ],
 )
 def test_an_invalid_candidate_is_refused_before_any_trial(tmp_path, in_process, argv, message):
@@ -187,6 +188,24 @@ def test_accuracies_are_read_while_their_file_is_written(tmp_path):
     assert online_accuracies(tmp_path) == [12.0]
 
 
+def test_a_trial_that_is_pruned_ends_its_process_and_the_sweep_goes_on(tmp_path, in_process, capsys):
+    out, word = tmp_path / "out", "optim.blr=tag(log,interval(1e-3,1e-1))"
+    out.mkdir()
+    study = SweepStudy(out, read_space([word])[0], 0, 1)
+    trial, _ = study.next(1)
+    study.report(trial, [0.0, *[100.0] * 30])  # better than any other at every evaluation
+    study.finish(trial, 90.0)
+    argv = (*TINY, "train.steps=3000", "monitor.num_evals=30", word, "startup_trials=1", "trials=2", f"out={out}")
+    assert in_process("sweep", *argv) == (0, "")
+    assert "[2/2]" in (text := capsys.readouterr().out)
+    assert "\n  pruned\n" in text
+    assert "best: trial 0, 90.00 %" in text
+    (_, line) = (json.loads(line) for line in (out / "trials.jsonl").read_text().splitlines())
+    assert line["state"] == "pruned"
+    assert status(out / line["run"])["state"] == "interrupted"
+    assert status(out / line["run"])["step"] < 3000
+
+
 @pytest.mark.slow
 def test_a_killed_sweep_continues_its_trial_and_ends_with_every_trial_once(tmp_path):
     out = tmp_path / "out"
@@ -194,7 +213,7 @@ def test_a_killed_sweep_continues_its_trial_and_ends_with_every_trial_once(tmp_p
             "metric=knn", f"out={out}")  # fmt: skip
     killed = start(*argv, "trials=3")
     deadline = time.monotonic() + 300
-    while not list(out.glob("runs/trial-001-*/checkpoints/step-*")) and time.monotonic() < deadline:
+    while not list(out.glob("runs/001-*/checkpoints/step-*")) and time.monotonic() < deadline:
         time.sleep(0.1)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
@@ -211,4 +230,4 @@ def test_a_killed_sweep_continues_its_trial_and_ends_with_every_trial_once(tmp_p
     again, _ = run(*argv, "trials=3", seconds=600)
     assert "3 of them finished" in again
     _, message = run(*argv, "trials=3", "seed=4", seconds=600, code=2)
-    assert "config.seed was 0, is 4" in message
+    assert "seed was 0, is 4" in message
