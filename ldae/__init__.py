@@ -7,6 +7,11 @@ Pretrain, open a run, use its encoder:
     >>> encoder = run.encoder()                  # or ldae.load_encoder("runs/digits")
     >>> features = encoder(images)               # (B, 3, H, W) in [0, 1] -> (B, D)
 
+Sample from a trained diffusion model, restore or edit images:
+
+    >>> generator = ldae.load_generator("runs/ddpm")
+    >>> images = generator.sample(64, sampler="ddim", steps=50)  # (64, H, W, 3) uint8
+
 Score features, by `linear_probe.score`. Build parts by their constructors:
 
     >>> tokenizer = ldae.PatchPCA((3, 32, 32), patch=4, d=16)
@@ -26,7 +31,9 @@ from ldae.core.version import __version__
 _MODULES = {
     "Encoder": "ldae.export.encoder",
     "Run": "ldae.app.api",
+    "ImageGenerator": "ldae.app.sampling.image_generator",
     "load_encoder": "ldae.app.api",
+    "load_generator": "ldae.app.api",
     "pretrain": "ldae.app.api",
     "push_to_hub": "ldae.app.api",
     "PatchPCA": "ldae.tokenizers.patch_linear",
@@ -46,6 +53,7 @@ __all__ = [
     "Cosine",
     "DDPMLinear",
     "Encoder",
+    "ImageGenerator",
     "LinearGamma2",
     "LinearSigma",
     "PatchAE",
@@ -55,12 +63,14 @@ __all__ = [
     "Run",
     "__version__",
     "load_encoder",
+    "load_generator",
     "pretrain",
     "push_to_hub",
 ]
 
 if TYPE_CHECKING:
-    from ldae.app.api import Run, load_encoder, pretrain, push_to_hub
+    from ldae.app.api import Run, load_encoder, load_generator, pretrain, push_to_hub
+    from ldae.app.sampling.image_generator import ImageGenerator
     from ldae.diffusion.schedules import Cosine, DDPMLinear, LinearGamma2, LinearSigma
     from ldae.export.encoder import Encoder
     from ldae.tokenizers.conv_vae import ConvVAE

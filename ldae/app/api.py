@@ -1,4 +1,4 @@
-"""Provide the Python API: pretrain, open runs, read their metrics and pictures, load encoders."""
+"""Provide the Python API: pretrain, open runs, read their metrics and pictures, load encoders and generators."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
 from ldae.app.compose import compose, resolved
 from ldae.app.export import main as export
-from ldae.app.overrides import argument
+from ldae.app.overrides import arguments
+from ldae.app.sampling.image_generator import ImageGenerator
 from ldae.app.training.pretrain import pretrain as run_pretraining
 from ldae.core.errors import CheckpointError, ConfigError
 from ldae.core.files import read_sealed_json
@@ -67,6 +68,17 @@ class Run:
     def push_to_hub(self, remote: str, private: bool = False, **settings: Any) -> str:
         """Export the encoder and upload it: see `push_to_hub`."""
         return push_to_hub(self, remote, private, **settings)
+
+    def generator(
+        self, step: int | None = None, weights: Literal["ema", "model"] = "ema", device: str = "auto"
+    ) -> ImageGenerator:
+        """Return the trained diffusion model, as `load_generator`.
+
+        Raises:
+            CheckpointError: the run has no whole checkpoint.
+            ConfigError: the run is of no diffusion model.
+        """
+        return ImageGenerator(self.path, step, weights, device)
 
     def metrics(self) -> dict[str, list[float]]:
         """Return the metrics that were logged during training.
@@ -125,7 +137,7 @@ def pretrain(experiment: str, **overrides: Any) -> Run:
     Example:
         >>> run = ldae.pretrain("ldae/digits", out="runs/digits", train={"steps": 200})
     """
-    argv = [f"experiment={experiment}", *(_word(key, value) for key, value in _flat(overrides))]
+    argv = [f"experiment={experiment}", *arguments(overrides)]
     return Run(run_pretraining(resolved(compose("pretrain", argv))))
 
 
@@ -158,8 +170,36 @@ def push_to_hub(source: Run | Path | str, remote: str, private: bool = False, **
     check_remote("remote", remote)
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary) / "export"
-        export([*(_word(key, value) for key, value in {"run": folder, "out": out, **settings}.items())])
+        export(list(arguments({"run": folder, "out": out, **settings})))
         return upload(out, remote, private)
+
+
+def load_generator(
+    run: Path | str,
+    step: int | None = None,
+    weights: Literal["ema", "model"] = "ema",
+    device: str = "auto",
+    progress: bool = False,
+) -> ImageGenerator:
+    """Load a trained diffusion model, which samples, restores and edits images.
+
+    Args:
+        run: folder of a pretraining run.
+        step: step of the checkpoint; the newest if None.
+        weights: `ema` for the averaged weights, `model` for those of the last step.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        progress: draw a progress bar.
+
+    Raises:
+        CheckpointError: there is no run, or it has no whole checkpoint.
+        ConfigError: the run is of no diffusion model.
+
+    Example:
+        >>> generator = ldae.load_generator("runs/ddpm")
+        >>> images = generator.sample(64, sampler="ddim", steps=50)  # (64, H, W, 3) uint8
+        >>> edited = generator.edit(images, t0=0.5)
+    """
+    return ImageGenerator(run, step, weights, device, progress)
 
 
 def load_encoder(
@@ -196,17 +236,3 @@ def load_encoder(
         message = f"is no folder; give the folder that pretraining wrote (out=), or one of {shipped}"
         raise CheckpointError(f"{source} {message}")
     return load_from_run(local, step, device, **settings)
-
-
-def _flat(overrides: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) of nested mappings."""
-    for key, value in overrides.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _word(key: str, value: Any) -> str:
-    """Return KEY=VALUE as the command line has it."""
-    return argument(key, value) if isinstance(value, (str, Path)) else f"{key}={json.dumps(value)}"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
@@ -62,6 +65,21 @@ def argument(key: str, value: object) -> str:
     except UsageError:
         pass
     return f"{key}={_quoted(text)}"
+
+
+def arguments(overrides: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield KEY=VALUE as the command line has it for each key of nested mappings.
+
+    Args:
+        overrides: {key: value}; a nested key is a mapping or a dotted key.
+        prefix: of every key.
+    """
+    for key, value in overrides.items():
+        if isinstance(value, Mapping):
+            yield from arguments(value, f"{prefix}{key}.")
+        else:
+            text = isinstance(value, (str, Path))
+            yield argument(prefix + key, value) if text else f"{prefix}{key}={json.dumps(value)}"
 
 
 def command(tool: str, **values: object) -> str:

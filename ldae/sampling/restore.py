@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -245,11 +245,15 @@ class Guide:
 
     Attributes:
         images: (B, 3, H, W) in [0, 1]: strokes, or an image with a pasted object.
-        keep: (B, 1, H, W), 1 where the original's pixels are kept; None: all may change.
+        keep: (B, 1, H, W), 1 where the original's pixels are kept, to the bit; None: all may change.
     """
 
     images: Tensor
     keep: Tensor | None = None
+
+    def kept_from(self, original: Tensor, others: Tensor) -> Tensor:
+        """Return `others` with the pixels of the original where they are kept, (B, 3, H, W)."""
+        return others if self.keep is None else torch.where(self.keep.bool(), original, others)
 
 
 class Edit(Restoration):
@@ -281,6 +285,7 @@ class Edit(Restoration):
     @torch.no_grad()
     def __call__(self, batch: Batch, callback: StepCallback | None = None) -> Columns:
         guide, last = self.guided(batch), len(self.t0) - 1
+        guide = replace(guide, images=guide.kept_from(batch.images, guide.images))
         edits = {
             name: self._edit(batch, guide, t0, callback if i == last else None)
             for i, (name, t0) in enumerate(zip(self.measured, self.t0, strict=True))
@@ -304,4 +309,4 @@ class Edit(Restoration):
             clip=g.sampler.clip,
             callback=callback,
         )
-        return g.to_image(z)
+        return guide.kept_from(batch.images, g.to_image(z))  # a tokenizer alters kept pixels too

@@ -55,10 +55,19 @@ def generator_of(config: Mapping[str, Any]) -> tuple[Generator, Run]:
         raise ConfigError("run", config["run"], "is not set; give run=RUN, the folder that pretraining wrote (out=)")
     settings: GenerationSettings = root_settings(GenerationSettings, config)
     device = prepare_machine(config)
-    parts = Parts({key: config[key] for key in ("sampler", "spacing", "sampling_schedule") if config.get(key)})
-    parts.build(*parts.config)  # a bad key costs no loading
+    sampler_parts(config)  # a bad key costs no loading
     run = load_run(Path(settings.run), settings.step, settings.weights, device)
-    objective = run.objective
+    return build_generator(run, config), run
+
+
+def build_generator(run: Run, config: Mapping[str, Any]) -> Generator:
+    """Build the generator of a loaded run, with the sampler of a command's config.
+
+    Raises:
+        ConfigError: a key cannot work, or the run is of no diffusion model.
+    """
+    settings: GenerationSettings = root_settings(GenerationSettings, config)
+    parts, objective = sampler_parts(config), run.objective
     if not isinstance(objective, Denoise):
         raise ConfigError("run", settings.run, f"is of {type(objective).__name__}, which denoises nothing")
     schedule: NoiseSchedule = parts.sampling_schedule if "sampling_schedule" in parts.config else objective.schedule
@@ -67,7 +76,14 @@ def generator_of(config: Mapping[str, Any]) -> tuple[Generator, Run]:
     rule = parts.sampler if "sampler" in parts.config else default_sampler(objective)
     clip = objective.tokenizer.is_bounded if settings.clip is None else settings.clip
     sampler = SamplerConfig(rule, visited, clip, settings.guidance, settings.precision)
-    return Generator(objective, sampler, settings.seed), run
+    return Generator(objective, sampler, settings.seed)
+
+
+def sampler_parts(config: Mapping[str, Any]) -> Parts:
+    """Build the parts of a sampler: its rule, spacing and schedule, those that the config names."""
+    parts = Parts({key: config[key] for key in ("sampler", "spacing", "sampling_schedule") if config.get(key)})
+    parts.build(*parts.config)
+    return parts
 
 
 def provenance_of(config: Mapping[str, Any], run: Run) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,9 @@ from ldae.data.loader import in_order
 from ldae.data.scan import list_entries, list_folder
 
 MAX_PIXELS = 100_000_000
+
+# a batch -> its guide (B, 3, H, W) and its mask (B, 3, H, W) in [0, 1], each None where there is none
+Guides = Callable[[Batch], tuple[Tensor | None, Tensor | None]]
 
 
 class Pictures:
@@ -67,6 +70,17 @@ class Pictures:
             pixels = torch.stack([picture(path, size) for path in paths]).to(device)
             index = torch.arange(start, start + len(paths), device=device)
             yield Batch(pixels, torch.zeros_like(index), index)
+
+    def guides(self, guide: str | None, keep: str | None) -> Guides:
+        """Return the function that reads the guide and the mask of a batch from these files or folders."""
+
+        def read(batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+            images, masks = (
+                self.matching(key, path, batch) if path else None for key, path in (("guide", guide), ("keep", keep))
+            )
+            return images, masks
+
+        return read
 
     def matching(self, key: str, path_text: str, batch: Batch) -> Tensor:
         """Return the guides or masks of a batch: one for all, or those of the same names."""

@@ -26,7 +26,7 @@ from ldae.app.precision import announce, settle_precision
 from ldae.app.sampling.animation import Animation
 from ldae.app.sampling.distances import Reader, caveats, check_count, compare_sets, reader_of
 from ldae.app.sampling.generator import generator_of, provenance_of
-from ldae.app.sampling.images import Pictures
+from ldae.app.sampling.images import Guides, Pictures
 from ldae.app.session import Session, result_folder, root_settings, session_of
 from ldae.core.errors import ConfigError
 from ldae.core.files import write_json
@@ -111,7 +111,12 @@ def main(argv: Sequence[str]) -> None:
         announce(precision)
         session.load_blend_images(generator.objective.corruption)
         pictures = Pictures(session, settings.pictures, settings.split, settings.count, settings.batch)
-        restoration = restoration_of(generator, settings, pictures)
+        restoration = restoration_of(
+            generator,
+            settings,
+            pictures.guides(settings.guide, settings.keep),
+            lambda batch: pictures.matching("mask", settings.mask or "", batch),
+        )
         reader = set_reader(settings, restoration, session, pictures) if settings.features else None
         columns = restore_all(restoration, pictures, settings, folder, session)
         write_pictures(columns, pictures, settings, folder, [restoration.head(name) for name in columns])
@@ -174,34 +179,42 @@ def restoration_type(generator: Generator, settings: RestoreSettings) -> type[Re
     return selected
 
 
-def restoration_of(generator: Generator, settings: RestoreSettings, pictures: Pictures) -> Restoration:
-    """Build the restoration with its settings."""
+def restoration_of(
+    generator: Generator, settings: RestoreSettings, guides: Guides, masks: Callable[[Batch], Tensor]
+) -> Restoration:
+    """Build the restoration with its settings.
+
+    Args:
+        generator: the trained model.
+        settings: of the command.
+        guides: function from a batch to its guide and its mask of kept pixels, if there are any.
+        masks: function from a batch to the holes that `mask=` gives as pictures, (B, 3, H, W) in [0, 1].
+    """
     type_ = restoration_type(generator, settings)
     if type_ is Inpaint:
         assert settings.mask
-        return Inpaint(generator, holes_of(settings.mask, pictures))
+        return Inpaint(generator, holes_of(settings.mask, masks))
     if type_ is Segment:
         return Segment(generator, settings.runs)
     if type_ is not Edit:
         return type_(generator)
 
     def guided(batch: Batch) -> Guide:
-        painted = simulate_strokes(batch.images, settings.strokes, settings.colours)
-        images = pictures.matching("guide", settings.guide, batch) if settings.guide else painted
-        keep = pictures.matching("keep", settings.keep, batch).mean(1, keepdim=True).round() if settings.keep else None
-        return Guide(images, keep)
+        guide, keep = guides(batch)
+        painted = simulate_strokes(batch.images, settings.strokes, settings.colours) if guide is None else guide
+        return Guide(painted, None if keep is None else keep.mean(1, keepdim=True).round())
 
     return Edit(generator, guided, settings.t0, settings.repeats)
 
 
-def holes_of(mask: str, pictures: Pictures) -> Holes:
+def holes_of(mask: str, pictures: Callable[[Batch], Tensor]) -> Holes:
     """Return the shapes of holes: random ones, or the white pixels of pictures."""
 
     def drawn(batch: Batch, rng: BatchGenerator) -> Tensor:
         return SHAPES[mask](len(batch), batch.images.shape[-1], rng)
 
     def given(batch: Batch, rng: BatchGenerator) -> Tensor:
-        return pictures.matching("mask", mask, batch).mean(1) >= 0.5
+        return pictures(batch).mean(1) >= 0.5
 
     return drawn if mask in SHAPES else given
 

@@ -135,8 +135,13 @@ class Conditions:
         return None if labels is None and low is None else Cond(labels, low)
 
 
-def conditions_of(generator: Generator, settings: SampleSettings) -> Conditions:
+def conditions_of(generator: Generator, settings: SampleSettings, low: Tensor | None = None) -> Conditions:
     """Return the conditions of the samples.
+
+    Args:
+        generator: a trained denoiser.
+        settings: settings of the command.
+        low: low-resolution images (N, 3, h, w) in [0, 1], in place of those that `settings.low` names.
 
     Raises:
         ConfigError: the network has no such labels, or needs images as conditions.
@@ -148,13 +153,18 @@ def conditions_of(generator: Generator, settings: SampleSettings) -> Conditions:
             f"must be labels below {task.classes}" if task.classes else "is set, and this network has no class labels"
         )
         raise ConfigError("classes", classes, message)
-    if bool(settings.low) != isinstance(task, SuperResolution):
-        message = "is not for this run: it enlarges nothing" if settings.low else "is not set; give small images"
+    enlarges = bool(settings.low) or low is not None
+    if enlarges != isinstance(task, SuperResolution):
+        message = "is not for this run: it enlarges nothing" if enlarges else "is not set; give small images"
         raise ConfigError("low", settings.low, message)
-    if task.image_channels and not settings.low:
+    if task.image_channels and not enlarges:
         raise ConfigError("task", type(task).__name__, "needs images to work on; use ldae restore")
-    if settings.low and isinstance(task, SuperResolution):
-        low = small_images(settings.low, generator.objective.tokenizer.image_shape[1] // task.factor)
+    if enlarges and isinstance(task, SuperResolution):
+        size = generator.objective.tokenizer.image_shape[1] // task.factor
+        low = small_images(settings.low, size) if settings.low else low
+        assert low is not None
+        if low.shape[-2:] != (size, size):
+            raise DataError(f"low has images of {tuple(low.shape[-2:])} pixels; this run enlarges {size} x {size}")
         if settings.features:
             check_count("low", len(low))
         return Conditions(len(low), low=2 * low - 1)
