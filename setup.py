@@ -50,7 +50,7 @@ setup(
     packages=[*find_packages(include=["ldae", "ldae.*", "linear_probe", "linear_probe.*"]), "ldae.configs"],
     package_dir={"ldae.configs": "configs"},
     package_data={
-        "ldae": ["py.typed", "zoo/*/*"],
+        "ldae": ["py.typed", "zoo/*/*", "app/sampling/templates/*"],
         "ldae.configs": ["*.yaml", "**/*.yaml"],
         "linear_probe": ["py.typed"],
         "linear_probe.report": ["templates/*"],  # of the page, its style and script

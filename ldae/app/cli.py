@@ -121,6 +121,12 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
             ("ldae.app.sampling.restore:RestoreSettings", GENERATION),
         ),
         "morph": Command("ldae.app.sampling.morph", "turn the images of one folder into those of another"),
+        "fool": Command(
+            "ldae.app.sampling.fool",
+            "write a page on which people choose between real and generated pictures, or read their answers",
+            "fool",
+            ("ldae.app.sampling.fool:FoolSettings",),
+        ),
         "likelihood": Command(
             "ldae.app.sampling.likelihood",
             "bound the likelihood of images, in bits per dimension",

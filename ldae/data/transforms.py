@@ -9,9 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 
-import numpy as np
 import torch
-from PIL import Image, ImageFilter
 from torch import Tensor
 
 from ldae.core.types import Fraction, Natural, Positive
@@ -181,22 +179,3 @@ def _bicubic(start: Tensor, length: Tensor, size: int) -> Tensor:
     inside = (pixel >= start[:, None]) & (pixel < (start + length)[:, None])  # (B, size)
     weights = weights.mul_(inside[:, None, :])
     return weights.div_(weights.sum(-1, keepdim=True))
-
-
-def simulate_strokes(images: Tensor, width: int, colours: int) -> Tensor:
-    """Return images as if painted in strokes: a median filter, then a palette (App. C, arXiv 2108.01073).
-
-    Args:
-        images: (B, 3, H, W) in [0, 1].
-        width: side of the median filter in pixels, odd; 23 at 256 px in the paper, so 3 at 32 px.
-        colours: size of each image's palette (median cut); 6 in the paper.
-
-    Returns:
-        (B, 3, H, W) in [0, 1].
-    """
-    pixels = (images * 255).round().to(torch.uint8).movedim(1, -1).cpu().numpy()  # (B, H, W, 3)
-    painted = []
-    for image in pixels:
-        smooth = Image.fromarray(image).filter(ImageFilter.MedianFilter(width))
-        painted.append(torch.from_numpy(np.asarray(smooth.quantize(colours).convert("RGB")).copy()))  # (H, W, 3)
-    return torch.stack([image.movedim(-1, 0).float() / 255 for image in painted]).to(images.device)

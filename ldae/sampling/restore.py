@@ -70,6 +70,11 @@ class Restoration(ABC):
         """Return the head of a column in a picture: its name, and the noise level where the column has one."""
         return column
 
+    @property
+    def compared(self) -> Sequence[str]:
+        """Return the names of the columns that are compared with other images as sets."""
+        return self.measured
+
     def figures(self, columns: Columns) -> dict[str, dict[str, float]]:
         """Measure each of `measured` against `truth`: {column: {metric: value}}."""
         truth = columns[self.truth]
@@ -274,9 +279,18 @@ class Edit(Restoration):
         self.measured = [f"t0={value:g}" for value in t0]
 
     @property
+    def compared(self) -> Sequence[str]:
+        """Return the guide, at which the curve of realism over faithfulness starts, and the edits."""
+        return [self.truth, *self.measured]
+
+    @property
     def passes(self) -> int:
         """Return the number of passes per batch, for every t0 and repetition."""
         return self.repeats * sum(self.generator.passes(first=self._first(t0)) for t0 in self.t0)
+
+    def _measure(self, predicted: Tensor, truth: Tensor, columns: Columns) -> dict[str, float]:
+        distance = (predicted.double() - truth.double()).flatten(1).norm(dim=1)  # of each image, (B,)
+        return {**super()._measure(predicted, truth, columns), "l2": float(distance.mean())}
 
     def _first(self, t0: float) -> int:
         """Return the index of the step that the guide is noised to."""

@@ -9,7 +9,9 @@ Cold Diffusion runs invert their degradation, SR3 runs enlarge, SegDiff runs seg
 edits (SDEdit; from simulated strokes without guide=), inverts a picture to its noise and reconstructs it (how=invert,
 DDIM), or interpolates between the noise of two pictures (how=interpolate).
 Writes OUT/restored.png (a row for each picture), OUT/NAME.png for each of your own pictures, OUT/trajectory.gif (an
-animation) and OUT/restored.json with the printed scores.
+animation), OUT/restored.npz (the columns, (N, H, W, C) uint8) and OUT/restored.json with the printed scores. how=edit
+also writes OUT/guides/NAME.png, the simulated strokes of your pictures, to paint on and to give as guide=; with
+features= it draws realism over faithfulness for the t0, OUT/curve.png, .pdf and .svg.
 """
 
 from __future__ import annotations
@@ -18,25 +20,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ldae.app.compose import compose, resolved
 from ldae.app.precision import announce, settle_precision
 from ldae.app.sampling.animation import Animation
+from ldae.app.sampling.curve import write_curve
 from ldae.app.sampling.distances import Reader, caveats, check_count, compare_sets, reader_of
 from ldae.app.sampling.generator import generator_of, provenance_of
 from ldae.app.sampling.images import Guides, Pictures
 from ldae.app.session import Session, result_folder, root_settings, session_of
 from ldae.core.errors import ConfigError
-from ldae.core.files import write_json
+from ldae.core.files import make_folder, open_atomic, write_json
 from ldae.core.progress import Progress
 from ldae.core.types import Batch, BatchGenerator, Count, Fraction, Range
-from ldae.data.transforms import simulate_strokes
+from ldae.data.strokes import simulate_strokes
 from ldae.diffusion.corruptions.mask import Mask
 from ldae.diffusion.corruptions.shapes import SHAPES
 from ldae.engine.logging import save_png
 from ldae.engine.run_folder import RunFolder
+from ldae.metrics.distances import metric_name
 from ldae.objectives.panels import add_heads, tile, to_rgb
 from ldae.sampling.generate import Generator
 from ldae.sampling.inpaint import Holes, Inpaint
@@ -65,6 +70,7 @@ class RestoreSettings:
         repeats: edit: number of passes, each from the last result.
         strokes: edit: width of simulated strokes in pixels, odd.
         colours: edit: number of colours of simulated strokes.
+        palette: edit: choice of these colours.
         gif: write an animation of the first trajectories.
         features: feature extractor of the distances between sets; none are measured if None.
     """
@@ -83,6 +89,7 @@ class RestoreSettings:
     repeats: Count
     strokes: Count
     colours: Annotated[int, Range(2, 256)]
+    palette: Literal["median_cut", "kmeans"]
     gif: bool
     features: str | None
 
@@ -120,6 +127,7 @@ def main(argv: Sequence[str]) -> None:
         reader = set_reader(settings, restoration, session, pictures) if settings.features else None
         columns = restore_all(restoration, pictures, settings, folder, session)
         write_pictures(columns, pictures, settings, folder, [restoration.head(name) for name in columns])
+        write_arrays(columns, folder)
         figures = restoration.figures(columns) if restoration.truth in columns else {}
         warnings: list[str] = []
         if reader is not None:
@@ -131,8 +139,11 @@ def main(argv: Sequence[str]) -> None:
             "images": count,
             "split": None if settings.pictures else settings.split,
         }
-        measured = {"how": type(restoration).__name__, "figures": figures, "caveats": warnings}
+        names = {"how": type(restoration).__name__, "measured": list(restoration.measured)}
+        measured = {**names, "figures": figures, "caveats": warnings}
         write_json(folder.path / "restored.json", {**provenance, **measured})
+        if reader is not None and isinstance(restoration, Edit):
+            write_curve(folder.path, figures, restoration, metric_name("frechet_distance", reader.name))
         if figures:
             print(table(figures))
         for caveat in warnings:
@@ -201,7 +212,11 @@ def restoration_of(
 
     def guided(batch: Batch) -> Guide:
         guide, keep = guides(batch)
-        painted = simulate_strokes(batch.images, settings.strokes, settings.colours) if guide is None else guide
+        painted = (
+            simulate_strokes(batch.images, settings.strokes, settings.colours, settings.palette)
+            if guide is None
+            else guide
+        )
         return Guide(painted, None if keep is None else keep.mean(1, keepdim=True).round())
 
     return Edit(generator, guided, settings.t0, settings.repeats)
@@ -250,6 +265,17 @@ def write_pictures(
     save_png(folder.path / "restored.png", add_heads(tile(coloured[rows]), heads))
     for i, name in enumerate(pictures.names or []):
         save_png(folder.path / f"{name}.png", add_heads(tile(coloured[i : i + 1]), heads))
+    if pictures.names and "guide" in columns and not settings.guide:
+        make_folder(folder.path / "guides")
+        for name, guide in zip(pictures.names, columns["guide"], strict=True):
+            save_png(folder.path / "guides" / f"{name}.png", guide)
+
+
+def write_arrays(columns: Columns, folder: RunFolder) -> None:
+    """Write restored.npz: {column: (N, H, W, C) uint8}."""
+    arrays = {name: (x * 255).round().to(torch.uint8).movedim(1, -1).numpy() for name, x in columns.items()}
+    with open_atomic(folder.path / "restored.npz") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # names of columns are no parameters of savez
 
 
 def set_reader(settings: RestoreSettings, restoration: Restoration, session: Session, pictures: Pictures) -> Reader:
@@ -276,7 +302,7 @@ def set_scores(
     split = pictures.split
     reference = reader.reference(getattr(pictures.splits, split), pictures.splits.fingerprint, split)
     count = len(next(iter(columns.values())))
-    scores = {name: compare_sets(reader, columns[name], reference) for name in restoration.measured}
+    scores = {name: compare_sets(reader, columns[name], reference) for name in restoration.compared}
     return scores, caveats(reader, count, reference)
 
 

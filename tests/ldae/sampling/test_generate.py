@@ -191,3 +191,35 @@ def test_a_latent_that_is_not_finite_is_no_image(config):
     generator = generator_of(objective_of(config, "experiment=ddpm/cifar10_cpu", *SMALL))
     with pytest.raises(NonFiniteError, match="what was sampled is not finite: use precision=fp32"):
         generator.to_image(torch.full((1, 3, 8, 8), torch.nan))
+
+
+@pytest.mark.parametrize("experiment", ["ddpm/cifar10_cpu", "ldae/digits"])
+@pytest.mark.parametrize("t0", [0.0, 0.4, 1.0])
+def test_kept_pixels_are_those_of_the_original_to_the_bit(config, experiment, t0):
+    """In pixels as in latents, which no tokenizer decodes to the bit."""
+    small = SMALL if experiment.startswith("ddpm") else ("denoiser=vit_64x4", "augment=centre")
+    objective, batch = objective_of(config, f"experiment={experiment}", *small), batch_of()
+    if experiment.startswith("ldae"):
+        objective.tokenizer.fit([2 * batch.images - 1])
+    keep = (torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(5)) > 0.5).float()
+    keep[0], keep[1] = 1, 0
+    guide = 1 - batch.images
+    edit = Edit(generator_of(objective), lambda _: Guide(guide, keep), [t0], repeats=2)
+    columns = edit(batch)
+    kept = keep.bool().expand(-1, 3, -1, -1)
+    for name in ("guide", f"t0={t0:g}"):
+        assert torch.equal(columns[name][kept], batch.images[kept])
+    assert torch.equal(columns["guide"][~kept], guide[~kept])
+    edited = columns[f"t0={t0:g}"]
+    assert torch.equal(edited[0], batch.images[0])
+    if t0 and experiment.startswith("ddpm"):
+        whole = Edit(edit.generator, lambda _: Guide(guide, None), [t0], repeats=2)(batch)[f"t0={t0:g}"]
+        assert torch.allclose(edited[1], whole[1], atol=1e-5)  # nothing is kept of it
+
+
+def test_l2_is_the_mean_distance_of_an_image_to_its_guide(config):
+    objective, batch = objective_of(config, "experiment=ddpm/cifar10_cpu", *SMALL), batch_of()
+    edit = Edit(generator_of(objective), lambda b: Guide(b.images), [0.0])
+    columns = dict(edit(batch))
+    columns["t0=0"] = columns["guide"] + torch.arange(6).reshape(6, 1, 1, 1) / 10
+    assert edit.figures(columns)["t0=0"]["l2"] == pytest.approx(sum(range(6)) / 60 * (3 * 8 * 8) ** 0.5, rel=1e-6)

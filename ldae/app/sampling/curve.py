@@ -1,0 +1,53 @@
+"""Draw the realism of SDEdit's results over their faithfulness, a point for each t0 (Fig. 4, arXiv 2108.01073)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ldae.core.files import open_atomic
+from ldae.sampling.restore import Edit
+from linear_probe.report.plotting import LIGHT, SERIES, WIDTH, Drawing, figure_style, finished, new_figure
+from linear_probe.report.rendering import render
+
+Point = tuple[str, float, float]  # label, L2 distance to the guide, distance to real images
+
+
+def write_curve(folder: Path, figures: Mapping[str, Mapping[str, float]], edit: Edit, metric: str) -> None:
+    """Write curve.svg, curve.pdf and curve.png.
+
+    Args:
+        folder: where to write them.
+        figures: column -> scores: those of every edit with `l2`, and those of the guide.
+        edit: the edits.
+        metric: name of the distance to real images.
+    """
+    points = [(name, figures[name].get("l2", 0.0), figures[name][metric]) for name in edit.compared]
+    for suffix, content in render(draw_curve(points, metric)).items():
+        with open_atomic(folder / f"curve.{suffix}") as file:
+            file.write(content)
+
+
+@figure_style()
+def draw_curve(points: Sequence[Point], metric: str) -> Drawing:
+    """Draw the curve: distance to real images over the L2 distance to the guide, each point with its label.
+
+    Args:
+        points: by rising t0; the first is the guide itself.
+        metric: name of the distance.
+    """
+    figure = new_figure(WIDTH, 2.9)
+    axes = figure.subplots()
+    x, y = [point[1] for point in points], [point[2] for point in points]
+    (line,) = axes.plot(x, y, color=SERIES[0], marker="o", markeredgecolor=LIGHT["background"])
+    line.set_gid("curve")
+    axes.plot(x[:1], y[:1], color=SERIES[1], marker="s", linestyle="none")
+    for label, a, b in points:
+        axes.annotate(label.replace("t0=", ""), (a, b), (0, 5), textcoords="offset points", ha="center", fontsize=7)
+    axes.margins(x=0.08, y=0.15)
+    axes.set(xlabel="L2 distance to the guide (less: faithful)", ylabel=f"{metric}\n(less: realistic)")
+    axes.grid()
+    spread = "; ".join(f"{label}: L2 {a:.3g}, distance {b:.4g}" for label, a, b in points)
+    description = f"Distance of edits to real images over their L2 distance to the guide, for each t0. {spread}."
+    title = "Realism and faithfulness by t0"
+    return finished(figure, title, description, {"curve": [f"{label}: {a:.3g}, {b:.4g}" for label, a, b in points]})
