@@ -56,7 +56,8 @@ class Batch:
         labels: (B,) int64 class indices; -1 for images without a class.
         index: (B,) int64 positions of the images in the full data set.
         latents: (B, ...) cached latents of the images, or None.
-        masks: (B, 1, H, W) segmentation masks, 1 for foreground and 0 for background, or None.
+        masks: (B, K, H, W) segmentation masks, or None: 1 for foreground and 0 for background where K = 1, else one-hot
+            classes, all 0 for pixels without a class.
     """
 
     images: Tensor

@@ -219,6 +219,30 @@ def read_mask(path: Path, max_pixels: int) -> Image.Image:
     return Image.fromarray(figure.astype(np.uint8) * 255)
 
 
+def read_class_indices(path: Path, max_pixels: int) -> Image.Image:
+    """Return a segmentation mask of several classes (mode L): the index of each pixel's class.
+
+    Args:
+        path: a grey or palette image, whose values or palette entries are the indices.
+        max_pixels: as for read_rgb.
+
+    Raises:
+        BadImage: it is unreadable, or in colours.
+    """
+    content = read_bytes(path)
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if image.width * image.height > max_pixels:
+                raise BadImage(f"{image.width} x {image.height} exceeds data.max_pixels={max_pixels}")
+            if image.mode not in ("P", "L", "1"):
+                raise BadImage(f"has the mode {image.mode}; save class indices as a grey or palette PNG")
+            return Image.fromarray(np.asarray(image).astype(np.uint8))
+    except BadImage:
+        raise
+    except Exception as error:  # the decoders raise many types, some of them undocumented
+        raise BadImage(f"{type(error).__name__}: {error}") from None
+
+
 def centre_crop(image: Image.Image, size: int, resampling: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:
     """Return the largest centred square, resized to size x size (antialiased)."""
     side = min(image.size)

@@ -84,7 +84,8 @@ class MemoryImages(ImageSet):
     """Images as uint8 pixels in memory or memory-mapped.
 
     Attributes:
-        pixels: (M, 3, H, W) uint8 of the full set; (M, 4, H, W) with masks, 255 for foreground.
+        pixels: (M, 3, H, W) uint8 of the full set; (M, 3 + K, H, W) with masks of K classes (foreground alone:
+            K = 1), 255 inside.
     """
 
     pixels: Tensor
@@ -98,7 +99,7 @@ class MemoryImages(ImageSet):
 
     @classmethod
     def of(cls, root: Path, pixels: Tensor, names: Sequence[str] | np.ndarray, labels: np.ndarray) -> MemoryImages:
-        """Return a set of all images in `pixels`, (N, 3 or 4, H, W) uint8."""
+        """Return a set of all images in `pixels`, (N, 3 or 3 + K, H, W) uint8."""
         images = cls(root, encode_names(names), labels, pixels.shape[-1])
         images.pixels = pixels
         return images

@@ -193,6 +193,9 @@ def _move(values: Tensor, device: torch.device) -> Tensor:
 
 
 def _split_masks(floats: Tensor, labels: Tensor, index: Tensor) -> Batch:
-    """Return the batch of pixels (B, 3 or 4, H, W) in [0, 1]; a fourth channel is the mask, blurred by resizing."""
+    """Return the batch of pixels (B, 3 or 3 + K, H, W) in [0, 1]; the last K are masks, blurred by resizing."""
     images, masks = floats[:, :3], floats[:, 3:]
+    if masks.shape[1] > 1:  # the class that covers most of a pixel, or none if half of it has none
+        largest = torch.nn.functional.one_hot(masks.argmax(1), masks.shape[1]).movedim(-1, 1)
+        masks = largest * (masks.sum(1, keepdim=True) > 0.5)
     return Batch(images, labels, index, masks=(masks > 0.5).float() if masks.shape[1] else None)

@@ -1,7 +1,9 @@
-"""Metrics of binary segmentation per image: IoU, Dice and boundary F-score (as in SegDiff, arXiv 2112.00390)."""
+"""Metrics of segmentation: IoU, Dice and boundary F-score of a foreground per image (as in SegDiff, arXiv 2112.00390),
+IoU of several classes over all images, and the votes of several runs with their uncertainty."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,13 +17,54 @@ RADII = (1, 2, 3, 4, 5)  # pixels
 def vote(runs: Tensor) -> Tensor:
     """Return one mask from several predictions: 1 where their mean, not their majority, exceeds 1/2.
 
+    Of several classes it is the one of the largest mean.
+
     Args:
-        runs: (K, B, 1, H, W) in [0, 1], clipped.
+        runs: (R, B, K, H, W) in [0, 1], clipped; K = 1 for a foreground, else a channel for each class.
 
     Returns:
-        (B, 1, H, W), 0 or 1.
+        (B, K, H, W), 0 or 1; one-hot for several classes.
     """
-    return (runs.mean(0) > 0.5).float()
+    mean = runs.mean(0)
+    if mean.shape[1] == 1:
+        return (mean > 0.5).float()
+    return torch.nn.functional.one_hot(mean.argmax(1), mean.shape[1]).movedim(-1, 1).float()
+
+
+def uncertainty(runs: Tensor) -> Tensor:
+    """Return the entropy of the mean of several predictions at each pixel, over that of equal probabilities.
+
+    It is 0 where all runs agree on a clean mask, and 1 where the classes (of a foreground: inside and outside) are
+    equally probable.
+
+    Args:
+        runs: as for `vote`.
+
+    Returns:
+        (B, 1, H, W) in [0, 1].
+    """
+    mean = runs.mean(0).clamp(0, 1)
+    p = torch.cat([mean, 1 - mean], dim=1) if mean.shape[1] == 1 else mean
+    p = (p + 1e-12) / (p + 1e-12).sum(1, keepdim=True)  # equal where no class has a probability
+    return (torch.special.entr(p).sum(1, keepdim=True) / math.log(p.shape[1])).clamp(0, 1)
+
+
+def class_iou(predicted: Tensor, truth: Tensor) -> Tensor:
+    """Return the intersection over union of each class over the pixels of all images.
+
+    Pixels without a class in `truth` do not count. Its mean over the classes that are not NaN is the mIoU of semantic
+    segmentation (Everingham et al. 2010).
+
+    Args:
+        predicted, truth: (B, K, H, W) one-hot; 0 in all of truth's channels for a pixel without a class.
+
+    Returns:
+        (K,) float64; NaN for a class that is in neither.
+    """
+    counted = truth.sum(1, keepdim=True) > 0.5
+    a, b = ((x > 0.5) & counted for x in (predicted, truth))
+    both, either = (x.sum((0, 2, 3)).double() for x in (a & b, a | b))
+    return both / either  # 0 / 0 is NaN
 
 
 def iou(predicted: Tensor, truth: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from colorsys import hsv_to_rgb
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from ldae.metrics.image_quality import MIN_SIDE, psnr, ssim
 from ldae.objectives.base import Panel, PretrainingObjective
 from ldae.objectives.denoise import Denoise
 from ldae.objectives.masked import Masked
+from ldae.tasks.segmentation import Segmentation
 from ldae.tokenizers.base import Tokenizer
 
 GAP = 2  # pixels between tiles
@@ -43,7 +45,7 @@ class DenoisingPanel:
 
     def __call__(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
         rows = _spread(len(self.clean), self.shown)
-        images = [self.batch.images[rows]] if self.clean.shape[1] == 1 else []  # beside masks
+        images = [self.batch.images[rows]] if isinstance(self.objective.task, Segmentation) else []  # beside masks
         columns, scalars = [*images, self.clean[rows]], {}
         heads = ["image"] * len(images) + ["clean"]
         for eighth in self.EIGHTHS:
@@ -167,8 +169,16 @@ def filter_tiles(tokenizer: Tokenizer) -> Tensor:
 
 
 def to_rgb(x: Tensor) -> Tensor:
-    """Expand pictures (..., 1 or 3, H, W) to (..., 3, H, W)."""
-    return x.expand(*x.shape[:-3], 3, *x.shape[-2:])
+    """Expand pictures (..., 1 or 3, H, W) to (..., 3, H, W); paint masks of K other classes, each in a colour."""
+    if x.shape[-3] in (1, 3):
+        return x.expand(*x.shape[:-3], 3, *x.shape[-2:])
+    return torch.einsum("...khw,kc->...chw", x, class_colours(x.shape[-3]).to(x)).clamp(0, 1)
+
+
+def class_colours(count: int) -> Tensor:
+    """Return a colour for each class, (count, 3) in [0, 1]: black, then hues at the golden angle."""
+    hues = [(0.6180339887 * k % 1, 0.55 + 0.4 * (k % 2), 0.95 - 0.25 * (k % 3 == 2)) for k in range(count - 1)]
+    return torch.tensor([(0.0, 0.0, 0.0), *(hsv_to_rgb(*hue) for hue in hues)])
 
 
 def tile(grid: Tensor, least: int = 64) -> Tensor:

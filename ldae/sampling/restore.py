@@ -16,13 +16,13 @@ from ldae.diffusion.editing import edit, invert, slerp
 from ldae.diffusion.samplers import DDIM, Cold, Degradation, Direct
 from ldae.diffusion.trajectory import nearest_step
 from ldae.metrics.image_quality import consistency, rmse
-from ldae.metrics.segmentation import boundary_f, dice, iou, vote
+from ldae.metrics.segmentation import boundary_f, class_iou, dice, iou, uncertainty, vote
 from ldae.objectives.base import full_precision
 from ldae.objectives.panels import fidelity
 from ldae.sampling.generate import Generator, StepCallback
 from ldae.tasks.super_resolution import SuperResolution, downsample, upsample
 
-Columns = Mapping[str, Tensor]  # name -> (B, 1 or 3, H, W) in [0, 1]
+Columns = Mapping[str, Tensor]  # name -> (B, C, H, W) in [0, 1]; C is 1 or 3, or K for masks of K classes
 
 
 class Restoration(ABC):
@@ -209,7 +209,10 @@ def invert_batch(g: Generator, batch: Batch) -> tuple[Tensor, Cond | None]:
 
 
 class Segment(Restoration):
-    """Segmentation: image | truth | mean of the runs | their majority vote (Sec. 3, arXiv 2112.00390).
+    """Segmentation: image | truth | mean of the runs | uncertainty | their vote (Sec. 3, arXiv 2112.00390).
+
+    Masks of a foreground have one channel. Masks of K classes are one-hot, and the vote is the class of the largest
+    mean.
 
     Args:
         generator: a trained denoiser of masks.
@@ -235,11 +238,17 @@ class Segment(Restoration):
             g.to_image(g.sample(g.initial_noise(rng, len(batch)), rng, cond, callback=callback if not k else None))
             for k in range(self.runs)
         ]
-        mean = torch.stack(masks).mean(0)  # (B, 1, H, W)
+        runs = torch.stack(masks)  # (runs, B, K, H, W)
         truth = {} if batch.masks is None else {"truth": batch.masks}
-        return {"image": batch.images, **truth, "mean of runs": mean, "vote": vote(torch.stack(masks))}
+        votes = {"mean of runs": runs.mean(0), "uncertainty": uncertainty(runs), "vote": vote(runs)}
+        return {"image": batch.images, **truth, **votes}
 
     def _measure(self, predicted: Tensor, truth: Tensor, columns: Columns) -> dict[str, float]:
+        if truth.shape[1] > 1:
+            of_class = class_iou(predicted, truth)
+            accuracy = (predicted * truth).sum() / truth.sum()  # of the pixels that have a class
+            each = {f"IoU {k}": float(value) for k, value in enumerate(of_class)}
+            return {"mIoU": float(of_class.nanmean()), "accuracy": float(accuracy), **each}
         scores = {"IoU": iou, "Dice": dice, "boundary F": boundary_f}
         return {name: float(score(predicted, truth).mean()) for name, score in scores.items()}
 

@@ -111,6 +111,9 @@ class MaskedImages(Images):
             if batch.masks is None:
                 part = self.session.config["data"]["part"]
                 raise ConfigError("data", part, "has no masks; use data=horses or segmentation")
+            if batch.masks.shape[1] > 1:
+                classes = batch.masks.shape[1]
+                raise ConfigError("data.classes", classes, "is for ldae restore; this probe reads a foreground, 1")
             yield batch
 
     def masks(self, *splits: str) -> Tensor:

@@ -15,6 +15,7 @@ from ldae.app.sampling.images import MAX_PIXELS, files_of
 from ldae.core.errors import DataError
 from ldae.core.types import Batch
 from ldae.data.decode import BadImage, centre_crop, read_rgb
+from ldae.objectives.panels import to_rgb
 
 # uint8 (N, H, W, 3) or (H, W, 3); float (N, 3, H, W) in [0, 1]; PIL; the path of a picture or of a folder
 Images: TypeAlias = np.ndarray | Tensor | Image.Image | Sequence[Any] | str | Path
@@ -97,12 +98,14 @@ def as_output(images: Tensor, output: Output) -> Any:
     """Convert images (N, C, H, W) in [0, 1].
 
     Returns:
-        uint8 (N, H, W, C) for "numpy", a list of PIL pictures for "pil", the tensor for "tensor".
+        uint8 (N, H, W, C) for "numpy", a list of PIL pictures for "pil" (masks of several classes painted), the tensor
+        for "tensor".
 
     """
     if output == "tensor":
         return images
-    pixels = (images * 255).round().to(torch.uint8).movedim(1, -1).numpy()
+    shown = to_rgb(images) if output == "pil" and images.shape[1] != 1 else images
+    pixels = (shown * 255).round().to(torch.uint8).movedim(1, -1).numpy()
     return pixels if output == "numpy" else [Image.fromarray(x if x.shape[-1] == 3 else x[..., 0]) for x in pixels]
 
 

@@ -43,7 +43,7 @@ class ImageGenerator:
     tensors, as one PIL picture or a list of them, or as the path of a picture or of a folder. They are rounded to
     8 bits, cropped at the centre and resized (bicubic) to the size of the run, as the commands do. Results are uint8
     arrays (N, H, W, 3) with `output="numpy"`, a list of PIL pictures with "pil", float tensors (N, C, H, W) in [0, 1]
-    with "tensor"; masks have one channel.
+    with "tensor"; masks have a channel of their foreground, or one for each class.
 
     Args:
         run: folder of a pretraining run.

@@ -16,7 +16,7 @@ features= it draws realism over faithfulness for the t0, OUT/curve.png, .pdf and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 

@@ -230,3 +230,72 @@ def test_horses(real_data, tmp_path):
     assert share.mean().item() == pytest.approx(0.3, abs=0.03)
     assert ((share > 0.05) & (share < 0.6)).all()
     assert masks[:, :, 24:40, 24:40].mean() > 2 * masks[:, :, :8].mean()
+
+
+@pytest.fixture
+def classes_root(tmp_path):
+    """Images whose red is 60 times the class of their mask (0 to 2), 180 where it has none; palette and grey masks."""
+    generator = np.random.default_rng(1)
+    for split, count in (("train", 30), ("test", 6)):
+        for i in range(count):
+            index = (blob(generator, 16, 16) > 0).astype(np.uint8) + (blob(generator, 16, 16) > 0)
+            index[0, :4] = 255
+            write(
+                tmp_path / "classes" / split,
+                f"{i:02d}",
+                np.where(index == 255, 180, 60 * index).astype(np.uint8),
+                generator,
+            )
+            picture = Image.fromarray(index)
+            if i % 2:
+                picture.putpalette(list(generator.permutation(768) % 256))
+            picture.save(tmp_path / "classes" / split / "masks" / f"{i:02d}.png")
+    return tmp_path / "classes"
+
+
+def of_classes(root, classes=3, size=16, **division):
+    return Segmented(size, Division(**division), str(root), classes)
+
+
+def test_masks_of_several_classes_are_one_hot(classes_root, context):
+    splits = of_classes(classes_root, holdout=0.2).open(context)
+    for images in (splits.train, splits.holdout, splits.test):
+        batch = whole(images)
+        assert batch.masks.shape == (len(images), 3, 16, 16)
+        red = (batch.images[:, 0] * 255).round() / 60
+        for k in range(3):
+            assert torch.equal(batch.masks[:, k], (red == k).float())
+        assert torch.equal(batch.masks.sum(1), (red != 3).float())  # nothing where there is no class
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS, ids=lambda a: type(a).__name__)
+def test_augmented_masks_of_several_classes_stay_one_hot(classes_root, context, augment):
+    splits = of_classes(classes_root).open(context)
+    batch = next(Loader(splits.train, augment, 20, 0, CPU).batches(0))
+    assert set(batch.masks.unique().tolist()) == {0, 1}
+    assert batch.masks.sum(1).max() == 1
+    red = batch.images[:, 0] * 255 / 60
+    inside = batch.masks.bool() & ((red[:, None] - torch.arange(3).reshape(1, 3, 1, 1)).abs() < 0.3)
+    agree = inside.sum() / batch.masks.sum()
+    assert agree > (0.85 if isinstance(augment, RandomResizedCrop) else 0.95)  # borders of red are blurred
+
+
+def test_a_class_that_is_not_there_is_named(classes_root, context):
+    with pytest.raises(DataError, match=r"masks/\d+.png has the class 2; data.classes=2 are 0 to 1, and 255 for none"):
+        of_classes(classes_root, 2).open(context)
+    picture = classes_root / "train" / "masks" / "00.png"
+    Image.open(picture).convert("RGB").save(picture)
+    splits = of_classes(classes_root, 3).open(Context(context.cache, workers=0, max_bad=0.1))
+    assert "its mask 00.png: has the mode RGB; save class indices as a grey or palette PNG" in splits.bad[0][1]
+
+
+def test_the_task_has_a_channel_for_each_class(classes_root, context, config):
+    argv = (f"data.root={classes_root}", "data.size=16", "experiment=segdiff/classes_cpu")
+    parts = Parts(config("pretrain", *argv))
+    batch = whole(parts.data.open(context).test)
+    x0, cond = parts.task(batch)
+    assert torch.equal(x0, 2 * batch.masks - 1)
+    assert parts.tokenizer.shape == (3, 16, 16)
+    wrong = Parts(config("pretrain", *argv, "task.classes=4"))
+    with pytest.raises(ConfigError, match=r"task.classes=4 is not the number of classes of the masks, 3"):
+        wrong.task(batch)

@@ -10,8 +10,10 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 from scipy.ndimage import binary_dilation
+from scipy.stats import entropy
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from sklearn.datasets import load_sample_images
+from sklearn.metrics import jaccard_score
 
 from ldae.core.errors import CheckpointError, ConfigError
 from ldae.metrics.distances import (
@@ -26,7 +28,7 @@ from ldae.metrics.distances import (
 )
 from ldae.metrics.image_quality import consistency, psnr, rmse, ssim
 from ldae.metrics.inception import FILE, Inception
-from ldae.metrics.segmentation import boundary_f, dice, iou, vote
+from ldae.metrics.segmentation import boundary_f, class_iou, dice, iou, uncertainty, vote
 
 
 def normal(seed, *shape):
@@ -362,3 +364,50 @@ class Canary:
 
     def __reduce__(self):
         return os.mkdir, (str(self.path),)
+
+
+def one_hot(index, classes):
+    """(B, H, W) -> (B, K, H, W); -1 is of no class."""
+    return torch.nn.functional.one_hot(index + 1, classes + 1)[..., 1:].movedim(-1, 1).float()
+
+
+def test_the_iou_of_classes_is_scikit_learn_s_jaccard_score():
+    generator = torch.Generator().manual_seed(0)
+    predicted, truth = torch.randint(0, 4, (2, 5, 12, 12), generator=generator)
+    found = class_iou(one_hot(predicted, 4), one_hot(truth, 4))
+    expected = jaccard_score(truth.flatten(), predicted.flatten(), average=None)
+    assert found.numpy() == pytest.approx(expected, abs=1e-12)
+    void = truth.clone()
+    void[:, :3] = -1
+    counted = void.flatten() >= 0
+    expected = jaccard_score(truth.flatten()[counted], predicted.flatten()[counted], average=None)
+    assert class_iou(one_hot(predicted, 4), one_hot(void, 4)).numpy() == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_class_that_is_nowhere_has_no_iou():
+    index = torch.tensor([[[0, 0], [2, 2]]])
+    assert class_iou(one_hot(index, 4), one_hot(index, 4)).isnan().tolist() == [False, True, False, True]
+    found = class_iou(one_hot(index, 4), one_hot(index * 0, 4))
+    assert (found[0].item(), found[2].item()) == (0.5, 0)
+
+
+def test_several_classes_vote_by_their_mean():
+    runs = torch.tensor([[0.9, 0.0, 0.4], [0.0, 0.0, 0.5], [0.0, 0.6, 0.5]])[:, None, :, None, None]
+    assert vote(runs)[0, :, 0, 0].tolist() == [0, 0, 1]  # means 0.3, 0.2, 0.47, though each class has the most once
+    assert vote(torch.tensor([0.4, 0.6, 0.9])[:, None, None, None, None]).item() == 1
+    assert vote(torch.tensor([0.2, 0.6, 0.6])[:, None, None, None, None]).item() == 0
+
+
+@pytest.mark.parametrize("classes", [1, 2, 5])
+def test_uncertainty_is_the_entropy_of_the_mean(classes):
+    p = torch.rand(1, 3, classes, 4, 4, generator=torch.Generator().manual_seed(1)).double()
+    if classes > 1:
+        p = p / p.sum(2, keepdim=True)
+    mean = p.mean(0).numpy()
+    whole = np.concatenate([mean, 1 - mean], 1) if classes == 1 else mean
+    expected = entropy(whole, base=max(classes, 2), axis=1)
+    assert uncertainty(p)[:, 0].numpy() == pytest.approx(expected, abs=1e-6)
+    certain = one_hot(torch.zeros(1, 2, 2).long(), classes)[None]
+    assert uncertainty(certain).max() < 1e-6
+    halves = torch.stack([certain[0], 1 - certain[0] if classes == 1 else certain[0].roll(1, 1)])
+    assert uncertainty(halves).allclose(torch.tensor(np.log(2) / np.log(max(classes, 2))).float(), atol=1e-5)

@@ -223,3 +223,21 @@ def test_l2_is_the_mean_distance_of_an_image_to_its_guide(config):
     columns = dict(edit(batch))
     columns["t0=0"] = columns["guide"] + torch.arange(6).reshape(6, 1, 1, 1) / 10
     assert edit.figures(columns)["t0=0"]["l2"] == pytest.approx(sum(range(6)) / 60 * (3 * 8 * 8) ** 0.5, rel=1e-6)
+
+
+def test_masks_of_several_classes_are_sampled_voted_and_measured(config):
+    """By a perfect network: the vote is the truth, without uncertainty."""
+    small = ("denoiser.channels=8", "denoiser.multipliers=[1,2]", "denoiser.attention=[]", "denoiser.encoder=null")
+    objective = objective_of(config, "experiment=segdiff/classes_cpu", "data.root=x", "data.size=16", *small)
+    index = torch.randint(0, 3, (4, 16, 16), generator=torch.Generator().manual_seed(0))
+    masks = torch.nn.functional.one_hot(index, 3).movedim(-1, 1).float()
+    batch = Batch(torch.rand(4, 3, 16, 16), torch.zeros(4).long(), torch.arange(4), None, masks)
+    perfect(objective, 2 * masks - 1)
+    segment = Segment(generator_of(objective), runs=2)
+    columns = segment(batch)
+    assert list(columns) == ["image", "truth", "mean of runs", "uncertainty", "vote"]
+    assert torch.equal(columns["vote"], masks)
+    assert columns["uncertainty"].max() < 0.02
+    assert segment.figures(columns)["vote"] == {"mIoU": 1, "accuracy": 1, "IoU 0": 1, "IoU 1": 1, "IoU 2": 1}
+    spoiled = {**columns, "vote": masks.roll(1, 1)}
+    assert segment.figures(spoiled)["vote"]["mIoU"] == 0
