@@ -293,7 +293,7 @@ def test_the_task_has_a_channel_for_each_class(classes_root, context, config):
     argv = (f"data.root={classes_root}", "data.size=16", "experiment=segdiff/classes_cpu")
     parts = Parts(config("pretrain", *argv))
     batch = whole(parts.data.open(context).test)
-    x0, cond = parts.task(batch)
+    x0, _ = parts.task(batch)
     assert torch.equal(x0, 2 * batch.masks - 1)
     assert parts.tokenizer.shape == (3, 16, 16)
     wrong = Parts(config("pretrain", *argv, "task.classes=4"))
