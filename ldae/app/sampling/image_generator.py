@@ -21,6 +21,7 @@ from ldae.core.errors import CheckpointError, ConfigError
 from ldae.core.progress import Progress
 from ldae.core.types import Batch
 from ldae.diffusion.corruptions.blend import Blend
+from ldae.diffusion.corruptions.shapes import SHAPES
 from ldae.engine.runtime import resolve_device
 from ldae.export.encoder import load_run
 from ldae.objectives.denoise import Denoise
@@ -266,7 +267,15 @@ class ImageGenerator:
             None if guide is None else images_of("guide", guide, size),
             None if keep is None else masks_of("keep", keep, size),
         )
-        restoration = restoration_of(generator, options, guides)
+        drawn = not options.mask or options.mask in SHAPES
+        holes = Pictures(len(pixels), None, None if drawn else masks_of("mask", options.mask or "", size))
+
+        def masks(batch: Batch) -> Tensor:
+            mask = holes(batch)[1]
+            assert mask is not None
+            return mask
+
+        restoration = restoration_of(generator, options, guides, masks)
         restoration.check(generator)
         if isinstance(generator.objective.corruption, Blend):
             self._session(config).load_blend_images(generator.objective.corruption)
