@@ -93,6 +93,12 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
             "dense",
             ("ldae.app.probing.dense:DenseSettings",),
         ),
+        "inspect": Command(
+            "ldae.app.probing.inspection",
+            "draw attention, patch tokens and denoised versions of a picture",
+            "inspect",
+            ("ldae.app.probing.inspection:InspectSettings",),
+        ),
         "ablate": Command(
             "ldae.app.ablation.ablate",
             "run a grid of pretrainings and probes, and report it",

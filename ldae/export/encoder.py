@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from ldae.core.rng import seed_of
 from ldae.core.types import BatchGenerator
 from ldae.core.version import check_version
 from ldae.engine.checkpoint import ATTEMPTS, Checkpoint, checkpoint_folder, list_checkpoints, newest, verify
+from ldae.nn.attention import Attention
 from ldae.objectives.base import PretrainingObjective
 from ldae.tokenizers.base import load_tokenizer
 
@@ -222,6 +223,12 @@ class Encoder(nn.Module):
         objective.check_readable(self.t, noised)
         self.image_shape = objective.image_shape
         self.eval()
+
+    @property
+    def attention(self) -> dict[int, Attention]:
+        """Return the attention of each layer of a transformer; empty for another network."""
+        blocks: Sequence[Any] = getattr(self.network, "blocks", ())
+        return {layer: block.attn for layer, block in zip(self.network.layers, blocks, strict=False)}
 
     def extra_repr(self) -> str:
         """Return the input shape and the settings, for repr."""

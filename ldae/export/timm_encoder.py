@@ -210,6 +210,14 @@ class TimmEncoder(nn.Module):
         self.std: Tensor
         self.requires_grad_(False).eval()
 
+    @property
+    def attention(self) -> dict[int, nn.Module]:
+        """Return the attention of each layer whose weights depend on queries and keys alone; not with rotary ones."""
+        from timm.layers import Attention
+
+        modules = {layer: block.attn for layer, block in zip(self.layers, self.model.blocks, strict=True)}
+        return {layer: module for layer, module in modules.items() if isinstance(module, Attention)}
+
     def forward(self, images: Tensor) -> Tensor:
         """Return features, the last layer's patch tokens averaged: (B, 3, H, W) in [0, 1] -> (B, D)."""
         last = self.layers[-1]

@@ -9,10 +9,11 @@ from colorsys import hsv_to_rgb
 import numpy as np
 import torch
 from einops import rearrange
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ldae.core.rng import seed_of
-from ldae.core.types import Batch, BatchGenerator
+from ldae.core.types import Batch, BatchGenerator, NoiseLevel
 from ldae.metrics.image_quality import MIN_SIDE, psnr, ssim
 from ldae.objectives.base import Panel, PretrainingObjective
 from ldae.objectives.denoise import Denoise
@@ -25,7 +26,7 @@ HEAD = 11  # height of the letters of a head, pixels
 
 
 class DenoisingPanel:
-    """clean | noised | denoised at four noise levels, and the PSNR of each.
+    """clean | noised | denoised at four noise levels, and the PSNR of each, with heads that say both.
 
     The levels are at 1/8, 3/8, 5/8 and 7/8 of the schedule; images and noise are the same in every picture.
 
@@ -47,32 +48,41 @@ class DenoisingPanel:
         rows = _spread(len(self.clean), self.shown)
         images = [self.batch.images[rows]] if isinstance(self.objective.task, Segmentation) else []  # beside masks
         columns, scalars = [*images, self.clean[rows]], {}
-        heads = ["image"] * len(images) + ["clean"]
+        heads = [*(["image"] * len(images)), "clean"]
         for eighth in self.EIGHTHS:
-            noised, denoised = self._denoise(eighth)
+            step = min(eighth * self.objective.schedule.T // 8, self.objective.usable - 1)
+            level, noised, denoised = denoise_at(self.objective, self.batch, step, seed_of(eighth))
             columns += [noised[rows], denoised[rows]]
-            heads += [self._head(eighth), "denoised"]
-            scalars[f"psnr_noised/{eighth}_8"] = psnr(noised, self.clean)
-            scalars[f"psnr_denoised/{eighth}_8"] = psnr(denoised, self.clean)
-        picture = tile(torch.stack([to_rgb(x) for x in columns], dim=1))
-        return scalars, {"clean_noised_denoised": add_heads(picture, heads)}
+            before, after = psnr(noised, self.clean), psnr(denoised, self.clean)
+            scalars |= {f"psnr_noised/{eighth}_8": before, f"psnr_denoised/{eighth}_8": after}
+            heads += [f"{level_name(self.objective, level)}\n{before:.1f} dB", f"denoised\n{after:.1f} dB"]
+        picture = tile(torch.stack([to_rgb(x) for x in columns], dim=1), heads=heads)
+        return scalars, {"clean_noised_denoised": picture}
 
-    def _step(self, eighth: int) -> int:
-        return min(eighth * self.objective.schedule.T // 8, self.objective.usable - 1)
 
-    def _head(self, eighth: int) -> str:
-        """Return the head of a column of noised images: its step, and its sigma where there is noise."""
-        step = self._step(eighth)
-        sigma = float(self.objective.schedule.sigma[step])
-        return f"noised t={step} sigma={sigma:.2f}" if sigma else f"degraded t={step}"
+def denoise_at(objective: Denoise, batch: Batch, step: int, seed: int) -> tuple[NoiseLevel, Tensor, Tensor]:
+    """Noise images at a step and denoise them in one pass.
 
-    def _denoise(self, eighth: int) -> tuple[Tensor, Tensor]:
-        """Return noised and denoised images in [0, 1]."""
-        step = self._step(eighth)
-        t = torch.full((len(self.clean),), step, device=self.clean.device)
-        rng = BatchGenerator([seed_of(eighth)], self.clean.device)
-        noised, denoised = self.objective.denoise(self.batch, self.objective.schedule.at(t), rng)
-        return ((noised + 1) / 2).clamp(0, 1), ((denoised + 1) / 2).clamp(0, 1)
+    Args:
+        objective: a denoiser.
+        batch: B images.
+        step: timestep, below T.
+        seed: of the noise.
+
+    Returns:
+        The level, and noised and denoised images (B, C, H, W) in [0, 1].
+    """
+    t = torch.full((len(batch),), step, device=batch.images.device)
+    level = objective.schedule.at(t)
+    noised, denoised = objective.denoise(batch, level, BatchGenerator([seed], batch.images.device))
+    return level, ((noised + 1) / 2).clamp(0, 1), ((denoised + 1) / 2).clamp(0, 1)
+
+
+def level_name(objective: Denoise, level: NoiseLevel) -> str:
+    """Return `sigma S` of the first image's level, or `t T` where the corruption adds no noise."""
+    if objective.corruption.is_additive:
+        return f"sigma {float(level.sigma[0]):.2f}"
+    return f"t {int(level.t[0])}/{objective.T}"
 
 
 class MaskingPanel:
@@ -100,10 +110,11 @@ class MaskingPanel:
         masked, filled = (((x + 1) / 2).clamp(0, 1) for x in (masked, filled))
         rows = _spread(len(self.images), self.shown)
         columns = [x[rows] for x in (self.images, masked, filled)]
-        picture = add_heads(tile(torch.stack(columns, dim=1)), ["original", "masked", "filled"])
-        pictures = {"original_masked_filled": picture}
         predicted, truth = (x[hidden].reshape(len(x), -1) for x in (filled, self.images))  # (B, numbers masked)
-        return {"psnr_hidden": psnr(predicted, truth)}, pictures
+        figure = psnr(predicted, truth)
+        heads = ["original", f"{100 * self.objective.ratio:.0f} %\nmasked", f"filled in\n{figure:.1f} dB"]
+        pictures = {"original_masked_filled": tile(torch.stack(columns, dim=1), heads=heads)}
+        return {"psnr_hidden": figure}, pictures
 
 
 class ReconstructionPanel:
@@ -181,12 +192,19 @@ def class_colours(count: int) -> Tensor:
     return torch.tensor([(0.0, 0.0, 0.0), *(hsv_to_rgb(*hue) for hue in hues)])
 
 
-def tile(grid: Tensor, least: int = 64) -> Tensor:
-    """Tile (rows, columns, 3, H, W) in [0, 1] as one picture (3, H', W'), enlarging tiles to `least` pixels."""
+def tile(grid: Tensor, least: int = 64, heads: Sequence[str] = ()) -> Tensor:
+    """Tile (rows, columns, 3, H, W) in [0, 1] as one picture (3, H', W'), enlarging tiles to `least` pixels.
+
+    Args:
+        grid: images.
+        least: minimum side of a tile in pixels.
+        heads: heads of the columns, as for `add_heads`; none if empty.
+    """
     times = max(1, least // grid.shape[-2])
     grid = grid.repeat_interleave(times, -2).repeat_interleave(times, -1)
     framed = torch.nn.functional.pad(grid, (0, GAP, 0, GAP), value=1.0)
-    return rearrange(framed, "r c k h w -> k (r h) (c w)")[:, :-GAP, :-GAP]
+    picture = rearrange(framed, "r c k h w -> k (r h) (c w)")[:, :-GAP, :-GAP]
+    return add_heads(picture, heads) if heads else picture
 
 
 def add_heads(picture: Tensor, columns: Sequence[str], rows: Sequence[str] = ()) -> Tensor:
@@ -200,7 +218,6 @@ def add_heads(picture: Tensor, columns: Sequence[str], rows: Sequence[str] = ())
     Returns:
         (3, H', W') in [0, 1], on the CPU.
     """
-    from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(HEAD)
     height, width = picture.shape[1:]
@@ -221,12 +238,13 @@ def add_heads(picture: Tensor, columns: Sequence[str], rows: Sequence[str] = ())
 
 
 def _break_lines(text: str, fits: Callable[[str], bool]) -> list[str]:
-    """Break a text between words into lines that fit."""
+    """Break a text between words, and at its line ends, into lines that fit."""
+    first, _, rest = text.partition("\n")
     lines = [""]
-    for word in text.split():
+    for word in first.split():
         longer = f"{lines[-1]} {word}".strip()
         lines = [*lines[:-1], longer] if fits(longer) or not lines[-1] else [*lines, word]
-    return lines
+    return [*lines, *_break_lines(rest, fits)] if rest else lines
 
 
 def build_panels(objective: PretrainingObjective, batch: Batch, every: int) -> Sequence[Panel]:

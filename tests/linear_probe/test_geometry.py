@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from linear_probe.geometry import alignment, effective_rank, rank_me, uniformity
+from linear_probe.geometry import alignment, effective_rank, lidar, linear_cka, rank_me, uniformity
 
 
 def gaussian(n, d, seed=0):
@@ -63,3 +63,48 @@ def test_rankme_is_its_formula():
     values = torch.linalg.svdvals(x.double())
     p = values / values.sum() + 1e-7
     assert rank_me(x) == pytest.approx(torch.exp(-(p * p.log()).sum()).item(), rel=1e-6)
+
+
+def test_lidar_counts_the_directions_between_images_that_the_noise_of_views_leaves():
+    n, q, D = 4000, 20, 6
+    scales = torch.tensor([2.0, 2.0, 2.0, 0.0, 0.0, 0.0])
+    images, noise = gaussian(n, D, 1) * scales, gaussian(n * q, D, 2).reshape(n, q, D)
+    # Fisher's eigenvalues: (scale^2 + 1 / q) / (1 - 1 / q), so 3 of 4.05 and 3 of 0.05, times 20 / 19
+    p = torch.tensor([4.05, 4.05, 4.05, 0.05, 0.05, 0.05]).double()
+    p = p / p.sum()
+    assert lidar(images[:, None] + noise) == pytest.approx(torch.exp(-(p * p.log()).sum()).item(), rel=0.01)
+    # a direction counts by its ratio to the noise, not by its size
+    stretch = torch.linspace(0.5, 5, D)
+    assert lidar((images[:, None] + noise) * stretch) == pytest.approx(lidar(images[:, None] + noise), rel=0.01)
+
+
+def test_lidar_is_its_formula():
+    views = gaussian(30 * 4, 5).reshape(30, 4, 5).double() * 0.3 + gaussian(30, 5, 1).double()[:, None]
+    means = views.mean(1)
+    grand = means.mean(0)
+    B = sum(torch.outer(m - grand, m - grand) for m in means) / 30
+    W = sum(torch.outer(v - m, v - m) for of_image, m in zip(views, means, strict=True) for v in of_image) / 120
+    W = W + 1e-4 * torch.eye(5)
+    values, vectors = torch.linalg.eigh(W)
+    root = vectors @ torch.diag(values**-0.5) @ vectors.T
+    eigenvalues = torch.linalg.eigvalsh(root @ B @ root)
+    p = eigenvalues / eigenvalues.sum() + 1e-7
+    assert lidar(views) == pytest.approx(torch.exp(-(p * p.log()).sum()).item(), rel=1e-9)
+    assert lidar(torch.ones(10, 3, 4)) == 0
+
+
+def test_linear_cka_is_the_normalised_hsic_of_linear_kernels():
+    x, y = gaussian(60, 7), gaussian(60, 4, 1)
+    y[:, :2] += x[:, :2]
+    H = torch.eye(60).double() - 1 / 60
+    hsic = lambda a, b: torch.trace(a.double() @ a.double().T @ H @ b.double() @ b.double().T @ H)  # noqa: E731
+    assert linear_cka(x, y) == pytest.approx((hsic(x, y) / (hsic(x, x) * hsic(y, y)).sqrt()).item(), rel=1e-9)
+
+
+def test_linear_cka_ignores_rotation_scale_and_shift_alone():
+    x = gaussian(200, 6)
+    rotation = torch.linalg.qr(gaussian(6, 6, 1))[0]
+    assert linear_cka(x, 3 * x @ rotation + 5) == pytest.approx(1)
+    assert linear_cka(x, x * torch.linspace(0.1, 3, 6)) < 0.9
+    assert linear_cka(x[:, :3], x[:, 3:]) < 0.1
+    assert linear_cka(x, torch.ones(200, 2)) == 0
