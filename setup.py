@@ -15,6 +15,8 @@ HUB = [
 PARQUET = ["pyarrow>=15"]  # tables of features (ldae embed out=FILE.parquet)
 SWEEP = ["optuna>=4"]  # proposes the trials of ldae sweep, and keeps them in SQLite
 ONNX = ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"]  # writes graphs as torch does, and runs them
+WANDB = ["wandb>=0.17"]  # curves and pictures of trainings at Weights & Biases
+MLFLOW = ["mlflow-skinny>=2.14", "sqlalchemy>=2", "alembic>=1.9"]  # the same in MLflow; with its store in SQLite
 DOCS = [
     "mkdocs-material>=9.5",  # the site
     "mkdocstrings[python]>=0.26",  # its API reference, from the docstrings
@@ -84,6 +86,9 @@ setup(
         "fid": ["torch-fidelity>=0.4"],  # Inception-v3 as FID has it; its weights are the user's to fetch
         "hub": HUB,
         "slurm": SLURM,
+        "wandb": WANDB,
+        "mlflow": MLFLOW,
+        "trackio": ["trackio>=0.30"],  # the same in trackio
         "tiff": ["imagecodecs>=2024.1"],  # TIFF files of many bands that are compressed (LZW, JPEG, ...)
         "onnx": ONNX,
         "parquet": PARQUET,
@@ -95,6 +100,8 @@ setup(
             *ONNX,
             *PARQUET,
             *SWEEP,
+            *WANDB,
+            *MLFLOW,
             *DOCS,
             "pytest>=8",  # the tests
             "pytest-xdist>=3.7",  # on both cores, in our order of files

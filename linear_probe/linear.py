@@ -10,6 +10,7 @@ from torch import Tensor
 
 from linear_probe.scaling import narrow_eigh
 
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # penalties over the number of training features
 PAD = 16  # columns; narrower matrix products are ten times slower in MKL
 
 
@@ -84,6 +85,29 @@ class Logistic:
         self.n_iter = int(optimum.nit)
         theta = torch.from_numpy(optimum.x).float().reshape(phi.shape)[:, : self.classes]
         return torch.cat([(self.basis @ (unit * theta[:-1]) / self.times)[self.group], theta[-1:]])
+
+
+def ridge_predict(x: Tensor, y: Tensor, queries: Tensor) -> Tensor:
+    """Predict classes by ridge regression of the one-hot labels on standardised features, in closed form.
+
+    The penalty is chosen among RIDGES by the leave-one-out error of the training features, in closed form too
+    (scikit-learn's RidgeClassifierCV). It takes a fraction of the time of a logistic regression.
+
+    Args:
+        x: (N, D) training features.
+        y: (N,) int64 labels; at least two classes.
+        queries: (M, D) features.
+
+    Returns:
+        (M,) int64.
+    """
+    from sklearn.linear_model import RidgeClassifierCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    probe = make_pipeline(StandardScaler(), RidgeClassifierCV([len(x) * ridge for ridge in RIDGES]))
+    probe.fit(x.double().numpy(), y.numpy())
+    return torch.from_numpy(probe.predict(queries.double().numpy()))
 
 
 def equal_columns(x: Tensor) -> tuple[Tensor, Tensor]:

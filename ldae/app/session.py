@@ -22,7 +22,7 @@ from ldae.core.errors import ConfigError, DataError, Fault, Interrupted, OutputE
 from ldae.core.files import read_sealed_json, remove_temporary, wrap_error, write_sealed_json
 from ldae.core.progress import Mode, Progress
 from ldae.core.rng import seed_of
-from ldae.core.types import Count, Natural, Positive, Workers
+from ldae.core.types import Count, Natural, Positive, PossiblyEmpty, Workers
 from ldae.core.version import __version__
 from ldae.data.cache import Context, cache_errors
 from ldae.data.datasets import Dataset
@@ -32,6 +32,7 @@ from ldae.data.transforms import Augment
 from ldae.diffusion.corruptions.base import Corruption
 from ldae.diffusion.corruptions.blend import Blend
 from ldae.engine.distributed import World, join_world, leave_world
+from ldae.engine.loggers import LoggerName, check_loggers
 from ldae.engine.run_folder import RunFolder, check_same_config, differences
 from ldae.engine.runtime import keep_freed_memory, resolve_device, set_threads
 from ldae.engine.settings import TrainSettings
@@ -41,7 +42,7 @@ from ldae.export.encoder import Run
 
 # keys that may change on resumption: they do not affect results
 IGNORED_ON_RESUME = ("version", "out", "device", "runtime", "allow", "experiment", "data.root", "data.cache",
-        "data.workers", "data.max_bad", "data.max_pixels", "data.download", "tokenizer.weights", "monitor",
+        "data.workers", "loggers", "data.max_bad", "data.max_pixels", "data.download", "tokenizer.weights", "monitor",
         "train.checkpoint_every", "train.keep",
         "train.log_every", "train.recompute", "train.shard", "split", "run", "blend_dataset.root")  # fmt: skip
 
@@ -341,6 +342,18 @@ def root_settings(settings_type: type, config: Mapping[str, Any]) -> Any:
 def train_settings(config: Mapping[str, Any]) -> TrainSettings:
     """Return the settings of the group `train`."""
     return settings_of(config, "train", TrainSettings)
+
+
+def loggers_of(config: Mapping[str, Any]) -> list[str]:
+    """Return the names of the loggers of a training.
+
+    Raises:
+        ConfigError: there is no such logger, or its package is not installed.
+    """
+    loggers: list[str] = config["loggers"]
+    conform("loggers", loggers, PossiblyEmpty[LoggerName])
+    check_loggers(loggers)
+    return loggers
 
 
 def is_finished(run: RunFolder, config: Mapping[str, Any]) -> bool:

@@ -1,22 +1,22 @@
-"""Logs of a training: metrics.jsonl, TensorBoard, and the progress report."""
+"""Log of a training: metrics.jsonl, the loggers, and the progress report."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import sys
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ldae.core.files import fsync, wrap_write_errors, write_text
 from ldae.core.progress import Progress
 from ldae.core.types import Metrics
+from ldae.engine.loggers import numbers_of, open_loggers, to_pil
 from ldae.engine.run_folder import RunFolder
 
 
@@ -53,39 +53,42 @@ class Meter:
 
 
 class RunLog:
-    """Writer of metrics.jsonl, of scalars and images for TensorBoard, and of the progress report.
+    """Writer of metrics.jsonl, of numbers and pictures for the loggers, and of the progress report.
 
     Args:
         run: folder of the run.
         step: first step of this process; later rows of an earlier process are dropped.
         progress: progress report of the steps.
+        loggers: names of ldae.engine.loggers.
+        config: resolved config of the run, for the loggers.
     """
 
-    def __init__(self, run: RunFolder, step: int, progress: Progress):
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._hook = threading.excepthook
-        threading.excepthook = ignore_tensorboard_errors(self._hook)
+    def __init__(
+        self,
+        run: RunFolder,
+        step: int,
+        progress: Progress,
+        loggers: Sequence[str] = ("tensorboard",),
+        config: Mapping[str, Any] | None = None,
+    ):
         with wrap_write_errors(run.metrics):
             truncate_metrics(run.metrics, step)
             self.file = open(run.metrics, "a", buffering=1)
-        with wrap_write_errors(run.tensorboard):
-            self.board = SummaryWriter(str(run.tensorboard), purge_step=step + 1)
-        self.progress, self.path, self.events = progress, run.metrics, run.tensorboard
+        self.loggers = open_loggers(loggers, run, step, config or {})
+        self.progress, self.path = progress, run.metrics
 
     def row(self, step: int, values: Mapping[str, Any]) -> None:
-        """Write a line of metrics.jsonl, and its numbers to TensorBoard."""
+        """Write a line of metrics.jsonl, and its numbers to the loggers."""
         with wrap_write_errors(self.path):
             self.file.write(json.dumps({"step": step, **values}) + "\n")
-        with wrap_write_errors(self.events):
-            for name, value in values.items():
-                if isinstance(value, (int, float)) and not isinstance(value, bool):
-                    self.board.add_scalar(name, value, step)
+        if numbers := numbers_of(values):
+            for logger in self.loggers:
+                logger.scalars(numbers, step)
 
     def image(self, name: str, picture: Tensor, step: int) -> None:
-        """Write an image, (3, H, W) in [0, 1], to TensorBoard, and replace RUN/pictures/NAME.png by it."""
-        with wrap_write_errors(self.events):
-            self.board.add_image(name, picture, step)
+        """Write an image, (3, H, W) in [0, 1], to the loggers, and replace RUN/pictures/NAME.png by it."""
+        for logger in self.loggers:
+            logger.image(name, picture, step)
         path = self.path.parent / "pictures" / f"{name.replace('/', '-')}.png"
         with wrap_write_errors(path):
             path.parent.mkdir(exist_ok=True)
@@ -115,44 +118,27 @@ class RunLog:
             print(f"{message}: the training failed; lower the learning rate", file=sys.stderr)
 
     def flush(self) -> None:
-        """Flush TensorBoard's events to the operating system, and the rows of metrics.jsonl to disk."""
+        """Flush the loggers to the operating system, and the rows of metrics.jsonl to disk."""
         with wrap_write_errors(self.path):
             self.file.flush()
             os.fsync(self.file.fileno())
             fsync(self.path.parent)
-        with wrap_write_errors(self.events):
-            self.board.flush()
+        for logger in self.loggers:
+            logger.flush()
 
     def close(self) -> None:
         """Close all files and the progress report."""
         self.progress.close()
         with wrap_write_errors(self.path):
             self.file.close()
-        with wrap_write_errors(self.events):
-            self.board.close()
-        threading.excepthook = self._hook
-
-
-Hook = Callable[[threading.ExceptHookArgs], Any]
-
-
-def ignore_tensorboard_errors(default: Hook) -> Hook:
-    """Return an exception hook that ignores OSErrors in TensorBoard's thread, since its next call raises them too."""
-
-    def hook(args: threading.ExceptHookArgs) -> None:
-        is_tensorboard = type(args.thread).__module__.startswith("tensorboard.")
-        if not (is_tensorboard and isinstance(args.exc_value, OSError)):
-            default(args)
-
-    return hook
+        with contextlib.ExitStack() as closing:  # all of them, also where one fails
+            for logger in self.loggers:
+                closing.callback(logger.close)
 
 
 def save_png(path: Path, picture: Tensor) -> None:
     """Write an image, (3, H, W) or grey (1, H, W), in [0, 1], as PNG."""
-    from PIL import Image
-
-    pixels = (picture.expand(3, -1, -1).clamp(0, 1) * 255).round().to(torch.uint8).movedim(0, -1).cpu().numpy()
-    Image.fromarray(pixels).save(path)
+    to_pil(picture).save(path)
 
 
 def truncate_metrics(path: Path, step: int) -> None:

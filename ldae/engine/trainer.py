@@ -73,6 +73,7 @@ class RunContext:
         title: name of the trained module, where it is not the run's own network.
         can_shard: whether `train.shard` is supported: all processes have the monitors.
         threads: adapts the number of threads to the load at every step, or None.
+        loggers: names of ldae.engine.loggers.
         on_start: called by the main process before the first step, once a checkpoint is loaded and fits the settings.
         early_stop: rule that may end the training before its last step; the same on all processes.
     """
@@ -86,6 +87,7 @@ class RunContext:
     title: str = ""
     can_shard: bool = False
     threads: AdaptiveThreads | None = None
+    loggers: Sequence[str] = ("tensorboard",)
     on_start: Callable[[], None] = lambda: None
     early_stop: EarlyStop | None = None
 
@@ -327,7 +329,7 @@ class Trainer:
         step = self.state.step
         self.run.set_status("running", step)
         progress = Progress(self.context.progress, self.total, step, self.context.title, images=self.settings.batch)
-        return RunLog(self.run, step, progress)
+        return RunLog(self.run, step, progress, self.context.loggers, self.context.record.get("config"))
 
     @contextlib.contextmanager
     def _untimed(self, log: RunLog | None) -> Iterator[None]:

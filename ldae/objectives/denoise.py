@@ -207,8 +207,17 @@ class Denoise(PretrainingObjective):
     def forward(self, batch: Batch, rng: BatchGenerator) -> tuple[Tensor, Metrics]:
         """Return lambda_t * loss(network(x_t, t), y), mean over the batch (Sec. 5, arXiv 2401.14404)."""
         with full_precision(batch.images):
+            level, importance = self.timesteps.draw(self.schedule, len(batch), rng)
+        losses, terms = self.losses_at(batch, level, rng)
+        with full_precision(batch.images):
+            self.timesteps.record(level.t, losses.detach())
+            losses = losses if importance is None else importance * losses
+        return losses.mean(), self._by_level(losses.detach(), level) | _means(terms)
+
+    def losses_at(self, batch: Batch, level: NoiseLevel, rng: BatchGenerator) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Return lambda_t * loss of each image at its level, (B,), and the terms of the loss to log, each (B,)."""
+        with full_precision(batch.images):
             x0, cond = self.task(batch)  # (B, C, H, W) in [-1, 1]
-            level, importance = self.timesteps.draw(self.schedule, len(x0), rng)
             params = self.tokenizer.posterior_params(x0) if batch.latents is None else batch.latents
             z0 = self.tokenizer.sample_posterior(params, rng)  # (B, d, h, w)
             state = self.corruption.draw(z0, rng)
@@ -220,10 +229,7 @@ class Denoise(PretrainingObjective):
         out = self.denoiser(x_t, level, cond, *([] if masking is None else [masking]))
         with full_precision(batch.images):
             given = LossInputs(x0, z0, z_t, level, state.hidden)
-            losses, terms = self.losses(out.float(), y, given)  # (B,)
-            self.timesteps.record(level.t, losses.detach())
-            losses = losses if importance is None else importance * losses
-        return losses.mean(), self._by_level(losses.detach(), level) | _means(terms)
+            return self.losses(out.float(), y, given)
 
     def losses(self, out: Tensor, y: Tensor, given: LossInputs) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of each image, (B,), and its terms to log, each (B,)."""

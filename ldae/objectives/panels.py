@@ -16,7 +16,7 @@ from ldae.core.rng import seed_of
 from ldae.core.types import Batch, BatchGenerator, NoiseLevel
 from ldae.metrics.image_quality import MIN_SIDE, psnr, ssim
 from ldae.objectives.base import Panel, PretrainingObjective
-from ldae.objectives.denoise import Denoise
+from ldae.objectives.denoise import BUCKETS, Denoise
 from ldae.objectives.masked import Masked
 from ldae.tasks.segmentation import Segmentation
 from ldae.tokenizers.base import Tokenizer
@@ -83,6 +83,33 @@ def level_name(objective: Denoise, level: NoiseLevel) -> str:
     if objective.corruption.is_additive:
         return f"sigma {float(level.sigma[0]):.2f}"
     return f"t {int(level.t[0])}/{objective.T}"
+
+
+class LossByLevel:
+    """Loss on given images by noise level: the mean over each eighth of the steps, as in training.
+
+    Images and noise are the same in every evaluation; the images of an eighth are spread evenly over its steps.
+
+    Args:
+        objective: a denoiser.
+        batch: images.
+        every: steps between evaluations.
+    """
+
+    name = "levels"
+
+    def __init__(self, objective: Denoise, batch: Batch, every: int):
+        self.objective, self.batch, self.every = objective, batch, every
+
+    def __call__(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+        device, count = self.batch.images.device, len(self.batch)
+        within, scalars = (torch.arange(count, device=device) + 0.5) / count, {}
+        for bucket in range(BUCKETS):
+            t = ((bucket + within) * self.objective.T / BUCKETS).long()
+            rng = BatchGenerator([seed_of(bucket)], device)
+            losses, _ = self.objective.losses_at(self.batch, self.objective.schedule.at(t), rng)
+            scalars[f"loss_level_holdout/{bucket}"] = losses.mean().item()
+        return scalars, {}
 
 
 class MaskingPanel:
@@ -247,16 +274,18 @@ def _break_lines(text: str, fits: Callable[[str], bool]) -> list[str]:
     return [*lines, *_break_lines(rest, fits)] if rest else lines
 
 
-def build_panels(objective: PretrainingObjective, batch: Batch, every: int) -> Sequence[Panel]:
+def build_panels(objective: PretrainingObjective, batch: Batch, every: int, levels: bool = False) -> Sequence[Panel]:
     """Build the diagnostic pictures of a pretraining.
 
     Args:
         objective: denoising or masked.
         batch: images of the pictures.
         every: steps between pictures.
+        levels: measure the loss of the images by noise level too, where there are levels.
     """
     if isinstance(objective, Denoise):
-        return [FilterPanel(objective.tokenizer), DenoisingPanel(objective, batch, every)]
+        panels: list[Panel] = [FilterPanel(objective.tokenizer), DenoisingPanel(objective, batch, every)]
+        return [*panels, LossByLevel(objective, batch, every)] if levels else panels
     if isinstance(objective, Masked):
         return [MaskingPanel(objective, batch, every)]
     return []

@@ -61,7 +61,7 @@ def draw_panels(title: str, description: str, rows: Sequence[PanelRow]) -> Drawi
     ]
     top = 0.3 + 0.14 * title.count("\n")
     height = top + sum(above) + len(rows) * (TILE + gap) + margin
-    figure = Figure((width + 2 * margin, height), layout="none")
+    figure = Figure((width + 2 * margin, height))
     figure.suptitle(title, x=margin / (width + 2 * margin), y=1 - 0.08 / height, ha="left", va="top")
     at = top
     for row, label, texts, space in zip(rows, labels, heads, above, strict=True):
@@ -73,8 +73,10 @@ def draw_panels(title: str, description: str, rows: Sequence[PanelRow]) -> Drawi
             axes = figure.add_axes(box)
             axes.set_axis_off()
             H, W = panel.pixels.shape[:2]
-            scale = {} if panel.pixels.ndim == 3 else {"cmap": "magma", "vmin": 0.0}
-            axes.imshow(panel.pixels.clip(0, 1) if panel.pixels.ndim == 3 else panel.pixels, **scale)
+            if panel.pixels.ndim == 3:
+                axes.imshow(panel.pixels.clip(0, 1))
+            else:
+                axes.imshow(panel.pixels, cmap="magma", vmin=0.0)
             axes.set_title(head, fontsize=6.2, weight="normal", color=LIGHT["muted"], pad=2, loc="left")
             if panel.cross is not None:
                 x, y = panel.cross[0] * W - 0.5, panel.cross[1] * H - 0.5

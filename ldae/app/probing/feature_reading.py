@@ -137,11 +137,15 @@ class Images:
         """Return {feature key: (N, D)} of one random view of each image: cropped, resized, perhaps mirrored."""
         parts_of: dict[FeatureKey, list[Tensor]] = {feature_key: [] for feature_key in feature_keys}
         for batch in self.in_order(images):
-            u = uniforms(self.seed, view, batch.index, VIEWS.n)
-            seen = replace(batch, images=VIEWS(batch.images, u))
+            seen = augmented_view(batch, self.seed, view)
             for feature_key, x in encode(numbered(seen, "holdout", view=1 + view), feature_keys).items():
                 parts_of[feature_key].append(x.float().cpu())
         return {feature_key: torch.cat(parts) for feature_key, parts in parts_of.items()}
+
+
+def augmented_view(batch: Batch, seed: int, view: int) -> Batch:
+    """Return one random view of each image: a crop of 20 to 100 % of the area, resized, flipped half of the time."""
+    return replace(batch, images=VIEWS(batch.images, uniforms(seed, view, batch.index, VIEWS.n)))
 
 
 def numbered(batch: Batch, split: str, view: int = 0) -> Batch:

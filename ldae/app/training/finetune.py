@@ -25,7 +25,16 @@ from ldae.app.compose import compose, resolved
 from ldae.app.precision import announce, saved_config
 from ldae.app.probing.tables import data_source, warn_of_labels
 from ldae.app.provenance import command, commit
-from ldae.app.session import Session, is_finished, no_start, root_settings, session_of, start_run, train_settings
+from ldae.app.session import (
+    Session,
+    is_finished,
+    loggers_of,
+    no_start,
+    root_settings,
+    session_of,
+    start_run,
+    train_settings,
+)
 from ldae.core.errors import ConfigError, DataError
 from ldae.core.files import json_hash
 from ldae.core.rng import seed_of
@@ -81,6 +90,7 @@ def main(argv: Sequence[str]) -> None:
     if not config["run"]:
         raise ConfigError("run", config["run"], "is not set; give run=RUN, the folder that pretraining wrote (out=)")
     settings: FinetuneSettings = root_settings(FinetuneSettings, config)
+    loggers = loggers_of(config)
     run = load_run(Path(settings.run), settings.step, settings.weights)
     encoder = Encoder(run.objective, settings.layer, settings.t)
     folder = RunFolder(Path(config["out"] or Path(settings.run) / "finetune"))
@@ -109,6 +119,7 @@ def main(argv: Sequence[str]) -> None:
             session.stop,
             session.progress,
             threads=session.threads,
+            loggers=loggers,
             on_start=on_start,
         )
         trainer = Trainer({MODEL: module}, loader, session.parts.optim, train, session.seed, job)

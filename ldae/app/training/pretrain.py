@@ -20,9 +20,18 @@ from typing import Any, Literal
 from ldae.app.compose import compose, require, resolved
 from ldae.app.overrides import command
 from ldae.app.precision import saved_config
-from ldae.app.session import Session, is_finished, no_start, settings_of, start_run, train_settings
+from ldae.app.session import Session, is_finished, loggers_of, no_start, settings_of, start_run, train_settings
 from ldae.app.training.latent_cache import train_images
-from ldae.app.training.monitors import MonitorSettings, OnlineKNN, preview
+from ldae.app.training.layer_monitors import FeatureGeometry, LayerMaps, LayerSimilarity
+from ldae.app.training.monitors import (
+    ONLINE_KNN,
+    MonitorSettings,
+    OnlineFeatures,
+    encoder_of,
+    online_probes,
+    preview,
+    some,
+)
 from ldae.app.training.overview import overview
 from ldae.app.training.tokenizer_cache import check_fit, ensure_tokenizer
 from ldae.config.schema import conform
@@ -66,6 +75,7 @@ def pretrain(config: dict[str, Any]) -> Path:
     session = Session(config, saved_config(run.path))
     config = session.config
     conform("latents", config["latents"], Literal["auto", "never"])
+    loggers = loggers_of(config)
     settings = train_settings(config)  # build all parts before reading data, so that an invalid key fails at once
     objective = objective_of(session)
     monitor: MonitorSettings = settings_of(config, "monitor", MonitorSettings)
@@ -81,7 +91,7 @@ def pretrain(config: dict[str, Any]) -> Path:
         if isinstance(objective, Denoise):
             session.load_blend_images(objective.corruption)
         write_config = start_run(run, config, splits) if session.world.main else no_start
-        step, total = train(session, objective, splits, settings, monitor, run, write_config)
+        step, total = train(session, objective, splits, settings, monitor, run, write_config, loggers)
         if session.world.main:
             early = f"{EARLY} {step} of {total}: the online kNN has not risen for {monitor.patience} evaluations"
             run.set_status("done", step, message=early if step < total else "")
@@ -100,6 +110,7 @@ def train(
     monitor: MonitorSettings,
     run: RunFolder,
     on_start: Callable[[], None],
+    loggers: Sequence[str],
 ) -> tuple[int, int]:
     """Load or fit the tokenizer, then train the objective on the training images.
 
@@ -111,6 +122,7 @@ def train(
         monitor: settings of the evaluations.
         run: folder of the run, locked.
         on_start: called before the first step.
+        loggers: names of ldae.engine.loggers.
 
     Returns:
         The number of steps that were made, and the total: early stopping makes fewer.
@@ -141,6 +153,7 @@ def train(
         session.progress,
         can_shard=True,
         threads=session.threads,
+        loggers=loggers,
         on_start=on_start,
         early_stop=early_stop_of(session, splits, total, monitor),
     )
@@ -168,7 +181,7 @@ def early_stop_of(session: Session, splits: Splits, total: int, settings: Monito
     if not has_online_knn(session, splits, settings):
         message = "needs the online kNN: images with classes, monitor.num_evals and monitor.knn_images above 0"
         raise ConfigError("monitor.patience", settings.patience, message)
-    return EarlyStop(OnlineKNN.name, OnlineKNN.metric, settings.patience, settings.every(total))
+    return EarlyStop(ONLINE_KNN, f"{ONLINE_KNN}_holdout/model", settings.patience, settings.every(total))
 
 
 def has_online_knn(session: Session, splits: Splits, settings: MonitorSettings) -> bool:
@@ -234,8 +247,17 @@ def monitors(
         return []
     every = settings.every(total)
     batch = preview(session, splits.holdout if len(splits.holdout) else splits.train, settings.panel_images)
-    evaluations: list[Any] = [*build_panels(objective, batch, every)]
+    evaluations: list[Any] = [*build_panels(objective, batch, every, settings.levels)]
     if has_online_knn(session, splits, settings):
         count = settings.bank(session.world.device.type)
-        evaluations.append(OnlineKNN(session, objective, splits, every, count, start))
+        features = OnlineFeatures(session, objective, splits, count, start)
+        evaluations += online_probes(features, settings, every)
+    encoder = encoder_of(session, objective)
+    if settings.geometry_images:
+        images = some(splits.train, settings.geometry_images)
+        evaluations.append(FeatureGeometry(session, encoder, images, every))
+    if settings.cka:
+        evaluations.append(LayerSimilarity(encoder, batch, every))
+    if settings.maps:
+        evaluations.append(LayerMaps(encoder, batch, every))
     return evaluations

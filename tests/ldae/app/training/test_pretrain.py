@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ldae.app.session import Session
-from ldae.app.training.monitors import OnlineKNN
+from ldae.app.training.monitors import OnlineFeatures, OnlineProbe, predict_knn
 from ldae.export.encoder import load_run
 
 
@@ -94,7 +94,8 @@ def test_knn_is_reported_with_chance_and_the_untrained_network(reference, monkey
     assert set(first) == set(last) == {"step", "monitor", *figures}
     session = Session(json.loads((reference / "config.json").read_text()))
     splits, untrained = session.splits(), load_run(reference, weights="untrained").objective
-    knn = OnlineKNN(session, untrained, splits, 1, 2000, None)(0)[0]
+    features = OnlineFeatures(session, untrained, splits, 2000, None)
+    knn = OnlineProbe("knn", "kNN", features, predict_knn, 1)(0)[0]
     assert knn["knn_holdout/model"] == first["knn_holdout/untrained"] == last["knn_holdout/untrained"]
     commonest = splits.train.own_labels.mode().values
     chance = 100 * (splits.holdout.own_labels == commonest).double().mean().item()
