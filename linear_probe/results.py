@@ -48,6 +48,7 @@ class Result:
         warnings: sentences on doubts about the accuracy (linear_probe.checks).
         correct: which images were classified correctly under each seed (`pack_correct`), for differences between
             encoders; empty where they are not known.
+        geometry: {measure: value} of the same features without labels (linear_probe.geometry); empty unless measured.
         low, high: bootstrap interval of the accuracy over the images (linear_probe.statistics), percent; None likewise.
         measure: what `accuracy` is: `accuracy`, `mAP`, `AUROC`, `accuracy under corruption`; higher is better.
         values: the images' values of a measure that has others than 0 and 1 (`pack_values`), means over seeds and
@@ -91,6 +92,7 @@ class Result:
     values: str = ""
     further: dict[str, float] = field(default_factory=dict)
     outliers: str = ""
+    geometry: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def has_images(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,15 @@ from ldae.app.probing.encoders import ProbedEncoder
 from ldae.app.training.monitors import spread
 from ldae.core.files import open_atomic, write_text
 from linear_probe.features import FeatureKey
-from linear_probe.geometry import alignment, effective_rank, rank_me, uniformity
+from linear_probe.geometry import alignment, effective_rank, lidar, rank_me, uniformity
 from linear_probe.report.figures import draw_selection
 from linear_probe.report.rendering import render
 from linear_probe.results import Result, markdown, title
 from linear_probe.subsets import Part
 
 VIEWED = 4000  # images for alignment and uniformity
+LIDAR_IMAGES, LIDAR_VIEWS = 1000, 10  # the paper has 1,000 images and 50 views
+MEASURES = ("alignment", "uniformity", "lidar", "effective_rank", "rankme")
 RANKED = 25600  # training images for the rank, as in RankMe
 RANKS = {"effective_rank": effective_rank, "rankme": rank_me}
 PROJECTED = 2000  # images in the projector
@@ -66,24 +68,37 @@ def draw_heatmaps(results: Sequence[Result], out: Path) -> list[Path]:
     return paths
 
 
-def measure_geometry(encoders: Sequence[ProbedEncoder], out: Path, seed: int) -> str:
-    """Write OUT/geometry.json with an entry for each encoder and feature key, and return its table.
+def measure_geometry(encoders: Sequence[ProbedEncoder], seed: int) -> list[dict[str, Any]]:
+    """Return the measures without labels, an entry for each encoder and feature key.
 
     Alignment and uniformity compare two random views (crops of 20 to 100 % of the area, flipped half of the time) of up
-    to 4,000 hold-out images; the ranks are of up to 25,600 training images without augmentation.
+    to 4,000 hold-out images, LiDAR ten of up to 1,000; the ranks are of up to 25,600 training images without
+    augmentation. What needs views is None for a feature file.
     """
-    entries = [entry for encoder in encoders for entry in _geometry(encoder, seed)]
+    return [entry for encoder in encoders for entry in _geometry(encoder, seed)]
+
+
+def with_geometry(results: Sequence[Result], entries: Sequence[Mapping[str, Any]]) -> list[Result]:
+    """Return results with the measures of their encoder's features."""
+    of = {
+        (entry["encoder"], entry["features"]): {m: entry[m] for m in MEASURES if entry[m] is not None}
+        for entry in entries
+    }
+    return [replace(r, geometry=of.get((r.encoder, r.selected["features"]), {})) for r in results]
+
+
+def write_geometry(entries: Sequence[Mapping[str, Any]], out: Path) -> str:
+    """Write OUT/geometry.json, and return its table."""
     write_text(out / "geometry.json", json.dumps(entries, indent=1) + "\n")
-    keys = ("alignment", "uniformity", "effective_rank", "rankme")
-    rows = [["encoder", "features", *keys]]
+    rows = [["encoder", "features", *MEASURES]]
     for entry in entries:
-        numbers = ("" if entry[key] is None else f"{entry[key]:.3f}" for key in keys)
+        numbers = ("" if entry[key] is None else f"{entry[key]:.3f}" for key in MEASURES)
         rows.append([entry["encoder"], entry["features"], *numbers])
     return markdown(rows)
 
 
 def _geometry(encoder: ProbedEncoder, seed: int) -> Iterator[dict[str, Any]]:
-    views = _views(encoder)
+    views, many = _views(encoder), _views(encoder, LIDAR_IMAGES, LIDAR_VIEWS)
     for feature_key in encoder.feature_keys:
         train = _ranked(encoder, feature_key)
         entry = {"encoder": encoder.name, "checkpoint": encoder.checkpoint, "features": str(feature_key), "seed": seed}
@@ -92,10 +107,11 @@ def _geometry(encoder: ProbedEncoder, seed: int) -> Iterator[dict[str, Any]]:
             "images": len(train),
             "viewed": len(views[0][feature_key]) if views else 0,
         }
-        entry |= {"alignment": None, "uniformity": None}
+        entry |= {"alignment": None, "uniformity": None, "lidar": None}
         if views:
             a, b = (view[feature_key] for view in views)
-            entry |= {"alignment": alignment(a, b), "uniformity": _uniformity(a, b)}
+            of_views = torch.stack([view[feature_key] for view in many], dim=1)
+            entry |= {"alignment": alignment(a, b), "uniformity": _uniformity(a, b), "lidar": lidar(of_views)}
         yield entry | {"effective_rank": effective_rank(train), "rankme": rank_me(train)}
 
 
@@ -131,13 +147,13 @@ def choose_without_labels(encoder: ProbedEncoder, measure: str) -> ProbedEncoder
     return replace(encoder, feature_keys=[max(scores, key=lambda c: scores[c])])
 
 
-def _views(encoder: ProbedEncoder) -> list[dict[FeatureKey, Tensor]]:
-    """Return two views of the same images at every feature key; empty for a feature file."""
+def _views(encoder: ProbedEncoder, count: int = VIEWED, views: int = 2) -> list[dict[FeatureKey, Tensor]]:
+    """Return views of the same images at every feature key; empty for a feature file."""
     if encoder.encode is None:
         return []
     encode, images = encoder.encode
-    seen = spread(images.split("holdout"), VIEWED)
-    return [images.views(encode, encoder.feature_keys, seen, view) for view in (0, 1)]
+    seen = spread(images.split("holdout"), count)
+    return [images.views(encode, encoder.feature_keys, seen, view) for view in range(views)]
 
 
 def project(encoder: ProbedEncoder, feature_key: FeatureKey, classes: Sequence[str], out: Path) -> int:

@@ -35,7 +35,14 @@ from torch import Tensor
 
 from ldae.app.compose import compose, resolved
 from ldae.app.precision import announce, settle_precision
-from ldae.app.probing.diagnostics import choose_without_labels, draw_heatmaps, measure_geometry, project
+from ldae.app.probing.diagnostics import (
+    choose_without_labels,
+    draw_heatmaps,
+    measure_geometry,
+    project,
+    with_geometry,
+    write_geometry,
+)
 from ldae.app.probing.encoders import ProbedEncoder
 from ldae.app.probing.inputs import ProbeInputs, open_inputs
 from ldae.app.probing.robustness import CommonCorruption
@@ -296,8 +303,12 @@ def main(argv: Sequence[str]) -> None:
             read_comparisons(settings.compare_to, settings.protocols, settings.split, inputs.fingerprint, labels)
         )
         encoders, results = runner.run()
+        geometry = measure_geometry(encoders, settings.seed) if settings.geometry else []
+        results = with_geometry(results, geometry)
         write_results(runner.path(), results)
         write_diagnostics(settings, inputs, encoders, results)
+        if geometry:
+            print(f"\nWithout labels (linear_probe/geometry.py):\n\n{write_geometry(geometry, inputs.out)}")
     print_tables(settings, results, comparisons, runner.chance(), runner.path())
 
 
@@ -319,7 +330,8 @@ def score(argv: Sequence[str]) -> list[Result]:
     if settings.folds:
         return score_folds(settings, config)[1]
     with open_inputs(settings, config) as inputs:
-        return ProbeRunner(settings, inputs).run()[1]
+        encoders, results = ProbeRunner(settings, inputs).run()
+        return with_geometry(results, measure_geometry(encoders, settings.seed) if settings.geometry else [])
 
 
 def score_folds(settings: ProbeSettings, config: Mapping[str, Any]) -> tuple[Path, list[Result], float]:
@@ -343,7 +355,7 @@ def score_folds(settings: ProbeSettings, config: Mapping[str, Any]) -> tuple[Pat
 def write_diagnostics(
     settings: ProbeSettings, inputs: ProbeInputs, encoders: Sequence[ProbedEncoder], results: Sequence[Result]
 ) -> None:
-    """Write heat maps and the optional features, projector data and geometry."""
+    """Write heat maps and the optional features and projector data."""
     best, of_encoder = results[0], [r for r in results if r.encoder == encoders[0].name]
     draw_heatmaps(of_encoder, inputs.out)
     feature_key = next(
@@ -362,10 +374,6 @@ def write_diagnostics(
         count = project(encoders[0], feature_key, inputs.classes, inputs.out)
         folder = shlex.quote(str(inputs.out))
         print(f"\n{count} hold-out images at {feature_key} for the projector:  tensorboard --logdir {folder}")
-    if settings.geometry:
-        print(
-            f"\nWithout labels (linear_probe/geometry.py):\n\n{measure_geometry(encoders, inputs.out, settings.seed)}"
-        )
 
 
 def describe_selection(result: Result) -> str:

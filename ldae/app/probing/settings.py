@@ -59,7 +59,7 @@ class ProbeSettings:
             classifiers are fitted on images as they are. None if empty.
         split: `test`, or `holdout` to leave the test split unread.
         baselines: add raw pixels, whole-image PCA and the untrained network to the table.
-        geometry: report alignment, uniformity and effective rank.
+        geometry: report alignment, uniformity, LiDAR, effective rank and RankMe, here and in each result line.
         projector: write features for TensorBoard's projector.
         save: .npz file to write with the features that the first protocol selected.
         compare_to: results.jsonl files of other runs to add to the tables.

@@ -131,7 +131,12 @@ def test_there_is_something_to_look_at(pretrained, probe, tmp_path, capsys):
         assert -4 < entry["uniformity"] < 0
         assert 1 < entry["effective_rank"] <= entry["dimensions"]
         assert 1 < entry["rankme"] <= entry["dimensions"]
+        assert 1 < entry["lidar"] <= min(entry["dimensions"], 143)
         assert (entry["viewed"], entry["images"]) == (144, 1294)
+    (of_first,) = [e for e in told if (e["encoder"], e["features"]) == ("l-DAE", first["selected"]["features"])]
+    assert first["geometry"] == {
+        m: of_first[m] for m in ("alignment", "uniformity", "lidar", "effective_rank", "rankme")
+    }
     assert "| raw pixels" in capsys.readouterr().out.split("Without labels")[1]
     folder = tmp_path / "tensorboard" / "00000" / "probe"
     vectors = np.loadtxt(folder / "tensors.tsv")

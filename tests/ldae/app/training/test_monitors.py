@@ -78,10 +78,7 @@ def test_the_online_linear_probe_is_ridge_regression_on_the_holdout(opened):
     scaler = StandardScaler().fit(bank.x)
     x = scaler.transform(bank.x)
     of_each = [
-        100
-        * RidgeClassifier(300 * ridge)
-        .fit(scaler.transform(bank.x), bank.y)
-        .score(scaler.transform(queries.x), queries.y)
+        100 * RidgeClassifier(300 * ridge).fit(x, bank.y).score(scaler.transform(queries.x), queries.y)
         for ridge in (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
     ]
     assert min(abs(figure - one) for one in of_each) < 1e-6
