@@ -61,14 +61,14 @@ def correlations(results: Sequence[Result]) -> list[Correlation]:
     Of several lines of the same encoder, checkpoint, features and seed the first counts. Groups of fewer than five
     encoders, and those in which one side is constant, are left out.
     """
-    groups: dict[tuple[str, ...], dict[tuple[object, ...], Result]] = {}
+    groups: dict[tuple[str, str, str, str, str], dict[tuple[object, ...], Result]] = {}
     for r in results:
         group = (r.data, r.data_fingerprint, r.split, r.labels, r.protocol)
         encoder = (r.encoder, r.checkpoint, r.config, r.selected.get("features"), r.seed)
         groups.setdefault(group, {}).setdefault(encoder, r)
     return [
-        Correlation(group[0], *group[2:], measure, agreement)
-        for group, members in groups.items()
+        Correlation(data, split, labels, protocol, measure, agreement)
+        for (data, _, split, labels, protocol), members in groups.items()
         for measure in dict.fromkeys(name for r in members.values() for name in r.geometry)
         if (agreement := _agreement(list(members.values()), measure)) is not None
     ]

@@ -99,4 +99,4 @@ def test_constraints_pin_every_package_of_the_development_environment():
     required = set(re.findall(r'"([\w-]+)(?:\[\w+\])?>=[\d.]+"', (ROOT / "setup.py").read_text()))
     pinned = {line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
     assert {"torch", "matplotlib", "mkdocstrings", "submitit"} <= required
-    assert required - pinned == {"torch-fidelity", "imagecodecs"}  # of extras outside `dev`
+    assert required - pinned == {"torch-fidelity", "imagecodecs", "trackio"}  # of extras outside `dev`

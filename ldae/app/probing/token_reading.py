@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
-from functools import partial
 
 from torch import Tensor
 
@@ -49,8 +48,7 @@ def read_layers(
     Returns:
         {layer: its tokens and attention}, on the encoder's device.
     """
-    is_timm = isinstance(encoder, TimmEncoder)
-    prefix = encoder.prefix if is_timm else encoder.network.prefix
+    prefix = encoder.prefix if isinstance(encoder, TimmEncoder) else encoder.network.prefix
     modules = {layer: encoder.attention[layer] for layer in layers if layer in encoder.attention}
 
     def summarise(weights: Tensor) -> AttentionSummary:
@@ -59,9 +57,10 @@ def read_layers(
         return summarise_attention(weights, grid, y * grid[1] + x, prefix)
 
     with recorded_attention(modules, summarise) as attention:
-        read = encoder.tokens if is_timm else partial(encoder.tokens, index=index)
-        tokens: Mapping[int, Tensor] = read(images, layers)
-    patches = {layer: x[:, prefix:] if is_timm else x for layer, x in tokens.items()}
+        if isinstance(encoder, TimmEncoder):
+            patches = {layer: x[:, prefix:] for layer, x in encoder.tokens(images, layers).items()}
+        else:
+            patches = encoder.tokens(images, layers, index)
     return {layer: LayerTokens(x, square(x.shape[1]), attention.get(layer)) for layer, x in patches.items()}
 
 

@@ -99,17 +99,16 @@ class LayerMaps:
 
     Args:
         encoder: of the network in training.
-        batch: images; the first of them are shown.
+        batch: images; some of them, evenly spaced, are shown.
         every: steps between pictures.
     """
 
     name = "maps"
 
     def __init__(self, encoder: Encoder, batch: Batch, every: int):
-        self.encoder, self.images, self.every = encoder, batch.images[:SHOWN], every
-        layers = encoder.network.layers
-        chosen = torch.linspace(0, len(layers) - 1, min(COLUMNS, len(layers))).round().long().tolist()
-        self.layers = [layers[i] for i in chosen]
+        layers, images = encoder.network.layers, batch.images
+        self.encoder, self.images, self.every = encoder, images[spaced(len(images), SHOWN)], every
+        self.layers = [layers[i] for i in spaced(len(layers), COLUMNS)]
 
     def __call__(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
         read = read_layers(self.encoder, self.images, self.layers)
@@ -129,6 +128,11 @@ class LayerMaps:
     def _picture(self, maps: dict[int, Tensor]) -> Tensor:
         columns = [self.images.cpu(), *maps.values()]
         return tile(torch.stack(columns, dim=1), heads=["image", *(f"layer {layer}" for layer in maps)])
+
+
+def spaced(count: int, shown: int) -> list[int]:
+    """Return `shown` of `count` numbers, evenly spaced."""
+    return torch.linspace(0, count - 1, min(shown, count)).round().long().tolist()
 
 
 def magma(values: Tensor) -> Tensor:

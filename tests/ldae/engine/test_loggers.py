@@ -76,8 +76,8 @@ def test_wandb_continues_its_run_offline(tmp_path, monkeypatch):
 
 
 def test_trackio_continues_its_run_in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # before the import, which reads it
     pytest.importorskip("trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     train(tmp_path, "trackio")
     assert (tmp_path / "trackio" / "ldae.db").exists()
 
