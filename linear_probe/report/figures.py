@@ -5,34 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from linear_probe.report.contents import PAPER, Contents, Entry, chosen_on
-from linear_probe.report.plotting import Bar, Drawing, HeatMap, Point, XAxis, draw_bars, draw_heatmaps, draw_lines
+from linear_probe.report.heatmaps import HeatMap, draw_heatmaps
+from linear_probe.report.plotting import Bar, Drawing, Point, XAxis, draw_bars, draw_lines, error_lengths
+from linear_probe.report.rendering import ReportFigure, file_name
 from linear_probe.results import Result, panel, parse_feature_key, title
 
 COUNTERS = frozenset({"seed", "rung"})  # axes whose numbers only count: no distance between them means anything
 FEWEST = 3  # points that make a line
 MOST = 64  # segments of a schedule's line
 NUMBER = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")
+PAPER_NAME = "paper"  # of the measure with published accuracies
 OCTAVES = 8  # an axis that spans such a factor is logarithmic
 
-Value = tuple[float, float | None]  # accuracy in percent and its standard deviation
-
-
-@dataclass(frozen=True)
-class ReportFigure:
-    """A figure of the page and the stem of its files.
-
-    Attributes:
-        name: of its files, without a suffix; unique in the report.
-        drawing: what is saved.
-        caption: below it; empty where the title says all.
-    """
-
-    name: str
-    drawing: Drawing
-    caption: str = ""
+# accuracy in percent, its standard deviation over seeds, and its interval over images
+Value = tuple[float, float | None, tuple[float, float] | None]
+Limits = tuple[float, float]
+NO_LIMITS: Mapping[str, Limits] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -69,17 +61,6 @@ class Trend:
     series: Mapping[str, Sequence[tuple[float, Entry]]]
 
 
-def file_name(text: str, used: set[str]) -> str:
-    """Return a file's stem for `text` that is not in `used`, and add it there."""
-    plain = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-.")[:80] or "figure"
-    name, count = plain, 1
-    while name in used:
-        count += 1
-        name = f"{plain}-{count}"
-    used.add(name)
-    return name
-
-
 def grid_figures(contents: Contents, trials: Sequence[Entry], used: set[str]) -> list[ReportFigure]:
     """Draw the accuracies of one grid: a figure for each protocol, and one of the paper's numbers.
 
@@ -89,15 +70,36 @@ def grid_figures(contents: Contents, trials: Sequence[Entry], used: set[str]) ->
         used: names of files that are taken; those of the figures are added.
     """
     figures, lines = [], find_trend(trials)
-    for measure in measures(contents, trials):
-        if not any(measure.of(e) for e in trials):
-            continue
-        drawing = _draw_lines(measure, lines) if lines else None
-        drawing = drawing or _draw_bars(measure, trials, contents.baselines)
+    shown = [measure for measure in measures(contents, trials) if any(measure.of(e) for e in trials)]
+    limits = _limits([m for m in shown if m.name != PAPER_NAME], [*trials, *contents.baselines])
+    for measure in shown:
+        shared = limits if measure.name != PAPER_NAME else None
+        drawing = _draw_lines(measure, lines, contents.baselines, shared) if lines else None
+        drawing = drawing or _draw_bars(measure, trials, contents.baselines, shared)
         row = trials[0].row
         prefix = f"{row.grid}-{row.budget}-" if row else ""
-        figures.append(ReportFigure(file_name(prefix + measure.name, used), drawing, measure.caption))
+        figures.append(ReportFigure(file_name(prefix + measure.name, used), drawing, _caption(measure, trials)))
     return figures
+
+
+def _limits(measures: Sequence[Measure], entries: Sequence[Entry]) -> Limits:
+    """Return the lowest and the highest end of all values with their error bars."""
+    values = [value for m in measures for e in entries if (value := m.of(e)) is not None]
+    lengths = [error_lengths(*value) or (0.0, 0.0) for value in values]
+    return (
+        min(v[0] - below for v, (below, _) in zip(values, lengths, strict=True)),
+        max(v[0] + above for v, (_, above) in zip(values, lengths, strict=True)),
+    )
+
+
+def _caption(measure: Measure, trials: Sequence[Entry]) -> str:
+    """Return the source of numbers that are not ours, or what the error bars are."""
+    values = [value for e in trials if (value := measure.of(e)) is not None]
+    if any(deviation is not None for _, deviation, _ in values):
+        return f"{measure.caption} Error bars: standard deviation over seeds.".strip()
+    if any(interval is not None for *_, interval in values):
+        return f"{measure.caption} Error bars: 95 % bootstrap interval over the images.".strip()
+    return measure.caption
 
 
 def measures(contents: Contents, trials: Sequence[Entry]) -> list[Measure]:
@@ -108,15 +110,15 @@ def measures(contents: Contents, trials: Sequence[Entry]) -> list[Measure]:
     def ours(protocol: str) -> Measure:
         def of(entry: Entry) -> Value | None:
             r = entry.results.get(protocol)
-            return None if r is None else (r.accuracy, r.deviation)
+            return None if r is None else (r.accuracy, r.deviation, interval_of(r))
 
         return Measure(protocol, f"{title(protocol)} ({where})", "series-0", of)
 
     def paper(entry: Entry) -> Value | None:
-        return None if entry.row is None or entry.row.paper is None else (entry.row.paper, None)
+        return None if entry.row is None or entry.row.paper is None else (entry.row.paper, None, None)
 
     sources = "; ".join(dict.fromkeys(e.row.paper_source for e in trials if e.row and paper(e)))
-    return [*map(ours, contents.protocols), Measure("paper", PAPER, "paper", paper, "{} of our trial", sources)]
+    return [*map(ours, contents.protocols), Measure(PAPER_NAME, PAPER, "paper", paper, "{} of our trial", sources)]
 
 
 def find_trend(trials: Sequence[Entry]) -> Trend | None:
@@ -159,30 +161,46 @@ def _series(trials: Sequence[Entry], x: str, others: Sequence[str]) -> dict[str,
     return {name: sorted(points, key=lambda p: p[0]) for name, points in series.items()}
 
 
-def _draw_lines(measure: Measure, trend: Trend) -> Drawing | None:
-    """Draw one measure along the trend's axis; None where it has too few points."""
+def interval_of(result: Result) -> Limits | None:
+    """Return the bootstrap interval of a result, or None."""
+    return None if result.low is None or result.high is None else (result.low, result.high)
+
+
+def _draw_lines(measure: Measure, trend: Trend, baselines: Sequence[Entry], limits: Limits | None) -> Drawing | None:
+    """Draw one measure along the trend's axis, baselines as lines; None where it has too few points."""
     series = {
         name: [Point(x, *value) for x, e in points if (value := measure.of(e)) is not None]
         for name, points in trend.series.items()
     }
     if sum(map(len, series.values())) < FEWEST:
         return None
+    references = {e.name: value[0] for e in baselines if (value := measure.of(e)) is not None}
     name, best = max(((n, p) for n, points in series.items() for p in points), key=lambda pair: pair[1].y)
     names = ", ".join(n for n, points in series.items() if points)
     description = (
         f"Accuracy in percent against {trend.x.label}, a line each for {names}. "
         f"Highest: {name} at {trend.x.label} = {best.x:g} with {best.y:.2f}."
     )
+    description += "".join(f" {name}: {value:.2f}." for name, value in references.items())
     x = replace(trend.x, label=measure.x_label.format(trend.x.label))
-    return draw_lines(measure.title, description, series, x, "top-1 accuracy (%)")
+    if limits is not None:
+        margin = max(0.06 * (limits[1] - limits[0]), 0.5)
+        limits = (limits[0] - margin, limits[1] + margin)
+    y_label = "top-1 accuracy (%)"
+    return draw_lines(measure.title, description, series, x, y_label, references=references, limits=limits)
 
 
-def _draw_bars(measure: Measure, trials: Sequence[Entry], baselines: Sequence[Entry]) -> Drawing:
-    bars = [Bar(e.name, *(measure.of(e) or (None, None))) for e in trials]
+def _draw_bars(measure: Measure, trials: Sequence[Entry], baselines: Sequence[Entry], limits: Limits | None) -> Drawing:
+    bars = [
+        Bar(e.name, value[0], value[1], interval=value[2]) if (value := measure.of(e)) else Bar(e.name, None)
+        for e in trials
+    ]
     measured = [(e, value) for e in baselines if (value := measure.of(e)) is not None]
-    bars += [Bar(e.name, *value, is_baseline=True) for e, value in measured]
+    bars += [Bar(e.name, value[0], value[1], True, value[2]) for e, value in measured]
     values = "; ".join(f"{b.name} {b.value:.2f}" for b in bars if b.value is not None)
-    return draw_bars(measure.title, f"Top-1 accuracy in percent: {values}.", bars, measure.color)
+    longest = limits[1] if limits is not None else None
+    description = f"Top-1 accuracy in percent: {values}."
+    return draw_bars(measure.title, description, bars, measure.color, longest=longest)
 
 
 def schedule_figure(schedules: Mapping[str, Sequence[float]], used: set[str]) -> ReportFigure:
@@ -205,7 +223,15 @@ def _thinned(values: Sequence[float]) -> Iterator[Point]:
     yield from (Point(t / last, values[t]) for t in (round(i * last / steps) for i in range(steps + 1)))
 
 
-def draw_selection(name: str, results: Sequence[Result]) -> Drawing | None:
+def selection_limits(results: Sequence[Result]) -> dict[str, Limits]:
+    """Return the lowest and highest accuracy of each protocol on the images of the choice, of all results together."""
+    values: dict[str, list[float]] = {}
+    for r in results:
+        values.setdefault(r.protocol, []).extend(r.selected.get("among", {}).values())
+    return {protocol: (min(of), max(of)) for protocol, of in values.items() if of}
+
+
+def draw_selection(name: str, results: Sequence[Result], limits: Mapping[str, Limits] = NO_LIMITS) -> Drawing | None:
     """Draw the accuracy of each layer at each noise level on the images of the choice, a heat map for each protocol.
 
     The chosen layer and noise level are framed.
@@ -213,6 +239,7 @@ def draw_selection(name: str, results: Sequence[Result]) -> Drawing | None:
     Args:
         name: of the trial or encoder that was probed.
         results: of one encoder, one for each protocol.
+        limits: protocol -> accuracies of the darkest and the lightest colour, for trials that are compared.
 
     Returns:
         None where no result had several candidates.
@@ -227,7 +254,9 @@ def draw_selection(name: str, results: Sequence[Result]) -> Drawing | None:
         level = f"t={'+'.join(map(str, steps))} {r.input}"
         chosen = [i for i, column in enumerate(columns) if column in (level, f"{level} {r.pooling}")]
         place = (rows.index(str(r.layer)), chosen[0]) if chosen and str(r.layer) in rows else None
-        maps.append(HeatMap(f"{title(r.protocol)}, % on {chosen_on(r)}", rows, columns, values, place))
+        maps.append(
+            HeatMap(f"{title(r.protocol)}, % on {chosen_on(r)}", rows, columns, values, place, limits.get(r.protocol))
+        )
         known = [v for row in values for v in row if v is not None]
         sentences.append(
             f"{title(r.protocol)}: {min(known):.1f} to {max(known):.1f} % on {chosen_on(r)}; "

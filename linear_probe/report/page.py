@@ -4,36 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from linear_probe.agreement import Agreement, agreement
 from linear_probe.report.contents import TRIAL, Contents, Entry, chosen_on
-from linear_probe.report.figures import ReportFigure, draw_selection, file_name, grid_figures, schedule_figure
+from linear_probe.report.figures import draw_selection, grid_figures, schedule_figure, selection_limits
 from linear_probe.report.pictures import Album, albums
 from linear_probe.report.plotting import COLORS
-from linear_probe.report.rendering import inline_svg, render
+from linear_probe.report.rendering import FigureFiles, SavedFigure
 from linear_probe.report.tables import checkpoints, columns, facts, hours, percent, seeds
 from linear_probe.results import Result, describe_features, title
 
-FIGURES = "figures"  # folder of the figures' files, beside the page
 SMOOTH = 240  # pixels; a picture that is less wide is enlarged without smoothing
-
-
-@dataclass(frozen=True)
-class SavedFigure:
-    """A figure as the page and its files have it.
-
-    Attributes:
-        svg: markup to embed.
-        files: suffix -> path relative to the page.
-        caption: below the figure.
-    """
-
-    svg: str
-    files: Mapping[str, str]
-    caption: str
 
 
 @dataclass(frozen=True)
@@ -63,26 +47,6 @@ class Card:
     axes: str
     album: Album
     heatmaps: SavedFigure | None
-
-
-@dataclass
-class FigureFiles:
-    """Save figures in memory.
-
-    Attributes:
-        contents: path relative to the page -> content of every file.
-        used: names of files that are taken.
-    """
-
-    contents: dict[str, bytes] = field(default_factory=dict)
-    used: set[str] = field(default_factory=set)
-
-    def save(self, figure: ReportFigure) -> SavedFigure:
-        """Render a figure in every format and return what the page embeds."""
-        rendered = render(figure.drawing)
-        files = {suffix: f"{FIGURES}/{figure.name}.{suffix}" for suffix in rendered}
-        self.contents |= {files[suffix]: content for suffix, content in rendered.items()}
-        return SavedFigure(inline_svg(rendered["svg"], figure.drawing, figure.name), files, figure.caption)
 
 
 def build_page(contents: Contents, root: Path) -> tuple[str, dict[str, bytes]]:
@@ -147,9 +111,10 @@ def _cards(contents: Contents, root: Path, files: FigureFiles) -> list[Card]:
     """Return a card for each trial that has pictures or heat maps."""
     cards = []
     trials = [e for e in contents.entries if e.row]
+    limits = selection_limits([r for e in trials for r in e.results.values()])
     for e, album in zip(trials, albums(contents.rows, root), strict=True):
-        drawing = draw_selection(e.name, list(e.results.values()))
-        saved = files.save(ReportFigure(file_name(f"selection-{e.name}", files.used), drawing)) if drawing else None
+        drawing = draw_selection(e.name, list(e.results.values()), limits)
+        saved = files.add(f"selection-{e.name}", drawing) if drawing else None
         axes = axes_text(e.row.axes) if e.row and len(e.row.axes) > 1 else ""  # one is the name itself
         if saved or album.denoised or album.others or album.missing:
             cards.append(Card(e.name, axes, album, saved))

@@ -1,4 +1,4 @@
-"""Draw bars, lines and heat maps with matplotlib.
+"""Draw bars and lines with matplotlib.
 
 A figure is as wide as a column of a two-column paper and does not depend on the user's matplotlibrc. matplotlib is
 imported when a figure is drawn.
@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 WIDTH = 3.5  # inches: a column of a two-column paper
 DPI = 200  # of PNG files
-ROW, CELL = 0.19, 0.25  # height of a bar and of a cell of a heat map, inches
+ROW = 0.19  # height of a bar, inches
 LINE = 0.14  # height of a line of text, inches
 TITLE = 42  # letters of a line of a title
 
@@ -42,7 +43,9 @@ LIGHT = {role: light for role, (light, _) in COLORS.items()}
 SERIES = [color for role, color in LIGHT.items() if role.startswith("series")]
 MARKERS = ("o", "s", "^", "D", "v", "P")
 LINE_STYLES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
-DARK_INK, LIGHT_INK = "#000000", "#fefefe"  # on cells of a heat map, which look the same on every background
+
+SPREAD = ("standard deviation", "interval low", "interval high")  # columns of a figure's numbers
+NO_REFERENCES: Mapping[str, float] = MappingProxyType({})
 
 STYLE = {
     "figure.facecolor": LIGHT["background"],
@@ -94,12 +97,14 @@ class Drawing:
         title: one line.
         description: what a reader sees in the figure, in sentences.
         tooltips: SVG id of an artist -> the text of each of its marks.
+        data: the numbers that are drawn, a header and rows, for a CSV file; empty for none.
     """
 
     figure: Figure
     title: str
     description: str
     tooltips: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    data: Sequence[Sequence[str | float | None]] = ()
 
 
 @dataclass(frozen=True)
@@ -111,21 +116,30 @@ class Bar:
         value: percent; None leaves the row empty.
         deviation: standard deviation over seeds, percentage points; None for one seed.
         is_baseline: stands below the trials, in grey.
+        interval: ends of an interval around the value, percent, drawn where there is no deviation; None for none.
     """
 
     name: str
     value: float | None
     deviation: float | None = None
     is_baseline: bool = False
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Point:
-    """A measurement; `deviation` is the standard deviation of y over seeds, None for one seed."""
+    """A measurement.
+
+    Attributes:
+        x, y: place.
+        deviation: standard deviation of y over seeds; None for one seed.
+        interval: ends of an interval around y, drawn where there is no deviation; None for none.
+    """
 
     x: float
     y: float
     deviation: float | None = None
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -143,24 +157,6 @@ class XAxis:
     ticks: Sequence[float] = ()
 
 
-@dataclass(frozen=True)
-class HeatMap:
-    """A table of accuracies.
-
-    Attributes:
-        title: above it.
-        rows, columns: names of the rows (layers) and columns (noise levels).
-        values: percent, a row after another; None where nothing was measured.
-        chosen: (row, column) to frame.
-    """
-
-    title: str
-    rows: Sequence[str]
-    columns: Sequence[str]
-    values: Sequence[Sequence[float | None]]
-    chosen: tuple[int, int] | None = None
-
-
 @contextmanager
 def figure_style() -> Iterator[None]:
     """Apply the style of all figures over matplotlib's defaults, whatever the user's matplotlibrc says."""
@@ -170,14 +166,32 @@ def figure_style() -> Iterator[None]:
         yield
 
 
+def error_lengths(
+    value: float, deviation: float | None, interval: tuple[float, float] | None
+) -> tuple[float, float] | None:
+    """Return the lengths of an error bar below and above a value: one deviation, or to the interval's ends."""
+    if deviation is not None:
+        return deviation, deviation
+    return None if interval is None else (max(0.0, value - interval[0]), max(0.0, interval[1] - value))
+
+
 @figure_style()
-def draw_bars(title: str, description: str, bars: Sequence[Bar], color: str) -> Drawing:
-    """Draw horizontal bars from zero, with their values and error bars of one standard deviation.
+def draw_bars(
+    title: str,
+    description: str,
+    bars: Sequence[Bar],
+    color: str,
+    x_label: str = "top-1 accuracy (%)",
+    longest: float | None = None,
+) -> Drawing:
+    """Draw horizontal bars from zero, with their values and error bars.
 
     Args:
         title, description: text of the figure.
         bars: from the top down; at least one with a value.
         color: role in COLORS of the bars that are no baselines.
+        x_label: of the horizontal axis, with its unit.
+        longest: end of the horizontal axis, for figures that are compared; the longest bar's end if None.
     """
     names = [wrap(bar.name, 26) for bar in bars]
     y, bottom = [], 0.0
@@ -189,34 +203,42 @@ def draw_bars(title: str, description: str, bars: Sequence[Bar], color: str) -> 
     figure = new_figure(WIDTH, ROW * bottom + LINE * wrap(title, TITLE).count("\n") + 0.75)
     axes = figure.subplots()
     tooltips = {}
+    ends, data = [], [["name", "value", *SPREAD]]
     for i, (bar, at) in enumerate(zip(bars, y, strict=True)):
+        low, high = bar.interval or (None, None)
+        data.append([bar.name, bar.value, bar.deviation, low, high])
         if bar.value is None:
             continue
         (patch,) = axes.barh(at, bar.value, 0.68, color=LIGHT["baseline" if bar.is_baseline else color])
         patch.set_gid(f"bar-{i}")
-        tooltips[f"bar-{i}"] = [f"{bar.name}: {with_deviation(bar.value, bar.deviation, 2)}"]
-        end, text = bar.value + (bar.deviation or 0), with_deviation(bar.value, bar.deviation, 1)
-        axes.annotate(text, (end, at), (3, 0), textcoords="offset points", va="center", fontsize=7)
-    whiskers = [
-        (b.value, at, b.deviation)
-        for b, at in zip(bars, y, strict=True)
-        if b.value is not None and b.deviation is not None
-    ]
-    if whiskers:
-        values, places, deviations = zip(*whiskers, strict=True)
-        axes.errorbar(values, places, xerr=deviations, fmt="none", ecolor=LIGHT["text"], elinewidth=0.9, capsize=2)
+        tooltips[f"bar-{i}"] = [f"{bar.name}: {with_error(bar.value, bar.deviation, bar.interval)}"]
+        below, above = error_lengths(bar.value, bar.deviation, bar.interval) or (None, 0.0)
+        if below is not None:
+            axes.errorbar(
+                [bar.value], [at], xerr=[[below], [above]], fmt="none", ecolor=LIGHT["text"], elinewidth=0.9, capsize=2
+            )
+        ends.append(bar.value + above)
+        text = with_deviation(bar.value, bar.deviation, 1)
+        axes.annotate(text, (ends[-1], at), (3, 0), textcoords="offset points", va="center", fontsize=7)
     axes.set_yticks(y, names)
     axes.tick_params(axis="y", length=0, labelcolor=LIGHT["text"])
-    largest = max(b.value + (b.deviation or 0) for b in bars if b.value is not None)
-    axes.set(xlim=(0, 1.02 * largest or 1), ylim=(bottom, 0), xlabel="top-1 accuracy (%)")
-    return finished(figure, title, description, tooltips)
+    axes.set(xlim=(0, 1.02 * (longest or max(ends)) or 1), ylim=(bottom, 0), xlabel=x_label)
+    return finished(figure, title, description, tooltips, data)
 
 
 @figure_style()
 def draw_lines(
-    title: str, description: str, series: Mapping[str, Sequence[Point]], x: XAxis, y_label: str, markers: bool = True
+    title: str,
+    description: str,
+    series: Mapping[str, Sequence[Point]],
+    x: XAxis,
+    y_label: str,
+    markers: bool = True,
+    references: Mapping[str, float] = NO_REFERENCES,
+    limits: tuple[float, float] | None = None,
+    log: bool = False,
 ) -> Drawing:
-    """Draw one line for each series, with error bars of one standard deviation and a legend below.
+    """Draw one line for each series, with error bars and a legend below.
 
     Args:
         title, description: text of the figure.
@@ -224,10 +246,13 @@ def draw_lines(
         x: the horizontal axis.
         y_label: of the vertical axis, with its unit.
         markers: mark each point; else the lines differ in their dashes.
+        references: name -> a value that does not depend on x, drawn as a grey line.
+        limits: ends of the vertical axis, for figures that are compared; those of the data if None.
+        log: whether the vertical axis is logarithmic.
     """
     figure = new_figure(WIDTH, LINE * wrap(title, TITLE).count("\n") + 2.5)
     axes = figure.subplots()
-    tooltips, lines = {}, {}
+    tooltips, lines, data = {}, {}, [["series", x.label, y_label, *SPREAD]]
     for i, (name, points) in enumerate(series.items()):
         if not points:
             continue
@@ -236,94 +261,48 @@ def draw_lines(
         if markers:
             style |= {"marker": MARKERS[i % len(MARKERS)], "markeredgecolor": LIGHT["background"]}
             style |= {"linestyle": LINE_STYLES[i // len(MARKERS) % len(LINE_STYLES)]}
-            tooltips[gid] = [f"{name}, {x.label} = {p.x:g}: {with_deviation(p.y, p.deviation, 2)}" for p in points]
+            tooltips[gid] = [f"{name}, {x.label} = {p.x:g}: {with_error(p.y, p.deviation, p.interval)}" for p in points]
         else:
             style["linestyle"] = LINE_STYLES[i % len(LINE_STYLES)]
-        errors = [float("nan") if p.deviation is None else p.deviation for p in points]
-        has_errors = any(p.deviation is not None for p in points)
+        lengths = [error_lengths(p.y, p.deviation, p.interval) for p in points]
+        none = (float("nan"), float("nan"))
+        errors = list(zip(*(one or none for one in lengths), strict=True)) if any(lengths) else None
         container = axes.errorbar(
-            [p.x for p in points], [p.y for p in points], errors if has_errors else None,
-            elinewidth=0.9, capsize=2, **style,
-        )  # fmt: skip
+            [p.x for p in points], [p.y for p in points], errors, elinewidth=0.9, capsize=2, **style
+        )
         lines[name] = container.lines[0]
         lines[name].set_gid(gid)
+        data += [[name, p.x, p.y, p.deviation, *(p.interval or (None, None))] for p in points]
+    for i, (name, value) in enumerate(references.items()):
+        style = {"color": LIGHT["muted"], "linewidth": 1.0, "linestyle": LINE_STYLES[(i + 1) % len(LINE_STYLES)]}
+        lines[f"{name}: {value:.1f}"] = axes.axhline(value, zorder=1, **style)
+        data.append([name, None, value, None, None, None])
     if x.log2:
         axes.set_xscale("log", base=2)
         axes.minorticks_off()
     if x.ticks:
         axes.set_xticks(x.ticks, [f"{value:g}" for value in x.ticks])
+    if log:
+        axes.set_yscale("log")
+        _label_decades(axes)
     axes.set(xlabel=f"{x.label} (log scale)" if x.log2 else x.label, ylabel=y_label)
+    if limits is not None:
+        axes.set_ylim(limits)
     axes.grid(axis="y")
     _legend(figure, lines)
-    drawing = finished(figure, title, description, tooltips)
+    drawing = finished(figure, title, description, tooltips, data)
     _thin_ticks(axes)
     return drawing
 
 
-@figure_style()
-def draw_heatmaps(title: str, description: str, maps: Sequence[HeatMap], x_label: str, y_label: str) -> Drawing:
-    """Draw heat maps below each other, each on its own scale of the palette cividis, numbers in the cells.
+def _label_decades(axes: Axes) -> None:
+    """Label a logarithmic axis by plain numbers, between the decades too where it spans less than two."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    Args:
-        title, description: text alternative; the maps have titles of their own.
-        maps: at least one.
-        x_label, y_label: names of columns and rows.
-    """
-    columns = [[wrap(name.replace(" ", "\n"), 14) for name in one.columns] for one in maps]
-    longest = max(len(line) for names in columns for name in names for line in name.split("\n"))
-    rows = [[wrap(name, 18) for name in one.rows] for one in maps]
-    row_letters = max(len(line) for names in rows for name in names for line in name.split("\n"))
-    cell = min(0.75, max(0.36, 0.072 * longest + 0.06))
-    margin = 0.35 + 0.065 * row_letters
-    width = max(2.4, margin + 0.1 + cell * max(len(one.columns) for one in maps))
-    letters = int(max(0.8, width - margin) / 0.078)  # of a line of a title
-    heights = [
-        CELL * len(one.rows)
-        + LINE * (wrap(one.title, letters).count("\n") + max(name.count("\n") for name in names) + 1)
-        + 0.5
-        for one, names in zip(maps, columns, strict=True)
-    ]
-    figure = new_figure(width, sum(heights))
-    grid = figure.subplots(len(maps), 1, squeeze=False, height_ratios=[len(one.rows) for one in maps])
-    for axes, one, names, layers in zip(grid[:, 0], maps, columns, rows, strict=True):
-        _heatmap(axes, one)
-        axes.set_title(wrap(one.title, letters), fontsize=7.5)
-        axes.set_xticks([i + 0.5 for i in range(len(names))], names)
-        axes.set_yticks([i + 0.5 for i in range(len(layers))], layers)
-        axes.set(ylabel=y_label)
-    grid[-1, 0].set_xlabel(x_label)
-    _lay_out(figure)
-    return Drawing(figure, title, description)
-
-
-def _heatmap(axes: Axes, one: HeatMap) -> None:
-    import numpy as np
-    from matplotlib import colormaps
-    from matplotlib.patches import Rectangle
-
-    values = np.array([[np.nan if v is None else v for v in row] for row in one.values], dtype=float)
-    low, high = np.nanmin(values), np.nanmax(values)
-    colors = colormaps["cividis"]
-    axes.pcolormesh(
-        np.ma.masked_invalid(values), cmap=colors, vmin=low, vmax=high if high > low else low + 1,
-        edgecolors=LIGHT["background"], linewidth=1,
-    )  # fmt: skip
-    for (i, j), value in np.ndenumerate(values):
-        if np.isnan(value):
-            continue
-        red, green, blue, _ = colors((value - low) / (high - low) if high > low else 0.0)
-        ink = DARK_INK if 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 > 0.18 else LIGHT_INK
-        weight = "bold" if (i, j) == one.chosen else "normal"
-        axes.text(j + 0.5, i + 0.5, f"{value:.1f}", color=ink, weight=weight, ha="center", va="center", fontsize=7)
-    if one.chosen is not None:  # white inside black: visible on every cell and background
-        for color, width in ((LIGHT_INK, 2.6), (DARK_INK, 1.1)):
-            place = (one.chosen[1], one.chosen[0])
-            axes.add_patch(Rectangle(place, 1, 1, fill=False, edgecolor=color, linewidth=width, clip_on=False))
-    axes.invert_yaxis()
-    axes.set_aspect("auto")
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0, pad=2)
-    axes.set_facecolor(LIGHT["rule"])
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -333,14 +312,20 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def finished(figure: Figure, title: str, description: str, tooltips: Mapping[str, Sequence[str]]) -> Drawing:
+def finished(
+    figure: Figure,
+    title: str,
+    description: str,
+    tooltips: Mapping[str, Sequence[str]],
+    data: Sequence[Sequence[str | float | None]],
+) -> Drawing:
     """Add the title, fix the layout and return the drawing."""
     figure.suptitle(wrap(title, TITLE), x=0.012, ha="left")
-    _lay_out(figure)
-    return Drawing(figure, title, description, tooltips)
+    lay_out(figure)
+    return Drawing(figure, title, description, tooltips, data)
 
 
-def _lay_out(figure: Figure) -> None:
+def lay_out(figure: Figure) -> None:
     """Fix the layout, which is the same in every format then and is computed once."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
@@ -376,6 +361,13 @@ def _thin_ticks(axes: Axes) -> None:
 def with_deviation(value: float, deviation: float | None, digits: int) -> str:
     """Return `value`, or `value ± deviation` if there is one."""
     return f"{value:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
+
+
+def with_error(value: float, deviation: float | None, interval: tuple[float, float] | None) -> str:
+    """Return a value with two digits, and its deviation or else its interval where there is one."""
+    if deviation is None and interval is not None:
+        return f"{value:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
+    return with_deviation(value, deviation, 2)
 
 
 def printable(text: str) -> str:

@@ -49,4 +49,5 @@ def draw_ranks(title: str, mean_ranks: Mapping[str, float], columns: int) -> Dra
     axes.grid(axis="x")
     ranks = ", ".join(f"{name} {mean_ranks[name]:.2f}" for name in names)
     description = f"Mean ranks: {ranks}. Critical difference at {SIGNIFICANCE}: {least:.2f} (Nemenyi)."
-    return finished(figure, title, description, {})
+    data = [["encoder", "mean rank"], *([name, mean_ranks[name]] for name in names), ["critical difference", least]]
+    return finished(figure, title, description, {}, data)

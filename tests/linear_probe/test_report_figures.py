@@ -18,21 +18,10 @@ from PIL import Image
 from report_rows import baselines, result, row, tokenizer_rows
 
 from linear_probe.report.contents import build_contents
-from linear_probe.report.figures import draw_selection, file_name, find_trend, grid_figures, schedule_figure
-from linear_probe.report.plotting import (
-    COLORS,
-    DPI,
-    LIGHT,
-    WIDTH,
-    Bar,
-    HeatMap,
-    Point,
-    XAxis,
-    draw_bars,
-    draw_heatmaps,
-    draw_lines,
-)
-from linear_probe.report.rendering import inline_svg, render
+from linear_probe.report.figures import draw_selection, find_trend, grid_figures, schedule_figure
+from linear_probe.report.heatmaps import HeatMap, draw_heatmaps
+from linear_probe.report.plotting import COLORS, DPI, LIGHT, WIDTH, Bar, Point, XAxis, draw_bars, draw_lines
+from linear_probe.report.rendering import file_name, inline_svg, render
 
 NASTY = ("_hidden", "$x$ and $\\frac$", "<script>alert(1)</script>", "a & b \x00\n c", "é → 100 %", "n" * 150)
 BARS = [Bar("one", 50.0, 0.5), Bar("two", 40.0), Bar("three", None), Bar("MAE", 30.0, 2.0, is_baseline=True)]
@@ -212,7 +201,7 @@ def test_files_are_the_same_bytes_in_every_process_whatever_matplotlibrc_says(tm
         ).stdout
         for more in ({}, other)
     ]
-    assert len(outputs[0].split()) == 9
+    assert len(outputs[0].split()) == 12
     assert outputs[0] == outputs[1]
 
 
@@ -279,8 +268,13 @@ def test_a_grid_has_a_figure_for_each_protocol_and_one_of_the_paper():
     assert [f.name for f in figures] == [f"made-up-tokenizers-tiny-{name}" for name in ("lbfgs", "knn", "paper")]
     titles = ["linear (MadeUp, test)", "kNN (MadeUp, test)", "paper: ImageNet, ViT-L scale"]
     assert [f.drawing.title for f in figures] == titles
-    assert [f.caption for f in figures] == ["", "", "a made-up paper"]
-    (axes,) = figures[0].drawing.figure.axes
+    assert [f.caption for f in figures] == [
+        "Error bars: standard deviation over seeds.", "", "a made-up paper",
+    ]  # fmt: skip
+    (axes,), (other,) = (figure.drawing.figure.axes for figure in figures[:2])
+    assert axes.get_ylim() == other.get_ylim()  # panels that are compared
+    levels = {line.get_ydata()[0] for line in axes.lines if len(set(line.get_ydata())) == 1}
+    assert levels >= {r.accuracy for r in baselines() if r.protocol == "lbfgs"}
     deviations = {
         (float(r.axes["d"]), round(r.results[0].accuracy, 9)): r.results[0].deviation for r in tokenizer_rows()
     }
