@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from linear_probe.protocols import mean_and_deviation
-from linear_probe.results import Result, pack_values, sealed, unsealed
+from linear_probe.results import Result, pack_correct, pack_values, sealed, unpack_correct, unsealed
 from linear_probe.statistics import interval
 
 
@@ -96,7 +96,11 @@ def merge_results(results: Sequence[Result]) -> list[Result]:
 
 
 def _mean(repeated: Sequence[Result]) -> Result:
-    """Return the mean of the results of several seeds; a single one unchanged."""
+    """Return the mean of the results of several seeds; a single one unchanged.
+
+    Which images were correct, and the interval over the images, are those of all seeds together where each result has
+    the former for the same images.
+    """
     first, *others = repeated
     if not others:
         return first
@@ -112,24 +116,33 @@ def _mean(repeated: Sequence[Result]) -> Result:
         }
         for result in repeated
     ]
-    return replace(
+    merged = replace(
         first,
         accuracy=accuracy,
         deviation=deviation,
         selected_accuracy=mean_and_deviation([result.selected_accuracy for result in repeated])[0],
         seeds=[result.seed for result in repeated],
-        **_of_images(repeated),
         selected={**first.selected, "by_seed": by_seed},
+        further=_means([result.further for result in repeated]),
+        geometry=_means([result.geometry for result in repeated]),
+        correct="",
+        values="",
+        low=None,
+        high=None,
     )
-
-
-def _of_images(repeated: Sequence[Result]) -> dict[str, Any]:
-    """Return the values of the images, their interval and the further measures of a mean over seeds."""
-    names = [name for name in repeated[0].further if all(name in result.further for result in repeated)]
-    further = {name: mean_and_deviation([result.further[name] for result in repeated])[0] for name in names}
-    if not all(result.has_images and result.images == repeated[0].images for result in repeated):
-        return {"correct": "", "values": "", "low": None, "high": None, "further": further}
+    if len({(result.images, result.data_fingerprint) for result in repeated}) > 1:
+        return merged
+    if not all(result.has_images for result in repeated):
+        return merged
     per_image = np.mean([result.per_image() for result in repeated], axis=0)
-    certain = interval(per_image)
-    values = pack_values(per_image)
-    return {"correct": "", "values": values, "low": certain.low, "high": certain.high, "further": further}
+    over_images = interval(per_image)
+    correct, values = "", pack_values(per_image)
+    if all(result.correct and not result.seeds for result in repeated):
+        correct, values = pack_correct(np.concatenate([unpack_correct(r.correct, 1, r.images) for r in repeated])), ""
+    return replace(merged, correct=correct, values=values, low=over_images.low, high=over_images.high)
+
+
+def _means(measures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each measure that all have."""
+    names = [name for name in measures[0] if all(name in of for of in measures)]
+    return {name: mean_and_deviation([of[name] for of in measures])[0] for name in names}

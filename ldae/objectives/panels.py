@@ -46,13 +46,8 @@ class DenoisingPanel:
 
     def __call__(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
         rows = _spread(len(self.clean), self.shown)
-<<<<<<< HEAD
         images = [self.batch.images[rows]] if isinstance(self.objective.task, Segmentation) else []  # beside masks
-        columns, scalars = [*images, self.clean[rows]], {}
-=======
-        images = [self.batch.images[rows]] if self.clean.shape[1] == 1 else []  # beside masks
         columns, scalars = [*images, self.clean[rows]], dict[str, float]()
->>>>>>> f93cac4 (Docs of diagnostics, loggers and ldae inspect; types)
         heads = [*(["image"] * len(images)), "clean"]
         for eighth in self.EIGHTHS:
             step = min(eighth * self.objective.schedule.T // 8, self.objective.usable - 1)

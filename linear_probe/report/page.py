@@ -10,13 +10,14 @@ from typing import Any
 
 from linear_probe.agreement import Agreement, agreement
 from linear_probe.report.contents import TRIAL, Contents, Entry, chosen_on
+from linear_probe.report.document import render_template
 from linear_probe.report.figures import draw_selection, grid_figures, schedule_figure, selection_limits
 from linear_probe.report.pictures import Album, albums
-from linear_probe.report.plotting import COLORS
 from linear_probe.report.rendering import FigureFiles, SavedFigure
 from linear_probe.report.tables import checkpoints, columns, facts, hours, percent, seeds
 from linear_probe.results import Result, describe_features, title
 
+ROW_LABELS = ("clean", "noised", "denoised")  # of a picture of one noise level, from the top
 SMOOTH = 240  # pixels; a picture that is less wide is enlarged without smoothing
 
 
@@ -59,16 +60,11 @@ def build_page(contents: Contents, root: Path) -> tuple[str, dict[str, bytes]]:
     Returns:
         The HTML, and {path relative to the page: content} of the figures' files.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     files = FigureFiles()
-    environment = Environment(
-        loader=PackageLoader("linear_probe.report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    html = environment.get_template("page.html").render(
+    html = render_template(
+        "page.html",
+        title=contents.title,
         contents=contents,
-        colors=COLORS,
         facts=facts(contents),
         seeds=sorted({s for e in contents.entries for s in seeds(e)}),
         costs=_costs(contents),
@@ -80,6 +76,7 @@ def build_page(contents: Contents, root: Path) -> tuple[str, dict[str, bytes]]:
         TRIAL=TRIAL,
         cards=_cards(contents, root, files),
         SMOOTH=SMOOTH,
+        ROW_LABELS=ROW_LABELS,
         method=_method(contents),
     )
     return html, files.contents

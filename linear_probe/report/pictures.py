@@ -6,7 +6,7 @@ import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image
@@ -17,16 +17,17 @@ PAGE_BYTES = 480_000  # of all pictures; base64 adds a third
 MIME = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 QUALITIES = (88, 75, 60)
 SMALLEST = 400  # pixels: a wider picture may be halved
-LEVEL = re.compile(r"denoised t=(\d+)")
+LEVEL = re.compile(r"denoised t=(\d+)(?: sigma=([\d.e+-]+))?")  # title of a picture of a noise level
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as a data URI; width and height in pixels."""
+    """A picture as a data URI; width and height in pixels; its noise level in words where it is of one."""
 
     uri: str
     width: int
     height: int
+    level: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Album:
     denoised: Mapping[int, Picture]
     others: Mapping[str, Picture]
     missing: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def middle(self) -> int:
+        """Return the index of the noise level that is shown first: the middle one, neither clean nor all noise."""
+        return len(self.denoised) // 2
 
 
 def albums(rows: Sequence[Row], root: Path) -> list[Album]:
@@ -101,6 +107,10 @@ def _album(row: Row, root: Path, max_bytes: int) -> Album:
             pictures[name] = load_picture(root / file, max_bytes)
         except UnreadablePictureError as error:
             missing[name] = f"{file} {error}"
-    levels = {int(m[1]): p for name, p in pictures.items() if (m := LEVEL.fullmatch(name))}
+    levels = {
+        int(m[1]): replace(p, level=f"t = {m[1]}" + (f", σ = {m[2]}" if m[2] else ""))
+        for name, p in pictures.items()
+        if (m := LEVEL.fullmatch(name))
+    }
     others = {n: p for n, p in pictures.items() if not LEVEL.fullmatch(n)}
     return Album(dict(sorted(levels.items())), others, missing)

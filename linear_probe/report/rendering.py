@@ -158,9 +158,12 @@ def _add_tooltips(element: ElementTree.Element, texts: Sequence[str]) -> None:
 
 
 def _localise(element: ElementTree.Element, name: str, linked: set[str]) -> None:
-    """Make ids unique in a page and colours variables of it."""
-    if (own := element.attrib.pop("id", None)) in linked:
+    """Make ids unique in a page and colours variables of it; a series keeps its number."""
+    own = element.attrib.pop("id", None)
+    if own in linked:
         element.set("id", f"{name}-{own}")
+    if own and own.startswith("series-"):
+        element.set("data-series", own.removeprefix("series-"))
     if reference := element.get(f"{{{XLINK}}}href"):
         element.set(f"{{{XLINK}}}href", f"#{name}-{reference[1:]}")
     if clip := element.get("clip-path"):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from linear_probe.agreement import agreement
 from linear_probe.report.contents import PAPER, TRIAL, Contents, Entry, chosen_on
 from linear_probe.report.plotting import with_deviation
+from linear_probe.report.rendering import csv_text
 from linear_probe.results import Result, describe_features, markdown, title
 
+GRID = "grid"  # heading of the names of grids
 LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
     ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", **{c: "\\" + c for c in "&%$#_{}"},
@@ -33,6 +35,7 @@ class Column:
         tip: more about the entry's text, shown when it is pointed at.
         about: description of the column.
         source: `paper` for published numbers, `ours` for accuracies of a protocol, `plain` otherwise.
+        best: the highest value among trials, which is marked; None for no mark.
     """
 
     head: str
@@ -41,13 +44,30 @@ class Column:
     tip: Callable[[Entry], str] = _nothing
     about: str = ""
     source: str = "plain"
+    best: float | None = None
+
+    def is_best(self, entry: Entry) -> bool:
+        """Return whether an entry is a trial with the best value of the column."""
+        return (
+            self.best is not None
+            and self.value is not None
+            and entry.row is not None
+            and self.value(entry) == self.best
+        )
 
 
 def columns(contents: Contents) -> list[Column]:
     """Return all columns that hold something, without the name's."""
-    protocols = [protocol_column(name, source) for name, source in contents.protocols.items()]
+    protocols = [_with_best(protocol_column(name, source), contents) for name, source in contents.protocols.items()]
     every = [*_grids(contents), _paper(), *protocols, _seeds(), _images(), *_hours(contents), _commit(), _checkpoint()]
     return [c for c in every if any(c.text(entry) for entry in contents.entries)]
+
+
+def _with_best(column: Column, contents: Contents) -> Column:
+    """Mark the best of several trials."""
+    assert column.value is not None
+    values = [value for e in contents.entries if e.row and (value := column.value(e)) is not None]
+    return replace(column, best=max(values)) if len(values) > 1 else column
 
 
 def percent(result: Result | None) -> str:
@@ -87,7 +107,7 @@ def checkpoints(entry: Entry) -> list[str]:
 
 def _grids(contents: Contents) -> list[Column]:
     groups = contents.groups()
-    grid = Column("grid", lambda e: e.row.grid if e.row else "")
+    grid = Column(GRID, lambda e: e.row.grid if e.row else "")
     budget = Column("budget", lambda e: e.row.budget if e.row else "", about="length of pretraining")
     return [c for c, i in ((grid, 0), (budget, 1)) if len({key[i] for key in groups}) > 1]
 
@@ -162,27 +182,71 @@ def escape_latex(text: str) -> str:
 def table_md(contents: Contents) -> str:
     """Return the table in GitHub's syntax, a description of its columns, and the rank correlations."""
     shown = columns(contents)
-    head = ["trial", *(c.head for c in shown)]
-    body = [[_name(entry), *(c.text(entry) for c in shown)] for entry in contents.entries]
-    parts = [f"# {escape_markdown(contents.title)}", escape_markdown(_caption(contents))]
-    parts.append(markdown([[escape_markdown(text) for text in line] for line in [head, *body]]))
+
+    def cell(column: Column, entry: Entry) -> str:
+        text = escape_markdown(column.text(entry))
+        return f"**{text}**" if column.is_best(entry) else text
+
+    head = [escape_markdown(text) for text in ("trial", *(c.head for c in shown))]
+    body = [[escape_markdown(_name(entry)), *(cell(c, entry) for c in shown)] for entry in contents.entries]
+    parts = [f"# {escape_markdown(contents.title)}", escape_markdown(_caption(contents, shown))]
+    parts.append(markdown([head, *body]))
     parts.append("\n".join(f"- {escape_markdown(c.head)}: {escape_markdown(c.about)}" for c in shown if c.about))
     if sentences := correlations(contents):
         parts.append("\n".join(f"- {escape_markdown(sentence)}" for sentence in sentences))
     return "\n\n".join(parts) + "\n"
 
 
-def table_tex(contents: Contents) -> str:
-    """Return the table for a paper, in LaTeX with booktabs: trials above the rule, baselines below."""
+def table_csv(contents: Contents) -> str:
+    """Return every column of the table as CSV, accuracies without marks."""
     shown = columns(contents)
-    blocks = [[e for e in contents.entries if (e.row is None) is is_baseline] for is_baseline in (False, True)]
-    head = _line_tex(["trial", *(c.head for c in shown)])
-    body = "\\midrule\n".join("".join(_entry_tex(e, shown) for e in block) for block in blocks if block)
-    align = "l" + "".join("r" if c.value or c.source != "plain" else "l" for c in shown)
-    note = escape_latex(_caption(contents))
+    rows = [[entry.name, entry.kind, *(c.text(entry) for c in shown)] for entry in contents.entries]
+    return csv_text([["trial", "kind", *(c.head for c in shown)], *rows])
+
+
+def table_tex(contents: Contents) -> str:
+    """Return the table for a paper, in LaTeX with booktabs: names and accuracies, the best trial bold.
+
+    Trials stand above the rule, baselines below it. Cost, seeds, commits and checkpoints are in the other tables.
+    """
+    shown = [c for c in columns(contents) if c.source != "plain" or c.head == GRID]
+
+    def line(entry: Entry) -> list[str]:
+        return [escape_latex(entry.name), *(latex_cell(c.text(entry), c.is_best(entry)) for c in shown)]
+
+    blocks = [[line(e) for e in contents.entries if (e.row is None) is is_baseline] for is_baseline in (False, True)]
+    head = [escape_latex(text) for text in ("trial", *(c.head for c in shown))]
+    align = "l" + "".join("r" if c.value else "l" for c in shown)
+    return latex_table(escape_latex(_caption(contents, shown)), contents.title, align, [head], blocks)
+
+
+def latex_cell(text: str, is_best: bool) -> str:
+    """Return a number for a cell of a table in LaTeX."""
+    return f"\\textbf{{{escape_latex(text)}}}" if is_best else escape_latex(text)
+
+
+def latex_table(
+    caption: str, label: str, align: str, head: Sequence[Sequence[str]], blocks: Sequence[Sequence[Sequence[str]]]
+) -> str:
+    """Return a floating table in LaTeX.
+
+    Args:
+        caption: in LaTeX.
+        label: text that the label is made of.
+        align: column types of tabular.
+        head: lines above the first rule, cells in LaTeX.
+        blocks: lines with a rule between each two blocks; empty blocks are left out.
+    """
+
+    def lines(of_block: Sequence[Sequence[str]]) -> str:
+        return "".join(" & ".join(cells) + " \\\\\n" for cells in of_block)
+
+    name = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
+    body = "\\midrule\n".join(lines(block) for block in blocks if block)
     return (
-        f"% {note}\n% needs \\usepackage{{booktabs}}\n\\begin{{tabular}}{{{align}}}\n\\toprule\n{head}\\midrule\n"
-        f"{body}\\bottomrule\n\\end{{tabular}}\n"
+        "% needs \\usepackage{booktabs}\n\\begin{table}\n\\centering\n"
+        f"\\caption{{{caption}}}\n\\label{{tab:{name}}}\n\\begin{{tabular}}{{{align}}}\n\\toprule\n"
+        f"{lines(head)}\\midrule\n{body}\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
     )
 
 
@@ -215,18 +279,15 @@ def facts(contents: Contents) -> str:
     return f"Top-1 accuracy in percent on {r.images:,} images of {r.data}, {r.split} split; probes fitted on {labels}"
 
 
-def _caption(contents: Contents) -> str:
-    note = " The paper's column is of other data and a larger network: compare orders, not values."
-    return facts(contents) + "." + (note if any(row.paper is not None for row in contents.rows) else "")
+def _caption(contents: Contents, shown: Sequence[Column]) -> str:
+    """Return the facts of a table, and what it marks."""
+    caption = facts(contents) + "."
+    if any(row.paper is not None for row in contents.rows):
+        caption += " The paper's column is of other data and a larger network: compare orders, not values."
+    if any(r.deviation is not None for r in contents.results):
+        caption += " Mean ± standard deviation over seeds."
+    return caption + (" Bold: the best trial." if any(c.best is not None for c in shown) else "")
 
 
 def _name(entry: Entry) -> str:
     return entry.name if entry.kind == TRIAL else f"{entry.name} ({entry.kind})"
-
-
-def _entry_tex(entry: Entry, shown: Sequence[Column]) -> str:
-    return _line_tex([_name(entry), *(c.text(entry) for c in shown)])
-
-
-def _line_tex(texts: Sequence[str]) -> str:
-    return " & ".join(map(escape_latex, texts)) + r" \\" + "\n"

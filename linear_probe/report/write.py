@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 from linear_probe.report.contents import build_contents
+from linear_probe.report.document import write_files
 from linear_probe.report.page import build_page
-from linear_probe.report.tables import results_jsonl, table_md, table_tex
+from linear_probe.report.tables import results_jsonl, table_csv, table_md, table_tex
 from linear_probe.results import Result
 from linear_probe.rows import Row
 
@@ -25,7 +24,7 @@ def write_report(
     title: str,
     schedules: Mapping[str, Sequence[float]] = NO_SCHEDULES,
 ) -> None:
-    """Write table.md, table.tex, results.jsonl, index.html and the figures as SVG, PDF and PNG in figures/.
+    """Write table.md, .tex and .csv, results.jsonl, index.html and the figures as SVG, PDF, PNG and CSV in figures/.
 
     Nothing is written before everything is made; each file replaces its predecessor in one step, the page last. Other
     files of the folder stay, figures of an earlier report too.
@@ -44,17 +43,11 @@ def write_report(
     """
     contents = build_contents(title, rows, others, schedules)
     page, figures = build_page(contents, root)
-    texts = {"table.md": table_md(contents), "table.tex": table_tex(contents), "results.jsonl": results_jsonl(contents)}
-    files = figures | {name: text.encode() for name, text in (texts | {"index.html": page}).items()}
-    for name, content in files.items():
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        _replace(out / name, content)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{path.name}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    texts = {
+        "table.md": table_md(contents),
+        "table.tex": table_tex(contents),
+        "table.csv": table_csv(contents),
+        "results.jsonl": results_jsonl(contents),
+    }
+    files: dict[str, str | bytes] = {**figures, **texts, "index.html": page}
+    write_files(out, files)

@@ -250,7 +250,7 @@ def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("linear_probe.report.write.os.replace", full)
+    monkeypatch.setattr("linear_probe.report.document.os.replace", full)
     with pytest.raises(OSError, match="No space"):
         write_report([row("a", {"lbfgs": 60.0})], [], tmp_path, tmp_path, "t")
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before

@@ -44,8 +44,8 @@ def main(argv: Sequence[str]) -> None:
             session = Session({**loaded.config, "device": "cpu", "runtime": {"threads": 1, "progress": False}})
             images = session.splits()
             batch = preview(session, images.holdout if len(images.holdout) else images.train, SHOWN)
-            for t, picture in denoising_images(loaded.objective, batch):
-                names[f"denoised t={t}"] = f"t{t:04d}.png"  # the report matches this title
+            for t, sigma, picture in denoising_images(loaded.objective, batch):
+                names[f"denoised t={t} sigma={sigma:.2g}"] = f"t{t:04d}.png"  # the report matches this title
                 save_png(folder / f"t{t:04d}.png", picture)
         filters = run / "pictures" / "tokenizer_filters.png"
         if filters.exists():
@@ -55,15 +55,15 @@ def main(argv: Sequence[str]) -> None:
 
 
 @torch.no_grad()
-def denoising_images(objective: Denoise, batch: Batch) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield (t, picture) for five levels; rows are clean, noised and denoised, columns are images."""
+def denoising_images(objective: Denoise, batch: Batch) -> Iterator[tuple[int, float, torch.Tensor]]:
+    """Yield (t, sigma, picture) for five levels; rows are clean, noised and denoised, columns are images."""
     clean = (objective.task(batch)[0] + 1) / 2  # (B, C, H, W)
     for sixteenth in SIXTEENTHS:
         t = min(sixteenth * objective.schedule.T // 16, objective.usable - 1)
         level = objective.schedule.at(torch.full((len(clean),), t))
         restored = objective.denoise(batch, level, BatchGenerator([seed_of(sixteenth)]))
         rows = [clean, *((x + 1) / 2 for x in restored)]
-        yield t, tile(torch.stack([to_rgb(x.clamp(0, 1)) for x in rows]), least=32)
+        yield t, float(level.sigma[0]), tile(torch.stack([to_rgb(x.clamp(0, 1)) for x in rows]), least=32)
 
 
 if __name__ == "__main__":

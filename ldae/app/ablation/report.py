@@ -1,9 +1,9 @@
 """Write the report of an ablation again: tables in Markdown and LaTeX, figures, and a page with all of them.
 
-    ldae report out=OUT
+    ldae report out=OUT [title="A TITLE"]
 
-OUT is the folder of `ldae ablate`. Writes OUT/index.html, OUT/table.md, OUT/table.tex, OUT/results.jsonl, and every
-figure as SVG, PDF and PNG in OUT/figures.
+OUT is the folder of `ldae ablate`; `title=` is the page's heading. Writes OUT/index.html, the table as OUT/table.md,
+table.csv and, for a paper, table.tex, OUT/results.jsonl, and every figure as SVG, PDF, PNG and CSV in OUT/figures.
 """
 
 from __future__ import annotations
@@ -25,20 +25,24 @@ SCHEDULES = ("ddpm_linear", "linear_gamma2", "linear_sigma", "constant_sigma")  
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write the report of the folder that `out=` names.
+    """Write the report of the folder that `out=` names, with the title that `title=` gives.
 
     Raises:
-        UsageError: there is another argument than `out=`.
+        UsageError: there is another argument.
         DataError: the rows do not fit into one report.
     """
     values = dict(word.partition("=")[::2] for word in argv)
-    if set(values) != {"out"} or not values["out"]:
-        raise UsageError("usage: ldae report out=OUT, the folder of an ablation")
-    write(Path(values["out"]).expanduser())
+    if not values.get("out") or set(values) - {"out", "title"}:
+        raise UsageError('usage: ldae report out=OUT [title="A TITLE"], OUT being the folder of an ablation')
+    write(Path(values["out"]).expanduser(), values.get("title", ""))
 
 
-def write(out: Path) -> None:
+def write(out: Path, heading: str = "") -> None:
     """Write the report of a folder, and print the rank correlation of its rows with the paper.
+
+    Args:
+        out: the folder.
+        heading: title of the page; one that names data and grids if empty.
 
     Raises:
         DataError: the rows do not fit into one report.
@@ -54,7 +58,7 @@ def write(out: Path) -> None:
     grids = ", ".join(dict.fromkeys(row.grid for row in rows))
     data = ", ".join(dict.fromkeys(result.data for row in rows for result in row.results))
     try:
-        write_report(rows, others, out, out, f"Ablations on {data}: {grids}", curves())
+        write_report(rows, others, out, out, heading or f"Ablations on {data}: {grids}", curves())
     except Unreportable as error:
         raise DataError(f"out={out}: {error}") from None
     files = {file for row in rows for file in row.pictures.values()}

@@ -1,20 +1,22 @@
 "use strict";
 
-// The table: sorting and searching.
-(() => {
-  const table = document.querySelector("#results");
+// Tables: sorting and searching.
+for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
-  const inOrder = [...body.rows]; // the order of the grid
+  const inOrder = [...body.rows]; // as they are written
   const heads = [...table.tHead.rows[0].cells];
 
   const value = (row, i) => {
     const cell = row.cells[i];
-    if (i === 0) return cell.querySelector("summary").textContent;
+    if (i === 0) return cell.querySelector("summary, .label").textContent;
     return "v" in cell.dataset ? Number(cell.dataset.v) : cell.textContent;
   };
 
+  // A column may hold numbers beside text.
   const compare = (a, b) =>
-    typeof a === "number" ? a - b : a.localeCompare(b, undefined, { numeric: true });
+    typeof a === "number" && typeof b === "number"
+      ? a - b
+      : String(a).localeCompare(String(b), undefined, { numeric: true });
 
   // Lines without a value stay last in both directions.
   const sorted = (i, way) => {
@@ -24,7 +26,7 @@
     return [...full, ...empty];
   };
 
-  // Numbers: descending, ascending, the grid's order. Words: ascending, descending, the grid's order.
+  // Numbers: descending, ascending, the order as written. Text: ascending, descending, the order as written.
   const next = (head) => {
     const ways = head.classList.contains("n") ? ["descending", "ascending"] : ["ascending", "descending"];
     return [...ways, "none"][(ways.indexOf(head.getAttribute("aria-sort")) + 1) % 3];
@@ -39,8 +41,10 @@
     });
   });
 
-  const search = document.querySelector("#search");
-  const count = document.querySelector("#count");
+  const tools = table.closest(".table").querySelector(".tools");
+  if (!tools) continue;
+  const search = tools.querySelector("input");
+  const count = tools.querySelector(".count");
   const texts = new Map(inOrder.map((row) => [row, row.textContent.toLowerCase()]));
   search.addEventListener("input", () => {
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -48,7 +52,15 @@
     const shown = inOrder.filter((row) => !row.hidden).length;
     count.textContent = words.length ? `${shown} of ${inOrder.length}` : "";
   });
-})();
+}
+
+// A checkbox of a table's line shows and hides its curve in every figure.
+for (const box of document.querySelectorAll("input[data-series]")) {
+  const marks = document.querySelectorAll(`svg [data-series="${box.dataset.series}"]`);
+  box.addEventListener("change", () => {
+    for (const mark of marks) mark.style.display = box.checked ? "" : "none";
+  });
+}
 
 // Denoised images: a slider shows one noise level; together, all trials that have that level show it.
 (() => {
@@ -62,8 +74,8 @@
     if (i < 0 || !slider) return;
     pictures.forEach((picture, j) => (picture.hidden = i !== j));
     slider.value = i;
-    slider.setAttribute("aria-valuetext", `t = ${t}`);
-    figure.querySelector("output").textContent = `t = ${t}`;
+    slider.setAttribute("aria-valuetext", pictures[i].dataset.level);
+    figure.querySelector("output").textContent = pictures[i].dataset.level;
   };
 
   for (const figure of figures) {
