@@ -112,6 +112,13 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
             ("ldae.app.sweep.sweep:SweepSettings",),
         ),
         "report": Command("ldae.app.ablation.report", "write the tables and the page of an ablation again"),
+        "runs": Command(
+            "ldae.app.runs.runs",
+            "list and compare the runs below a folder",
+            "runs",
+            ("ldae.app.runs.runs:RunsSettings",),
+            needs_arguments=False,
+        ),
     },
     "Make images": {
         "sample": Command(

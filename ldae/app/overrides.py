@@ -21,7 +21,7 @@ from ldae.core.errors import UsageError
 TEXTS = ("out", "run", "data.root", "data.cache", "blend_dataset.root", "blend_dataset.cache", "outliers.root",
          "outliers.cache", "tokenizer.weights", "checkpoint", "features", "onnx", "function", "pictures",
          "guide", "keep", "low", "save", "mae", "cold", "site", "jpegs", "mask",
-         "tokenizer.fit.perceptual.vgg", "encoder", "real", "fake", "restored", "answers")  # fmt: skip
+         "tokenizer.fit.perceptual.vgg", "encoder", "real", "fake", "restored", "answers", "where", "sort")  # fmt: skip
 ASSIGNMENT = re.compile(r"(~?\+{0,2}[A-Za-z_][\w.@/]*)=(.*)", re.S)
 
 

@@ -10,7 +10,8 @@ A suite names data sets and tasks, each a list of arguments of `ldae probe` (see
 on every data set in every task; finished ones are not scored again, so that the same command continues where it was
 stopped. The table marks the best of a column, and with ~ those whose difference to it is within noise (95 % bootstrap
 interval over the test images). Writes OUT/results.jsonl, a line for each accuracy, OUT/benchmark.md, the tables, and
-OUT/figures with the mean ranks over the data sets.
+OUT/index.html, a page with accuracies, differences and mean ranks; its figures lie in OUT/figures as SVG, PDF, PNG and
+CSV, a LaTeX table of each task and protocol in OUT/tables, and the numbers in OUT/accuracies.csv and differences.csv.
 """
 
 from __future__ import annotations
@@ -32,13 +33,12 @@ from ldae.app.probing.probe import score
 from ldae.app.session import make_out, root_settings
 from ldae.config.schema import conform, construct
 from ldae.core.errors import ConfigError, DataError, Fault, Interrupted
-from ldae.core.files import json_hash, open_atomic, sha256, write_text
+from ldae.core.files import json_hash, sha256, write_text
 from ldae.core.types import Natural, PossiblyEmpty
 from ldae.export.encoder import find_checkpoint
 from ldae.export.timm import WEIGHTS
-from linear_probe.comparison import Column, Comparison, kind_name
-from linear_probe.report.ranks import draw_ranks
-from linear_probe.report.rendering import render
+from linear_probe.comparison import Column, Comparison
+from linear_probe.report.benchmark_page import write_benchmark
 from linear_probe.results import Result, read_results, write_results
 
 UNTRAINED, TIMM, LOCAL, FEATURES = "untrained:", "timm:", "local-dir:", "features:"
@@ -140,8 +140,9 @@ def main(argv: Sequence[str]) -> None:
         comparison = compare(scored)
         text = tables(suite, comparison, scored)
         write_text(out / "benchmark.md", text)
-        write_figures(comparison, out)
-        print(f"\n{text}\n{out / 'results.jsonl'} has a line for each accuracy, {out / 'benchmark.md'} these tables.")
+        write_benchmark(comparison, out, f"Benchmark on the suite {suite.name}", lead(suite), notes(scored))
+        print(f"\n{text}\n{out / 'results.jsonl'} has a line for each accuracy, {out / 'benchmark.md'} these tables,")
+        print(f"{out / 'index.html'} a page with figures.")
     if failures:
         failed = f"{len(failures)} of {len(cells)} measurements failed"
         print(f"{failed}; the same command tries them again", file=sys.stderr, flush=True)
@@ -304,23 +305,22 @@ def compare(scored: Mapping[Cell, Sequence[Result]]) -> Comparison:
     return Comparison(list(dict.fromkeys(cell.encoder for cell in scored)), results)
 
 
-def write_figures(comparison: Comparison, out: Path) -> None:
-    """Write OUT/figures/ranks-TASK-PROTOCOL.svg, .pdf and .png where there are several data sets."""
-    for (task, protocol), (ranks, columns) in comparison.mean_ranks().items():
-        if columns > 1:
-            name = kind_name(task, protocol)
-            for suffix, content in render(draw_ranks(f"Mean ranks, {name}", ranks, columns)).items():
-                path = out / "figures" / f"ranks-{FILE_NAME.sub('_', name)}.{suffix}"
-                path.parent.mkdir(exist_ok=True)
-                with open_atomic(path) as f:
-                    f.write(content)
+def lead(suite: Suite) -> str:
+    """Return what a benchmark measures, in a sentence."""
+    return f"Suite {suite.name}: top-1 accuracy on the test images, percent, or what a column says."
+
+
+def notes(scored: Mapping[Cell, Sequence[Result]]) -> list[str]:
+    """Return the doubts about single results, each once."""
+    doubts = (f"{cell.data}: {note}" for cell, of_cell in scored.items() for r in of_cell for note in r.warnings)
+    return list(dict.fromkeys(doubts))
 
 
 def tables(suite: Suite, comparison: Comparison, scored: Mapping[Cell, Sequence[Result]]) -> str:
     """Return the tables of a benchmark, as Markdown."""
     parts = [
-        f"Suite {suite.name}: top-1 accuracy on the test images, percent, or what a column says. Bold: the best; ~: "
-        "not worse than the best beyond noise (95 % bootstrap interval of the difference over the images).",
+        f"{lead(suite)} Bold: the best; ~: not worse than the best beyond noise (95 % bootstrap interval of the "
+        "difference over the images).",
         comparison.table(),
     ]
     further = comparison.further_tables()
@@ -333,7 +333,4 @@ def tables(suite: Suite, comparison: Comparison, scored: Mapping[Cell, Sequence[
             "Mean ranks over the data sets; two encoders differ from the critical difference on (Nemenyi, 0.05).",
             comparison.rank_table(),
         ]
-    notes = dict.fromkeys(
-        f"Warning: {cell.data}: {note}." for cell, of_cell in scored.items() for r in of_cell for note in r.warnings
-    )
-    return "\n\n".join([*parts, *notes]) + "\n"
+    return "\n\n".join([*parts, *(f"Warning: {note}." for note in notes(scored))]) + "\n"

@@ -1,0 +1,1 @@
+"""Compare the runs below a folder."""
