@@ -73,7 +73,7 @@ def write_benchmark(comparison: Comparison, out: Path, title: str, lead: str, no
     limits = _limits(kinds)
     sections += [
         PageSection(
-            kind.name[:1].upper() + kind.name[1:] if kind.name[:3] != "kNN" else kind.name,
+            kind.name,
             figures=list(_kind_figures(comparison, kind, files, limits)),
         )
         for kind in kinds
@@ -261,5 +261,5 @@ def _latex(comparison: Comparison, kind: Kind, lead: str) -> str:
         cells += [f"{ranks[encoder]:.2f}" if encoder in ranks else ""] * (count > 1)
         lines.append(cells)
     head = [escape_latex(text) for text in ("encoder", *(c.data for c in kind.columns), *["mean rank"] * (count > 1))]
-    note = f"{lead} {kind.name}. Bold: the best; underlined: not worse than it beyond noise."
+    note = f"{lead} Protocol: {kind.name}. Bold: the best; underlined: not worse than it beyond noise."
     return latex_table(escape_latex(note), f"benchmark {kind.name}", "l" + "r" * (len(head) - 1), [head], [lines])

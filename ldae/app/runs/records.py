@@ -19,6 +19,7 @@ from ldae.engine.run_folder import RunFolder, flatten
 from linear_probe.results import Result, read_results, title
 
 TRAINING = ("metrics.jsonl", "checkpoints")  # a folder with one of these is one of a training
+STARTED = ("config.json", "data.json", "status.json")  # what a training writes before its first step
 PRUNED = frozenset({"checkpoints", "tensorboard", "features", "pictures", "figures", "cells"})  # hold no runs
 PLAIN = {"knn": "kNN", "holdout": "hold-out", "psnr": "PSNR", "rankme": "RankMe", "lidar": "LiDAR"}
 PART = ".part"  # end of a key that names a class
@@ -151,7 +152,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:
 def run_folders(folder: Path) -> Iterator[Path]:
     """Yield every folder of a training at and below a folder, sorted."""
     for place, folders, files in os.walk(folder):
-        if any(name in files or name in folders for name in TRAINING) or {"config.json", "status.json"} <= set(files):
+        if any(name in files or name in folders for name in TRAINING) or set(STARTED) <= set(files):
             yield Path(place)
         folders[:] = sorted(name for name in folders if name not in PRUNED and not name.startswith("."))
 

@@ -7,9 +7,9 @@
 
 Prints a line for each run: progress, the best accuracy of each protocol of its probes, the last losses and online
 figures, experiment, and the config keys that differ. A column is named as its heading, a config key by its dotted name;
-a minus sorts downwards. Reads config.json, status.json, metrics.jsonl and the probes' results, also of runs in training,
-and changes no run. A folder that is damaged is named and left out. With `out=`, writes OUT/index.html, one file that
-needs no network, OUT/runs.csv, and the curves as SVG, PDF, PNG and CSV in OUT/figures.
+a minus sorts downwards. Reads config.json, status.json, metrics.jsonl and the probes' results, in training too, and
+changes no run. A folder that is damaged is named and left out. With `out=`, writes OUT/index.html, one file that needs
+no network, OUT/runs.csv, and the curves as SVG, PDF, PNG and CSV in OUT/figures.
 """
 
 from __future__ import annotations
