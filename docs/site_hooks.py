@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import posixpath
 import re
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,19 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTSIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "constraints.txt", "results/**/*")
+ABLATIONS = {  # folder below results/ -> title of its report
+    "cifar10/tokenizers": "Tokenizers and latent dimensions on CIFAR-10",
+    "cifar10/deconstruct": "From a diffusion transformer to l-DAE on CIFAR-10",
+}
+REPORTS = """# Reports
+
+What `ldae report` writes from the rows in `results/`, built with this site: each page has its figures as SVG, PDF, PNG
+and CSV. The pictures of the trials are not part of the repository; a note stands in their place.
+
+{links}
+
+<iframe src="{first}" title="{title}" style="width: 100%; height: 80vh; border: 1px solid #8884"></iframe>
+"""
 LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?!\w+:|#)(?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")
 CELL = re.compile(r"^# %%(?P<markdown> \[markdown\])?.*\n", flags=re.M)
 
@@ -29,7 +45,27 @@ def on_files(files: Files, config: Any) -> Files:
     for path in sorted((ROOT / "docs" / "notebooks").glob("*.py")):
         page = notebook_page(path.read_text(encoding="utf-8"), path.name)
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=page))
+    for name, content in reports():
+        files.append(File.generated(config, f"results/{name}", content=content))
     return files
+
+
+def reports() -> Iterator[tuple[str, str | bytes]]:
+    """Yield (path below results/, content) of the reports of the ablations and of the page that leads to them."""
+    from ldae.app.ablation.report import write
+
+    for name, title in ABLATIONS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder)
+            for file in ("rows.jsonl", "others.jsonl"):
+                shutil.copyfile(ROOT / "results" / name / file, out / file)
+            write(out, title)
+            for path in (out / "index.html", *sorted((out / "figures").iterdir())):
+                yield f"{name}/report/{path.relative_to(out).as_posix()}", path.read_bytes()
+    pages = {title: f"{name}/report/index.html" for name, title in ABLATIONS.items()}
+    links = "\n".join(f"- [{title}]({page})" for title, page in pages.items())
+    title, first = next(iter(pages.items()))
+    yield "reports.md", REPORTS.format(links=links, first=first, title=title)
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:

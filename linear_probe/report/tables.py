@@ -13,6 +13,7 @@ from linear_probe.report.plotting import with_deviation
 from linear_probe.report.rendering import csv_text
 from linear_probe.results import Result, describe_features, markdown, title
 
+COLUMN, LETTER, SPACE = 240.0, 4.4, 8.0  # points: a column of a two-column paper, a small letter, between two columns
 GRID = "grid"  # heading of the names of grids
 LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
@@ -215,7 +216,8 @@ def table_tex(contents: Contents) -> str:
         return [escape_latex(entry.name), *(latex_cell(c.text(entry), c.is_best(entry)) for c in shown)]
 
     blocks = [[line(e) for e in contents.entries if (e.row is None) is is_baseline] for is_baseline in (False, True)]
-    head = [escape_latex(text) for text in ("trial", *(c.head for c in shown))]
+    heads = ("trial", *(c.head.partition(":")[0] if c.source == "paper" else c.head for c in shown))
+    head = [escape_latex(text) for text in heads]
     align = "l" + "".join("r" if c.value else "l" for c in shown)
     return latex_table(escape_latex(_caption(contents, shown)), contents.title, align, [head], blocks)
 
@@ -228,7 +230,7 @@ def latex_cell(text: str, is_best: bool) -> str:
 def latex_table(
     caption: str, label: str, align: str, head: Sequence[Sequence[str]], blocks: Sequence[Sequence[Sequence[str]]]
 ) -> str:
-    """Return a floating table in LaTeX.
+    """Return a floating table in LaTeX, over both columns of a two-column page where one is too narrow for it.
 
     Args:
         caption: in LaTeX.
@@ -241,12 +243,16 @@ def latex_table(
     def lines(of_block: Sequence[Sequence[str]]) -> str:
         return "".join(" & ".join(cells) + " \\\\\n" for cells in of_block)
 
+    rows = [*head, *(cells for block in blocks for cells in block)]
+    letters = sum(max(len(re.sub(r"\\\\\w+|[{}$]", "", cell)) for cell in column) for column in zip(*rows, strict=True))
+    kind = "table*" if LETTER * letters + SPACE * len(align) > COLUMN else "table"
     name = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
     body = "\\midrule\n".join(lines(block) for block in blocks if block)
     return (
-        "% needs \\usepackage{booktabs}\n\\begin{table}\n\\centering\n"
+        "% needs \\usepackage{booktabs}\n"
+        f"\\begin{{{kind}}}\n\\centering\n\\small\n\\setlength{{\\tabcolsep}}{{4pt}}\n"
         f"\\caption{{{caption}}}\n\\label{{tab:{name}}}\n\\begin{{tabular}}{{{align}}}\n\\toprule\n"
-        f"{lines(head)}\\midrule\n{body}\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
+        f"{lines(head)}\\midrule\n{body}\\bottomrule\n\\end{{tabular}}\n\\end{{{kind}}}\n"
     )
 
 
@@ -283,7 +289,8 @@ def _caption(contents: Contents, shown: Sequence[Column]) -> str:
     """Return the facts of a table, and what it marks."""
     caption = facts(contents) + "."
     if any(row.paper is not None for row in contents.rows):
-        caption += " The paper's column is of other data and a larger network: compare orders, not values."
+        caption += f" The {PAPER.partition(':')[0]}'s column is of other data and a larger network"
+        caption += f" ({PAPER.partition(': ')[2]}): compare orders, not values."
     if any(r.deviation is not None for r in contents.results):
         caption += " Mean ± standard deviation over seeds."
     return caption + (" Bold: the best trial." if any(c.best is not None for c in shown) else "")

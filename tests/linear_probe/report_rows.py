@@ -70,7 +70,7 @@ def with_pictures(rows, root):
 
 def _pictures(i, root):
     random, names = np.random.default_rng(i), {}
-    for name in [*(f"denoised t={t}" for t in LEVELS), "filters"]:
+    for name in [*(f"denoised t={t} sigma={t / 1000:g}" for t in LEVELS), "filters"]:
         file = f"{i}-{name.replace(' ', '-')}.png"
         pixels = random.integers(0, 256, (24, 48, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((96, 48), Image.Resampling.NEAREST).save(root / file)

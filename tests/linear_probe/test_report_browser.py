@@ -93,15 +93,27 @@ def test_the_slider_changes_the_picture(page):
         return [i.get_attribute("data-t") for i in figure.find_elements(By.TAG_NAME, "img") if i.is_displayed()]
 
     slider, output = figure.find_element(By.TAG_NAME, "input"), figure.find_element(By.TAG_NAME, "output")
-    assert (shown(figure), output.text) == ([str(LEVELS[0])], f"t = {LEVELS[0]}")
-    for t in LEVELS[1:]:
-        slider.send_keys(Keys.ARROW_RIGHT)
-        assert (shown(figure), output.text) == ([str(t)], f"t = {t}")
-        assert slider.get_attribute("aria-valuetext") == f"t = {t}"
-    assert shown(other) == [str(LEVELS[0])]
+    low, middle, high = LEVELS
+    assert (shown(figure), output.text) == ([str(middle)], f"t = {middle}, σ = {middle / 1000:g}")
+    for t, key in ((high, Keys.ARROW_RIGHT), (middle, Keys.ARROW_LEFT), (low, Keys.ARROW_LEFT)):
+        slider.send_keys(key)
+        assert (shown(figure), output.text) == ([str(t)], f"t = {t}, σ = {t / 1000:g}")
+        assert slider.get_attribute("aria-valuetext") == f"t = {t}, σ = {t / 1000:g}"
+    assert shown(other) == [str(middle)]
     page.find_element(By.ID, "together").click()
-    slider.send_keys(Keys.ARROW_LEFT)
-    assert shown(figure) == shown(other) == [str(LEVELS[-2])]
+    slider.send_keys(Keys.ARROW_RIGHT)
+    slider.send_keys(Keys.ARROW_RIGHT)
+    assert shown(figure) == shown(other) == [str(high)]
+
+
+def test_the_rows_of_denoised_images_have_labels_beside_them(page):
+    figure = page.find_element(By.CSS_SELECTOR, ".denoised")
+    labels = figure.find_elements(By.TAG_NAME, "li")
+    assert [label.text for label in labels] == ["clean", "noised", "denoised"]
+    (image,) = [i.rect for i in figure.find_elements(By.TAG_NAME, "img") if i.is_displayed()]
+    for row, label in enumerate(labels):
+        middle = label.rect["y"] + label.rect["height"] / 2
+        assert abs(middle - image["y"] - image["height"] * (row + 0.5) / 3) < 8
 
 
 @pytest.mark.parametrize("way", ["click", "keyboard"])
@@ -161,8 +173,9 @@ def test_the_page_never_scrolls_sideways(page, width):
     for opened in (False, True):
         page.execute_script("document.querySelectorAll('details').forEach(d => d.open = arguments[0])", opened)
         assert page.execute_script("return document.documentElement.scrollWidth") <= width
-    if width == 360:  # the table does, inside its own frame
-        assert page.execute_script("const s = document.querySelector('.scroll'); return s.scrollWidth > s.clientWidth")
+    if width == 360:  # every number is on the screen
+        ends = "return [...document.querySelectorAll('#results td')].map(e => e.getBoundingClientRect().right)"
+        assert 0 < max(page.execute_script(ends)) <= width
 
 
 CONTRASTS = """
