@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,8 +85,8 @@ def write_benchmark(comparison: Comparison, out: Path, title: str, lead: str, no
     page = render_document(title, lead, note, sections)
     texts = {
         **tables,
-        "accuracies.csv": csv_text(list(_accuracy_rows(comparison, kinds))),
-        "differences.csv": csv_text(list(_difference_rows(comparison, kinds))),
+        "accuracies.csv": csv_text(_accuracy_rows(comparison, kinds)),
+        "differences.csv": csv_text(_difference_rows(comparison, kinds)),
         "index.html": page,
     }
     write_files(out, {**files.contents, **texts})
@@ -219,7 +219,7 @@ def _end(result: Result) -> float:
     return max(result.accuracy, result.high if result.high is not None else result.accuracy)
 
 
-def _error_bars(results: Iterator[Result] | Sequence[Result]) -> str:
+def _error_bars(results: Iterable[Result]) -> str:
     shown = list(results)
     if any(r.deviation is not None for r in shown):
         return "Error bars: standard deviation over seeds."

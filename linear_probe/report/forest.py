@@ -11,6 +11,7 @@ from linear_probe.report.plotting import (
     SERIES,
     TITLE,
     WIDTH,
+    DataRow,
     Drawing,
     figure_style,
     finished,
@@ -59,9 +60,9 @@ def draw_forest(
         container.lines[0].set_gid(f"difference-{i}")
         tooltips[f"difference-{i}"] = [f"{group}, {name}: {difference_text(d)}"]
     axes.set_yticks([at for at, _, _ in labels], [label for _, label, _ in labels])
-    for label, (_, _, is_group) in zip(axes.get_yticklabels(), labels, strict=True):
-        label.set_color(LIGHT["text"])
-        label.set_fontweight("bold" if is_group else "normal")
+    for tick, (_, _, is_group) in zip(axes.get_yticklabels(), labels, strict=True):
+        tick.set_color(LIGHT["text"])
+        tick.set_fontweight("bold" if is_group else "normal")
     axes.tick_params(axis="y", length=0)
     axes.set(ylim=(y - 0.3, -0.7), xlabel=x_label)
     if limits is not None:
@@ -69,10 +70,8 @@ def draw_forest(
         axes.set_xlim(limits[0] - margin, limits[1] + margin)
     axes.grid(axis="x")
     texts = "; ".join(f"{group}, {name} {difference_text(d)}" for _, group, name, d in rows)
-    data = [
-        ["group", "name", "difference", "interval low", "interval high"],
-        *([group, name, d.mean, d.low, d.high] for _, group, name, d in rows),
-    ]
+    data: list[DataRow] = [["group", "name", "difference", "interval low", "interval high"]]
+    data += [[group, name, d.mean, d.low, d.high] for _, group, name, d in rows]
     return finished(figure, title, f"{x_label}: {texts}.", tooltips, data)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from linear_probe.report.plotting import LIGHT, LINE, Drawing, figure_style, lay_out, new_figure, wrap
+from linear_probe.report.plotting import LIGHT, LINE, DataRow, Drawing, figure_style, lay_out, new_figure, wrap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,7 +68,7 @@ def draw_heatmaps(title: str, description: str, maps: Sequence[HeatMap], x_label
         axes.set(ylabel=y_label)
     grid[-1, 0].set_xlabel(x_label)
     lay_out(figure)
-    data: list[Sequence[str | float | None]] = [("map", y_label, x_label, "percent")]
+    data: list[DataRow] = [("map", y_label, x_label, "percent")]
     for one in maps:
         cells = (
             (row, i, j)

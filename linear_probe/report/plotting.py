@@ -44,6 +44,7 @@ SERIES = [color for role, color in LIGHT.items() if role.startswith("series")]
 MARKERS = ("o", "s", "^", "D", "v", "P")
 LINE_STYLES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 
+DataRow = Sequence["str | float | None"]  # of a figure's numbers
 SPREAD = ("standard deviation", "interval low", "interval high")  # columns of a figure's numbers
 NO_REFERENCES: Mapping[str, float] = MappingProxyType({})
 
@@ -104,7 +105,7 @@ class Drawing:
     title: str
     description: str
     tooltips: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    data: Sequence[Sequence[str | float | None]] = ()
+    data: Sequence[DataRow] = ()
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,8 @@ def draw_bars(
     figure = new_figure(WIDTH, ROW * bottom + LINE * wrap(title, TITLE).count("\n") + 0.75)
     axes = figure.subplots()
     tooltips = {}
-    ends, data = [], [["name", "value", *SPREAD]]
+    ends: list[float] = []
+    data: list[DataRow] = [["name", "value", *SPREAD]]
     for i, (bar, at) in enumerate(zip(bars, y, strict=True)):
         low, high = bar.interval or (None, None)
         data.append([bar.name, bar.value, bar.deviation, low, high])
@@ -252,7 +254,8 @@ def draw_lines(
     """
     figure = new_figure(WIDTH, LINE * wrap(title, TITLE).count("\n") + 2.5)
     axes = figure.subplots()
-    tooltips, lines, data = {}, {}, [["series", x.label, y_label, *SPREAD]]
+    tooltips, lines = {}, {}
+    data: list[DataRow] = [["series", x.label, y_label, *SPREAD]]
     for i, (name, points) in enumerate(series.items()):
         if not points:
             continue
@@ -317,7 +320,7 @@ def finished(
     title: str,
     description: str,
     tooltips: Mapping[str, Sequence[str]],
-    data: Sequence[Sequence[str | float | None]],
+    data: Sequence[DataRow],
 ) -> Drawing:
     """Add the title, fix the layout and return the drawing."""
     figure.suptitle(wrap(title, TITLE), x=0.012, ha="left")

@@ -10,6 +10,7 @@ from linear_probe.report.plotting import (
     ROW,
     SERIES,
     WIDTH,
+    DataRow,
     Drawing,
     figure_style,
     finished,
@@ -49,5 +50,7 @@ def draw_ranks(title: str, mean_ranks: Mapping[str, float], columns: int) -> Dra
     axes.grid(axis="x")
     ranks = ", ".join(f"{name} {mean_ranks[name]:.2f}" for name in names)
     description = f"Mean ranks: {ranks}. Critical difference at {SIGNIFICANCE}: {least:.2f} (Nemenyi)."
-    data = [["encoder", "mean rank"], *([name, mean_ranks[name]] for name in names), ["critical difference", least]]
+    data: list[DataRow] = [["encoder", "mean rank"]]
+    data += [[name, mean_ranks[name]] for name in names]
+    data.append(["critical difference", least])
     return finished(figure, title, description, {}, data)

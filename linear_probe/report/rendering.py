@@ -9,12 +9,12 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from xml.etree import ElementTree
 
-from linear_probe.report.plotting import LIGHT, Drawing, figure_style, printable
+from linear_probe.report.plotting import LIGHT, DataRow, Drawing, figure_style, printable
 
 FORMATS = ("svg", "pdf", "png")
 FIGURES = "figures"  # folder of the figures' files, beside the page
@@ -108,7 +108,7 @@ def render(drawing: Drawing) -> dict[str, bytes]:
     return contents
 
 
-def csv_text(rows: Sequence[Sequence[str | float | None]]) -> str:
+def csv_text(rows: Iterable[DataRow]) -> str:
     """Return rows as CSV; an empty field for None."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)

@@ -80,14 +80,13 @@ def _details(record: RunRecord, keys: Sequence[str]) -> Iterator[tuple[str, str,
 def _csv(table: RunTable) -> Iterator[list[str | float | None]]:
     """Yield a header and a row for each run, with every key and number."""
     for i, record in enumerate(table.records):
-        about = {"run": record.name, "state": record.state, "step": record.step, "epoch": record.epoch}
+        about: dict[str, str | float | None] = {"run": record.name, "state": record.state}
+        about |= {"step": record.step, "epoch": record.epoch}
         cells = {name: value for name, (_, value) in table.cells(record).items() if name != "progress"}
         if not i:
             yield [*about, *cells]
-        yield [
-            *about.values(),
-            *(value if number(value) is not None else value_text(value) for value in cells.values()),
-        ]
+        numbers = (value if number(value) is not None else value_text(value) for value in cells.values())
+        yield [*about.values(), *numbers]
 
 
 def _figures(records: Sequence[RunRecord], files: FigureFiles) -> Iterator[tuple[str, list[SavedFigure]]]:
