@@ -8,6 +8,7 @@ from __future__ import annotations
 import posixpath
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 def reports() -> Iterator[tuple[str, str | bytes]]:
     """Yield (path below results/, content) of the reports of the ablations and of the page that leads to them."""
+    sys.path.insert(0, str(ROOT))  # the package of this checkout, whichever is installed
     from ldae.app.ablation.report import write
 
     for name, title in ABLATIONS.items():

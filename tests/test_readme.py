@@ -12,6 +12,7 @@ from helpers import ROOT
 
 from ldae.app import listing
 from ldae.app.cli import COMMANDS
+from ldae.app.runs.runs import with_folders
 from ldae.app.sweep.sweep import parse_arguments
 
 README = (ROOT / "README.md").read_text()
@@ -51,6 +52,8 @@ def test_command_composes(config, line):
         assert argv[0] in ("list", "verify")
     elif name == "list":
         listing.main([word for word in argv if word != "GROUP"])
+    elif name == "runs":
+        config("runs", *with_folders(argv))
     elif name == "plan":
         config("pretrain", *argv)
     elif name == "sweep":

@@ -68,9 +68,35 @@ def known_numbers(rows):
 @pytest.mark.parametrize("name", ["table.csv", "table.md"])
 def test_every_number_of_the_plain_tables_is_a_number_of_the_rows(written, name):
     rows, out = written
-    lines = [x for x in (out / name).read_text().splitlines() if x.startswith(("|", "made")) or " & " in x]
+    is_csv = name.endswith("csv")
+    lines = [x for x in (out / name).read_text().splitlines()[is_csv:] if is_csv or x.startswith("|")]
     shown = set(re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])", "\n".join(lines)))
     assert shown == known_numbers(rows)
+
+
+def test_the_table_for_a_paper_has_a_caption_names_and_accuracies_alone(written):
+    rows, out = written
+    tex = (out / "table.tex").read_text()
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\caption{") == tex.count(r"\label{tab:a-made-up-report}") == 1
+    assert "Bold: the best trial." in tex
+    head, *body = (line.removesuffix(r" \\").split(" & ") for line in tex.splitlines() if " & " in line)
+    assert head == ["trial", "paper", "linear", "kNN"]
+    assert len(body) == len(rows) + 3
+    for i, protocol in ((2, "lbfgs"), (3, "knn")):
+        best = max(r.accuracy for row in rows for r in row.results if r.protocol == protocol)
+        (bold,) = [cells[i] for cells in body if "textbf" in cells[i]]
+        assert bold.startswith(rf"\textbf{{{best:.2f}")
+
+
+def test_the_best_trial_is_marked_on_the_page(written):
+    rows, out = written
+    page = Elements((out / "index.html").read_text())
+    cells = [
+        (attrs, text) for (_, attrs, _), text in zip([e for e in page.found if e[0] == "td"], page.trials, strict=True)
+    ]
+    best = [float(attrs["data-v"]) for attrs, _ in cells if attrs["class"].endswith(" best")]
+    values = ([r.accuracy for row in rows for r in row.results if r.protocol == p] for p in ("lbfgs", "knn"))
+    assert sorted(best) == sorted(map(max, values))
 
 
 def test_every_number_of_the_page_is_a_number_of_the_rows(written):

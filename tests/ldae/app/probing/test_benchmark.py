@@ -60,9 +60,12 @@ def test_encoders_are_scored_on_every_data_set_in_every_task(pretrained, suite, 
     assert "critical difference" in table
     assert table in first.out
     drawn = {path.name for path in (out / "figures").iterdir()}
-    names = ("linear", "kNN", "5-shot_kNN")
-    assert drawn == {f"ranks-{name}.{suffix}" for name in names for suffix in ("svg", "pdf", "png")}
-    assert "mean rank, 2 data sets, 1: best" in (out / "figures" / "ranks-kNN.svg").read_text()
+    kinds = ("linear", "knn", "5-shot-knn")
+    stems = {name for k in kinds for name in (f"ranks-{k}", f"differences-{k}", f"{k}-digits", f"{k}-again")}
+    assert drawn == {f"{stem}.{suffix}" for stem in stems for suffix in ("svg", "pdf", "png", "csv")}
+    assert "mean rank, 2 data sets, 1: best" in (out / "figures" / "ranks-knn.svg").read_text()
+    assert {path.stem for path in (out / "tables").iterdir()} == set(kinds)
+    assert f"{trained.accuracy:.2f}" in (out / "index.html").read_text()
     damaged = sorted((out / "cells").iterdir())[0]
     damaged.write_text(damaged.read_text().replace("accuracy", "accuracies", 1))
     assert in_process("benchmark", *argv) == (0, "")
