@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from report_rows import RESULT
 
 from linear_probe.folds import merge_folds
 from linear_probe.results import Result, pack_correct
 from linear_probe.rows import Row, merge_results, merge_seeds
+from linear_probe.statistics import interval
 
 
 def result(accuracy, seed, protocol="lbfgs", encoder="e"):
@@ -104,3 +106,17 @@ def test_folds_are_merged_over_all_their_images():
     assert merged.further == {"calibration error": 4.0}
     assert merged.selected_on == "holdout of each of 2 folds"
     assert merged.data_fingerprint != merge_folds(folds[::-1]).data_fingerprint
+
+
+def test_merged_seeds_have_the_images_and_the_interval_of_all_of_them():
+    correct = np.random.default_rng(0).random((2, 100)) < [[0.8], [0.6]]
+    results = [
+        replace(RESULT, seed=seed, accuracy=100 * c.mean(), correct=pack_correct(c[None]), low=0.0, high=1.0)
+        for seed, c in enumerate(correct)
+    ]
+    (merged,) = merge_results(results)
+    np.testing.assert_allclose(merged.per_image(), correct.mean(0))
+    expected = interval(correct.mean(0))
+    assert (merged.low, merged.high) == (expected.low, expected.high)
+    (unknown,) = merge_results([replace(r, correct="") for r in results])
+    assert (unknown.low, unknown.high, unknown.correct) == (None, None, "")
