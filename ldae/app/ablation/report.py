@@ -63,7 +63,7 @@ def write(out: Path, heading: str = "") -> None:
         raise DataError(f"out={out}: {error}") from None
     files = {file for row in rows for file in row.pictures.values()}
     if missing := sum(not (out / file).is_file() for file in files):
-        print(f"{missing} of {len(files)} pictures are missing; the report has a note in the place of each", flush=True)
+        print(f"{missing} of {len(files)} pictures are missing; the report has a note for each trial", flush=True)
     print(f"report: {out / 'index.html'}", flush=True)
 
 
