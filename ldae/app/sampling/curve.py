@@ -50,4 +50,6 @@ def draw_curve(points: Sequence[Point], metric: str) -> Drawing:
     spread = "; ".join(f"{label}: L2 {a:.3g}, distance {b:.4g}" for label, a, b in points)
     description = f"Distance of edits to real images over their L2 distance to the guide, for each t0. {spread}."
     title = "Realism and faithfulness by t0"
-    return finished(figure, title, description, {"curve": [f"{label}: {a:.3g}, {b:.4g}" for label, a, b in points]})
+    tooltips = {"curve": [f"{label}: {a:.3g}, {b:.4g}" for label, a, b in points]}
+    data = [["t0", "L2 distance to the guide", metric], *([label, a, b] for label, a, b in points)]
+    return finished(figure, title, description, tooltips, data)
