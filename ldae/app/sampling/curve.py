@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ldae.core.files import open_atomic
 from ldae.sampling.restore import Edit
-from linear_probe.report.plotting import LIGHT, SERIES, WIDTH, Drawing, figure_style, finished, new_figure
+from linear_probe.report.plotting import LIGHT, SERIES, WIDTH, DataRow, Drawing, figure_style, finished, new_figure
 from linear_probe.report.rendering import render
 
 Point = tuple[str, float, float]  # label, L2 distance to the guide, distance to real images
