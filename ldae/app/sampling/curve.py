@@ -51,5 +51,5 @@ def draw_curve(points: Sequence[Point], metric: str) -> Drawing:
     description = f"Distance of edits to real images over their L2 distance to the guide, for each t0. {spread}."
     title = "Realism and faithfulness by t0"
     tooltips = {"curve": [f"{label}: {a:.3g}, {b:.4g}" for label, a, b in points]}
-    data: list[DataRow] = [["t0", "L2 distance to the guide", metric], *([label, a, b] for label, a, b in points)]
+    data: list[DataRow] = [["t0", "L2 distance to the guide", metric], *((label, a, b) for label, a, b in points)]
     return finished(figure, title, description, tooltips, data)
