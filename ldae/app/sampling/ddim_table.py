@@ -116,13 +116,23 @@ class Cell:
     generator: Generator
     file: Path
 
+    @property
+    def scores(self) -> Path:
+        """Return the file of the scores, written last."""
+        return self.file.with_name(f"{self.file.name}.json")  # not with_suffix: "eta0.2-S10" has a dot
+
+    @property
+    def images(self) -> Path:
+        """Return the file of the first images."""
+        return self.file.with_name(f"{self.file.name}.safetensors")
+
     def results(self) -> dict[str, Any] | None:
         """Return the results on disk; None if there are none, or a file is damaged."""
         try:
-            results = read_json(self.file.with_suffix(".json"))
+            results = read_json(self.scores)
         except CheckpointError:
             return None
-        return results if has_intact_tensors(self.file.with_suffix(".safetensors")) else None
+        return results if has_intact_tensors(self.images) else None
 
 
 def main(argv: Sequence[str]) -> None:
@@ -153,9 +163,9 @@ def main(argv: Sequence[str]) -> None:
             print(f"[{number}/{len(missing)}] {cell.row}, {cell.steps} steps", flush=True)
             images, seconds = draw(cell, settings, session)
             cell.file.parent.mkdir(exist_ok=True)
-            save_tensors(cell.file.with_suffix(".safetensors"), {"images": (images[:SHOWN] * 255).round().byte()})
+            save_tensors(cell.images, {"images": (images[:SHOWN] * 255).round().byte()})
             scores = compare_sets(reader, images, reference)
-            write_json(cell.file.with_suffix(".json"), {"seconds_per_image": seconds, **scores})
+            write_json(cell.scores, {"seconds_per_image": seconds, **scores})
         warnings = caveats(reader, settings.count, reference)
         write(named, settings, folder.path, {**provenance_of(config, run), "images": settings.count}, warnings)
         folder.set_status("done", len(named))
@@ -252,7 +262,7 @@ def write(
     write_text(out / "ddim.md", text + "\n")
     print(f"\n{text}\n")
     write_figure({row: {s: results[row, s][distance] for s in settings.steps} for row in samplers}, distance, out)
-    shown = [load_tensors(cell.file.with_suffix(".safetensors"))["images"] for cell in cells]
+    shown = [load_tensors(cell.images)["images"] for cell in cells]
     save_png(out / "samples.png", picture(shown, samplers, settings.steps))
     print(f"done: {out}\n  figure: {out / 'figures' / 'steps.png'}\n  pictures: {out / 'samples.png'}")
 

@@ -11,6 +11,7 @@ from ldae.app.sampling import ddim_table
 from ldae.app.training import pretrain
 from ldae.core.files import load_tensors
 
+ROWS = ("eta = 0", "eta = 0.2", "eta = 0.5", "sigma-hat")
 SMALL = (
     "data=digits",
     "denoiser.channels=8",
@@ -35,10 +36,18 @@ def ddpm(tmp_path_factory):
 
 @pytest.fixture
 def table(in_process, ddpm, tmp_path):
-    """Run the command with three rows and two columns: (exit code, message)."""
+    """Run the command with four rows and two columns: (exit code, message)."""
 
     def run(*argv):
-        cells = ("steps=[2,4]", "eta=[0,1]", "count=6", "batch=4", f"features={ddpm}", "precision=fp32")
+        cells = (
+            "steps=[2,4]",
+            "eta=[0,0.2,0.5]",
+            "sigma_hat=true",
+            "count=6",
+            "batch=4",
+            f"features={ddpm}",
+            "precision=fp32",
+        )
         quiet = ("runtime.threads=1", "runtime.progress=false")
         return in_process("ddim_table", f"run={ddpm}", f"out={tmp_path / 'out'}", *cells, *quiet, *argv)
 
@@ -50,7 +59,9 @@ def test_a_table_has_every_cell_and_measures_none_twice(table, tmp_path, capsys)
     out = tmp_path / "out"
     result = json.loads((out / "ddim.json").read_text())
     cells = {(cell["sampler"], cell["steps"]): cell for cell in result["cells"]}
-    assert set(cells) == {(row, s) for row in ("eta = 0", "eta = 1", "sigma-hat") for s in (2, 4)}
+    assert set(cells) == {(row, s) for row in ROWS for s in (2, 4)}
+    distance = next(name for name in result["cells"][0] if name.startswith("frechet_distance"))
+    assert len({cell[distance] for cell in cells.values()}) == 8  # each measured for itself
     assert all(cell["seconds_per_image"] > 0 for cell in cells.values())
     text = (out / "ddim.md").read_text()
     assert "| eta = 0.5 | " in text  # published
@@ -58,14 +69,14 @@ def test_a_table_has_every_cell_and_measures_none_twice(table, tmp_path, capsys)
     assert {p.suffix for p in (out / "figures").iterdir()} == {".svg", ".pdf", ".png"}
     assert (out / "samples.png").exists()
     before = {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
-    assert len(before) == 12
-    lost = next(path for path in before if path.name.startswith("eta1-S4") and path.suffix == ".json")
+    assert len(before) == 16
+    lost = next(path for path in before if path.name.startswith("eta0.2-S4") and path.suffix == ".json")
     lost.write_text("{")
     capsys.readouterr()
     assert table() == (0, "")
-    assert "6 cells, 5 of them done" in capsys.readouterr().out
+    assert "8 cells, 7 of them done" in capsys.readouterr().out
     changed = {path for path in before if path.stat().st_mtime_ns != before[path]}
-    assert changed == {lost, lost.with_suffix(".safetensors")}
+    assert changed == {lost, lost.with_name(lost.name.removesuffix("json") + "safetensors")}
 
 
 def test_all_cells_start_from_the_same_noise_and_eta_changes_what_becomes_of_it(table, tmp_path):
@@ -75,9 +86,9 @@ def test_all_cells_start_from_the_same_noise_and_eta_changes_what_becomes_of_it(
     for path in (tmp_path / "out" / "cells").glob("*.safetensors"):
         row, steps = path.name.split("-S")
         images[row, int(steps.split("-")[0])] = load_tensors(path)["images"]
-    assert torch.equal(images["eta0", 1], images["eta1", 1])
+    assert torch.equal(images["eta0", 1], images["eta0.5", 1])
     assert torch.equal(images["eta0", 1], images["sigma-hat", 1])
-    assert not torch.equal(images["eta0", 3], images["eta1", 3])
+    assert not torch.equal(images["eta0", 3], images["eta0.5", 3])
 
 
 def test_published_figures_have_the_known_pattern():
