@@ -10,6 +10,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 FITTED = 16_384  # pixels of an image that its palette is fitted to, at most
+PASSES = 20  # of the filter that makes regions flat, at most
 
 
 def simulate_strokes(
@@ -18,8 +19,8 @@ def simulate_strokes(
     """Return images as if painted in strokes.
 
     With `median_cut` a median filter precedes the palette (App. C, arXiv 2108.01073); single pixels of a colour remain.
-    With `kmeans` every pixel gets the nearest of the image's k-means colours, and then the commonest colour around it,
-    so that the regions are flat and at least about half as wide as the strokes.
+    With `kmeans` every pixel gets the nearest of the image's k-means colours, and then, until nothing changes, the
+    commonest colour around it, which leaves flat regions without single pixels.
 
     Args:
         images: (B, 3, H, W) in [0, 1].
@@ -52,6 +53,10 @@ def _flat_regions(image: np.ndarray, width: int, colours: int) -> np.ndarray:
     count = min(colours, len(np.unique(fitted, axis=0)))
     model = KMeans(count, n_init=1, random_state=0).fit(fitted)
     nearest = model.predict(pixels).reshape(image.shape[:2])  # (H, W)
-    own = [(nearest == k).astype(np.float64) for k in range(count)]
-    around = np.stack([uniform_filter(one, width, mode="nearest") + 1e-6 * one for one in own])  # a tie keeps its own
-    return model.cluster_centers_.round().astype(np.uint8)[around.argmax(0)]
+    for _ in range(PASSES):
+        own = [(nearest == k).astype(np.float64) for k in range(count)]
+        around = [uniform_filter(one, width, mode="nearest") + 1e-6 * one for one in own]  # a tie keeps its own
+        previous, nearest = nearest, np.argmax(around, axis=0)
+        if np.array_equal(nearest, previous):
+            break
+    return np.asarray(model.cluster_centers_.round().astype(np.uint8)[nearest])
