@@ -91,11 +91,12 @@ class RunRecord:
     def probes(self) -> dict[str, float]:
         """Return the highest accuracy of each protocol, in percent, by the title of its column.
 
-        Splits other than test, and data sets other than the first, stand in the title.
+        Splits other than test, corruptions, and data sets other than the first stand in the title.
         """
         best: dict[str, float] = {}
         for r in self.results:
             name = title(r.protocol) + (f" ({PLAIN.get(r.split, r.split)})" if r.split != "test" else "")
+            name += " under corruption" if r.measure.endswith("under corruption") else ""
             name += f" {r.data}" if r.data != self.results[0].data else ""
             best[name] = max(best.get(name, -math.inf), r.accuracy)
         return best
