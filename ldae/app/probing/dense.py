@@ -1,11 +1,13 @@
-"""Score an encoder's patch tokens by segmentation: a linear head on frozen features predicts a mask.
+"""Score an encoder's patch tokens by segmentation: a linear head on frozen features predicts the class of each pixel.
 
     ldae dense run=RUN data.root=DIR/weizmann-horses
     ldae dense run=RUN data=segmentation data.root=FOLDER layers=[2,4,6] t=[10,40]
+    ldae dense run=RUN data=segmentation data.root=FOLDER data.classes=21      # masks hold the class of each pixel
 
 Crops images to the size of the run's training. Selects layer, noise level and penalty by the intersection over union
 on the hold-out, then fits the head on train and hold-out and reads the test split once. The baselines are the same
-network untrained, the pixels of each patch, and the mean training mask. Writes OUT/dense.jsonl.
+network untrained, the pixels of each patch, and the mean training mask. With several classes (data.classes=K), the
+score is the mean IoU over the classes. Writes OUT/dense.jsonl.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from ldae.core.files import open_atomic
 from ldae.core.types import Batch, Count, Natural, Positive
 from ldae.engine.runtime import describe_hardware
 from ldae.export.encoder import Encoder, Run, load_run
-from ldae.metrics.segmentation import dice, iou
+from ldae.metrics.segmentation import class_iou, dice, iou, vote
 from ldae.nn.patchify import patchify
 from linear_probe.checks import FEWEST_HELD_OUT
 from linear_probe.dense import DenseHead
@@ -111,13 +113,10 @@ class MaskedImages(Images):
             if batch.masks is None:
                 part = self.session.config["data"]["part"]
                 raise ConfigError("data", part, "has no masks; use data=horses or segmentation")
-            if batch.masks.shape[1] > 1:
-                classes = batch.masks.shape[1]
-                raise ConfigError("data.classes", classes, "is for ldae restore; this probe reads a foreground, 1")
             yield batch
 
     def masks(self, *splits: str) -> Tensor:
-        """Return the masks (M, 1, H, W) of splits, concatenated."""
+        """Return the masks (M, K, H, W) of splits, concatenated; K = 1 for a foreground."""
         for split in splits:
             if split not in self.cached_masks:
                 self.cached_masks[split] = torch.cat(
@@ -175,10 +174,12 @@ def check_masks(images: MaskedImages, settings: DenseSettings) -> list[str]:
         count = len(images.split(split))
         if not count:
             raise DataError(f"{source} has no image in {split}: there is nothing to score; give more images")
-        fraction = float(images.masks(split).mean())
-        if fraction in (0, 1):
-            side = "foreground" if fraction else "background"
+        fractions = images.masks(split).mean((0, 2, 3))
+        if len(fractions) == 1 and float(fractions) in (0, 1):
+            side = "foreground" if float(fractions) else "background"
             raise DataError(f"{source}: the masks of {split} are {side} at every pixel: there is nothing to score")
+        if len(fractions) > 1 and (fractions > 0).sum() < 2:
+            raise DataError(f"{source}: the masks of {split} have fewer than two classes: there is nothing to score")
         if split != "train" and count < FEWEST_HELD_OUT:
             warnings.append(f"{split} has {count} images: one is {100 / count:.1f} % of the mean")
     for warning in warnings:
@@ -242,7 +243,7 @@ def score_encoder(
         held = features.tokens("holdout")
         for penalty in settings.penalties:
             predicted = fit_head(features, images, penalty, "train")(held)
-            trials.append((100 * float(iou(predicted, truth).mean()), features, penalty))
+            trials.append((mask_scores(predicted, truth)["iou"], features, penalty))
     holdout, features, penalty = max(trials, key=lambda trial: trial[0])
     head = fit_head(features, images, penalty, *(("train", "holdout") if settings.split == "test" else ("train",)))
     among = {c.name: round(max(score for score, tried, _ in trials if tried is c), 2) for c in candidates}
@@ -270,12 +271,26 @@ def mean_mask(images: MaskedImages, split: str) -> dict[str, Any]:
 
 
 def mask_scores(predicted: Tensor, truth: Tensor) -> dict[str, float]:
-    """Return the means over images of IoU and Dice, in percent."""
-    return {"iou": 100 * float(iou(predicted, truth).mean()), "dice": 100 * float(dice(predicted, truth).mean())}
+    """Return scores of masks in percent.
+
+    Of a foreground: the means over images of IoU (`iou`) and Dice (`dice`). Of several classes: the mean IoU over the
+    classes, each over the pixels of all images (`iou`), and the accuracy of the pixels that have a class (`pixels`).
+
+    Args:
+        predicted: (M, K, H, W) probabilities.
+        truth: masks of this shape.
+    """
+    if truth.shape[1] == 1:
+        return {"iou": 100 * float(iou(predicted, truth).mean()), "dice": 100 * float(dice(predicted, truth).mean())}
+    chosen = vote(predicted[None])
+    right = float((chosen * truth).sum() / truth.sum())
+    return {"iou": 100 * float(class_iou(chosen, truth).nanmean()), "pixels": 100 * right}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return a Markdown table with a row for each encoder."""
-    lines = [["encoder", "IoU", "Dice", "features"]]
-    lines += [[r["encoder"], f"{r['iou']:.1f}", f"{r['dice']:.1f}", r["selected"].get("features", "")] for r in rows]
+    heads = {"iou": "IoU" if "dice" in rows[0] else "mIoU", "dice": "Dice", "pixels": "pixel accuracy"}
+    shown = [key for key in heads if key in rows[0]]
+    lines = [["encoder", *(heads[key] for key in shown), "features"]]
+    lines += [[r["encoder"], *(f"{r[key]:.1f}" for key in shown), r["selected"].get("features", "")] for r in rows]
     return markdown(lines)

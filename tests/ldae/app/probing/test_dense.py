@@ -114,3 +114,38 @@ def test_the_untrained_network_of_a_loaded_run_equals_that_of_its_folder(pretrai
     assert untrained.keys() == expected.objective.state_dict().keys()
     assert all(torch.equal(untrained[name], value) for name, value in expected.objective.state_dict().items())
     assert any(not torch.equal(untrained[name], value) for name, value in trained.objective.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def coloured(tmp_path_factory):
+    """Dark, green and red patches: masks of three classes, and a pixel of none."""
+    root, generator = tmp_path_factory.mktemp("coloured"), np.random.default_rng(0)
+    for split, count in (("train", 40), ("test", 12)):
+        for kind in ("images", "masks"):
+            (root / split / kind).mkdir(parents=True)
+        for i in range(count):
+            classes = generator.integers(0, 3, (4, 4)).repeat(2, 0).repeat(2, 1).astype(np.uint8)
+            noise = generator.integers(0, 60, (8, 8, 3))
+            picture = (noise + 150 * (classes[..., None] == (1, 2, 3))).astype(np.uint8)
+            Image.fromarray(picture).save(root / split / "images" / f"{i}.png")
+            classes[0, 0] = 255
+            Image.fromarray(classes).save(root / split / "masks" / f"{i}.png")
+    return root
+
+
+def test_several_classes_are_scored_by_their_mean_iou(pretrained, coloured, in_process, tmp_path, capsys):
+    argv = (f"run={pretrained}", f"data.root={coloured}", "data.classes=3", f"out={tmp_path}", *QUICK)
+    assert in_process("dense", *argv) == (0, "")
+    rows = {r["encoder"]: r for r in map(json.loads, (tmp_path / "dense.jsonl").read_text().splitlines())}
+    assert rows["pixels of a patch"]["iou"] > 70  # logits are interpolated between patches
+    assert rows["pixels of a patch"]["pixels"] > 80
+    assert rows["mean mask"]["iou"] < 40
+    assert "| mIoU | pixel accuracy |" in capsys.readouterr().out.replace("  ", " ").replace("  ", " ")
+
+
+def test_masks_of_a_single_class_allow_no_score(pretrained, coloured, in_process, tmp_path):
+    root = shutil.copytree(coloured, tmp_path / "one")
+    for path in root.glob("*/masks/*.png"):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(path)
+    code, message = in_process("dense", f"run={pretrained}", f"data.root={root}", "data.classes=3", *QUICK)
+    assert (code, "have fewer than two classes: there is nothing to score" in message) == (65, True), message
