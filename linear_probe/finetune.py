@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from linear_probe.features import ImageBatch
-from linear_probe.knn import accuracy
 
 
 class Mix:
@@ -77,14 +76,14 @@ class FineTuning(nn.Module):
         return {}
 
     @torch.no_grad()
-    def accuracy(self, batches: Iterable[ImageBatch]) -> float:
-        """Return the top-1 accuracy in percent, in eval mode and without mixing."""
+    def correct(self, batches: Iterable[ImageBatch]) -> Tensor:
+        """Return which images are classified correctly, (N,) bool, in eval mode and without mixing."""
         was = self.training
         self.eval()
         pairs = [(self.logits(batch.images).argmax(1).cpu(), batch.labels.cpu()) for batch in batches]
         self.train(was)
         predicted, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-        return accuracy(predicted, labels)
+        return predicted == labels
 
 
 @contextlib.contextmanager

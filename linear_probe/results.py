@@ -205,6 +205,7 @@ TITLES = {
     "dinov2": "linear, DINOv2",
     "ddae": "linear, DDAE",
     "finetune": "fine-tuned",
+    "dense": "segmentation IoU",
     "retrieval": "retrieval mAP",
     "ood_knn": "outliers kNN AUROC",
     "ood_energy": "outliers energy AUROC",

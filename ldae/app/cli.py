@@ -85,7 +85,7 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
             "ldae.app.probing.benchmark",
             "score encoders on many data sets and compare them",
             "benchmark",
-            ("ldae.app.probing.benchmark:BenchmarkSettings",),
+            ("ldae.app.probing.suites:BenchmarkSettings",),
         ),
         "dense": Command(
             "ldae.app.probing.dense",

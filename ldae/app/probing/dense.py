@@ -12,6 +12,7 @@ score is the mean IoU over the classes. Writes OUT/dense.jsonl.
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import sys
@@ -32,7 +33,7 @@ from ldae.app.probing.tables import data_source
 from ldae.app.provenance import command, commit
 from ldae.app.session import Session, make_out, prepare_machine, root_settings, session_of
 from ldae.core.errors import ConfigError, DataError
-from ldae.core.files import open_atomic
+from ldae.core.files import json_hash, open_atomic
 from ldae.core.types import Batch, Count, Natural, Positive
 from ldae.engine.runtime import describe_hardware
 from ldae.export.encoder import Encoder, Run, load_run
@@ -40,7 +41,13 @@ from ldae.metrics.segmentation import class_iou, dice, iou, vote
 from ldae.nn.patchify import patchify
 from linear_probe.checks import FEWEST_HELD_OUT
 from linear_probe.dense import DenseHead
-from linear_probe.results import markdown
+from linear_probe.results import Result, markdown, pack_values
+from linear_probe.statistics import interval
+
+SOURCE = (
+    "linear head on patch tokens, bilinearly upsampled logits (Sec. 7.4 of arXiv 2304.07193), L2 penalty and features "
+    "chosen on the hold-out"
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,7 @@ class DenseSettings:
         run: folder of a pretraining run.
         step: step of the checkpoint; the newest if None.
         weights: `ema` for the averaged weights, `model` for those of the last step.
+        baseline: `untrained` scores the same network with random weights alone.
         layers: layers to read; from the middle of the encoder to the middle of the decoder if None.
         t: diffusion steps to condition the network on; the objective's default if None.
         penalties: candidate L2 penalties of the head's weights.
@@ -63,6 +71,7 @@ class DenseSettings:
     run: str | None
     step: Natural | None
     weights: Literal["ema", "model"]
+    baseline: Literal["untrained"] | None
     layers: list[Count] | None
     t: list[Natural] | None
     penalties: list[Positive]
@@ -137,13 +146,8 @@ def main(argv: Sequence[str]) -> None:
     with session.stop.listening(), session.stop.at_once():
         images = MaskedImages(session, out, settings.batch, settings.seed)
         warnings = check_masks(images, settings)
-        encoders = {
-            run.name: feature_candidates(run, images, settings),
-            UNTRAINED: feature_candidates(run.untrained(), images, settings),
-            "pixels of a patch": [pixel_features(run, images)],
-        }
-        rows = [score_encoder(name, candidates, images, settings) for name, candidates in encoders.items()]
-        rows.append(mean_mask(images, settings.split))
+        rows = [score_encoder(*named, images, settings) for named in encoders_of(run, images, settings)]
+        rows += [] if settings.baseline else [mean_mask(images, settings.split)]
     provenance = {
         "checkpoint": run.checkpoint.hash,
         "split": settings.split,
@@ -161,6 +165,71 @@ def main(argv: Sequence[str]) -> None:
     print(table(rows))
     print("".join(f"\nWarning: {sentence}." for sentence in warnings))
     print(f"\n{out / 'dense.jsonl'} has a line for each")
+
+
+def score(argv: Sequence[str]) -> list[Result]:
+    """Return the result of the encoder alone, or of the `baseline=` that the arguments name; write nothing."""
+    config, _ = settle_precision(resolved(compose("dense", argv)))
+    settings: DenseSettings = root_settings(DenseSettings, config)
+    device = prepare_machine(config)
+    run = load_run(Path(settings.run or ""), settings.step, settings.weights, device)
+    session = session_of(run, {**config, "device": device})
+    with session.stop.listening(), session.stop.at_once():
+        images = MaskedImages(session, Path(config["out"] or "."), settings.batch, settings.seed)
+        warnings = check_masks(images, settings)
+        name, candidates = next(encoders_of(run, images, settings))
+        row = score_encoder(name, candidates, images, settings)
+    features = row["selected"]["features"]
+    layer, t = (int(part[start:]) for part, start in zip(features.split("-"), (len("layer"), 1), strict=True))
+    selected = {key: value for key, value in row["selected"].items() if key != "among"}
+    among = {f"{key}-clean-tokens": value for key, value in row["selected"]["among"].items()}
+    values = row["per_image"]
+    certain = interval(values) if values else None
+    return [
+        Result(
+            encoder=name,
+            protocol="dense",
+            protocol_source=SOURCE,
+            accuracy=row["iou"],
+            split=settings.split,
+            images=len(images.masks(settings.split)),
+            selected={**selected, "features": f"{features}-clean-tokens", "among": among},
+            selected_on="holdout",
+            selected_accuracy=row["selected"]["iou_holdout"],
+            layer=layer,
+            t=t,
+            input="clean",
+            pooling="tokens",
+            dimensions=row["dimensions"],
+            checkpoint="none" if settings.baseline else run.checkpoint.hash,
+            step=0 if settings.baseline else run.checkpoint.step,
+            seed=run.config["seed"],
+            data=session.parts.data.name,
+            data_fingerprint=images.splits.fingerprint,
+            config=json_hash(run.config),
+            commit=commit(),
+            command=command(),
+            hardware=describe_hardware(),
+            date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            warnings=warnings,
+            low=certain.low if certain else None,
+            high=certain.high if certain else None,
+            measure="IoU" if values else "mIoU",
+            values=pack_values(values) if values else "",
+            further={name: row[key] for key, name in (("dice", "Dice"), ("pixels", "pixel accuracy")) if key in row},
+        )
+    ]
+
+
+def encoders_of(
+    run: Run, images: MaskedImages, settings: DenseSettings
+) -> Iterator[tuple[str, Sequence[TokenFeatures]]]:
+    """Yield name and candidate features of the encoder, the same network untrained, and the pixels of each patch."""
+    if settings.baseline != "untrained":
+        yield run.name, feature_candidates(run, images, settings)
+    yield UNTRAINED, feature_candidates(run.untrained(), images, settings)
+    if settings.baseline != "untrained":
+        yield "pixels of a patch", [pixel_features(run, images)]
 
 
 def check_masks(images: MaskedImages, settings: DenseSettings) -> list[str]:
@@ -236,7 +305,8 @@ def score_encoder(
     """Select features and penalty by the hold-out IoU, then fit once and score once.
 
     Returns:
-        The encoder's name, mean IoU and Dice in percent, and the selection.
+        The encoder's name, its scores in percent (`mask_scores`), the selection, the dimension of the tokens, and the
+        IoU of each image in [0, 1] for a foreground.
     """
     truth, trials = images.masks("holdout"), []
     for features in candidates:
@@ -248,8 +318,10 @@ def score_encoder(
     head = fit_head(features, images, penalty, *(("train", "holdout") if settings.split == "test" else ("train",)))
     among = {c.name: round(max(score for score, tried, _ in trials if tried is c), 2) for c in candidates}
     selected = {"features": features.name, "penalty": penalty, "among": among, "iou_holdout": holdout}
-    scores = mask_scores(head(features.tokens(settings.split)), images.masks(settings.split))
-    return {"encoder": name, **scores, "selected": selected}
+    predicted, truth = head(features.tokens(settings.split)), images.masks(settings.split)
+    per_image = iou(predicted, truth).tolist() if truth.shape[1] == 1 else []
+    scores = {**mask_scores(predicted, truth), "dimensions": len(head.weight)}
+    return {"encoder": name, **scores, "selected": selected, "per_image": per_image}
 
 
 def fit_head(features: TokenFeatures, images: MaskedImages, penalty: float, *splits: str) -> DenseHead:

@@ -26,13 +26,13 @@ from ldae.app.compose import compose, resolved
 from ldae.app.overrides import argument
 from ldae.app.overrides import command as command_of
 from ldae.app.precision import announce, settle_precision
-from ldae.app.probing.benchmark import encoder_argv
 from ldae.app.probing.encoders import ProbedEncoder
 from ldae.app.probing.feature_reading import SPLITS, Images, numbered
 from ldae.app.probing.feature_writers import NPZ, Piece, check_file, checked, open_writer
 from ldae.app.probing.inputs import batch_size, encoders_of, open_session
 from ldae.app.probing.selection import read_at
 from ldae.app.probing.settings import ProbeSettings
+from ldae.app.probing.suites import encoder_argv
 from ldae.app.provenance import command
 from ldae.app.session import prepare_machine, root_settings
 from ldae.core.errors import ConfigError

@@ -2,6 +2,7 @@
 
     ldae finetune run=RUN
     ldae finetune run=RUN weights=untrained out=OUT          # the same network from scratch
+    ldae finetune run=RUN data=cifar100 data.root=FOLDER     # on other images than those of the pretraining
     ldae finetune run=RUN train.epochs=20 optim.layer_decay=0.65 split=holdout
 
 Folds adaLN at a fixed noise level and trains the resulting plain vision transformer with a new head: layer-wise
@@ -48,7 +49,8 @@ from ldae.export.encoder import Encoder, Run, load_run
 from ldae.export.fold import plain_vit
 from linear_probe.checks import chance
 from linear_probe.finetune import FineTuning, Mix
-from linear_probe.results import Result, write_results
+from linear_probe.results import Result, pack_correct, read_results, write_results
+from linear_probe.statistics import interval
 
 MODEL = "classifier"
 
@@ -134,6 +136,12 @@ def main(argv: Sequence[str]) -> None:
             folder.set_status("done", trainer.total)
 
 
+def score_run(argv: Sequence[str]) -> list[Result]:
+    """Fine-tune with these arguments, `out=` among them, or go on where that was stopped; return the result."""
+    main(argv)
+    return read_results(Path(resolved(compose("finetune", argv))["out"]) / "results.jsonl")
+
+
 def session_for(run: Run, config: Mapping[str, Any], saved: Mapping[str, Any] | None) -> Session:
     """Open a session with the run's data and this config; `encoder` records the checkpoint."""
     data = session_of(run, config).config["data"]
@@ -195,9 +203,14 @@ class HoldOut:
 
 def accuracy_on(images: ImageSet, module: FineTuning, session: Session) -> float:
     """Return the top-1 accuracy in percent."""
+    return 100 * float(correct_on(images, module, session).double().mean())
+
+
+def correct_on(images: ImageSet, module: FineTuning, session: Session) -> Tensor:
+    """Return which images are classified correctly, (N,) bool."""
     workers = session.config["data"]["workers"]
     poll = session.stop.poll if session.world.size == 1 else lambda: None
-    return module.accuracy(in_order(images, 500, session.world.device, workers, poll))
+    return module.correct(in_order(images, 500, session.world.device, workers, poll))
 
 
 def score(
@@ -214,6 +227,8 @@ def score(
     config = session.config
     holdout = accuracy_on(splits.holdout, module, session)
     images: ImageSet = getattr(splits, settings.split)
+    correct = correct_on(images, module, session)
+    certain = interval(correct)
     recipe = {key: config[key] for key in ("drop_path", "mixup", "cutmix", "smoothing")}
     is_trained = settings.weights != "untrained"
     vit: Any = module.network  # timm's
@@ -221,7 +236,7 @@ def score(
         encoder=run.name if is_trained else f"{run.name}'s network, untrained",
         protocol="finetune",
         protocol_source="end to end, adaLN folded; the recipe is under `selected`",
-        accuracy=holdout if settings.split == "holdout" else accuracy_on(images, module, session),
+        accuracy=certain.mean,
         split=settings.split,
         images=len(images),
         selected={**recipe, "optim": config["optim"], "augment": config["augment"], "train": config["train"]},
@@ -243,4 +258,7 @@ def score(
         hardware=describe_hardware(),
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         warnings=warnings,
+        correct=pack_correct(correct[None]),
+        low=certain.low,
+        high=certain.high,
     )

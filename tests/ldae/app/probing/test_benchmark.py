@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from helpers import SHORT, run
+from PIL import Image
 
-from ldae.app.probing.benchmark import Suite, encoder_argv
+from ldae.app.probing.suites import Suite, command_of, encoder_argv
 from ldae.config.choices import CONFIGS
 from ldae.config.schema import construct
 from linear_probe.results import read_results
@@ -149,10 +151,11 @@ def test_every_suite_is_made_of_probes_that_compose(config, name):
     assert suite.name == name
     for data in suite.data.values():
         for task in suite.tasks.values():
-            words = [str(word).replace("{root}", "DIR") for word in (*data, *task)]  # outliers among themselves too
-            probe = config("probe", *words)
-            assert probe["data"]["part"]
-            assert json.dumps(probe["protocols"])
+            own = [word for word in task if not str(word).startswith("command=")]
+            words = [str(word).replace("{root}", "DIR") for word in (*data, *own)]  # outliers among themselves too
+            composed = config(command_of(task), *words)
+            assert composed["data"]["part"]
+            assert json.dumps(composed)
 
 
 FURTHER = """
@@ -206,3 +209,50 @@ def test_an_absent_file_of_an_encoder_is_refused_before_anything_runs(tmp_path, 
         code, message = in_process("benchmark", f"encoders=[{name},pixels]", f"out={tmp_path / 'b'}", *QUICK)
         assert (code, sentence in message) == (2, True), message
         assert not (tmp_path / "b").exists()
+
+
+TRAINED = """
+data:
+  digits: [data=digits]
+  squares: [data=segmentation, "data.root={root}/squares"]
+tasks:
+  all labels: ["protocols=[knn]"]
+  fine-tuned: [command=finetune, augment=pad_crop, mixup=0, cutmix=0, train.epochs=null, train.steps=4, train.batch=32]
+  dense: [command=dense, "layers=[1]", "penalties=[1e-2]"]
+"""
+
+
+def test_runs_are_fine_tuned_and_segment_where_there_are_masks(pretrained, tmp_path, in_process, capsys):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 30), ("test", 8)):
+        for i in range(count):
+            mask = np.zeros((8, 8), np.uint8)
+            mask[2 * (i % 3) :][:4, :4] = 255
+            for kind, pixels in (("images", mask // 2 + rng.integers(0, 60, (8, 8), dtype=np.uint8)), ("masks", mask)):
+                path = tmp_path / "squares" / split / kind / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+    (tmp_path / "own.yaml").write_text(TRAINED)
+    listed = f"'{pretrained}','untrained:{pretrained}',pixels"
+    argv = (f"encoders=[{listed}]", f"suite={tmp_path / 'own.yaml'}", f"root={tmp_path}", f"out={tmp_path / 'b'}")
+    assert in_process("benchmark", *argv, *QUICK) == (0, "")
+    results = read_results(tmp_path / "b" / "results.jsonl")
+    measured = [(r.protocol, r.measure, r.data, r.checkpoint != "none") for r in results]
+    assert measured == [
+        ("knn", "accuracy", "Digits", True),
+        ("finetune", "accuracy", "Digits", True),
+        ("knn", "accuracy", "Digits", False),
+        ("finetune", "accuracy", "Digits", False),
+        ("knn", "accuracy", "Digits", False),
+        ("dense", "IoU", "Segmented", True),
+        ("dense", "IoU", "Segmented", False),
+    ]
+    for result in results:
+        assert result.per_image().mean() * 100 == pytest.approx(result.accuracy, abs=1e-2)
+        assert result.low <= result.accuracy <= result.high
+    capsys.readouterr()
+    assert in_process("benchmark", *argv, *QUICK) == (0, "")
+    printed = capsys.readouterr().out
+    assert "7 measurements, 7 of them done" in printed
+    assert "squares dense segmentation IoU" in printed
+    assert "digits fine-tuned fine-tuned" in printed
