@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 FITTED = 16_384  # pixels of an image that its palette is fitted to, at most
-PASSES = 20  # of the filter that makes regions flat, at most
+PASSES = 3  # of the filter that makes regions flat; more of them round the regions off
 
 
 def simulate_strokes(
@@ -19,8 +19,8 @@ def simulate_strokes(
     """Return images as if painted in strokes.
 
     With `median_cut` a median filter precedes the palette (App. C, arXiv 2108.01073); single pixels of a colour remain.
-    With `kmeans` every pixel gets the nearest of the image's k-means colours, and then, until nothing changes, the
-    commonest colour around it, which leaves flat regions without single pixels.
+    With `kmeans` every pixel gets the nearest of the image's k-means colours, and then, three times, the
+    commonest colour around it, which leaves flat regions.
 
     Args:
         images: (B, 3, H, W) in [0, 1].
@@ -56,7 +56,5 @@ def _flat_regions(image: np.ndarray, width: int, colours: int) -> np.ndarray:
     for _ in range(PASSES):
         own = [(nearest == k).astype(np.float64) for k in range(count)]
         around = [uniform_filter(one, width, mode="nearest") + 1e-6 * one for one in own]  # a tie keeps its own
-        previous, nearest = nearest, np.argmax(around, axis=0)
-        if np.array_equal(nearest, previous):
-            break
+        nearest = np.argmax(around, axis=0)
     return np.asarray(model.cluster_centers_.round().astype(np.uint8)[nearest])
