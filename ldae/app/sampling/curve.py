@@ -42,10 +42,11 @@ def draw_curve(points: Sequence[Point], metric: str) -> Drawing:
     (line,) = axes.plot(x, y, color=SERIES[0], marker="o", markeredgecolor=LIGHT["background"])
     line.set_gid("curve")
     axes.plot(x[:1], y[:1], color=SERIES[1], marker="s", linestyle="none")
-    for label, a, b in points:
-        axes.annotate(label.replace("t0=", ""), (a, b), (0, 5), textcoords="offset points", ha="center", fontsize=7)
+    for i, (label, a, b) in enumerate(points):  # above and below in turn: the last points are close to each other
+        text, offset = label.replace("t0=", ""), (0, -11 if i % 2 else 5)
+        axes.annotate(text, (a, b), offset, textcoords="offset points", ha="center", fontsize=7)
     axes.margins(x=0.08, y=0.15)
-    axes.set(xlabel="L2 distance to the guide (less: faithful)", ylabel=f"{metric}\n(less: realistic)")
+    axes.set(xlabel="L2 distance to the guide (lower: more faithful)", ylabel=f"{metric}\n(lower: more realistic)")
     axes.grid()
     spread = "; ".join(f"{label}: L2 {a:.3g}, distance {b:.4g}" for label, a, b in points)
     description = f"Distance of edits to real images over their L2 distance to the guide, for each t0. {spread}."
