@@ -29,8 +29,8 @@ from ldae.sampling.generate import Generator
 from ldae.sampling.restore import Restoration
 
 # keys of the commands that have no meaning without files, or that are arguments of the methods and of load_generator
-REFUSED = {"run", "step", "weights", "device", "out", "allow", "gif", "features", "pictures", "split", "shown", "seed",
-           "guide", "keep", "low"}  # fmt: skip
+REFUSED = {"run", "step", "weights", "device", "out", "allow", "gif", "features", "pictures", "split", "shown", "count",
+           "seed", "guide", "keep", "low"}  # fmt: skip
 
 
 class ImageGenerator:
@@ -113,7 +113,7 @@ class ImageGenerator:
             ConfigError, UsageError: a key or value is invalid.
             DataError: the images of `low` cannot be read or are of another size.
         """
-        config = self._config("sample", sampler, steps, seed, output, {**settings, "count": count})
+        config = self._config("sample", sampler, steps, seed, output, settings, count=count)
         options: SampleSettings = root_settings(SampleSettings, config)
         generator = build_generator(self.run, config)
         small = None if low is None else images_of("low", low, None)
@@ -194,7 +194,7 @@ class ImageGenerator:
             ConfigError, UsageError: a key or value is invalid.
             DataError: the images cannot be read, or there are neither one nor N guides.
         """
-        config = self._config("restore", sampler, steps, seed, output, {**settings, "how": "edit", "t0": [t0]})
+        config = self._config("restore", sampler, steps, seed, output, settings, how="edit", t0=[t0])
         restoration, columns = self._restore(config, images, guide, keep)
         return as_output(columns[restoration.measured[-1]], output)
 
@@ -235,8 +235,9 @@ class ImageGenerator:
         seed: int,
         output: Output,
         settings: Mapping[str, Any],
+        **own: Any,
     ) -> dict[str, Any]:
-        """Compose the config of a command.
+        """Compose the config of a command; `own` are the keys that a method sets itself.
 
         Raises:
             ConfigError: a key is one that only the command has, or there is no such output.
@@ -244,10 +245,12 @@ class ImageGenerator:
         if output not in OUTPUTS:
             raise ConfigError("output", output, f"is none of: {', '.join(OUTPUTS)}")
         for key in settings:
-            if key.partition(".")[0] in REFUSED:
-                raise ConfigError(key, settings[key], "is a key of the command alone, or an argument of load_generator")
+            if key.partition(".")[0] in REFUSED | own.keys():
+                raise ConfigError(
+                    key, settings[key], "is no keyword here: it is a key of the command, or set otherwise in Python"
+                )
         given = {key: value for key, value in settings.items() if value is not None}
-        given |= {"run": str(self.path), "device": self.device, "seed": seed}
+        given |= {**own, "run": str(self.path), "device": self.device, "seed": seed}
         given |= {} if sampler is None else {"sampler": sampler}
         if steps is not None:
             given = {"spacing": "trailing", **given, "spacing.count": steps}
