@@ -41,19 +41,20 @@ class SweepStudy:
         seed: seed of the proposals.
         startup: trials that are drawn at random (the tree-structured Parzen estimator of Bergstra et al., 2011, takes
             over from there), and that finish before any is pruned.
+        warmup: evaluations before which none is pruned: the first ones of a run say little about its end.
 
     Raises:
         CheckpointError: the file is damaged or of another program.
     """
 
-    def __init__(self, folder: Path, space: Sequence[Dimension], seed: int, startup: int):
+    def __init__(self, folder: Path, space: Sequence[Dimension], seed: int, startup: int, warmup: int):
         import optuna
         from sqlalchemy.exc import SQLAlchemyError
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         self.space, self.seed, self.startup = space, seed, startup
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=startup)
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=warmup)
         path = folder / STORAGE
         try:
             self.study: Study = optuna.create_study(

@@ -6,15 +6,17 @@
 A key is searched where its value is interval(A,B), tag(log,interval(A,B)), int(interval(A,B)), range(A,B,STEP) or
 choice(A,B,...), the words of Hydra's sweeps; quote them for the shell. Every other key applies to the pretraining of
 all trials, and keys that begin with `probe.` to their probes. Maximises metric= (linear, knn, knn_whitened) on the
-hold-out; the test split stays unread. A trial is stopped early where its best online kNN so far is below the median of
-the earlier trials at the same evaluation (prune=false stops none). Trials lie in OUT/study.db, runs in OUT/runs; the
-same command continues, within a trial too, and trials=N with a larger N adds trials. Prints the table of the trials and
-the command of the best; writes OUT/trials.md, OUT/trials.jsonl and OUT/figures.
+hold-out; the test split stays unread. From the middle of its run on, a trial is stopped where its best online kNN so
+far is below the median of the earlier trials at the same evaluation (prune=false stops none). Trials lie in
+OUT/study.db, runs in OUT/runs; the same command continues, within a trial too, and trials=N with a larger N adds
+trials. Prints the table of the trials and the command of the best; writes OUT/trials.md, OUT/trials.jsonl and
+OUT/figures.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -59,7 +61,8 @@ class SweepSettings:
         out: folder of the study, the runs, the table and the figures.
         trials: number of trials in all, those of earlier calls included.
         metric: hold-out accuracy that is maximised.
-        prune: stop a trial whose best online kNN so far is below the median of the earlier trials.
+        prune: stop a trial from the middle of its run on, where its best online kNN so far is below the median of the
+            earlier trials.
         startup_trials: trials that are drawn at random, and that finish before any is pruned.
     """
 
@@ -214,7 +217,8 @@ def main(argv: Sequence[str]) -> None:
         try:
             sweep.directory.open()
             sweep.check_same(config)
-            study = SweepStudy(sweep.out, space, config["seed"], settings.startup_trials)
+            warmup = math.ceil(config["monitor"]["num_evals"] / 2)
+            study = SweepStudy(sweep.out, space, config["seed"], settings.startup_trials, warmup)
             finished = sum(t.state.is_finished() for t in study.trials)
             print(f"{settings.trials} trials, {finished} of them finished, in {sweep.out}", flush=True)
             try:

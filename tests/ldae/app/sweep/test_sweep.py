@@ -68,7 +68,7 @@ SPACE = ["optim.blr=tag(log,interval(1e-3,1))", "target=choice(x0,eps)"]
 
 
 def opened(folder, startup=3):
-    return SweepStudy(folder, read_space(SPACE)[0], 0, startup)
+    return SweepStudy(folder, read_space(SPACE)[0], 0, startup, warmup=2)
 
 
 def quality(values):
@@ -110,7 +110,7 @@ def test_a_trial_below_the_median_is_pruned_after_the_first_ones(tmp_path):
                 break
         lost = pruned and pruned[-1][0] == number
         study.finish(trial, None if lost else 40.0 - number)
-    assert pruned == [(3, 2), (4, 2)]  # not by the evaluation before the first step
+    assert pruned == [(3, 3), (4, 3)]  # neither by the evaluation before the first step nor by the one after
     assert [state_name(t) for t in study.trials] == ["done"] * 3 + ["pruned"] * 2
     assert study.trials[0].intermediate_values == {1: 20.0, 2: 30.0}
 
@@ -191,7 +191,7 @@ def test_accuracies_are_read_while_their_file_is_written(tmp_path):
 def test_a_trial_that_is_pruned_ends_its_process_and_the_sweep_goes_on(tmp_path, in_process, capsys):
     out, word = tmp_path / "out", "optim.blr=tag(log,interval(1e-3,1e-1))"
     out.mkdir()
-    study = SweepStudy(out, read_space([word])[0], 0, 1)
+    study = SweepStudy(out, read_space([word])[0], 0, 1, 1)
     trial, _ = study.next(1)
     study.report(trial, [0.0, *[100.0] * 30])  # better than any other at every evaluation
     study.finish(trial, 90.0)
