@@ -193,9 +193,18 @@ def test_a_trial_that_is_pruned_ends_its_process_and_the_sweep_goes_on(tmp_path,
     out.mkdir()
     study = SweepStudy(out, read_space([word])[0], 0, 1, 1)
     trial, _ = study.next(1)
-    study.report(trial, [0.0, *[100.0] * 30])  # better than any other at every evaluation
+    study.report(trial, [0.0, *[100.0] * 4])  # better than any other at every evaluation
     study.finish(trial, 90.0)
-    argv = (*TINY, "train.steps=3000", "monitor.num_evals=30", word, "startup_trials=1", "trials=2", f"out={out}")
+    argv = (
+        *TINY,
+        "train.steps=1500",
+        "monitor.num_evals=4",
+        "train.checkpoint_every=500",
+        word,
+        "startup_trials=1",
+        "trials=2",
+        f"out={out}",
+    )
     assert in_process("sweep", *argv) == (0, "")
     assert "[2/2]" in (text := capsys.readouterr().out)
     assert "\n  pruned\n" in text
@@ -203,7 +212,7 @@ def test_a_trial_that_is_pruned_ends_its_process_and_the_sweep_goes_on(tmp_path,
     (_, line) = (json.loads(line) for line in (out / "trials.jsonl").read_text().splitlines())
     assert line["state"] == "pruned"
     assert status(out / line["run"])["state"] == "interrupted"
-    assert status(out / line["run"])["step"] < 3000
+    assert status(out / line["run"])["step"] < 1500
 
 
 @pytest.mark.slow
