@@ -218,11 +218,12 @@ def test_a_trial_that_is_pruned_ends_its_process_and_the_sweep_goes_on(tmp_path,
 @pytest.mark.slow
 def test_a_killed_sweep_continues_its_trial_and_ends_with_every_trial_once(tmp_path):
     out = tmp_path / "out"
-    argv = ("sweep", *TINY, "optim.blr=tag(log,interval(1e-3,1e-1))", "target=choice(x0,eps)", "startup_trials=2",
+    argv = ("sweep", *TINY, "optim.blr=tag(log,interval(1e-3,1e-1))", "denoiser.keep=choice(0.5,1)", "startup_trials=2",
             "metric=knn", f"out={out}")  # fmt: skip
     killed = start(*argv, "trials=3")
     deadline = time.monotonic() + 300
-    while not list(out.glob("runs/001-*/checkpoints/step-*")) and time.monotonic() < deadline:
+    while killed.poll() is None and not list(out.glob("runs/001-*/checkpoints/step-*")):
+        assert time.monotonic() < deadline
         time.sleep(0.1)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
