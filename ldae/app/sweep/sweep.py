@@ -1,7 +1,7 @@
 """Search keys of pretraining by Optuna: trials of pretraining and probe, and the best of them.
 
     ldae sweep experiment=ldae/imagefolder_cpu data=photos 'optim.blr=tag(log,interval(1e-3,3e-2))' trials=20 out=OUT
-    ldae sweep experiment=ldae/digits 'denoiser=choice(vit_64x4,vit_128x8)' 'data.d=int(interval(4,12))' metric=knn out=OUT
+    ldae sweep experiment=ldae/digits 'denoiser=choice(vit_64x4,vit_128x8)' 'data.d=int(interval(4,12))' out=OUT
 
 A key is searched where its value is interval(A,B), tag(log,interval(A,B)), int(interval(A,B)), range(A,B,STEP) or
 choice(A,B,...), the words of Hydra's sweeps; quote them for the shell. Every other key applies to the pretraining of
