@@ -14,7 +14,7 @@ Point = tuple[str, float, float]  # label, L2 distance to the guide, distance to
 
 
 def write_curve(folder: Path, figures: Mapping[str, Mapping[str, float]], edit: Edit, metric: str) -> None:
-    """Write curve.svg, curve.pdf and curve.png.
+    """Write curve.svg, curve.pdf, curve.png and curve.csv.
 
     Args:
         folder: where to write them.

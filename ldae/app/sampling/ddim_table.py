@@ -6,8 +6,8 @@
 The table of arXiv 2010.02502 (Table 1) for your own run, beside the published one for CIFAR-10. Every cell draws the
 same number of images from the same noise and compares them with the training images in the features of one network.
 Finished cells are not measured again, so that the same command continues where it was stopped. Writes OUT/ddim.md (the
-tables), OUT/ddim.json, OUT/samples.png (the first images of every cell) and OUT/figures/steps.svg, .pdf and .png, the
-distance over the steps.
+tables), OUT/ddim.json, OUT/samples.png (the first images of every cell) and OUT/figures/steps.svg, .pdf, .png and .csv,
+the distance over the steps.
 """
 
 from __future__ import annotations
@@ -278,7 +278,7 @@ def table(rows: Sequence[str], columns: Sequence[int], entry: Any) -> str:
 
 
 def write_figure(distances: Mapping[str, Mapping[int, float]], name: str, out: Path) -> None:
-    """Write OUT/figures/steps.svg, .pdf and .png: the distance over the number of steps, a line for each sampler."""
+    """Write OUT/figures/steps.*, the distance over the number of steps with a line for each sampler."""
     series = {row: [Point(s, d) for s, d in sorted(by_steps.items())] for row, by_steps in distances.items()}
     ticks = sorted({steps for by_steps in distances.values() for steps in by_steps})
     listed = "; ".join(f"{row}: " + ", ".join(f"{p.y:.4g} at {p.x:g}" for p in ps) for row, ps in series.items())

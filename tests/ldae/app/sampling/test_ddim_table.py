@@ -66,7 +66,7 @@ def test_a_table_has_every_cell_and_measures_none_twice(table, tmp_path, capsys)
     text = (out / "ddim.md").read_text()
     assert "| eta = 0.5 | " in text  # published
     assert "367.43" in text
-    assert {p.suffix for p in (out / "figures").iterdir()} == {".svg", ".pdf", ".png"}
+    assert {p.suffix for p in (out / "figures").iterdir()} == {".svg", ".pdf", ".png", ".csv"}
     assert (out / "samples.png").exists()
     before = {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
     assert len(before) == 16

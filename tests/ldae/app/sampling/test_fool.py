@@ -237,7 +237,7 @@ def page(driver, tmp_path):
     (tmp_path / "page.html").write_text(build_page(drawn, 0.5))
     driver.get((tmp_path / "page.html").as_uri())
     driver.execute_script("localStorage.clear()")  # of the tests before
-    driver.refresh()
+    reload_until(driver, "localStorage.length === 0")
     return driver
 
 
@@ -245,6 +245,17 @@ def wait(driver, script):
     from selenium.webdriver.support.ui import WebDriverWait
 
     return WebDriverWait(driver, 30).until(lambda d: d.execute_script(f"return {script}"))
+
+
+def reload_until(driver, script):
+    """Reloads the page; again where Chromium had not yet handed its storage to the new page's process."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    def reloaded(driver):
+        driver.refresh()
+        return driver.execute_script(f"return {script}")
+
+    WebDriverWait(driver, 30).until(reloaded)
 
 
 READY = "!document.querySelector('[data-choice]').disabled"
@@ -259,7 +270,7 @@ def test_ten_answers_are_kept_over_a_reload_and_saved(page, tmp_path):
     for k in range(COUNT):
         wait(page, f"{POSITION} === 'Pair {k + 1} of {COUNT}' && {READY}")
         if k == 4:  # the browser is closed and opened again
-            page.refresh()
+            reload_until(page, "!document.getElementById('resumed').hidden")
             assert page.find_element(By.ID, "resumed").text.startswith("4 of 10 pairs are answered")
             page.find_element(By.ID, "begin").click()
             wait(page, f"{POSITION} === 'Pair {k + 1} of {COUNT}' && {READY}")

@@ -62,7 +62,8 @@ def photographs(tmp_path):
 
 def tiles(path, count, size=8, least=64):
     """The columns of a row that `ldae restore` wrote, each (size, size, 3) uint8."""
-    picture, side = np.asarray(Image.open(path)), max(1, least // size) * size
+    side = max(1, least // size) * size
+    picture = np.asarray(Image.open(path))[-side:]  # below the heads of the columns
     return [picture[:side, k * (side + GAP) :][:, :side][:: side // size, :: side // size] for k in range(count)]
 
 
