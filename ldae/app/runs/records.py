@@ -120,8 +120,8 @@ def metric_title(key: str) -> str:
     name, _, part = key.removesuffix(MODEL).partition("/")
     if re.fullmatch(r"\d+_\d+", part):  # a fraction of the noise schedule
         name, part = f"{name}_at_t_=_{part.replace('_', '/')}_T", ""
-    words = [*name.split("_"), *part.replace("_", " ").replace("/", " ").split()]
-    return " ".join(PLAIN.get(word, word) for word in words)
+    parts = [*name.split("_"), *part.replace("_", " ").replace("/", " ").split()]
+    return " ".join(PLAIN.get(text, text) for text in parts)
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:

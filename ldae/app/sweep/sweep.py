@@ -94,10 +94,10 @@ class Sweep:
         Raises:
             UsageError, ConfigError: its config is invalid.
         """
-        words = latest([*self.fixed, *(dimension.word(values[dimension.key]) for dimension in self.space)])
-        overrides = [word for word in words if not word.startswith(PROBE)]
+        argv = latest([*self.fixed, *(dimension.word(values[dimension.key]) for dimension in self.space)])
+        overrides = [word for word in argv if not word.startswith(PROBE)]
         probe = [f"protocols=[{PROTOCOLS[self.settings.metric]}]"]
-        probe += [word.removeprefix(PROBE) for word in words if word.startswith(PROBE)]
+        probe += [word.removeprefix(PROBE) for word in argv if word.startswith(PROBE)]
         config, _ = settle_precision(resolved(compose("pretrain", overrides)))
         trial = Trial(GRID, f"{number:03}", dict(values), overrides, position=number)
         return PlannedTrial(trial, overrides, [*latest(probe), "split=holdout"], config, 0)
@@ -287,13 +287,13 @@ def conclude(sweep: Sweep, study: SweepStudy) -> None:
 
 def _commands(sweep: Sweep, study: SweepStudy) -> dict[int, str]:
     """Return {number: command of its pretraining} of the trials with values."""
-    words = {
+    by_number = {
         t.number: [*sweep.fixed, *(d.word(t.params[d.key]) for d in sweep.space if d.key in t.params)]
         for t in study.trials
     }
     return {
         number: shlex.join(["ldae", "pretrain", *(w for w in latest(argv) if not w.startswith(PROBE))])
-        for number, argv in words.items()
+        for number, argv in by_number.items()
     }
 
 
