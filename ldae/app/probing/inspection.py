@@ -112,7 +112,7 @@ class InspectSettings:
 
 @dataclass
 class Inspection:
-    """What a figure and its tables show.
+    """Collect the contents of a figure and of its tables.
 
     Attributes:
         rows: rows of pictures.

@@ -45,7 +45,7 @@ from ldae.app.probing.diagnostics import (
 )
 from ldae.app.probing.encoders import ProbedEncoder
 from ldae.app.probing.inputs import ProbeInputs, open_inputs
-from ldae.app.probing.robustness import CommonCorruption
+from ldae.app.probing.robustness import mean_by_corruption
 from ldae.app.probing.settings import ProbeSettings
 from ldae.app.probing.tables import read_comparisons, tables, warn_of_labels
 from ldae.app.provenance import command, commit
@@ -269,20 +269,6 @@ class ProbeRunner:
         folds = f"-{settings.folds}-fold" if settings.folds else ""
         selected = f"-{settings.select.replace('_', '-')}" if settings.select != "accuracy" else ""
         return self.inputs.out / f"{stem}{baseline}{combined}{selected}{corrupted}{folds}{few}{holdout}.jsonl"
-
-
-def mean_by_corruption(corruptions: Sequence[CommonCorruption], scores: Tensor) -> dict[str, float]:
-    """Return the mean in percent of each corruption over its strengths, and of each strength over the corruptions.
-
-    Args:
-        corruptions: may be empty.
-        scores: (len(corruptions), N), the scores of the images under each.
-    """
-    means: dict[str, list[float]] = {}
-    for corruption, of_one in zip(corruptions, scores, strict=False):
-        for name in (corruption.name, f"strength {corruption.strength}"):
-            means.setdefault(name, []).append(100 * float(of_one.mean()))
-    return {name: sum(values) / len(values) for name, values in means.items()}
 
 
 def main(argv: Sequence[str]) -> None:

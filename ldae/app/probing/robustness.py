@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -157,3 +157,17 @@ CORRUPTIONS: Mapping[str, Strengths] = {
     "contrast": Strengths(contrast, (0.75, 0.5, 0.4, 0.3, 0.15), (0.4, 0.3, 0.2, 0.1, 0.05)),
     "jpeg": Strengths(jpeg, (80, 65, 58, 50, 40), (25, 18, 15, 10, 7)),
 }
+
+
+def mean_by_corruption(corruptions: Sequence[CommonCorruption], scores: Tensor) -> dict[str, float]:
+    """Return the mean in percent of each corruption over its strengths, and of each strength over the corruptions.
+
+    Args:
+        corruptions: may be empty.
+        scores: (len(corruptions), N), the scores of the images under each.
+    """
+    means: dict[str, list[float]] = {}
+    for corruption, of_one in zip(corruptions, scores, strict=False):
+        for name in (corruption.name, f"strength {corruption.strength}"):
+            means.setdefault(name, []).append(100 * float(of_one.mean()))
+    return {name: sum(values) / len(values) for name, values in means.items()}

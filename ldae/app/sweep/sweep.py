@@ -141,9 +141,9 @@ class Sweep:
             Fault: a trial failed for a reason other than its values.
         """
         total = self.settings.trials
-        while (asked := study.next(total)) is not None:
+        while (proposed := study.next(total)) is not None:
             self.stop.poll()
-            trial, values = asked
+            trial, values = proposed
             title = f"[{trial.number + 1}/{total}] {', '.join(_typed(d, values[d.key]) for d in self.space)}"
             print(title, flush=True)
             start = time.monotonic()
