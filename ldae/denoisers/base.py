@@ -18,11 +18,13 @@ class Network(nn.Module, ABC):
         layers: numbers of the readable layers, from input to output.
         encoder_layer: the layer whose tokens are the representation.
         prefix: number of class tokens before the patch tokens.
+        compiles_whole: whether torch.compile makes one graph of the forward pass.
     """
 
     layers: tuple[int, ...]
     encoder_layer: int
     prefix: int = 0
+    compiles_whole: bool = True
 
     @abstractmethod
     def undo_zero_init(self) -> None:

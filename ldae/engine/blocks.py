@@ -1,4 +1,4 @@
-"""Compilation and activation checkpointing of the blocks of networks, and their eval mode."""
+"""Compilation and activation checkpointing of networks and their blocks, and their eval mode."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
+MOST_BLOCKS = 24  # of a network that is compiled as a whole: those of ViT-B, in half a minute
 _COMPILER = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as torch.compile chooses it
 
 
-def prepare_blocks(networks: Iterable[nn.Module], compiled: bool, recomputed: bool) -> None:
+def prepare_blocks(networks: Iterable[nn.Module], compiled: bool, recomputed: bool, sharded: bool = False) -> None:
     """Compile or checkpoint every module with an attribute `compiles`, in place; results and names stay the same.
 
     Args:
         networks: networks of the blocks.
-        compiled: whether torch.compile compiles each block; a warning instead where it cannot: without a C++ compiler
-            on a CPU, or without what Triton needs on a GPU.
+        compiled: whether torch.compile compiles them (`compiled_parts`); a warning instead where it cannot: without a
+            C++ compiler on a CPU, or without what Triton needs on a GPU.
         recomputed: whether the backward pass recomputes the activations in a block (arXiv 1604.06174).
+        sharded: whether FSDP is to gather the weights of a block when it runs.
     """
     networks = list(networks)
     if compiled:
@@ -36,12 +38,35 @@ def prepare_blocks(networks: Iterable[nn.Module], compiled: bool, recomputed: bo
         if obstacle := _obstacle(networks):
             print(f"warning: train.compile=true {obstacle}; blocks are not compiled", file=sys.stderr)
             compiled = False
-    blocks: list[Any] = [m for network in networks for m in network.modules() if hasattr(m, "compiles")]
-    for block in blocks:
+    for network in networks:
         if recomputed:
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+            for block in _blocks_of(network):
+                block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
         if compiled:
-            block.compile()
+            on_gpu = any(p.is_cuda for p in network.parameters())
+            for part in compiled_parts(network, whole=on_gpu and not recomputed and not sharded):
+                part.compile()
+
+
+def compiled_parts(network: nn.Module, whole: bool) -> list[nn.Module]:
+    """Return the modules that torch.compile compiles in a network.
+
+    On a CPU the blocks, which takes seconds. On a GPU the whole network: there, calls of single blocks and operations
+    between convolutions take longer than the products. Deep transformers stay in blocks, which are large; as a whole
+    they would take minutes.
+
+    Args:
+        network: network with the attribute `compiles_whole`, or with blocks that have `compiles`.
+        whole: whether the whole network may be compiled.
+    """
+    blocks = _blocks_of(network)
+    if whole and getattr(network, "compiles_whole", False) and len(blocks) <= MOST_BLOCKS:
+        return [network]
+    return blocks
+
+
+def _blocks_of(network: nn.Module) -> list[Any]:
+    return [module for module in network.modules() if hasattr(module, "compiles")]
 
 
 def _obstacle(networks: Iterable[nn.Module]) -> str:

@@ -22,7 +22,7 @@ class TrainSettings:
         precision: precision of matrix products (ldae.engine.precision); weights, tokenizers and losses are fp32.
         clip: maximum norm of the gradient; 0 for no clipping.
         ema: decay of the average of the weights; 0 for none.
-        compile: compile each transformer block by torch.compile.
+        compile: compile by torch.compile: each transformer block on a CPU, the whole network on a GPU.
         recompute: recompute the activations of a block in the backward pass: less memory, more time.
         shard: shard weights, gradients, moments and averages over processes (FSDP2), for networks that exceed the
             memory of one.

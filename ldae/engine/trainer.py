@@ -126,8 +126,8 @@ class Trainer:
         if settings.compile and context.threads is not None:
             context.threads.for_compiled_blocks()
         networks = [module.network for module in modules.values()]
-        prepare_blocks(networks, settings.compile, settings.recompute)
         self.sharded = settings.shard and context.world.size > 1
+        prepare_blocks(networks, settings.compile, settings.recompute, self.sharded)
         if self.sharded:
             if not context.can_shard or len(modules) > 1:
                 raise ConfigError("train.shard", True, "is for pretraining (ldae pretrain) alone; use false")

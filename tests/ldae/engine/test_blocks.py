@@ -1,4 +1,4 @@
-"""Compiled blocks: where what is compiled is kept, and for which instruction set."""
+"""Compilation: of what, where the result is kept, and for which instruction set."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ import pytest
 import torch
 from torch import nn
 
+from ldae.app.compose import compose, resolved
+from ldae.app.session import Session
+from ldae.app.training.plan import trainer_on
+from ldae.denoisers.vit import ViTDenoiser
 from ldae.engine import blocks
-from ldae.engine.blocks import CACHE, prepare_blocks
+from ldae.engine.blocks import CACHE, compiled_parts, prepare_blocks
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 
@@ -90,3 +94,35 @@ def test_a_device_that_cannot_compile_gets_a_warning_and_plain_blocks(monkeypatc
     prepare_blocks([block], compiled=True, recomputed=False)
     assert block._compiled_call_impl is None
     assert "train.compile=true fails on cuda:0 (no compiler); blocks are not compiled" in capsys.readouterr().err
+
+
+def test_a_gpu_compiles_the_whole_network_unless_it_is_deep_or_its_blocks_are_to_be_apart():
+    network = ViTDenoiser((16, 4, 4), (16, 4, 4), (4, 4), 16, 1, 1, 2)
+    assert compiled_parts(network, whole=True) == [network]
+    assert compiled_parts(network, whole=False) == list(network.blocks)
+    deep = ViTDenoiser((16, 4, 4), (16, 4, 4), (4, 4), 16, 12, 13, 2)
+    assert compiled_parts(deep, whole=True) == list(deep.blocks)
+    assert compiled_parts(nn.Linear(2, 2), whole=True) == []
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["experiment=ddpm/cifar10_cpu", "denoiser.channels=32"],
+        pytest.param(["experiment=sr3/cifar10_cpu"], marks=pytest.mark.slow),
+        ["experiment=ldae/cifar10_cpu", "denoiser=vit_64x4", "objective=with_pixels", "denoiser.keep=0.5"],
+        ["experiment=mae/cifar10_cpu", "denoiser.width=32", "denoiser.heads=1"],
+    ],
+    ids=["unet", "conditional unet", "dropped tokens", "mae"],
+)
+def test_a_whole_network_is_one_graph_with_the_losses_of_plain_calls(argv):
+    def losses(compiled):
+        session = Session(resolved(compose("pretrain", [*argv, "train.batch=4", "train.compile=false"])))
+        trainer, loader = trainer_on(session, 4, 16)
+        batches = loader.batches(0)
+        (module,) = trainer.modules.values()
+        if compiled:
+            module.network.compile(backend="aot_eager", fullgraph=True)
+        return [float(next(iter(trainer.train_step(next(batches))[0].values()))) for _ in range(2)]
+
+    assert losses(compiled=True) == pytest.approx(losses(compiled=False), rel=1e-5)
