@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 LEVEL = 0.95  # of intervals
 DRAWS = 10_000  # resamples of the images
@@ -85,7 +84,9 @@ def ranks(scores: ArrayLike) -> NDArray[np.float64]:
     Returns:
         (encoders, columns).
     """
-    return np.asarray(stats.rankdata(-np.asarray(scores, dtype=np.float64), axis=0), dtype=np.float64)
+    from scipy.stats import rankdata  # the module takes a second
+
+    return np.asarray(rankdata(-np.asarray(scores, dtype=np.float64), axis=0), dtype=np.float64)
 
 
 def critical_difference(encoders: int, columns: int, significance: float = SIGNIFICANCE) -> float:
@@ -103,5 +104,7 @@ def critical_difference(encoders: int, columns: int, significance: float = SIGNI
     """
     if encoders < 2 or columns < 1:
         raise ValueError(f"ranks of {encoders} encoders on {columns} data sets cannot differ; 2 and 1 are needed")
-    q = float(stats.studentized_range.ppf(1 - significance, encoders, np.inf)) / math.sqrt(2)
+    from scipy.stats import studentized_range  # the module takes a second
+
+    q = float(studentized_range.ppf(1 - significance, encoders, np.inf)) / math.sqrt(2)
     return q * math.sqrt(encoders * (encoders + 1) / (6 * columns))

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import gaussian_blur
 
 from ldae.core.rng import seed_of
 from ldae.core.types import Batch, BatchGenerator, NoiseLevel
@@ -69,6 +68,8 @@ def noise(x: Tensor, sigma: float, rng: BatchGenerator) -> Tensor:
 
 def blur(x: Tensor, sigma: float, rng: BatchGenerator) -> Tensor:
     """Blur by a Gaussian of `sigma` pixels, cut at 4 sigma, with reflected borders."""
+    from torchvision.transforms.functional import gaussian_blur  # takes two seconds
+
     radius = min(round(4 * sigma), x.shape[-1] - 1)
     return gaussian_blur(x, 2 * radius + 1, sigma)
 

@@ -28,6 +28,7 @@ FILE_NAME = re.compile(r"[^\w.@-]+")
 ROOT = "{root}"  # in a suite: the folder of `root=`
 PROBE, FINETUNE, DENSE = "probe", "finetune", "dense"
 COMMAND = "command="  # first argument of a task that is no probe
+ON = "on="  # argument of a task that names its data sets, e.g. on=[digits]
 OF_MASKS = ("data=horses", "data=segmentation")
 BASELINE = "baseline=untrained"
 
@@ -61,7 +62,7 @@ class Suite:
         name: name of the suite.
         data: {data set: arguments of `ldae probe` that choose it}.
         tasks: {task: arguments of `ldae probe` with its protocols and labels}; of another command if the first is
-            `command=finetune` or `command=dense`.
+            `command=finetune` or `command=dense`. With `on=[NAME, ...]` a task is for the data sets of these names.
     """
 
     name: str
@@ -78,6 +79,10 @@ class Suite:
         for name, argv in self.tasks.items():
             if argv and (command := command_of(argv)) not in (PROBE, FINETUNE, DENSE):
                 raise ConfigError(f"suite.tasks.{name}", argv[0], f"has no command {command}; use finetune or dense")
+            for data in data_sets_of(argv):
+                if data not in self.data:
+                    names = ", ".join(self.data)
+                    raise ConfigError(f"suite.tasks.{name}", f"{ON}[{data}]", f"is no data set; there are: {names}")
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,12 @@ class Cell:
         return {PROBE: probe.score, FINETUNE: finetune.score_run, DENSE: dense.score}[self.command](argv)
 
 
+def data_sets_of(task: Sequence[str]) -> list[str]:
+    """Return the data sets that a task names; none if it is for all."""
+    named = [word.removeprefix(ON).strip("[]") for word in task if word.startswith(ON)]
+    return [name.strip() for names in named for name in names.split(",")]
+
+
 def command_of(task: Sequence[str]) -> str:
     """Return the command of a task."""
     first = str(task[0]) if task else ""
@@ -147,8 +158,10 @@ def cells_of(config: Mapping[str, Any], settings: BenchmarkSettings, suite: Suit
             for chosen_encoder, identity in encoder or features_argv(name, data):
                 of_images = chosen_data if encoder else []
                 for task, arguments in tasks.items():
+                    if data not in (data_sets_of(arguments or []) or [data]):
+                        continue
                     if arguments is not None and _is_possible(chosen_encoder, of_images, arguments):
-                        own = [word for word in arguments if not word.startswith(COMMAND)]
+                        own = [word for word in arguments if not word.startswith((COMMAND, ON))]
                         command = command_of(arguments)
                         argv = [*_of_command(command, chosen_encoder), *of_images, *own]
                         argv += _shared(command, config, settings)

@@ -9,9 +9,10 @@ import pytest
 from helpers import SHORT, run
 from PIL import Image
 
-from ldae.app.probing.suites import Suite, command_of, encoder_argv
+from ldae.app.probing.suites import BenchmarkSettings, Suite, cells_of, command_of, encoder_argv
 from ldae.config.choices import CONFIGS
 from ldae.config.schema import construct
+from ldae.core.errors import ConfigError
 from linear_probe.results import read_results
 from linear_probe.statistics import paired_difference
 
@@ -130,6 +131,20 @@ def test_a_suite_that_is_none_is_refused(tmp_path, in_process, text, sentence):
     assert (code, sentence in message) == (2, True), message
 
 
+def test_a_task_is_measured_on_the_data_sets_that_it_names(tmp_path):
+    suite = Suite(
+        "own", {"a": ["data=digits"], "b": ["data=photos"]}, {"all": ["protocols=[knn]"], "one": ["on=[b]", "labels=5"]}
+    )
+    settings = BenchmarkSettings(["pixels"], None, [], str(tmp_path), 0)
+    config = {"precision": "fp32", "device": "cpu", "batch": None, "runtime": {}}
+    cells = list(cells_of(config, settings, suite))
+    assert [(cell.data, cell.task) for cell in cells] == [("a", "all"), ("b", "all"), ("b", "one")]
+    assert "labels=5" in cells[-1].argv
+    assert not any(word.startswith("on=") for word in cells[-1].argv)
+    with pytest.raises(ConfigError, match=r"on=\[c\].*is no data set; there are: a, b"):
+        Suite("own", {"a": ["data=digits"], "b": ["data=digits"]}, {"one": ["on=[c]"]})
+
+
 def test_names_of_encoders_choose_what_is_probed(pretrained, tmp_path):
     words, hash_ = encoder_argv(str(pretrained))
     assert (len(words), len(hash_)) == (1, 64)
@@ -151,7 +166,7 @@ def test_every_suite_is_made_of_probes_that_compose(config, name):
     assert suite.name == name
     for data in suite.data.values():
         for task in suite.tasks.values():
-            own = [word for word in task if not str(word).startswith("command=")]
+            own = [word for word in task if not str(word).startswith(("command=", "on="))]
             words = [str(word).replace("{root}", "DIR") for word in (*data, *own)]  # outliers among themselves too
             composed = config(command_of(task), *words)
             assert composed["data"]["part"]
