@@ -13,6 +13,7 @@ HUB = [
     "huggingface_hub>=0.30",  # uploads and downloads encoders
 ]
 PARQUET = ["pyarrow>=15"]  # tables of features (ldae embed out=FILE.parquet)
+MEDMNIST = ["medmnist>=3.0"]  # reads and downloads the data sets of MedMNIST
 SWEEP = ["optuna>=4"]  # proposes the trials of ldae sweep, and keeps them in SQLite
 ONNX = ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"]  # writes graphs as torch does, and runs them
 WANDB = ["wandb>=0.17"]  # curves and pictures of trainings at Weights & Biases
@@ -89,6 +90,7 @@ setup(
         "wandb": WANDB,
         "mlflow": MLFLOW,
         "trackio": ["trackio>=0.30"],  # the same in trackio
+        "medmnist": MEDMNIST,
         "tiff": ["imagecodecs>=2024.1"],  # TIFF files of many bands that are compressed (LZW, JPEG, ...)
         "onnx": ONNX,
         "parquet": PARQUET,
@@ -100,6 +102,7 @@ setup(
             *ONNX,
             *PARQUET,
             *SWEEP,
+            *MEDMNIST,
             *WANDB,
             *MLFLOW,
             *DOCS,

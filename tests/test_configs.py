@@ -246,8 +246,8 @@ DENOISING = {
     [
         ("mae/cifar10_cpu", "ldae/cifar10_cpu", UNUSED | {"denoiser", "objective", "optim"}),
         ("mae/cifar10", "ldae/cifar10", UNUSED | {"denoiser", "objective", "optim"}),
-        ("dae_pixel/cifar10_cpu", "ldae/cifar10_cpu", DENOISING),
-        ("dae_pixel/cifar10", "ldae/cifar10", DENOISING),
+        ("dae_pixel/cifar10_cpu", "ldae/cifar10_cpu", DENOISING | {"denoiser", "objective"}),
+        ("dae_pixel/cifar10", "ldae/cifar10", DENOISING | {"denoiser", "objective"}),
         ("dae_pixel/imagenet_vit_b", "ldae/imagenet_vit_b", {"tokenizer", "loss"}),
     ],
 )

@@ -34,13 +34,14 @@ def matmul(size: int, precision: str) -> Work:
     return lambda: a @ b, 2.0 * size**3
 
 
-def training(argv: Sequence[str], input: bool = True, images: int = IMAGES) -> Work:
+def training(argv: Sequence[str], input: bool = True, images: int = IMAGES, per_image: bool = False) -> Work:
     """Build the training step of `ldae pretrain`: batch and augmentation, loss, clipping, AdamW, average.
 
     Args:
         argv: arguments of `ldae pretrain`.
         input: whether to load batches.
         images: number of random images to load from.
+        per_image: count images instead of FLOP.
     """
     session = Session(resolved(compose("pretrain", list(argv))))
     trainer, loader = trainer_on(session, train_settings(session.config).batch, images)
@@ -50,7 +51,7 @@ def training(argv: Sequence[str], input: bool = True, images: int = IMAGES) -> W
     def step() -> object:
         return trainer.train_step(next(batches) if input else first)
 
-    return step, counted(step)
+    return step, float(trainer.settings.batch) if per_image else counted(step)
 
 
 def training_under_load(argv: Sequence[str], busy: int, adapted: bool) -> Work:
@@ -107,11 +108,12 @@ def vit(
     return train_step_of(model, lambda m: F.cross_entropy(m(images).float(), labels), precision, compiled)
 
 
-def official_mae(folder: str, batch: int, precision: str, compiled: bool) -> Work:
+def official_mae(folder: str, batch: int, precision: str, compiled: bool, per_image: bool = False) -> Work:
     """Return the training step of facebookresearch/mae: 192 wide, 12 + 4 blocks, 32 px in patches of 4, 75 % hidden.
 
     Args:
         folder: of the checkout; its `models_mae.py` is used unchanged.
+        per_image: count images instead of FLOP.
     """
     sys.path.insert(0, folder)
     sizes = {"img_size": 32, "patch_size": 4, "embed_dim": 192, "depth": 12, "num_heads": 3}
@@ -119,7 +121,8 @@ def official_mae(folder: str, batch: int, precision: str, compiled: bool) -> Wor
 
     model = MaskedAutoencoderViT(**sizes, decoder_embed_dim=192, decoder_depth=4, decoder_num_heads=3)
     model, images = model.to(DEVICE), torch.randn(batch, 3, 32, 32, device=DEVICE)
-    return train_step_of(model, lambda m: m(images)[0].float(), precision, compiled)
+    step, flop = train_step_of(model, lambda m: m(images)[0].float(), precision, compiled)
+    return step, float(batch) if per_image else flop
 
 
 def train_step_of(model: nn.Module, loss: Callable[[Any], Tensor], precision: str, compiled: bool) -> Work:

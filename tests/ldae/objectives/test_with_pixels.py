@@ -17,7 +17,7 @@ from ldae.nn.patchify import normalised, patchify, unpatchify
 from ldae.objectives.denoise import Denoise
 from ldae.tokenizers.base import HasBasis
 
-RECIPE = ("experiment=ldae/cifar10_cpu", "denoiser=vit_64x4", "data.d=16")
+RECIPE = ("experiment=deconstruct/07_patch_pca", "data=cifar10", "denoiser=vit_64x4", "data.d=16")
 BOTH = ("objective=with_pixels", "timesteps=per_token", "denoiser.noise_conditioning=false")
 
 
