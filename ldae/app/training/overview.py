@@ -25,7 +25,8 @@ GROUPS = ("augment", "task", "tokenizer", "corruption", "schedule", "input", "ou
 USUAL = {"task": "Images", "corruption": "Gaussian", "variance": "Fixed", "augment": "Centre", "objective": "Denoise"}
 NAMES = {"loss": "loss", "optim": "optimizer"}
 PROPER = ("AdamW",)
-SHAPE = ("width", "encoder_depth", "decoder_depth", "channels", "multipliers", "patch")  # of a network, in its config
+# of a network, in its config
+SHAPE = ("width", "encoder_depth", "decoder_depth", "keep", "channels", "multipliers", "patch")
 
 
 def overview(
