@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
+
+from forked import run_forked
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = (
@@ -36,22 +39,31 @@ def command(tool, *argv):
 
 
 def run(tool, *argv, code=0, seconds=300, **environment):
-    """Runs a tool to its end; its standard output and error. The exit code must be `code`."""
+    """Runs a tool to its end; its standard output and error. The exit code must be `code`.
+
+    Given variables of the environment it is started anew: imports may read them. Otherwise it is forked.
+    """
     env = {**os.environ, **ENVIRONMENT, **environment}
-    done = subprocess.run(command(tool, *argv), capture_output=True, text=True, env=env, timeout=seconds)
-    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    if environment or not hasattr(os, "fork"):
+        done = subprocess.run(command(tool, *argv), capture_output=True, text=True, env=env, timeout=seconds)
+        returned, out, err = done.returncode, done.stdout, done.stderr
+    else:
+        ((returned, out, err),) = run_forked(command(tool, *argv)[3:], [env], seconds)
+    assert returned == code, f"exit {returned}\n{out}\n{err}"
     if code:
-        assert "Traceback" not in done.stderr
-    return done.stdout, done.stderr
+        assert "Traceback" not in err
+    return out, err
 
 
-def torchrun(tool, *argv, **environment):
-    """Runs a tool in two processes to its good end."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    env = {**os.environ, **ENVIRONMENT, **environment}
-    done = subprocess.run([*launcher, *command(tool, *argv)[1:]], capture_output=True, text=True, env=env, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout, done.stderr
+def torchrun(tool, *argv):
+    """Runs a tool in two processes to its good end, as `torchrun --nproc_per_node=2` does."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    shared = {**os.environ, **ENVIRONMENT, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    environments = [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    (first, out, err), (second, more, errors) = run_forked(command(tool, *argv)[3:], environments, 300)
+    assert first == second == 0, err + errors
+    return out + more, err + errors
 
 
 def start(tool, *argv):
