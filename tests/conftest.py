@@ -32,7 +32,8 @@ def pytest_collection_modifyitems(items):
     slow = {item.path for item in items if item.get_closest_marker("slow")}
 
     def place(item):
-        starts_commands = item.path.parent == TESTS or item.path.is_relative_to(TESTS / "ldae" / "app")
+        of_commands = (TESTS / "ldae" / "app", TESTS / "faults", TESTS / "tools")
+        starts_commands = item.path.parent == TESTS or any(map(item.path.is_relative_to, of_commands))
         return item.path not in slow, not starts_commands
 
     items.sort(key=place)

@@ -23,7 +23,8 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, flags=re.S)
 COMMANDS = [line.split("#")[0].strip() for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
 ARGVS = [shlex.split(line)[1:] for line in COMMANDS if line.startswith("ldae ")]
 WORKERS = "data.workers=0"
-MORE = {"pretrain": ("train.steps=8", "monitor.num_evals=1", WORKERS), "probe": (WORKERS,), "export": ()}
+SMALL = ("denoiser.width=32", "denoiser.heads=2", "train.steps=4", "monitor.num_evals=1")
+MORE = {"pretrain": (*SMALL, WORKERS), "probe": (WORKERS,), "export": ()}
 
 
 @pytest.fixture(scope="module")

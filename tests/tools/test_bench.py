@@ -15,6 +15,7 @@ from interleaved import Competitor, Timed, function, interleaved
 from PIL import Image
 from rows import Row, cold_rows, input_rows, knn_rows, load_rows, probe_rows, training_rows, unet_rows
 
+from ldae.app.training import plan
 from ldae.app.training.plan import cost_of, describe_cost
 from ldae.core.errors import Fault
 
@@ -170,6 +171,12 @@ def test_all_that_a_row_aims_at_counts():
     assert met_by({**record, "aim": None}) == ""
 
 
+@pytest.fixture
+def timed_briefly(monkeypatch):
+    monkeypatch.setattr(plan, "SECONDS", 0.1)
+
+
+@pytest.mark.usefixtures("timed_briefly")
 def test_the_cost_is_that_of_the_networks_formula(in_process, capsys):
     """A ViT block of width D on N tokens multiplies 12 D^2 + 2 N D numbers a token; backward is twice forward."""
     argv = ["experiment=ldae/digits", "train.steps=90", "runtime.threads=1", "gpu=a100"]
@@ -188,6 +195,7 @@ def test_the_cost_is_that_of_the_networks_formula(in_process, capsys):
     assert "one A100" in told
 
 
+@pytest.mark.usefixtures("timed_briefly")
 def test_the_products_of_muon_are_shared_by_the_images_of_a_batch():
     """5 iterations of three products for each matrix; of a matrix (m, n), m <= n: 2 m^2 n + 2 m^3 + 2 m^2 n FLOP."""
     argv = ("experiment=ldae/digits", "train.steps=3", "train.epochs=null")

@@ -30,7 +30,7 @@ def ldae_run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def mae_run(tmp_path_factory):
-    argv = ("experiment=mae/cifar10_cpu", "data=digits", "data.patch=4", "train.epochs=null")
+    argv = ("experiment=mae/cifar10_cpu", "data=digits", "data.patch=4", "train.epochs=null", "train.compile=false")
     return trained(tmp_path_factory.mktemp("inspect") / "mae", *argv)
 
 
