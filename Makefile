@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-faults lint docs audit clean
+.PHONY: demo test test-slow test-faults lint docs audit clean
 
 demo: .venv/installed
 	$(BIN)/ldae demo
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+
+# What `make test` leaves out: longer runs, more cases of what it proves in a smaller form.
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 # All faults of tests/faults, the long ones too: half an hour on two cores; the table goes to results/faults.json.
 test-faults: .venv/installed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,11 +53,12 @@ class Mistake:
         return [f"experiment={self.experiment}", NOWHERE, self.word]
 
 
-def mistakes(seed: int = 0) -> Iterator[Mistake]:
+@functools.cache
+def mistakes(seed: int = 0) -> tuple[Mistake, ...]:
     """All of them, in an order of the seed's."""
     found = [m for name in EXPERIMENTS for m in _of(name)]
     random.Random(seed).shuffle(found)
-    return iter(found)
+    return tuple(found)
 
 
 def _of(experiment: str) -> Iterator[Mistake]:
