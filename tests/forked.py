@@ -20,6 +20,8 @@ import tempfile
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import numpy as np
+
 IMPORTED = ("PIL.JpegImagePlugin", "PIL.PngImagePlugin", "sklearn.datasets", "torch.utils.tensorboard")  # on first use
 
 
@@ -34,6 +36,8 @@ def _server():
     connection = Connection(ours.detach())
 
     def end():
+        with contextlib.suppress(OSError):
+            connection.send(None)  # to close the connection does not do while a fork of this process holds a copy
         connection.close()
         process.wait()
 
@@ -80,25 +84,25 @@ def _ended(pids):
 
 def _serve(connection):
     """Fork for each request of `run_forked`; return the arguments in a fork, None in the server at its end."""
-    while True:
-        try:
-            argv, environments, cwd, folder = connection.recv()
-        except EOFError:
-            return None
-        pids = []
-        for i, environment in enumerate(environments):
-            if pid := os.fork():
+    with contextlib.suppress(EOFError):
+        while (request := connection.recv()) is not None:
+            argv, environments, cwd, folder = request
+            pids = []
+            for i, environment in enumerate(environments):
+                if (pid := os.fork()) == 0:
+                    connection.close()
+                    for descriptor, end in ((1, "out"), (2, "err")):
+                        file = os.open(Path(folder, f"{i}.{end}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                        os.dup2(file, descriptor)
+                    os.environ.clear()
+                    os.environ.update(environment)
+                    os.chdir(cwd)
+                    np.random.seed()  # as in a process that starts: from the system
+                    return argv
                 pids.append(pid)
-                continue
-            connection.close()
-            for descriptor, end in ((1, "out"), (2, "err")):
-                os.dup2(os.open(Path(folder, f"{i}.{end}"), os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
-            os.environ.clear()
-            os.environ.update(environment)
-            os.chdir(cwd)
-            return argv
-        connection.send(pids)
-        connection.send(_ended(pids))
+            connection.send(pids)
+            connection.send(_ended(pids))
+    return None
 
 
 if __name__ == "__main__":
