@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import functools
-import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-CACHE = "TORCHINDUCTOR_CACHE_DIR"
+from ldae.engine.compiled_code import compiler, use_own_folder
+
 MOST_BLOCKS = 24  # of a network that is compiled as a whole: those of ViT-B, in half a minute
-_COMPILER = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as torch.compile chooses it
 
 
 def prepare_blocks(networks: Iterable[nn.Module], compiled: bool, recomputed: bool, sharded: bool = False) -> None:
@@ -34,7 +30,7 @@ def prepare_blocks(networks: Iterable[nn.Module], compiled: bool, recomputed: bo
     """
     networks = list(networks)
     if compiled:
-        _use_own_compile_cache()
+        use_own_folder()
         if obstacle := _obstacle(networks):
             print(f"warning: train.compile=true {obstacle}; blocks are not compiled", file=sys.stderr)
             compiled = False
@@ -72,8 +68,8 @@ def _blocks_of(network: nn.Module) -> list[Any]:
 def _obstacle(networks: Iterable[nn.Module]) -> str:
     """Return why torch.compile cannot compile networks for their devices; empty if it can."""
     devices = {p.device for network in networks for p in network.parameters()}
-    if any(device.type == "cpu" for device in devices) and shutil.which(_COMPILER) is None:
-        return f"needs a C++ compiler ({_COMPILER})"
+    if any(device.type == "cpu" for device in devices) and shutil.which(compiler()) is None:
+        return f"needs a C++ compiler ({compiler()})"
     failures = (_failure_on(device) for device in sorted(devices, key=str) if device.type == "cuda")
     return next(filter(None, failures), "")
 
@@ -91,28 +87,6 @@ def _failure_on(device: torch.device) -> str:
         reason = lines[0].strip().rstrip(".") if lines else type(error).__name__
         return f"fails on {device} ({reason}); Triton needs a C compiler and Python's headers"
     return ""
-
-
-def _use_own_compile_cache() -> None:
-    """Give torch.compile a cache folder of this process, unless the user set $TORCHINDUCTOR_CACHE_DIR.
-
-    The default folder is common to all processes, and a process killed during a compilation leaves a truncated file,
-    on which every later process fails. In a folder that the user set, torch's keys leave out the instruction set:
-    code for vectors of another length computes NaN or writes past the end of memory, so the set joins the key.
-    """
-    if _is_default_cache(os.environ.get(CACHE)):
-        os.environ[CACHE] = tempfile.mkdtemp(prefix="ldae-compiled-")
-        atexit.register(shutil.rmtree, os.environ[CACHE], ignore_errors=True)
-    tag = f"cpu={torch.backends.cpu.get_cpu_capability()}"
-    if tag not in torch.compiler.config.cache_key_tag:
-        torch.compiler.config.cache_key_tag += tag
-
-
-def _is_default_cache(folder: str | None) -> bool:
-    """Return whether torch chose the folder: with the first optimizer it writes its default into the environment."""
-    if folder is None:
-        return True
-    return Path(folder).parent == Path(tempfile.gettempdir()) and Path(folder).name.startswith("torchinductor_")
 
 
 @contextlib.contextmanager

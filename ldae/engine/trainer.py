@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +20,7 @@ from ldae.core.rng import seed_of
 from ldae.core.types import Batch, BatchGenerator, TrainableModule
 from ldae.engine.blocks import eval_mode, prepare_blocks
 from ldae.engine.checkpoint import Checkpoint, checkpoint_folder, newest
+from ldae.engine.compiled_code import CodeArchive
 from ldae.engine.distributed import World
 from ldae.engine.early_stop import EarlyStop
 from ldae.engine.fsdp import gather_full, no_gradient_sync, shard
@@ -76,6 +78,7 @@ class RunContext:
         loggers: names of ldae.engine.loggers.
         on_start: called by the main process before the first step, once a checkpoint is loaded and fits the settings.
         early_stop: rule that may end the training before its last step; the same on all processes.
+        cache: folder for compiled code, which later runs load; None to compile anew.
     """
 
     run: RunFolder
@@ -90,6 +93,7 @@ class RunContext:
     loggers: Sequence[str] = ("tensorboard",)
     on_start: Callable[[], None] = lambda: None
     early_stop: EarlyStop | None = None
+    cache: Path | None = None
 
 
 class Trainer:
@@ -127,6 +131,9 @@ class Trainer:
             context.threads.for_compiled_blocks()
         networks = [module.network for module in modules.values()]
         self.sharded = settings.shard and context.world.size > 1
+        self.code: CodeArchive | None = None
+        if settings.compile and context.cache is not None:
+            self.code = CodeArchive.restored(context.cache, networks)
         prepare_blocks(networks, settings.compile, settings.recompute, self.sharded)
         if self.sharded:
             if not context.can_shard or len(modules) > 1:
@@ -152,7 +159,7 @@ class Trainer:
         if self.world.main:
             self.context.on_start()
         log = self._open_log()
-        batches = self.loader.batches(self.state.step)
+        batches, first = self.loader.batches(self.state.step), self.state.step
         with self.stop.deferred(), contextlib.ExitStack() as closing:
             if log is not None:
                 closing.callback(log.close)
@@ -165,6 +172,8 @@ class Trainer:
                     self._log(log, losses, norms, rate)
                     if self.guard.stopping:
                         self.stop.poll()
+                    if self.state.step == first + 1:
+                        self._save_code()
                     if self.state.step % self.settings.checkpoint_every == 0:
                         self._save(log)
                 else:
@@ -285,7 +294,13 @@ class Trainer:
                 self.state.save(self.run.checkpoints, record, self.settings.keep, tensors)
                 self.run.set_status("running", step)
             self.saved = step
+            self._save_code()  # a step may have compiled for another number of threads
             self.world.wait()
+
+    def _save_code(self) -> None:
+        """Save compiled code for later runs."""
+        if self.code is not None and self.world.main:
+            self.code.save()
 
     def _resume(self) -> None:
         """Continue from the newest whole checkpoint, if there is one."""

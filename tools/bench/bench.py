@@ -5,13 +5,13 @@
     python tools/bench all [mae=DIR] [cold=DIR] [site=DIR] [images=DIR] [jpegs=DIR]     # every row
     python tools/bench features                          # protocols on 1.28 M x 768 features, within 8 GiB
 
-Competitors run in alternation, each in its own process. Rows: training gpu load unet cold knn probe input (gpu:
-networks of the paper's size, for a GPU; load: with another busy process). Competitors come from checkouts of
-facebookresearch/mae (mae=) and arpitbansal297/Cold-Diffusion-Models (cold=), and from packages (diffusers,
-denoising-diffusion-pytorch, torchgeometry) that are installed here or in site=; images= and jpegs= are class folders of
-small and of full-size pictures. Rows without their competitors are left out. Keys: rounds= seconds= threads= precision=
-out= and for `features` rows= holdout= queries= dimensions= classes= epochs= protocols= memory= seed=. Writes
-OUT/bench.json, a record for each row, and OUT/features.jsonl, a line for each protocol.
+Competitors run in alternation, each in its own process. Rows: training start gpu load unet cold knn probe input
+(start: of a compiled training; gpu: networks of the paper's size, for a GPU; load: with another busy process).
+Competitors come from checkouts of facebookresearch/mae (mae=) and arpitbansal297/Cold-Diffusion-Models (cold=), and
+from packages (diffusers, denoising-diffusion-pytorch, torchgeometry) that are installed here or in site=; images= and
+jpegs= are class folders of small and of full-size pictures. Rows without their competitors are left out. Keys: rounds=
+seconds= threads= precision= out= and for `features` rows= holdout= queries= dimensions= classes= epochs= protocols=
+memory= seed=. Writes OUT/bench.json, a record for each row, and OUT/features.jsonl, a line for each protocol.
 """
 
 from __future__ import annotations
@@ -25,7 +25,18 @@ from typing import Any
 
 from features_bench import FeatureBench, ProtocolCost, features_bench
 from interleaved import Timed, function, interleaved
-from rows import Row, cold_rows, gpu_rows, input_rows, knn_rows, load_rows, probe_rows, training_rows, unet_rows
+from rows import (
+    Row,
+    cold_rows,
+    gpu_rows,
+    input_rows,
+    knn_rows,
+    load_rows,
+    probe_rows,
+    start_rows,
+    training_rows,
+    unet_rows,
+)
 
 from ldae.app.ablation.runner import portable_command
 from ldae.app.compose import compose, resolved
@@ -71,6 +82,7 @@ class BenchSettings:
 
 BENCHES: Mapping[str, Callable[[BenchSettings], list[Row]]] = {
     "training": lambda settings: training_rows(settings.mae, settings.precision),
+    "start": lambda settings: start_rows(settings.precision),
     "gpu": lambda settings: gpu_rows(settings.precision),
     "load": lambda settings: load_rows(settings.precision),
     "unet": lambda settings: unet_rows(settings.site, settings.precision),

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -106,6 +110,26 @@ def vit(
         block.attn.fused_attn = fused
     labels, images = torch.arange(batch, device=DEVICE) % 10, torch.randn(batch, 3, pixels, pixels, device=DEVICE)
     return train_step_of(model, lambda m: F.cross_entropy(m(images).float(), labels), precision, compiled)
+
+
+def first_step(argv: Sequence[str], saved: bool) -> Work:
+    """Start `ldae pretrain`, compiled, and end it after one step.
+
+    Args:
+        argv: arguments of `ldae pretrain`.
+        saved: whether the code that the start before compiled is there.
+    """
+    cache = Path(tempfile.mkdtemp(prefix="ldae-bench-"))
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    keys = ["train.compile=true", "train.epochs=null", "train.steps=1", "monitor.num_evals=0", f"out={cache / 'run'}"]
+    command = [sys.executable, "-m", "ldae", "pretrain", *argv, *keys]
+
+    def start() -> None:
+        for name in ("run",) if saved else ("run", "compiled"):
+            shutil.rmtree(cache / name, ignore_errors=True)
+        subprocess.run(command, env={**os.environ, "LDAE_CACHE": str(cache)}, check=True, stdout=subprocess.DEVNULL)
+
+    return start, 1.0
 
 
 def official_mae(folder: str, batch: int, precision: str, compiled: bool, per_image: bool = False) -> Work:

@@ -81,6 +81,20 @@ def _dropping(mae: str, precision: str) -> Row:
     return Row("pretraining, 192 x 12", "images/s", ours, [peer], {peer.name: 1.3})
 
 
+def start_rows(precision: str) -> list[Row]:
+    """Compare the whole time of a compiled training of one step, with saved code and without.
+
+    Args:
+        precision: `fp32` or `bf16`, for both.
+    """
+    argv = ["experiment=ldae/cifar10_cpu", "data=photos", f"train.precision={precision}"]
+    ours, peer = (
+        Competitor(name, "competitors:first_step", {"argv": argv, "saved": saved})
+        for name, saved in (("code of an earlier start", True), ("compiled anew", False))
+    )
+    return [Row("compiled training, one step", "starts/s", ours, [peer], least=0.2)]
+
+
 def gpu_rows(precision: str) -> list[Row]:
     """Compare training steps of the paper's networks at 256 px, 256 tokens, on a GPU; rates are in FLOP/s.
 

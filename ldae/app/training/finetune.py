@@ -123,6 +123,7 @@ def main(argv: Sequence[str]) -> None:
             threads=session.threads,
             loggers=loggers,
             on_start=on_start,
+            cache=session.cache,
         )
         trainer = Trainer({MODEL: module}, loader, session.parts.optim, train, session.seed, job)
         trainer.fit()

@@ -156,6 +156,7 @@ def train(
         loggers=loggers,
         on_start=on_start,
         early_stop=early_stop_of(session, splits, total, monitor),
+        cache=session.cache,
     )
     trainer = Trainer({MODEL: objective}, loader, optim, settings, session.seed, context)
     trainer.fit()

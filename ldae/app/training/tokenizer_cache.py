@@ -256,7 +256,15 @@ def _train(
 ) -> None:
     title = "classifier" if isinstance(objective, Classify) else "tokenizer"
     job = RunContext(
-        run, session.world, record, evaluations, session.stop, session.progress, title, threads=session.threads
+        run,
+        session.world,
+        record,
+        evaluations,
+        session.stop,
+        session.progress,
+        title,
+        threads=session.threads,
+        cache=session.cache,
     )
     trainable_modules = {name: module.to(session.world.device) for name, module in objective.trainable_modules.items()}  # type: ignore[attr-defined]
     loader = session.loader(splits.train, session.parts.augment, settings.batch)

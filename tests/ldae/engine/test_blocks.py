@@ -19,7 +19,8 @@ from ldae.app.session import Session
 from ldae.app.training.plan import trainer_on
 from ldae.denoisers.vit import ViTDenoiser
 from ldae.engine import blocks
-from ldae.engine.blocks import CACHE, compiled_parts, prepare_blocks
+from ldae.engine.blocks import compiled_parts, prepare_blocks
+from ldae.engine.compiled_code import FOLDER
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 
@@ -49,21 +50,21 @@ def prepared():
     block = nn.Linear(2, 2)
     block.compiles = True
     prepare_blocks([block], compiled=True, recomputed=False)
-    return Path(os.environ[CACHE])
+    return Path(os.environ[FOLDER])
 
 
 def test_a_process_has_a_folder_of_its_own_though_torch_named_its_default(monkeypatch, tag):
-    monkeypatch.delenv(CACHE, raising=False)
+    monkeypatch.delenv(FOLDER, raising=False)
     command = "import os, torch; torch.optim.SGD([torch.ones(1)]); print(os.environ.get('TORCHINDUCTOR_CACHE_DIR', ''))"
     default = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True).stdout.strip()
-    monkeypatch.setenv(CACHE, default or str(Path(tempfile.gettempdir(), "torchinductor_somebody")))
+    monkeypatch.setenv(FOLDER, default or str(Path(tempfile.gettempdir(), "torchinductor_somebody")))
     folder = prepared()
     assert folder.name.startswith("ldae-compiled-")
     assert prepared() == folder
 
 
 def test_a_folder_that_is_named_is_used_with_the_instruction_set_in_its_keys(monkeypatch, tmp_path, tag):
-    monkeypatch.setenv(CACHE, str(tmp_path / "torchinductor_mine"))
+    monkeypatch.setenv(FOLDER, str(tmp_path / "torchinductor_mine"))
     for _ in range(2):
         assert prepared() == tmp_path / "torchinductor_mine"
         assert torch.compiler.config.cache_key_tag == f"minecpu={torch.backends.cpu.get_cpu_capability()}"
@@ -73,7 +74,7 @@ def test_a_folder_that_is_named_is_used_with_the_instruction_set_in_its_keys(mon
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="limits the vectors of x86")
 def test_what_was_compiled_for_longer_vectors_is_not_taken(tmp_path):
     for limit in ("avx2", "default"):
-        known = {**os.environ, CACHE: str(tmp_path), "ATEN_CPU_CAPABILITY": limit}
+        known = {**os.environ, FOLDER: str(tmp_path), "ATEN_CPU_CAPABILITY": limit}
         done = subprocess.run([sys.executable, "-c", COMPILED], env=known, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
 
