@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -15,6 +16,8 @@ COMPILED_INTERVAL = 10.0  # the same for compiled blocks, whose compilation for 
 # A core counts as busy if other processes use at least the first fraction of it, and as free below the second. If a
 # thread runs on a busy core, all threads wait for it at every matrix product (docs/speed.md).
 BUSY, FREE = 0.45, 0.35
+
+T = TypeVar("T")
 
 
 class AdaptiveThreads:
@@ -59,6 +62,21 @@ class AdaptiveThreads:
         threads = torch.get_num_threads()
         if (adapted := self.threads_for_load((busy - own) / seconds, threads)) != threads:
             torch.set_num_threads(adapted)
+
+    def adapted(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield the same items, with the number of threads adapted before each, and restore it after the last.
+
+        Worker processes that prepare the items count as load.
+        """
+        threads = torch.get_num_threads()
+        self.reset()
+        try:
+            for item in items:
+                self.update()
+                yield item
+        finally:
+            torch.set_num_threads(threads)
+            self.reset()
 
     def threads_for_load(self, others: float, threads: int) -> int:
         """Return the largest of `numbers` for which there are free cores, else the smallest.

@@ -62,6 +62,15 @@ class PatchLinear(Tokenizer):
         """Return patches as rows: (B, 3, H, W) -> (B h w, D)."""
         return rearrange(x, "b c (h p) (w q) -> (b h w) (p q c)", p=self.patch, q=self.patch)
 
+    def planar_rows(self, x: Tensor) -> Tensor:
+        """Return patches as rows in the order of `planar_order`, several times as fast as `rows`."""
+        return rearrange(x, "b c (h p) (w q) -> (b h w) (c p q)", p=self.patch, q=self.patch)
+
+    @property
+    def planar_order(self) -> Tensor:
+        """Return the position in a planar row of each number of a row, (D,) int64."""
+        return rearrange(torch.arange(self.D), "(c p q) -> (p q c)", p=self.patch, q=self.patch)
+
     def to_raw(self, x: Tensor) -> Tensor:
         """Project the centred patches, (B, 3, H, W) -> (B, d, h, w)."""
         return _apply(self.encoder, self.centred(x))  # (B, d, h, w)
@@ -128,10 +137,11 @@ class PatchPCA(PatchLinear):
 
         The largest entry of every eigenvector is positive.
         """
-        sums = PatchMoments(self.D, self.rows)
+        sums = PatchMoments(self.D, self.planar_rows)
         for x in batches:
             sums.add(x)
-        mean, covariance = sums.moments
+        mean, covariance = (moment[self.planar_order] for moment in sums.moments)
+        covariance = covariance[:, self.planar_order]
         values, vectors = torch.linalg.eigh(covariance)
         basis = vectors.flip(1).T
         largest = basis.gather(1, basis.abs().argmax(1, keepdim=True))

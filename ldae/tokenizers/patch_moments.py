@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 ROWS = 65536  # per product: sums of this many int8 products stay below 2^30
 AT_ONCE = 1 << 17  # numbers per chunk, so that intermediate results stay in a core's cache
 FEWEST = 32  # rows of the smallest matrix that torch multiplies as int8
+COLUMNS = 256  # of a block of the symmetric product, whose lower blocks are copies
 
 
 @dataclass
@@ -96,7 +98,10 @@ class PatchMoments:
         if multiplies_int8():
             ones = torch.ones(FEWEST, len(levels), dtype=torch.int8)
             sums.total += torch._int_mm(ones, levels)[0]  # a sum along columns of bytes takes longer
-            sums.outer += torch._int_mm(levels.T, levels)
+            for start, stop in pairwise([*range(0, max(1, self.size - FEWEST), COLUMNS), self.size]):
+                block = torch._int_mm(levels.T[start:stop], levels[:, start:])
+                sums.outer[start:stop, start:] += block
+                sums.outer[stop:, start:stop] += block[:, stop - start :].T
         else:
             exact = levels.double()  # whole numbers below 2^53 are added exactly
             sums.total += exact.sum(0)
@@ -106,10 +111,11 @@ class PatchMoments:
 def whole_levels(x: Tensor) -> Tensor | None:
     """Return k - 128 as int8 if every number of x, (B, ...), is 2 k / 255 - 1 with k in 0..255; else None."""
     levels = torch.empty(x.shape, dtype=torch.int8)
+    half = torch.tensor(127.5)
     for part, out in zip(x.flatten().split(AT_ONCE), levels.flatten().split(AT_ONCE), strict=True):
-        k = part.add(1).mul_(127.5).round_()
+        k = torch.add(half, part, alpha=127.5).round_()
         low, high = k.aminmax()
-        if low < 0 or high > 255 or not torch.equal(k.div(255).mul_(2).sub_(1), part):
+        if low < 0 or high > 255 or not torch.equal(k.div(127.5).sub_(1), part):
             return None
         out.copy_(k.sub_(128))
     return levels

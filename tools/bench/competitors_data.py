@@ -20,6 +20,7 @@ from ldae.data.loader import Loader, in_order
 from ldae.data.reading import file_batches
 from ldae.data.transforms import Augment, PadCrop, RandomResizedCrop
 from ldae.engine.runtime import keep_freed_memory
+from ldae.engine.threads import AdaptiveThreads
 from ldae.tokenizers.patch_linear import PatchPCA
 from ldae.tokenizers.patch_moments import PatchMoments
 
@@ -93,10 +94,11 @@ def pixels_in(path: Path) -> int:
 def in_turn(folder: str, batch: int, size: int, use: Callable[[Tensor], object]) -> Work:
     """Return the centre squares of files, (B, 3, size, size) in [-1, 1], as a tokenizer is fitted on them."""
     keep_freed_memory()  # as pretraining does
-    images = files_of(folder, AT_A_TIME * batch, size)
+    images, threads = files_of(folder, AT_A_TIME * batch, size), AdaptiveThreads()
 
     def some() -> None:
         for loaded in in_order(images, batch, torch.device("cpu"), WORKERS):
+            threads.update()  # as in the course of a longer fit
             use(2 * loaded.images - 1)
 
     return some, len(images)
@@ -110,7 +112,7 @@ def read_alone(folder: str, batch: int, size: int) -> Work:
 def read_and_summed(folder: str, batch: int, size: int, patch: int) -> Work:
     """Return the same images, their patches' moments summed: PCA but for the last step."""
     tokenizer = PatchPCA((3, size, size), patch, 16)
-    moments = PatchMoments(tokenizer.D, tokenizer.rows)
+    moments = PatchMoments(tokenizer.D, tokenizer.planar_rows)
     return in_turn(folder, batch, size, moments.add)
 
 

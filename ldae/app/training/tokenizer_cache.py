@@ -228,7 +228,8 @@ def fit_tokenizer(session: Session, splits: Splits, run: RunFolder) -> None:
     tokenizer: Tokenizer = session.parts.tokenizer.to(session.world.device)
     fit = session.config["tokenizer"]["fit"]
     sample = _sample(splits.train, fit["images"], session.seed)
-    tokenizer.fit(session.images(sample, title="fitting the tokenizer"))
+    images = session.images(sample, title="fitting the tokenizer")
+    tokenizer.fit(images if session.threads is None else session.threads.adapted(images))
     if tokenizer.needs_training and (fit["steps"] or not session.config["tokenizer"]["weights"]):
         settings = train_settings(session.config)
         perceptual = ensure_perceptual(session, splits)

@@ -105,6 +105,15 @@ def test_busy_processes_take_threads_away_and_give_them_back(two_threads, monkey
             other.wait()
 
 
+def test_the_number_of_threads_is_adapted_to_the_load_of_workers_and_restored(two_threads, monkeypatch):
+    monkeypatch.setattr(threads, "INTERVAL", 0.0)
+    monkeypatch.setattr(AdaptiveThreads, "threads_for_load", lambda *_: 1)
+    adaptive = AdaptiveThreads()
+    items = adaptive.adapted(iter("abc"))
+    assert [(item, torch.get_num_threads()) for item in items] == [("a", 1), ("b", 1), ("c", 1)]
+    assert torch.get_num_threads() == 2
+
+
 @pytest.mark.skipif(busy_seconds(cores()) is None, reason="no /proc/stat")
 def test_own_work_is_no_load(two_threads):
     """What this process itself does is taken off: the rest is what others do, whatever that is now."""

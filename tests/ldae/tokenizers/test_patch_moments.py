@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ldae.tokenizers import patch_moments
+from ldae.tokenizers.patch_linear import PatchPCA
 from ldae.tokenizers.patch_moments import PatchMoments, whole_levels
 
 
@@ -48,6 +49,28 @@ def test_levels_are_summed_without_rounding(monkeypatch, as_int8):
     agrees(moments, rows, 1e-7)  # x is float32, the levels behind it are not rounded
     k = (whole_levels(rows).double() + 128).numpy()
     assert moments.moments[1].numpy() == pytest.approx(np.cov((2 * k / 255 - 1).T, bias=True), abs=1e-15)
+
+
+@pytest.mark.parametrize("size", [31, 270, 300, 769])
+def test_blocks_of_the_product_make_all_of_it(size):
+    if not patch_moments.multiplies_int8():
+        pytest.skip("this CPU has no instructions for products of int8")
+    k = torch.randint(256, (80, size), generator=torch.Generator().manual_seed(0))
+    (sums,) = summed(2 * (k.float() / 255) - 1).parts.values()
+    assert torch.equal(sums.outer, (k - 128).double().T @ (k - 128).double())
+
+
+def test_a_fit_on_planar_rows_is_one_on_rows():
+    images = 2 * torch.randint(256, (20, 3, 16, 16), generator=torch.Generator().manual_seed(0)).float().div(255) - 1
+    tokenizer = PatchPCA((3, 16, 16), 4, 8)
+    moments = PatchMoments(tokenizer.D, tokenizer.rows)
+    moments.add(images)
+    mean, covariance = moments.moments
+    tokenizer.fit([images])
+    assert torch.equal(tokenizer.mean, mean.float())
+    variances = torch.linalg.eigvalsh(covariance).flip(0)
+    assert tokenizer.eigenvalues.numpy() == pytest.approx(variances.numpy(), abs=1e-6)
+    assert torch.equal(tokenizer.planar_rows(images)[:, tokenizer.planar_order], tokenizer.rows(images))
 
 
 @pytest.mark.parametrize("shift", [0.0, 1000.0])
