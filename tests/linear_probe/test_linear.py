@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
+from linear_probe import linear
 from linear_probe.linear import Logistic, predict
 from linear_probe.scaling import principal, projector, standardiser, whitener
 
@@ -53,6 +54,23 @@ def test_logistic_regression_is_scikit_learns(request, features, penalty):
     a = (predict(theta, scale(held)) == truth).double().mean()
     b = reference.score(scale(held).numpy(), truth)
     assert abs(100 * (a - b)) <= 0.17 + 1e-9  # one image of 597
+
+
+@pytest.mark.parametrize("correlated", [False, True])
+def test_features_are_rotated_where_they_are_correlated_and_the_optimum_is_the_same(monkeypatch, correlated):
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(5, (2000,), generator=generator)
+    x = torch.randn(2000, 24, generator=generator) + torch.randn(5, 24, generator=generator)[y] / 3
+    if correlated:
+        x = x + 3 * x[:, :1]
+    x = standardiser(x)(x)
+    model = Logistic(x, y, 5)
+    assert (model.basis is None) == (not correlated)
+    monkeypatch.setattr(linear, "are_independent", lambda x: False)
+    start = torch.randn(25, 5, generator=generator)
+    losses = [loss_of(m.fit(1e-2, start=start), x, y, 1e-2).item() for m in (model, Logistic(x, y, 5))]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert model.n_iter < 40
 
 
 def test_a_warm_start_ends_at_the_same_optimum(digits):
