@@ -102,20 +102,6 @@ class Logistic:
         weights = unit * theta[:-1] if self.basis is None else self.basis @ (unit * theta[:-1])
         return torch.cat([(weights / self.times)[self.group], theta[-1:]])
 
-
-def are_independent(x: Tensor) -> bool:
-    """Return whether the second moments of a sample of features (N, D) are nearly diagonal, and N is large."""
-    count, size = SAMPLE * x.shape[1], len(x)
-    if size < 2 * count:
-        return False
-    sample = x[:: size // count].double()
-    moments = sample.T @ sample
-    scale = moments.diagonal().sqrt()
-    if not bool((scale > 0).all()):
-        return False
-    values = torch.linalg.eigvalsh(moments / torch.outer(scale, scale))
-    return bool(values[-1] < ROUND * values[0])
-
     def _evaluate(self, weights: np.ndarray, biases: np.ndarray) -> Gradient:
         """Return the mean cross-entropy at weights (D', C') and biases (C',), and its gradients."""
         log_p = torch.log_softmax(
@@ -138,6 +124,20 @@ def are_independent(x: Tensor) -> bool:
         p -= target
         p /= len(z)
         return float(loss.mean()), z.T @ p, p.sum(0)
+
+
+def are_independent(x: Tensor) -> bool:
+    """Return whether the second moments of a sample of features (N, D) are nearly diagonal, and N is large."""
+    count, size = SAMPLE * x.shape[1], len(x)
+    if size < 2 * count:
+        return False
+    sample = x[:: size // count].double()
+    moments = sample.T @ sample
+    scale = moments.diagonal().sqrt()
+    if not bool((scale > 0).all()):
+        return False
+    values = torch.linalg.eigvalsh(moments / torch.outer(scale, scale))
+    return bool(values[-1] < ROUND * values[0])
 
 
 def ridge_predict(x: Tensor, y: Tensor, queries: Tensor) -> Tensor:
