@@ -1,6 +1,7 @@
 """Distances between sets of images in feature space: FID, KID, precision and recall, Inception Score.
 
-Sources: FID arXiv 1706.08500, KID arXiv 1801.01401, precision and recall arXiv 1904.06991, IS arXiv 1606.03498.
+Sources: FID arXiv 1706.08500, its extrapolation arXiv 1911.07023, KID arXiv 1801.01401, precision and recall arXiv
+1904.06991, IS arXiv 1606.03498.
 """
 
 from __future__ import annotations
@@ -17,15 +18,23 @@ from ldae.core.errors import CheckpointError
 from ldae.core.files import load_tensors, save_tensors
 
 INCEPTION = "inception-2015-12-05"  # name of the features of TensorFlow's Inception-v3 of that date
+ROWS = 1024  # rows that are handled together, which bounds the memory
 # metric -> its published name, valid for Inception's features only
-PUBLISHED: Mapping[str, str] = {"frechet_distance": "FID", "kernel_distance": "KID", "inception_score": "IS"}
+PUBLISHED: Mapping[str, str] = {
+    "frechet_distance": "FID",
+    "frechet_distance_infinity": "FID infinity",
+    "kernel_distance": "KID",
+    "kernel_distance_error": "KID standard error",
+    "inception_score": "IS",
+}
 
 
 def metric_name(metric: str, features: str) -> str:
     """Return the name of a metric: `FID` in Inception's features, else e.g. `frechet_distance[classifier]`.
 
     Args:
-        metric: frechet_distance, kernel_distance, inception_score, precision or recall.
+        metric: frechet_distance, frechet_distance_infinity, kernel_distance, kernel_distance_error, inception_score,
+            precision or recall.
         features: name of the network; INCEPTION for Inception.
     """
     if features == INCEPTION and metric in PUBLISHED:
@@ -132,13 +141,57 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     Raises:
         ValueError: the features are those of different networks.
     """
+    return _distance_to(a, _root(a.covariance), b)
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """Return the symmetric root of a covariance (D, D); rounding errors below 0 count as 0."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return vectors * values.clamp(min=0).sqrt() @ vectors.T
+
+
+def _distance_to(a: Moments, root: Tensor, b: Moments) -> float:
+    """Return the Frechet distance of b to a, given the root of a's covariance."""
     if a.features != b.features:
         raise ValueError(f"features of {a.features} and of {b.features} cannot be compared")
     A, B = a.covariance, b.covariance
-    values, vectors = torch.linalg.eigh(A)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     product = torch.linalg.eigvalsh(root @ B @ root).clamp(min=0)
     return float(((a.mean - b.mean) ** 2).sum() + A.trace() + B.trace() - 2 * product.sqrt().sum())
+
+
+def images_to_extrapolate(dimensions: int) -> int:
+    """Return the least number of images of D dimensions to extrapolate from: 3 D.
+
+    The smallest sub-sample, half of them, must have clearly more images than dimensions: with fewer, the bias of the
+    distance is not linear in 1/N.
+    """
+    return 3 * dimensions
+
+
+def frechet_distance_infinity(x: Tensor, reference: Moments, generator: torch.Generator, sizes: int = 15) -> float:
+    """Return the Frechet distance extrapolated to infinitely many images: FID-infinity (Sec. 3, arXiv 1911.07023).
+
+    The bias of the distance of N images is to first order proportional to 1/N. So distances of random sub-samples, of
+    N/2 to N images at regular intervals, are fitted by a line over 1/N, whose value at 0 is returned. It may be
+    negative for equal distributions. The bias that the reference has from its own size remains.
+
+    Args:
+        x: features (N, D), N >= images_to_extrapolate(D).
+        reference: moments of the reference set.
+        generator: CPU generator of the sub-samples.
+        sizes: number of sub-samples; 15 as published, there from 5,000 images on.
+
+    Raises:
+        ValueError: there are too few images.
+    """
+    if len(x) < (least := images_to_extrapolate(x.shape[1])):
+        raise ValueError(f"{len(x)} images are too few to extrapolate from; at least {least} are needed")
+    root = _root(reference.covariance)
+    counts = np.linspace(len(x) / 2, len(x), sizes).round().astype(int)
+    samples = (Moments.of(_subset(x, count, generator).split(ROWS), reference.features) for count in counts)
+    distances = [_distance_to(reference, root, sample) for sample in samples]
+    _, at_zero = np.polyfit(1 / counts, distances, 1)
+    return float(at_zero)
 
 
 def squared_mmd(a: Tensor, b: Tensor) -> Tensor:
@@ -177,6 +230,30 @@ def kernel_distance(
     return float(distances.mean()), float(distances.std(correction=0))
 
 
+def kernel_distance_error(a: Tensor, b: Tensor, generator: torch.Generator, subsets: int = 10) -> float:
+    """Return the standard error of the squared MMD of two sets, from disjoint subsets.
+
+    Random subsets of `kernel_distance` overlap, so that their spread is not an error of their mean: it is 0 where each
+    subset is the whole set. Estimates of disjoint subsets are independent. The standard error of their mean is about
+    that of the estimate from both whole sets where the distributions differ, and larger, at most by the root of the
+    number of subsets, where they are equal.
+
+    Args:
+        a, b: features (N, D) and (M, D), at least four of each.
+        generator: CPU generator of the division.
+        subsets: number of parts of each set, at most half of the smaller set.
+
+    Raises:
+        ValueError: a set has fewer than four features.
+    """
+    subsets = min(subsets, len(a) // 2, len(b) // 2)
+    if subsets < 2:
+        raise ValueError("at least four features of each set are needed")
+    parts = (_subset(x, len(x), generator).tensor_split(subsets) for x in (a, b))
+    estimates = torch.stack([squared_mmd(*pair) for pair in zip(*parts, strict=True)])
+    return float(estimates.std() / subsets**0.5)
+
+
 def _subset(x: Tensor, size: int, generator: torch.Generator) -> Tensor:
     return x[torch.randperm(len(x), generator=generator)[:size].to(x.device)]
 
@@ -189,9 +266,6 @@ def _mean_off_diagonal(x: Tensor) -> Tensor:
     """Return the mean of the kernel over pairs of different rows."""
     k = _kernel(x, x)
     return (k.sum() - k.trace()) / (len(x) * (len(x) - 1))
-
-
-ROWS = 1024  # rows per block of pairwise distances, which bounds the memory
 
 
 def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float, float]:

@@ -19,8 +19,11 @@ from ldae.export.encoder import load_encoder
 from ldae.metrics.distances import (
     Moments,
     frechet_distance,
+    frechet_distance_infinity,
+    images_to_extrapolate,
     inception_score,
     kernel_distance,
+    kernel_distance_error,
     metric_name,
     precision_recall,
 )
@@ -164,11 +167,18 @@ def caveats(reader: Reader, images: int, reference: tuple[Moments, Tensor]) -> l
 
 
 def compare_sets(reader: Reader, images: Tensor, reference: tuple[Moments, Tensor], seed: int = 0) -> dict[str, float]:
-    """Return {name with features: score} of images (N, 3, H, W) in [0, 1] against a reference."""
+    """Return {name with features: score} of images (N, 3, H, W) in [0, 1] against a reference.
+
+    The extrapolated Frechet distance needs three images for each dimension of the features, and is absent with fewer.
+    """
     features, probabilities = reader(images)
     moments, bank = reference
     scores = {"frechet_distance": frechet_distance(Moments.of([features], reader.name), moments)}
+    if len(features) >= images_to_extrapolate(features.shape[1]):
+        drawn = torch.Generator().manual_seed(seed)
+        scores["frechet_distance_infinity"] = frechet_distance_infinity(features, moments, drawn)
     scores["kernel_distance"], _ = kernel_distance(features, bank, torch.Generator().manual_seed(seed))
+    scores["kernel_distance_error"] = kernel_distance_error(features, bank, torch.Generator().manual_seed(seed))
     scores["precision"], scores["recall"] = precision_recall(bank, features)
     if probabilities is not None:
         scores["inception_score"], _ = inception_score(probabilities, splits=min(10, len(images)))

@@ -20,8 +20,10 @@ from ldae.metrics.distances import (
     INCEPTION,
     Moments,
     frechet_distance,
+    frechet_distance_infinity,
     inception_score,
     kernel_distance,
+    kernel_distance_error,
     metric_name,
     precision_recall,
     squared_mmd,
@@ -121,8 +123,42 @@ def test_too_few_images_are_refused():
 def test_only_inceptions_scores_have_the_published_names():
     assert metric_name("frechet_distance", INCEPTION) == "FID"
     assert metric_name("kernel_distance", INCEPTION) == "KID"
+    assert metric_name("frechet_distance_infinity", INCEPTION) == "FID infinity"
+    assert metric_name("kernel_distance_error", INCEPTION) == "KID standard error"
     assert metric_name("frechet_distance", "classifier") == "frechet_distance[classifier]"
     assert metric_name("recall", INCEPTION) == f"recall[{INCEPTION}]"
+
+
+# extrapolation to infinitely many images
+
+GENERATED = 1.1 * torch.linspace(2, 0.2, 16, dtype=torch.float64)  # deviations of the axes, 1.1 times the reference's
+CLOSED_FORM = float(0.25 + (GENERATED**2).sum() * (1 - 1 / 1.1) ** 2)  # the means differ by 0.5 along one axis
+
+
+def drawn(seed, count):
+    x = normal(seed, count, 16) * GENERATED
+    x[:, 0] += 0.5
+    return x
+
+
+def test_few_images_extrapolate_to_the_closed_form():
+    """100 images: the plain distance is three times too large, the extrapolated one is right on average."""
+    reference = gaussian(torch.zeros(16).double(), torch.diag((GENERATED / 1.1) ** 2))
+    rng = torch.Generator().manual_seed(0)
+    sets = [drawn(seed, 100) for seed in range(80)]
+    plain = [frechet_distance(moments(x), reference) for x in sets]
+    extrapolated = [frechet_distance_infinity(x, reference, rng) for x in sets]
+    assert np.mean(plain) > 3 * CLOSED_FORM
+    error = np.std(extrapolated, ddof=1) / math.sqrt(len(sets))
+    assert np.mean(extrapolated) == pytest.approx(CLOSED_FORM, abs=3 * error)
+    assert error < CLOSED_FORM / 6  # so that the line above could fail
+
+
+def test_too_few_images_are_not_extrapolated():
+    reference, rng = moments(normal(1, 50, 4)), torch.Generator()
+    frechet_distance_infinity(normal(0, 12, 4), reference, rng)
+    with pytest.raises(ValueError, match="11 images are too few to extrapolate from; at least 12"):
+        frechet_distance_infinity(normal(0, 11, 4), reference, rng)
 
 
 # kernel distance
@@ -156,6 +192,24 @@ def test_kernel_distance_is_unbiased():
     assert far > 10 * np.std(found) / math.sqrt(2000)
     with pytest.raises(ValueError, match="at least two"):
         kernel_distance(normal(0, 1, 3), normal(1, 9, 3), generator)
+
+
+@pytest.mark.parametrize(("shift", "most"), [(0.7, 1.3), (0.0, 10**0.5 * 1.2)])
+def test_the_error_of_the_kernel_distance_is_its_spread_over_repetitions(shift, most):
+    """That of different distributions; of equal ones, ten subsets give at most the root of ten times as much."""
+    rng = torch.Generator().manual_seed(0)
+    sets = [(normal(2 * i, 120, 4), normal(2 * i + 1, 200, 4) + shift) for i in range(150)]
+    spread = np.std([squared_mmd(a, b).item() for a, b in sets], ddof=1)
+    error = math.sqrt(np.mean([kernel_distance_error(a, b, rng) ** 2 for a, b in sets]))
+    assert 0.8 * spread < error < most * spread
+    with pytest.raises(ValueError, match="at least four"):
+        kernel_distance_error(normal(0, 3, 4), normal(1, 9, 4), rng)
+
+
+def test_kernel_distance_is_that_of_torchmetrics():
+    reference = pytest.importorskip("torchmetrics.image.kid").poly_mmd
+    a, b = normal(0, 30, 6), normal(1, 30, 6) + 0.3
+    assert squared_mmd(a, b).item() == pytest.approx(reference(a, b).item(), rel=1e-9)
 
 
 # Inception score

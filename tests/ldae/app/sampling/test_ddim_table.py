@@ -66,6 +66,9 @@ def test_a_table_has_every_cell_and_measures_none_twice(table, tmp_path, capsys)
     text = (out / "ddim.md").read_text()
     assert "| eta = 0.5 | " in text  # published
     assert "367.43" in text
+    assert "kernel_distance[encoder" in text
+    assert "standard error in brackets" in text
+    assert "infinity" not in text  # six images are too few to extrapolate from
     assert {p.suffix for p in (out / "figures").iterdir()} == {".svg", ".pdf", ".png", ".csv"}
     assert (out / "samples.png").exists()
     before = {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
@@ -77,6 +80,15 @@ def test_a_table_has_every_cell_and_measures_none_twice(table, tmp_path, capsys)
     assert "8 cells, 7 of them done" in capsys.readouterr().out
     changed = {path for path in before if path.stat().st_mtime_ns != before[path]}
     assert changed == {lost, lost.with_name(lost.name.removesuffix("json") + "safetensors")}
+
+
+def test_enough_images_give_the_extrapolated_distance_too(table, tmp_path):
+    assert table("steps=[1]", "eta=[0]", "sigma_hat=false", "count=60", "batch=60") == (0, "")
+    (cell,) = json.loads((tmp_path / "out" / "ddim.json").read_text())["cells"]
+    name = next(name for name in cell if name.startswith("frechet_distance_infinity[encoder"))
+    text = (tmp_path / "out" / "ddim.md").read_text()
+    assert f"{name}: extrapolated" in text
+    assert f"| eta = 0 | {cell[name]:.4g} |" in text
 
 
 def test_all_cells_start_from_the_same_noise_and_eta_changes_what_becomes_of_it(table, tmp_path):

@@ -291,14 +291,16 @@ def test_what_cannot_be_compared_or_drawn_is_refused_before_sampling(ddpm, tmp_p
     assert not list((tmp_path / "a").glob("shards/*"))
 
 
-@pytest.mark.parametrize("count", [4, 40])
+@pytest.mark.parametrize("count", [4, 100])
 def test_fewer_images_than_dimensions_are_a_caveat_in_output_and_file(ddpm, tmp_path, in_process, capsys, count):
     argv = (f"features={ddpm}", f"count={count}", "spacing.count=2", "precision=fp32")
     assert in_process("sample", f"run={ddpm}", f"out={tmp_path / 'a'}", *QUICK, *argv) == (0, "")
     said, known = capsys.readouterr().out, json.loads((tmp_path / "a" / "samples.json").read_text())
     assert ("caveat: frechet_distance" in said) == (count == 4)
     assert len(known["caveats"]) == (count == 4)
-    assert any(name.startswith("frechet_distance") for name in known["figures"])
+    metrics = {name.partition("[")[0] for name in known["figures"]}
+    assert {"frechet_distance", "kernel_distance", "kernel_distance_error"} <= metrics
+    assert ("frechet_distance_infinity" in metrics) == (count == 100)  # extrapolated from three images a dimension on
 
 
 def test_a_classifier_is_trained_on_fewer_images_than_its_batch(tmp_path, in_process):
