@@ -28,6 +28,7 @@ def commands():
     for kind, block in (block for blocks in BLOCKS.values() for block in blocks):
         if kind in ("", "bash"):
             lines += block.replace("\\\n", " ").splitlines()
+    lines += re.findall(r"^\|.*\| `(ldae [^`]+)` \|", PAGES["docs/systems.md"], flags=re.M)
     stripped = {re.split(r"\s+# |\s+#$", line)[0].strip() for line in lines}
     return sorted(
         line for line in stripped if re.match(r"ldae \w|(srun )?torchrun .*-m ldae ", line) and "--help" not in line
@@ -80,6 +81,36 @@ def test_links_lead_to_files(name):
     for target in re.findall(r"\]\((?!\w+:)([^)#]+)", PAGES[name]):
         path = posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
         assert (ROOT / path).exists(), target
+
+
+def test_every_system_has_its_command_picture_and_figure():
+    """All pictures are linked that the gallery shows of generative systems, and nothing has an empty figure."""
+    lines = [line for line in PAGES["docs/systems.md"].splitlines() if line.startswith("| ") and "`" in line]
+    assert len(lines) > 60
+    for line in lines:
+        _, source, command, picture, figure = (cell.strip() for cell in line.strip("|").split("|"))
+        assert source, line
+        assert re.fullmatch(r"`ldae [^`]+`", command), line
+        assert re.fullmatch(r"(\[(\w+\.png)\]\(pictures/\2\))?", picture), line
+        assert figure, line
+    shown = set(re.findall(r"\(pictures/([^)]+)\)", PAGES["docs/systems.md"]))
+    assert {path.name for path in (ROOT / "docs" / "pictures").iterdir()} == shown
+
+
+def test_every_experiment_is_a_system_or_lies_beside_one():
+    """A folder of configs/experiment without a row of docs/systems.md is a system that nobody finds."""
+    folders = {p.name for p in (ROOT / "configs" / "experiment").iterdir() if p.is_dir()} - {"demo"}
+    assert folders == set(re.findall(r"experiment=(\w+)/", PAGES["docs/systems.md"]))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_anchors_lead_to_headings(name):
+    for target, anchor in re.findall(r"\]\((?!\w+:)([^)#]*)#([^)]+)\)", PAGES[name]):
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(name), target)) if target else name
+        if path.endswith(".md"):
+            headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(), flags=re.M)
+            slugs = {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", h.lower()).strip()) for h in headings}
+            assert anchor in slugs, f"{target}#{anchor}"
 
 
 def test_the_keys_of_the_table_are_keys(config):
