@@ -46,10 +46,11 @@ def draw_curve(points: Sequence[Point], metric: str) -> Drawing:
         text, offset = label.replace("t0=", ""), (0, -11 if i % 2 else 5)
         axes.annotate(text, (a, b), offset, textcoords="offset points", ha="center", fontsize=7)
     axes.margins(x=0.08, y=0.15)
-    axes.set(xlabel="L2 distance to the guide (lower: more faithful)", ylabel=f"{metric}\n(lower: more realistic)")
+    short = metric.partition("[")[0].replace("_", " ")  # the name of the features is longer than the axis
+    axes.set(xlabel="L2 distance to the guide (lower: more faithful)", ylabel=f"{short}\n(lower: more realistic)")
     axes.grid()
     spread = "; ".join(f"{label}: L2 {a:.3g}, distance {b:.4g}" for label, a, b in points)
-    description = f"Distance of edits to real images over their L2 distance to the guide, for each t0. {spread}."
+    description = f"{metric} of edits to real images over their L2 distance to the guide, for each t0. {spread}."
     title = "Realism and faithfulness by t0"
     tooltips = {"curve": [f"{label}: {a:.3g}, {b:.4g}" for label, a, b in points]}
     data: list[DataRow] = [["t0", "L2 distance to the guide", metric], *((label, a, b) for label, a, b in points)]
