@@ -57,6 +57,14 @@ def test_what_cannot_be_measured_is_refused(in_process, tmp_path, word, sentence
     assert sentence in message
 
 
+def test_rows_are_chosen_by_a_part_of_their_name(in_process, tmp_path):
+    code, message = in_process("bench", "knn", "only=D = 200", f"out={tmp_path}")
+    assert code == 2
+    assert "only='D = 200' names no row of knn" in message
+    assert in_process("bench", "probe", "only=13 rates", "rounds=1", "seconds=0.01", f"out={tmp_path}") == (0, "")
+    assert {record["row"] for record in json.loads((tmp_path / "bench.json").read_text())["rows"]} == {"13 rates"}
+
+
 def test_the_first_word_names_what_is_measured(in_process):
     assert in_process("bench")[0] == 2
     assert "features" in in_process("bench", "rows=3")[1]

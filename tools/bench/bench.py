@@ -10,7 +10,7 @@ Competitors run in alternation, each in its own process. Rows: training start gp
 Competitors come from checkouts of facebookresearch/mae (mae=) and arpitbansal297/Cold-Diffusion-Models (cold=), and
 from packages (diffusers, denoising-diffusion-pytorch, torchgeometry) that are installed here or in site=; images= and
 jpegs= are class folders of small and of full-size pictures. Rows without their competitors are left out. Keys: rounds=
-seconds= threads= precision= out= and for `features` rows= holdout= queries= dimensions= classes= epochs= protocols=
+seconds= threads= precision= only= out= and for `features` rows= holdout= queries= dimensions= classes= epochs= protocols=
 memory= seed=. Writes OUT/bench.json, a record for each row, and OUT/features.jsonl, a line for each protocol.
 """
 
@@ -43,7 +43,7 @@ from ldae.app.compose import compose, resolved
 from ldae.app.precision import announce, settle_precision
 from ldae.app.provenance import commit
 from ldae.app.session import root_settings
-from ldae.core.errors import UsageError
+from ldae.core.errors import ConfigError, UsageError
 from ldae.core.files import write_json, write_text
 from ldae.core.types import Count, Natural, Positive
 from ldae.engine.precision import PrecisionName
@@ -64,6 +64,7 @@ class BenchSettings:
         mae, cold: folders of checkouts of facebookresearch/mae and arpitbansal297/Cold-Diffusion-Models, or None.
         site: folder of competitors' packages, or None.
         images, jpegs: folders of class folders of small and of full-size images, or None.
+        only: part of the names of the rows to measure, or None for all.
         out: output folder.
         precision: precision of training steps, sampling and features.
     """
@@ -76,6 +77,7 @@ class BenchSettings:
     site: str | None
     images: str | None
     jpegs: str | None
+    only: str | None
     out: str
     precision: PrecisionName
 
@@ -117,7 +119,9 @@ def main(argv: Sequence[str]) -> None:
     on_gpu = resolve_device("auto") != "cpu"
     every = [name for name in BENCHES if on_gpu or name != "gpu"]
     selected = every if ALL in names else [name for name in names if name in BENCHES]
-    rows = [row for name in selected for row in BENCHES[name](settings)]
+    rows = [row for name in selected for row in BENCHES[name](settings) if (settings.only or "") in row.name]
+    if selected and not rows:
+        raise ConfigError("only", settings.only, f"names no row of {', '.join(selected)}")
     if rows:
         measure_rows(rows, settings, provenance, out)
 

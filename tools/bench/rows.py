@@ -104,7 +104,7 @@ def gpu_rows(precision: str) -> list[Row]:
         precision: `fp32` or `bf16`, for all competitors.
     """
     return [
-        _paper_size("ViT-B", "imagenet_vit_b", 64, {"width": 768, "depth": 12, "heads": 12}, 0.5, precision),
+        _paper_size("ViT-B", "imagenet_vit_b", 96, {"width": 768, "depth": 12, "heads": 12}, 0.5, precision),
         _paper_size("ViT-L", "imagenet_vit_l", 48, {"width": 1024, "depth": 24, "heads": 16}, 0.55, precision),
     ]
 
