@@ -18,6 +18,10 @@ SAMPLE = 8  # features for each dimension, whose moments tell whether a rotation
 # ((1 + SAMPLE**-0.5) / (1 - SAMPLE**-0.5))**2 = 4.4 (Marchenko and Pastur 1967).
 ROUND = 6.0
 
+# A fit ends where every slope is below the first, or an iteration lowers the loss by less than the second: in single
+# precision, line searches beyond them try step after step in the noise.
+GRADIENT, DECREASE = 1e-5, 1e-8
+
 # mean loss, its gradients by the weights (D', C') and by the biases (C',), float32
 Gradient = tuple[float, np.ndarray, np.ndarray]
 
@@ -55,7 +59,7 @@ class Logistic:
             self._rotate(x, *narrow_eigh(x.double()))
         else:
             self._rotate(x, *torch.linalg.eigh((x.T @ x / len(x)).double()))
-        self.target = torch.zeros(len(x), self.width).scatter_(1, y[:, None], 1.0)
+        self.images = torch.arange(len(x))
         self.absent = torch.zeros(self.width)
         self.absent[classes:] = -torch.inf
         self.n_iter = 0
@@ -82,7 +86,7 @@ class Logistic:
             phi[:-1, : self.classes] = (merged if self.basis is None else self.basis.T @ merged) / unit
             phi[-1, : self.classes] = start[-1]
 
-        evaluate = self._evaluate_small if self.target.numel() <= SMALL else self._evaluate
+        evaluate = self._evaluate_small if len(self.z) * self.width <= SMALL else self._evaluate
 
         def loss_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
             at = flat.reshape(phi.shape).astype(np.float32)
@@ -93,7 +97,7 @@ class Logistic:
             loss += penalty / 2 * float(np.square(weights, dtype=np.float64).sum())
             return loss, np.concatenate([slope, offsets[None]], dtype=np.float64).ravel()
 
-        options = {"maxiter": iterations, "gtol": 1e-6, "ftol": 1e-9, "maxcor": 10}
+        options = {"maxiter": iterations, "gtol": GRADIENT, "ftol": DECREASE, "maxcor": 10}
         x0 = phi.double().numpy().ravel()
         with threadpool_limits(1, user_api="blas"):  # the vectors of scipy are short: several threads are slower
             optimum = minimize(loss_and_gradient, x0, jac=True, method="L-BFGS-B", options=options)
@@ -102,18 +106,20 @@ class Logistic:
         weights = unit * theta[:-1] if self.basis is None else self.basis @ (unit * theta[:-1])
         return torch.cat([(weights / self.times)[self.group], theta[-1:]])
 
-    def _evaluate(self, weights: np.ndarray, biases: np.ndarray) -> Gradient:
+    def _evaluate(self, at: np.ndarray, biases: np.ndarray) -> Gradient:
         """Return the mean cross-entropy at weights (D', C') and biases (C',), and its gradients."""
-        log_p = torch.log_softmax(
-            torch.addmm(torch.from_numpy(biases) + self.absent, self.z, torch.from_numpy(weights)), 1
-        )
-        loss = -log_p.gather(1, self.y[:, None]).double().mean()
-        error = log_p.exp_().sub_(self.target).div_(len(self.z))
-        return float(loss), (self.z.T @ error).numpy(), error.sum(0).numpy()
+        weights = torch.from_numpy(at).T.contiguous()  # as rows, both products are up to twice as fast
+        offsets = (torch.from_numpy(biases) + self.absent)[:, None]
+        log_p = torch.log_softmax(torch.addmm(offsets, weights, self.z.T), 0)  # (C', N)
+        loss = -log_p.gather(0, self.y[None]).double().mean()
+        error = log_p.exp_()
+        error[self.y, self.images] -= 1
+        error /= len(self.z)
+        return float(loss), (error @ self.z).T.numpy(), error.sum(1).numpy()
 
     def _evaluate_small(self, weights: np.ndarray, biases: np.ndarray) -> Gradient:
         """Return the same by NumPy, whose calls cost a fraction of torch's: few labels take thousands of them."""
-        z, target = self.z.numpy(), self.target.numpy()
+        z, images = self.z.numpy(), self.images.numpy()
         scores = z @ weights
         scores += biases + self.absent.numpy()
         scores -= scores.max(1, keepdims=True)
@@ -121,7 +127,7 @@ class Logistic:
         total = p.sum(1, keepdims=True)
         loss = np.log(total[:, 0], dtype=np.float64) - np.take_along_axis(scores, self.y.numpy()[:, None], 1)[:, 0]
         p /= total
-        p -= target
+        p[images, self.y.numpy()] -= 1
         p /= len(z)
         return float(loss.mean()), z.T @ p, p.sum(0)
 

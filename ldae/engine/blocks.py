@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
@@ -31,6 +32,7 @@ def prepare_blocks(networks: Iterable[nn.Module], compiled: bool, recomputed: bo
     networks = list(networks)
     if compiled:
         use_own_folder()
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns of nvcc without a GPU
         if obstacle := _obstacle(networks):
             print(f"warning: train.compile=true {obstacle}; blocks are not compiled", file=sys.stderr)
             compiled = False

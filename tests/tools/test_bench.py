@@ -193,7 +193,7 @@ def test_the_cost_is_that_of_the_networks_formula(in_process, capsys):
     of_blocks = 3 * 2 * blocks * tokens * (12 * width**2 + 2 * tokens * width)
     assert of_blocks < cost.flop < 1.25 * of_blocks  # the rest: embedding, output, noise levels
     assert cost.images == 90 * 16
-    assert cost.hours_on("a100") == pytest.approx(cost.images * cost.flop / 156e12 / 3600)
+    assert cost.seconds_on("a100") == pytest.approx(cost.images * cost.flop / 156e12)
     assert cost.update == 0  # of AdamW
 
     assert in_process("plan", *argv) == (0, "")

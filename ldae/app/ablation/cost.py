@@ -9,26 +9,18 @@ import torch
 from torch import Tensor
 
 from ldae.app.ablation.trials import PlannedTrial
-from ldae.app.compose import compose, resolved
-from ldae.app.precision import settle_precision
-from ldae.app.probing.settings import ProbeSettings
-from ldae.app.probing.tables import data_source, warn_of_labels
-from ldae.app.session import Session, root_settings, train_settings
+from ldae.app.probing.cost import probe_seconds
+from ldae.app.session import Session, train_settings
 from ldae.app.training.tokenizer_cache import tokenizer_config
 from ldae.core.types import Batch, BatchGenerator, TrainableModule
-from ldae.export.encoder import Encoder
-from ldae.objectives.base import Objective, PretrainingObjective
+from ldae.objectives.base import Objective
 from ldae.objectives.classify import Classify
 from ldae.objectives.denoise import Denoise
-from linear_probe.augmented_heads import AugmentedHeads
-from linear_probe.features import Features
-from linear_probe.heads import HeadTrainer
-from linear_probe.protocols import KNN, Protocol, SGDHeads
-from linear_probe.registry import PROTOCOLS
 
 STEPS = 3  # timed steps after a warm-up step
 WHOLE = 32  # maximum number of images in a timed step
 QUIET = {"threads": 0, "progress": False}
+OTHER_STARTS = 6.0  # seconds that the processes of a trial beside its probe take to start: pretraining, pictures
 
 
 def training_seconds(plans: Sequence[PlannedTrial], threads: int) -> float:
@@ -133,11 +125,6 @@ def _timed(work: Callable[[], Tensor]) -> float:
     return min(durations[1:])
 
 
-FEW = 400  # images that a protocol is timed on
-BATCH = 64  # images that encoding is timed on
-STARTS = 12.0  # seconds that the processes of a trial take to start: pretraining, probe, pictures
-
-
 def probing_seconds(plans: Sequence[PlannedTrial], threads: int) -> float:
     """Return the seconds of probing trials one after another on this machine.
 
@@ -160,66 +147,4 @@ def probing_seconds(plans: Sequence[PlannedTrial], threads: int) -> float:
 
 def _trial_seconds(planned: PlannedTrial) -> float:
     argv = [f"baselines={str(planned.trial.with_baselines).lower()}", *planned.probe]
-    config, _ = settle_precision(resolved(compose("probe", ["run=RUN", *argv])))
-    settings: ProbeSettings = root_settings(ProbeSettings, config)
-    session = Session({**planned.config, "runtime": QUIET})
-    objective = session.parts.objective.to(session.device).eval()
-    assert isinstance(objective, PretrainingObjective)
-    if objective.tokenizer is not None:
-        objective.tokenizer.set_scale(torch.ones(objective.tokenizer.shape[0]))  # timed, not scored
-    splits = session.splits()
-    labels = [images.own_labels for images in (splits.train, splits.holdout, getattr(splits, settings.split))]
-    warn_of_labels(data_source(planned.config["data"]), labels[0], labels[1], labels[2], splits.classes, settings.split)
-    train, scored = len(splits.train) + len(splits.holdout), len(getattr(splits, settings.split))
-    encoder = Encoder(objective, precision=settings.precision)
-    network = encoder.network
-    layers = settings.layers or range((network.encoder_layer + 1) // 2, network.encoder_layer + 1)
-    images = torch.rand(BATCH, *encoder.image_shape, device=session.device)
-    each, width = _encoding(encoder, images, max(layers))
-    networks = 2 if settings.baselines else 1  # with the untrained one
-    levels = len(settings.t or [0]) * len(settings.inputs)
-    candidates = len(settings.inputs) if settings.combine else levels  # combined steps are one candidate
-    trials = len(layers) * candidates * len(settings.pooling)
-    sets = len(settings.repetitions) * (networks + 2 * settings.baselines)
-    elapsed = STARTS + networks * levels * each * (train + scored)
-    for name in settings.protocols:
-        elapsed += sets * _of_protocol(PROTOCOLS[name], train, scored, width, len(splits.classes), trials, each)
-    return elapsed
-
-
-def _encoding(encoder: Encoder, images: Tensor, layer: int) -> tuple[float, int]:
-    """Return the seconds of an image through the network to a layer, and the layer's width."""
-    tokens = encoder.tokens(images, [layer])[layer]
-    work = lambda: encoder.tokens(images, [layer])[layer].sum().item()  # noqa: E731  # waits for a GPU
-    return _seconds(work) / len(images), tokens.shape[-1]
-
-
-def _of_protocol(
-    protocol: Protocol, train: int, scored: int, width: int, classes: int, trials: int, encoding: float
-) -> float:
-    """Return the seconds in which a protocol selects among feature keys and fits the final head."""
-    generator = torch.Generator().manual_seed(0)
-    draw = lambda n: Features(  # noqa: E731
-        torch.randn(n, width, generator=generator), torch.randint(classes, (n,), generator=generator)
-    )
-    heads = protocol.plain if isinstance(protocol, AugmentedHeads) else protocol
-    if isinstance(heads, SGDHeads):
-        batch, _, steps = heads.recipe.lengths(train)
-        some = draw(batch)
-        trainer = HeadTrainer(width, classes, heads.recipe, train, generator)
-        anew = batch * encoding if isinstance(protocol, AugmentedHeads) else 0.0
-        passes = 2 if anew else trials + 1
-        return passes * steps * (_seconds(lambda: trainer.step(some.x, some.y)) * (trials if anew else 1) + anew)
-    few, held = draw(min(FEW, train)), draw(min(FEW, scored))
-    larger = train / len(few) * (scored / len(held) if isinstance(protocol, KNN) else 1)
-    return (trials + 1) * larger * _seconds(lambda: protocol.sweep(few, held, classes, 0), repeats=1)
-
-
-def _seconds(work: Callable[[], object], repeats: int = 2) -> float:
-    """Return the seconds of one call, the fastest of some."""
-    durations = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        durations.append(time.perf_counter() - start)
-    return min(durations)
+    return OTHER_STARTS + probe_seconds({**planned.config, "runtime": QUIET}, argv)

@@ -1,9 +1,9 @@
-"""Estimate memory and time of a pretraining from a few steps on random images, before any data are read.
+"""Estimate memory and time of a pretraining and of its probe from a few steps on random images.
 
     ldae plan experiment=ldae/cifar10_cpu data.root=DIR/cifar10
     ldae plan experiment=ldae/imagenet_vit_b data.root=DIR/imagenet gpu=h100
 
-Keys: gpu= (h200, h100, a100, l40s, 4090), whose hours are estimated from its peak; every other key is pretrain's.
+Keys: gpu= (h200, h100, a100, l40s, 4090), whose time is estimated from its peak; every other key is pretrain's.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldae.app.compose import compose, require, resolved
+from ldae.app.probing.cost import probe_seconds
 from ldae.app.session import Session, train_settings
 from ldae.config.schema import conform
-from ldae.core.errors import ConfigError
+from ldae.core.errors import ConfigError, Fault
+from ldae.core.progress import duration
 from ldae.data.images import MemoryImages
 from ldae.data.loader import Loader
 from ldae.engine.run_folder import RunFolder
@@ -83,6 +85,7 @@ class Cost:
         rate: images per second on this machine.
         timed_batch: batch size of the timed steps.
         tokenizer_steps: training steps of the tokenizer, which the other numbers do not include; 0 without training.
+        probe: seconds of `ldae probe run=RUN` on this machine, or why it cannot be estimated.
     """
 
     parameters: int
@@ -95,10 +98,11 @@ class Cost:
     rate: float
     timed_batch: int
     tokenizer_steps: int
+    probe: float | str
 
-    def hours_on(self, gpu: str) -> float:
-        """Return the hours on one GPU at half of its peak."""
-        return self.images * (self.flop + self.update / self.batch) / (SHARE * GPUS[gpu]) / 3600
+    def seconds_on(self, gpu: str) -> float:
+        """Return the seconds on one GPU at half of its peak."""
+        return self.images * (self.flop + self.update / self.batch) / (SHARE * GPUS[gpu])
 
 
 def cost_of(argv: Sequence[str]) -> Cost:
@@ -136,7 +140,18 @@ def cost_of(argv: Sequence[str]) -> Cost:
         batch / seconds,
         batch,
         session.config["tokenizer"]["fit"]["steps"] if session.config.get("tokenizer") else 0,
+        _probe(session),
     )
+
+
+def _probe(session: Session) -> float | str:
+    """Return the seconds of the default probe of a run, or why there is none."""
+    if not _names_data(session):
+        return "no data are named"
+    try:
+        return probe_seconds(session.config, [])
+    except Fault as fault:
+        return str(fault)
 
 
 def describe_cost(cost: Cost, gpu: str) -> str:
@@ -150,8 +165,9 @@ def describe_cost(cost: Cost, gpu: str) -> str:
         f"{cost.images:,} images in batches of {cost.batch}",
         f"memory: {cost.state:.2f} GiB of weights and their state, {each:.2f} MiB of activations an image: "
         f"{whole:.2f} GiB for a batch in one process",
-        f"here ({describe_hardware()}): {cost.rate:.3g} images/s{timed}, {cost.images / cost.rate / 3600:.2g} hours",
-        f"one {gpu.upper()}: {cost.hours_on(gpu):.2g} hours, if steps reach {limit} and nothing else is in the way",
+        f"here ({describe_hardware()}): {cost.rate:.3g} images/s{timed}, {duration(cost.images / cost.rate)}",
+        f"its probe here: {cost.probe if isinstance(cost.probe, str) else duration(cost.probe)}",
+        f"one {gpu.upper()}: {duration(cost.seconds_on(gpu))}, if steps reach {limit} and nothing else is in the way",
     ]
     if cost.tokenizer_steps:
         lines.append(f"the tokenizer's own training comes on top: {cost.tokenizer_steps:,} steps, once")
@@ -162,11 +178,16 @@ def _images_seen(session: Session) -> int:
     settings = train_settings(session.config)
     if settings.steps is not None:
         return settings.steps * settings.batch
-    if session.config["data"].get("root", "") is None:
+    if not _names_data(session):
         message = "counts passes over images that are not named; give data.root=FOLDER or train.steps=N"
         raise ConfigError("train.epochs", settings.epochs, message)
     of_epoch = len(session.splits().train) // settings.batch
     return settings.total_steps(of_epoch) * settings.batch
+
+
+def _names_data(session: Session) -> bool:
+    """Return whether a folder of images is named, or none is needed."""
+    return session.config["data"].get("root", "") is not None
 
 
 def _flop(call: Callable[[], object]) -> float:

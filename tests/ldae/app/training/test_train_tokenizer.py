@@ -31,6 +31,7 @@ GAN = (
     "tokenizer.fit.discriminator.channels=8",
     "tokenizer.fit.discriminator.strides=1",
 )
+NARROW = ("denoiser.width=32", "denoiser.heads=2", "denoiser.encoder_depth=1", "denoiser.decoder_depth=1")
 CLASSIFIER = ("tokenizer.fit.perceptual.channels=[8,8]", "tokenizer.fit.perceptual.fit.steps=6")
 
 
@@ -106,7 +107,7 @@ def test_public_weights_are_taken_as_they_are(tmp_path):
 def test_the_first_rung_runs_and_its_latents_are_kept(tmp_path, monkeypatch):
     """Class-conditioned DiT on a VQGAN's latents: the tokenizer is made on the way, latents are encoded once."""
     monkeypatch.setenv("LDAE_CACHE", str(tmp_path / "cache"))
-    argv = ("experiment=deconstruct/00_dit", "data=digits", *SHORT, *TINY[:4], *GAN, *CLASSIFIER)
+    argv = ("experiment=deconstruct/00_dit", "data=digits", *SHORT, *NARROW, *TINY[:4], *GAN, *CLASSIFIER)
     _, told = run("pretrain", *argv, f"out={tmp_path / 'a'}")
     assert "fitting the tokenizer ConvVAE" in told
     assert "encoding 1294 images once" in told
@@ -121,7 +122,7 @@ def test_the_first_rung_runs_and_its_latents_are_kept(tmp_path, monkeypatch):
 
 
 def test_kept_latents_give_the_losses_of_latents_encoded_anew(tmp_path):
-    argv = ("experiment=deconstruct/04_linear_gamma2", "data=digits", *SHORT, *TINY[:4], "train.precision=fp32")
+    argv = ("experiment=deconstruct/04_linear_gamma2", "data=digits", *SHORT, *NARROW, *TINY[:4], "train.precision=fp32")
     for choice in ("auto", "never"):
         run("pretrain", *argv, f"latents={choice}", f"out={tmp_path / choice}")
     kept, anew = ([r["loss"] for r in rows(tmp_path / c) if "loss" in r] for c in ("auto", "never"))

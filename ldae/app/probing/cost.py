@@ -1,0 +1,113 @@
+"""Estimate what a probe costs: time the encoding of a few images, and protocols on features drawn like an encoder's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldae.app.compose import compose, resolved
+from ldae.app.precision import settle_precision
+from ldae.app.probing.encoders import default_layers
+from ldae.app.probing.settings import ProbeSettings
+from ldae.app.probing.tables import data_source, warn_of_labels
+from ldae.app.session import Session, root_settings
+from ldae.export.encoder import Encoder
+from ldae.objectives.base import PretrainingObjective
+from linear_probe.augmented_heads import AugmentedHeads
+from linear_probe.features import Features
+from linear_probe.heads import HeadTrainer
+from linear_probe.protocols import KNN, Protocol, SGDHeads
+from linear_probe.registry import PROTOCOLS
+
+FEW = 4000  # images that a protocol is timed on; fewer would time its calls
+BATCH = 128  # images that encoding is timed on
+START = 6.0  # seconds that the process of a probe takes to start and to write its tables
+
+
+def probe_seconds(config: Mapping[str, Any], argv: Sequence[str]) -> float:
+    """Return the seconds of `ldae probe run=RUN ARGV` on this machine.
+
+    Args:
+        config: config of the run's pretraining.
+        argv: keys of the probe.
+
+    Raises:
+        Fault: the data cannot be read, or have nothing to score.
+    """
+    settings: ProbeSettings = root_settings(
+        ProbeSettings, settle_precision(resolved(compose("probe", ["run=RUN", *argv])))[0]
+    )
+    session = Session(config)
+    objective = session.parts.objective.to(session.device).eval()
+    assert isinstance(objective, PretrainingObjective)
+    if objective.tokenizer is not None:
+        objective.tokenizer.set_scale(torch.ones(objective.tokenizer.shape[0]))  # timed, not scored
+    splits = session.splits()
+    scored_images = getattr(splits, settings.split)
+    labels = [images.own_labels for images in (splits.train, splits.holdout, scored_images)]
+    warn_of_labels(data_source(config["data"]), labels[0], labels[1], labels[2], splits.classes, settings.split)
+    train, scored = len(splits.train) + len(splits.holdout), len(scored_images)
+    encoder = Encoder(objective, precision=settings.precision)
+    layers = settings.layers or default_layers(encoder.network)
+    images = torch.rand(BATCH, *encoder.image_shape, device=session.device)
+    each, width = _encoding(encoder, images, max(layers))
+    networks = 2 if settings.baselines else 1  # with the untrained one
+    levels = len(settings.t or [0]) * len(settings.inputs)
+    candidates = len(settings.inputs) if settings.combine else levels  # combined steps are one candidate
+    trials = len(layers) * candidates * len(settings.pooling)
+    sets = len(settings.repetitions) * (networks + 2 * settings.baselines)
+    elapsed = START + networks * levels * each * (train + scored)
+    for name in settings.protocols:
+        elapsed += sets * _of_protocol(PROTOCOLS[name], train, scored, width, len(splits.classes), trials, each)
+    return elapsed
+
+
+def _encoding(encoder: Encoder, images: Tensor, layer: int) -> tuple[float, int]:
+    """Return the seconds of an image through the network to a layer, and the layer's width."""
+    tokens = encoder.tokens(images, [layer])[layer]
+    work = lambda: encoder.tokens(images, [layer])[layer].sum().item()  # noqa: E731  # waits for a GPU
+    return _seconds(work) / len(images), tokens.shape[-1]
+
+
+def _of_protocol(
+    protocol: Protocol, train: int, scored: int, width: int, classes: int, trials: int, encoding: float
+) -> float:
+    """Return the seconds in which a protocol selects among feature keys and fits the final head."""
+    heads = protocol.plain if isinstance(protocol, AugmentedHeads) else protocol
+    if isinstance(heads, SGDHeads):
+        batch, _, steps = heads.recipe.lengths(train)
+        some = _drawn(batch, width, classes)
+        trainer = HeadTrainer(width, classes, heads.recipe, train, torch.Generator().manual_seed(0))
+        anew = batch * encoding if isinstance(protocol, AugmentedHeads) else 0.0
+        passes = 2 if anew else trials + 1
+        return passes * steps * (_seconds(lambda: trainer.step(some.x, some.y)) * (trials if anew else 1) + anew)
+    few, held = _drawn(min(FEW, train), width, classes), _drawn(min(FEW, scored), width, classes)
+    larger = train / len(few) * (scored / len(held) if isinstance(protocol, KNN) else 1)
+    return (trials + 1) * larger * _seconds(lambda: protocol.sweep(few, held, classes, 0), repeats=1)
+
+
+def _drawn(count: int, width: int, classes: int) -> Features:
+    """Return random features like an encoder's: correlated, with labels that a linear head reads in part.
+
+    The condition of their moments and the noise of the labels decide how many iterations a logistic regression takes.
+    """
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(width, width, generator=generator) / torch.arange(1, width + 1).sqrt()
+    x = torch.randn(count, width, generator=generator) @ mixing.T
+    scores = x @ torch.randn(width, classes, generator=generator)
+    noise = scores.std() * torch.randn(count, classes, generator=generator)
+    return Features(x, (scores + noise).argmax(1))
+
+
+def _seconds(work: Callable[[], object], repeats: int = 2) -> float:
+    """Return the seconds of one call, the fastest of some."""
+    durations = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        durations.append(time.perf_counter() - start)
+    return min(durations)
