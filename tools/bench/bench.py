@@ -11,7 +11,8 @@ Competitors come from checkouts of facebookresearch/mae (mae=) and arpitbansal29
 from packages (diffusers, denoising-diffusion-pytorch, torchgeometry) that are installed here or in site=; images= and
 jpegs= are class folders of small and of full-size pictures. Rows without their competitors are left out. Keys: rounds=
 seconds= threads= precision= only= out= and for `features` rows= holdout= queries= dimensions= classes= epochs=
-protocols= memory= seed=. Writes OUT/bench.json, a record for each row, and OUT/features.jsonl, a line for each protocol.
+protocols= memory= seed=. Writes OUT/bench.json, a record for each row, and OUT/features.jsonl, a line for each
+protocol.
 """
 
 from __future__ import annotations

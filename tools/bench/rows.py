@@ -62,7 +62,7 @@ def training_rows(mae: str | None, precision: str) -> list[Row]:
         mae: folder of a checkout of facebookresearch/mae, or None.
         precision: `fp32` or `bf16`, for all competitors.
     """
-    sizes = (192, 12, 3, "vit_192x12", mae), (128, 8, 4, "vit_128x8", None)
+    sizes = (192, 12, 3, "vit_192x12", 0.72, mae), (128, 8, 4, "vit_128x8", 0.62, None)
     return [*(_training(*size, precision) for size in sizes), *([_dropping(mae, precision)] if mae else [])]
 
 
@@ -127,7 +127,7 @@ def _paper_size(name: str, experiment: str, batch: int, sizes: Mapping[str, int]
     )
 
 
-def _training(width: int, depth: int, heads: int, network: str, mae: str | None, precision: str) -> Row:
+def _training(width: int, depth: int, heads: int, network: str, share: float, mae: str | None, precision: str) -> Row:
     argv = ["experiment=ldae/cifar10_cpu", f"denoiser={network}", "train.batch=64", f"train.precision={precision}"]
     argv += ["objective=denoise", "denoiser.keep=1", f"denoiser.decoder_depth={depth // 2}", "optim=adamw"]  # as timm
     timm = {"width": width, "depth": depth, "heads": heads, "precision": precision}
@@ -147,7 +147,7 @@ def _training(width: int, depth: int, heads: int, network: str, mae: str | None,
         peers,
         {"timm as it ships": 1.8, "timm at its best": 1.1, "MAE at its best": 1.1},
         product(precision),
-        0.68,
+        share,
     )
 
 
@@ -246,20 +246,20 @@ def input_rows(images: str | None, jpegs: str | None, precision: str) -> list[Ro
             "FLOP/s",
             Competitor("ldae", "competitors:training", step),
             [peer],
-            {peer.name: 0.95},
+            {peer.name: 0.98},
         )
     )
     if jpegs:
         ours = Competitor("ldae", "competitors_data:large", {"folder": jpegs, "batch": 64, "size": 224})
         peers = [Competitor("Pillow, decoding alone", "competitors_data:decoded", {"folder": jpegs, "batch": 57})]
-        rows.append(Row("JPEG files cut to 224 px", "images/s", ours, peers, {peers[0].name: 0.9}))
+        rows.append(Row("JPEG files cut to 224 px", "images/s", ours, peers, {peers[0].name: 0.95}))
         size: dict[str, Any] = {"folder": jpegs, "batch": 64, "size": 256}
         ours = Competitor("ldae", "competitors_data:read_and_summed", {**size, "patch": 16})
         peers = [
             Competitor("reading alone", "competitors_data:read_alone", size),
             Competitor("scikit-learn", "competitors_data:read_and_summed_sklearn", {**size, "patch": 16}),
         ]
-        rows.append(Row("PCA of 16 x 16 patches", "images/s", ours, peers, {"reading alone": 0.9}))
+        rows.append(Row("PCA of 16 x 16 patches", "images/s", ours, peers, {"reading alone": 0.95}))
     return rows
 
 
@@ -308,7 +308,7 @@ def probe_rows(precision: str) -> list[Row]:
             "images/s",
             Competitor("ldae", "competitors_probe:extraction", {**read, "bare": False}),
             [Competitor("bare forward", "competitors_probe:extraction", {**read, "bare": True})],
-            {"bare forward": 0.95},
+            {"bare forward": 0.97},
         ),
         *(_logistic(size, correlated) for correlated in (True, False)),
     ]
@@ -318,4 +318,4 @@ def _logistic(size: Mapping[str, Any], correlated: bool) -> Row:
     given = {**size, "correlated": correlated}
     peer = Competitor("scikit-learn", "competitors_probe:lbfgs_sklearn", given)
     name = f"logistic regression, {'correlated' if correlated else 'independent'} features"
-    return Row(name, "images/s", Competitor("ldae", "competitors_probe:lbfgs", given), [peer], {peer.name: 1 / 0.6})
+    return Row(name, "images/s", Competitor("ldae", "competitors_probe:lbfgs", given), [peer], {peer.name: 1.5})
