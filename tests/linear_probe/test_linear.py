@@ -73,6 +73,18 @@ def test_features_are_rotated_where_they_are_correlated_and_the_optimum_is_the_s
     assert model.n_iter < 40
 
 
+def test_a_fit_ends_before_its_line_searches_step_in_the_noise(monkeypatch):
+    """One evaluation an iteration, and a few more; in the noise of single precision it takes up to twenty."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(10, (20000,), generator=generator)
+    x = torch.randn(20000, 64, generator=generator) + torch.randn(10, 64, generator=generator)[y] / 4
+    model = Logistic(standardiser(x)(x), y, 10)
+    evaluate, calls = model._evaluate, []
+    monkeypatch.setattr(model, "_evaluate", lambda *at: calls.append(at) or evaluate(*at))
+    model.fit(1e-2)
+    assert 5 < len(calls) <= model.n_iter + 6
+
+
 def test_a_warm_start_ends_at_the_same_optimum(digits):
     x, y, _, _ = digits
     scaled = standardiser(x)(x)
