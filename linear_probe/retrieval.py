@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,7 +16,7 @@ from linear_probe.knn import knn_predict
 from linear_probe.protocols import Choice, Evaluation, Protocol
 
 RECALL_AT = (1, 5, 10)
-BLOCK = 1 << 23  # similarities that are sorted at a time
+BLOCK = 1 << 23  # similarities that are computed at a time
 
 
 class Retrieval(Protocol):
@@ -44,67 +46,62 @@ class Retrieval(Protocol):
         precisions, hits = [], []
         per_block = max(1, BLOCK // len(fit))
         for x, y in zip(queries.split(per_block), test.y.split(per_block), strict=True):
-            relevant = fit.y == y[:, None]
-            similarity, order = (x @ gallery.T).sort(descending=True)
-            ranked = relevant.gather(1, order)
-            precisions.append(average_precision(similarity, ranked))
-            hits.append(recalls(similarity, ranked, RECALL_AT))
-        means = (100 * torch.cat(hits).mean(0)).tolist()
+            for ranking in rankings(x @ gallery.T, fit.y == y[:, None]):
+                precisions.append(average_precision(*ranking))
+                hits.append([recall(*ranking, k) for k in RECALL_AT])
+        means = (100 * np.mean(hits, axis=0)).tolist()
         return Evaluation(
-            torch.cat(precisions), {f"recall@{k}": mean for k, mean in zip(RECALL_AT, means, strict=True)}
+            torch.tensor(precisions, dtype=torch.float64),
+            {f"recall@{k}": mean for k, mean in zip(RECALL_AT, means, strict=True)},
         )
 
 
-def average_precision(scores: Tensor, relevant: Tensor) -> Tensor:
-    """Return the average precision of rankings, (B,) float64 in [0, 1]; 0 where nothing is relevant.
+def rankings(scores: Tensor, relevant: Tensor) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield for each query all scores and those of the relevant entries, (N,) and (R,), both ascending.
+
+    NumPy sorts numbers alone, by vector instructions, in a tenth of the time that torch's sort takes, which carries
+    positions.
+
+    Args:
+        scores: (B, N).
+        relevant: (B, N) bool.
+    """
+    for row, chosen in zip(scores.numpy(), relevant.numpy(), strict=True):
+        yield np.sort(row), np.sort(row[chosen])
+
+
+def average_precision(scores: np.ndarray, relevant: np.ndarray) -> float:
+    """Return the average precision of a ranking, in [0, 1]; 0 where nothing is relevant.
 
     sum_n (R_n - R_{n-1}) P_n with precision P_n and recall R_n at the n-th distinct score, as scikit-learn has it:
     entries of equal scores count at once, so that constant features have the precision of a random order.
 
     Args:
-        scores: (B, N), descending.
-        relevant: (B, N) bool, in the same order.
+        scores: (N,) of all entries, ascending.
+        relevant: (R,) of the relevant ones, ascending.
     """
-    count = scores.shape[1]
-    retrieved = relevant.double().cumsum(1)
-    last = tie_ends(scores)
-    precision = (retrieved / torch.arange(1, count + 1)).gather(1, last)
-    return (precision * relevant).sum(1) / retrieved[:, -1].clamp(min=1)
+    if not len(relevant):
+        return 0.0
+    found = len(relevant) - np.searchsorted(relevant, relevant)
+    return float(np.mean(found / (len(scores) - np.searchsorted(scores, relevant))))
 
 
-def recalls(scores: Tensor, relevant: Tensor, ks: Sequence[int]) -> Tensor:
-    """Return the probability that a relevant entry is among the first k of each ranking, (B, len(ks)) float64.
+def recall(scores: np.ndarray, relevant: np.ndarray, k: int) -> float:
+    """Return the probability that a relevant entry is among the first k of a ranking.
 
     Entries of equal scores come in random order: among them, j of the n are within the first k, and all of the m
     relevant ones miss with the probability C(n - m, j) / C(n, j).
 
     Args:
-        scores: (B, N), descending.
-        relevant: (B, N) bool, in the same order.
-        ks: numbers of entries, cut to N.
+        scores: (N,) of all entries, ascending.
+        relevant: (R,) of the relevant ones, ascending.
+        k: number of entries, cut to N.
     """
-    columns, count = [], scores.shape[1]
-    ends, positions = tie_ends(scores), torch.arange(count)
-    for k in (min(k, count) for k in ks):
-        end = ends[:, k - 1 : k]
-        tied = (scores == scores[:, k - 1 : k]).double()
-        before = (relevant & (tied == 0) & (positions < k)).any(1)
-        n, m = tied.sum(1), (tied * relevant).sum(1)
-        j = k - (end[:, 0] + 1 - n)  # of the tied entries, those within the first k
-        missed = torch.exp(_log_choose(n - m, j) - _log_choose(n, j))
-        missed = torch.where(n - m >= j, missed, 0.0)
-        columns.append(torch.where(before, 1.0, 1 - missed))
-    return torch.stack(columns, 1)
-
-
-def tie_ends(scores: Tensor) -> Tensor:
-    """Return the position of the last entry of the same score, (B, N) int64, of descending scores (B, N)."""
-    count = scores.shape[1]
-    ends = F.pad(scores[:, 1:] != scores[:, :-1], (0, 1), value=True)
-    last = torch.where(ends, torch.arange(count), count)
-    return last.flip(1).cummin(1).values.flip(1)
-
-
-def _log_choose(n: Tensor, k: Tensor) -> Tensor:
-    valid = n.clamp(min=0)
-    return torch.lgamma(valid + 1) - torch.lgamma(k + 1) - torch.lgamma((valid - k).clamp(min=0) + 1)
+    k = min(k, len(scores))
+    last = scores[-k]
+    low, high = np.searchsorted(relevant, last), np.searchsorted(relevant, last, side="right")
+    if high < len(relevant):
+        return 1.0
+    first, end = np.searchsorted(scores, last), np.searchsorted(scores, last, side="right")
+    n, m, j = int(end - first), int(high - low), k - int(len(scores) - end)
+    return 1 - math.comb(n - m, j) / math.comb(n, j)

@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score
 from torchmetrics.functional.retrieval import retrieval_average_precision, retrieval_hit_rate
 
 from linear_probe.features import Features
-from linear_probe.retrieval import RECALL_AT, Retrieval, average_precision, recalls
+from linear_probe.retrieval import RECALL_AT, Retrieval, average_precision, rankings, recall
 
 
 def features(count, classes, seed, spread=1.0):
@@ -38,7 +38,8 @@ def test_ties_count_at_once_as_scikit_learn_has_it():
     scores = torch.tensor([[3.0, 2.0, 2.0, 2.0, 1.0, 1.0]])
     relevant = torch.tensor([[False, True, False, True, True, False]])
     expected = average_precision_score(relevant[0].numpy(), scores[0].numpy())
-    assert average_precision(scores, relevant).item() == pytest.approx(expected)
+    (ranking,) = rankings(scores, relevant)
+    assert average_precision(*ranking) == pytest.approx(expected)
 
 
 def test_recall_is_the_mean_over_all_orders_of_ties():
@@ -50,7 +51,7 @@ def test_recall_is_the_mean_over_all_orders_of_ties():
             arranged = relevant[0, [0, *order, 5]]
             hits.append(float(arranged[:k].any()))
         expected = [sum(hits) / len(hits), float(relevant[1, :k].any())]
-        assert recalls(scores, relevant, [k])[:, 0].tolist() == pytest.approx(expected)
+        assert [recall(*ranking, k) for ranking in rankings(scores, relevant)] == pytest.approx(expected)
 
 
 def test_features_without_content_have_the_precision_of_chance():
