@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+import functools
 import inspect
 import json
 import os
@@ -63,7 +65,7 @@ def compose(root: str, argv: Sequence[str], optional: Sequence[str] = ()) -> Dic
     groups = [o for o in overrides if _is_group(o, folder)]
     choices = [*search, *(str(o.input_line) for o in groups)]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = _composed(root, choices)
+        config = _composed(root, choices) if folder else copy.deepcopy(_of_choices(root, tuple(choices)))
         values = [_rename_precision(o, config) for o in overrides if o not in groups]
         added = [o for o in values if o.key_or_group in _unlisted(config, o.key_or_group)]
         for override in values:
@@ -157,10 +159,16 @@ def _without_config_dir(argv: Sequence[str]) -> tuple[list[str], Path | None]:
     return [word for word in argv if word not in options], folder
 
 
-def _composed(root: str, overrides: list[str]) -> DictConfig:
+@functools.lru_cache(maxsize=64)
+def _of_choices(root: str, choices: tuple[str, ...]) -> DictConfig:
+    """Compose the package's config of some choices, once: programs that compose many differ mostly in values."""
+    return _composed(root, choices)
+
+
+def _composed(root: str, overrides: Sequence[str]) -> DictConfig:
     """Compose a config, with the name of the experiment under `experiment`."""
     try:
-        config = hydra_compose(root, overrides=overrides, return_hydra_config=True)
+        config = hydra_compose(root, overrides=list(overrides), return_hydra_config=True)
         experiment = config.hydra.runtime.choices.get("experiment")
     except HydraException as error:
         raise UsageError(_explained(error)) from None
