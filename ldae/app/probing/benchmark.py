@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,11 +105,22 @@ def _run(cells: Sequence[Cell], out: Path) -> list[Fault]:
 
 def compare(scored: Mapping[Cell, Sequence[Result]]) -> Comparison:
     """Return the comparison of all results."""
+    names = short_names(list(dict.fromkeys(cell.encoder for cell in scored)))
     results: dict[Column, dict[str, Result]] = {}
     for cell, of_cell in scored.items():
         for result in of_cell:
-            results.setdefault(Column(cell.data, cell.task, result.protocol), {})[cell.encoder] = result
-    return Comparison(list(dict.fromkeys(cell.encoder for cell in scored)), results)
+            results.setdefault(Column(cell.data, cell.task, result.protocol), {})[names[cell.encoder]] = result
+    return Comparison(list(names.values()), results)
+
+
+def short_names(encoders: Sequence[str]) -> dict[str, str]:
+    """Return the names of encoders in tables: of a path its last part, where that tells it from all others."""
+    ends = {}
+    for name in encoders:
+        kind, _, path = name.rpartition(":")
+        ends[name] = f"{kind}:{Path(path).name}".lstrip(":") if Path(path).expanduser().exists() else name
+    counts = Counter(ends.values())
+    return {name: end if counts[end] == 1 else name for name, end in ends.items()}
 
 
 def lead(suite: Suite) -> str:

@@ -9,6 +9,7 @@ import pytest
 from helpers import SHORT, run
 from PIL import Image
 
+from ldae.app.probing.benchmark import short_names
 from ldae.app.probing.suites import BenchmarkSettings, Suite, cells_of, command_of, encoder_argv
 from ldae.config.choices import CONFIGS
 from ldae.config.schema import construct
@@ -271,3 +272,12 @@ def test_runs_are_fine_tuned_and_segment_where_there_are_masks(pretrained, tmp_p
     assert "7 measurements, 7 of them done" in printed
     assert "squares dense segmentation IoU" in printed
     assert "digits fine-tuned fine-tuned" in printed
+
+
+def test_encoders_have_the_last_part_of_their_path_where_it_is_their_own(tmp_path):
+    runs = [tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "a" / "other"]
+    for folder in runs:
+        folder.mkdir(parents=True)
+    given = [*map(str, runs), f"untrained:{runs[2]}", "pca", "timm:vit_tiny_patch16_224"]
+    expected = [*map(str, runs[:2]), "other", "untrained:other", "pca", "timm:vit_tiny_patch16_224"]
+    assert list(short_names(given).values()) == expected
