@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 LEVEL = 0.95  # of intervals
 DRAWS = 10_000  # resamples of the images
 SIGNIFICANCE = 0.05  # of tests on ranks
+FEW = 100  # distinct values up to which a multinomial draw is faster than one of each image
+AT_ONCE = 100  # resamples that are held in memory
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ class Interval:
 def interval(correct: ArrayLike, level: float = LEVEL, draws: int = DRAWS, seed: int = 0) -> Interval:
     """Return the mean of per-image values and its percentile bootstrap interval (Efron 1979), in percent.
 
-    Images are resampled with replacement. Values that are equal are drawn together, from a multinomial distribution of
-    their numbers, which is the same as resampling each image and costs little.
+    Images are resampled with replacement. Where few values are distinct, equal ones are drawn together, from a multinomial
+    distribution of their numbers, which is the same as resampling each image and costs little.
 
     Args:
         correct: (N,) values of the images: 0 or 1 for one classifier, means over seeds for several.
@@ -51,8 +53,12 @@ def interval(correct: ArrayLike, level: float = LEVEL, draws: int = DRAWS, seed:
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
         raise ValueError(f"values of shape {values.shape} are no finite numbers of at least one image")
     distinct, counts = np.unique(values, return_counts=True)
-    resampled = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=draws)
-    means = resampled @ distinct / len(values)
+    generator, count = np.random.default_rng(seed), len(values)
+    if len(distinct) <= FEW:
+        means = generator.multinomial(count, counts / count, size=draws) @ distinct / count
+    else:
+        some = [min(AT_ONCE, draws - first) for first in range(0, draws, AT_ONCE)]
+        means = np.concatenate([values[generator.integers(count, size=(n, count))].mean(1) for n in some])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(100 * float(values.mean()), 100 * float(low), 100 * float(high))
 

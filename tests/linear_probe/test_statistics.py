@@ -39,6 +39,15 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     assert 0.92 <= paired / 400 <= 0.98
 
 
+def test_distinct_values_have_the_same_interval_drawn_together_and_one_by_one(monkeypatch):
+    values = np.random.default_rng(0).random(1500)
+    each = interval(values)
+    monkeypatch.setattr("linear_probe.statistics.FEW", len(values))
+    together = interval(values)
+    assert (each.low, each.high) == pytest.approx((together.low, together.high), abs=0.06)  # of a width of 2.9
+    assert each.high - each.low == pytest.approx(2 * 196 * values.std() / len(values) ** 0.5, rel=0.04)
+
+
 def test_pairing_narrows_the_interval_of_classifiers_that_err_on_the_same_images():
     rng = np.random.default_rng(3)
     a = rng.random(1000) < 0.7
