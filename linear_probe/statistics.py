@@ -37,8 +37,8 @@ class Interval:
 def interval(correct: ArrayLike, level: float = LEVEL, draws: int = DRAWS, seed: int = 0) -> Interval:
     """Return the mean of per-image values and its percentile bootstrap interval (Efron 1979), in percent.
 
-    Images are resampled with replacement. Where few values are distinct, equal ones are drawn together, from a multinomial
-    distribution of their numbers, which is the same as resampling each image and costs little.
+    Images are resampled with replacement. Where few values are distinct, equal ones are drawn together, from a
+    multinomial distribution of their numbers, which is the same as resampling each image and costs little.
 
     Args:
         correct: (N,) values of the images: 0 or 1 for one classifier, means over seeds for several.
