@@ -82,8 +82,8 @@ def average_precision(scores: np.ndarray, relevant: np.ndarray) -> float:
     """
     if not len(relevant):
         return 0.0
-    found = len(relevant) - np.searchsorted(relevant, relevant)
-    return float(np.mean(found / (len(scores) - np.searchsorted(scores, relevant))))
+    no_lower = len(relevant) - np.searchsorted(relevant, relevant)  # relevant entries of no lower score
+    return float(np.mean(no_lower / (len(scores) - np.searchsorted(scores, relevant))))
 
 
 def recall(scores: np.ndarray, relevant: np.ndarray, k: int) -> float:

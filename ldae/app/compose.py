@@ -65,7 +65,7 @@ def compose(root: str, argv: Sequence[str], optional: Sequence[str] = ()) -> Dic
     groups = [o for o in overrides if _is_group(o, folder)]
     choices = [*search, *(str(o.input_line) for o in groups)]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = _composed(root, choices) if folder else copy.deepcopy(_of_choices(root, tuple(choices)))
+        config = _composed(root, choices) if folder else _of_choices(root, tuple(choices))
         values = [_rename_precision(o, config) for o in overrides if o not in groups]
         added = [o for o in values if o.key_or_group in _unlisted(config, o.key_or_group)]
         for override in values:
@@ -73,7 +73,7 @@ def compose(root: str, argv: Sequence[str], optional: Sequence[str] = ()) -> Dic
                 _check_key(override, config)
         extra = [o for o in map(parse_override, optional) if has_key(config, o.key_or_group)]
         lines = [f"+{o.input_line}" if o in added else str(o.input_line) for o in (*extra, *values)]
-        return _composed(root, choices + lines) if lines else config
+        return _composed(root, choices + lines) if lines else copy.deepcopy(config)
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _without_config_dir(argv: Sequence[str]) -> tuple[list[str], Path | None]:
 
 @functools.lru_cache(maxsize=64)
 def _of_choices(root: str, choices: tuple[str, ...]) -> DictConfig:
-    """Compose the package's config of some choices, once: programs that compose many differ mostly in values."""
+    """Compose the package's config of some choices, once in a process; callers must not change it."""
     return _composed(root, choices)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 
 import competitors_cold
 import competitors_data
@@ -201,6 +202,8 @@ def test_the_cost_is_that_of_the_networks_formula(in_process, capsys):
     assert f"{cost.parameters:,} parameters" in told
     assert "1,440 images in batches of 16" in told
     assert "one A100" in told
+    assert re.search(r"its probe here: \d+ s\n", told)  # of 1,797 digits, its start included
+    assert 6 < float(cost.probe) < 60
 
 
 @pytest.mark.usefixtures("timed_briefly")

@@ -165,13 +165,17 @@ def describe_cost(cost: Cost, gpu: str) -> str:
         f"{cost.images:,} images in batches of {cost.batch}",
         f"memory: {cost.state:.2f} GiB of weights and their state, {each:.2f} MiB of activations an image: "
         f"{whole:.2f} GiB for a batch in one process",
-        f"here ({describe_hardware()}): {cost.rate:.3g} images/s{timed}, {duration(cost.images / cost.rate)}",
+        f"here ({describe_hardware()}): {cost.rate:.3g} images/s{timed}, {_time_of(cost.images / cost.rate)}",
         f"its probe here: {cost.probe if isinstance(cost.probe, str) else duration(cost.probe)}",
-        f"one {gpu.upper()}: {duration(cost.seconds_on(gpu))}, if steps reach {limit} and nothing else is in the way",
+        f"one {gpu.upper()}: {_time_of(cost.seconds_on(gpu))}, if steps reach {limit} and nothing else is in the way",
     ]
     if cost.tokenizer_steps:
         lines.append(f"the tokenizer's own training comes on top: {cost.tokenizer_steps:,} steps, once")
     return "\n".join(lines)
+
+
+def _time_of(seconds: float) -> str:
+    return duration(seconds) if seconds >= 1 else "less than a second"
 
 
 def _images_seen(session: Session) -> int:
