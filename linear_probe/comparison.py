@@ -46,6 +46,11 @@ class Comparison:
     def __init__(self, encoders: Sequence[str], results: Mapping[Column, Mapping[str, Result]]):
         self.encoders, self.results = list(encoders), results
 
+    def head(self, column: Column) -> str:
+        """Return the head of a column, without the data set where all columns have the same."""
+        data = {other.data for other in self.results}
+        return str(column) if len(data) > 1 else kind_name(column.task, column.protocol)
+
     def difference(self, column: Column, a: str, b: str) -> Interval | None:
         """Return accuracy of `a` minus that of `b` in percentage points; None where images or encoders differ.
 
@@ -77,7 +82,7 @@ class Comparison:
 
     def table(self) -> str:
         """Return accuracies in percent: the best of a column bold, those within noise of it followed by ~."""
-        rows = [["encoder", *map(str, self.results)]]
+        rows = [["encoder", *map(self.head, self.results)]]
         best = {column: self.best(column) for column in self.results}
         near = {column: self.near_best(column) for column in self.results}
         for encoder in self.encoders:
@@ -93,7 +98,7 @@ class Comparison:
         tables = []
         for column, results in self.results.items():
             names = list(dict.fromkeys(name for result in results.values() for name in result.further))
-            rows = [[str(column), *names]]
+            rows = [[self.head(column), *names]]
             for encoder, result in results.items():
                 values = (result.further.get(name) for name in names)
                 rows.append([encoder, *("" if value is None else f"{value:.1f}" for value in values)])
@@ -103,7 +108,7 @@ class Comparison:
     def differences(self) -> str:
         """Return the first encoder minus each other one, in percentage points with 95 % intervals."""
         first, *others = self.encoders
-        rows = [[f"{first} minus", *map(str, self.results)]]
+        rows = [[f"{first} minus", *map(self.head, self.results)]]
         for encoder in others:
             intervals = [self.difference(column, first, encoder) for column in self.results]
             rows.append(

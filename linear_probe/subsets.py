@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 
 ALL = "all"
 OUTLIERS = "outliers"  # split of images of another data set
+ONE_FURTHER = "one further image of each class"  # what a choice with one label of each is made on
 FOLDS = 5  # maximum number of folds of the cross-validation
 
 
@@ -54,16 +55,22 @@ def plan_all_labels() -> Plan:
 def plan_few_labels(labels: Tensor, counts: Tensor, seed: int) -> Plan:
     """Return the plan with a few training images per class: select by stratified cross-validation, fit on all of them.
 
-    The number of folds is that of the images of the smallest class, at most 5.
+    The number of folds is that of the images of the smallest class, at most 5. One image of each class cannot be both
+    fitted and scored on; the selection then scores on as many images again, the one further image of each class of
+    CoOp's protocol (Sec. 4.1, arXiv 2109.01134).
 
     Args:
         labels: (N,) labels of train.
-        counts: (C,) number of images of each class, >= 2 for each class that occurs.
+        counts: (C,) number of images of each class: 1 for each class that occurs, or >= 2 for each.
         seed: seed of the subset and the folds.
     """
-    folds = min(FOLDS, int(counts[counts > 0].min()))
-    drawn = _shuffled(labels, len(counts), seed)
+    drawn = list(_shuffled(labels, len(counts), seed))
     chosen = [rows[:count] for rows, count in zip(drawn, counts.tolist(), strict=True)]
+    folds = min(FOLDS, int(counts[counts > 0].min()))
+    if folds == 1:
+        further = [rows[count : 2 * count] for rows, count in zip(drawn, counts.tolist(), strict=True)]
+        fit, score = (Part("train", torch.cat(rows).sort().values) for rows in (chosen, further))
+        return Plan([(fit, score)], [fit], ONE_FURTHER)
     fold = [torch.arange(len(rows)) % folds for rows in chosen]
     rows, place = torch.cat(chosen).sort()
     fold_of = torch.cat(fold)[place]
@@ -97,15 +104,18 @@ def images_per_class(labels: str | int, train: Tensor, holdout: Tensor, classes:
         classes: number of classes C.
 
     Raises:
-        ValueError: `labels` is neither, or leaves a class fewer than 2 or more images than train has; the message
-            completes a sentence that begins with `labels=...`.
+        ValueError: `labels` is neither, or a percentage that leaves a class fewer than 2, or leaves a class more images
+            than train has; the message completes a sentence that begins with `labels=...`.
     """
     available = torch.bincount(train, minlength=classes)
     every = available + torch.bincount(holdout, minlength=classes)
     counts = _counts(labels, every)
-    if (counts[every > 0] < 2).any():
+    if labels != 1 and (counts[every > 0] < 2).any():
         poorest = int(torch.where(every > 0, counts, counts.max() + 1).argmin())
         raise ValueError(f"leaves class {poorest} {int(counts[poorest])} images; a choice needs 2 of each, give more")
+    if labels == 1 and (available[every > 0] < 2).any():
+        scarce = int(torch.where(every > 0, available, available.max() + 1).argmin())
+        raise ValueError(f"needs 2 training images of each class, one to choose on; class {scarce} has fewer")
     if (counts > available).any():
         scarce = int((available - counts).argmin())
         raise ValueError(f"exceeds the {int(available[scarce])} training images of class {scarce}; give fewer or all")
@@ -128,14 +138,14 @@ def describe_labels(labels: str | int) -> str:
 
 
 def _counts(labels: str | int, every: Tensor) -> Tensor:
-    if isinstance(labels, int) and labels > 1:
+    if isinstance(labels, int) and labels >= 1:
         return torch.where(every > 0, labels, 0)
     try:
         percent = float(str(labels).removesuffix("%")) if str(labels).endswith("%") else -1.0
     except ValueError:
         percent = -1.0
     if not 0 < percent <= 100:
-        raise ValueError("is no number of labels; give all, images per class, 2 or more, or a percentage such as 1%")
+        raise ValueError("is no number of labels; give all, images per class, 1 or more, or a percentage such as 1%")
     return (every.double() * percent / 100).round().long()
 
 

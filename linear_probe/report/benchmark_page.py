@@ -62,7 +62,7 @@ def write_benchmark(comparison: Comparison, out: Path, title: str, lead: str, no
         lead: what was measured, in a sentence or two.
         notes: doubts about single results, in sentences.
     """
-    files, kinds = FigureFiles(), list(_kinds(comparison))
+    files, kinds = FigureFiles(), list(kinds_of(comparison))
     tables = {f"tables/{file_name(kind.name, files.used)}.tex": _latex(comparison, kind, lead) for kind in kinds}
     files.used.clear()  # figures have a folder of their own
     sections = [PageSection("Accuracies", "", [_accuracies(comparison, kinds)])]
@@ -70,11 +70,11 @@ def write_benchmark(comparison: Comparison, out: Path, title: str, lead: str, no
         sections.append(
             PageSection("Mean ranks over the data sets", "", [ranks], list(_rank_figures(comparison, files)))
         )
-    limits = _limits(kinds)
+    limits = difference_limits(comparison, kinds)
     sections += [
         PageSection(
             kind.name,
-            figures=list(_kind_figures(comparison, kind, files, limits)),
+            figures=list(_kind_figures(comparison, kind, files, limits.get(_measure(comparison, kind)))),
         )
         for kind in kinds
     ]
@@ -92,7 +92,7 @@ def write_benchmark(comparison: Comparison, out: Path, title: str, lead: str, no
     write_files(out, {**files.contents, **texts})
 
 
-def _kinds(comparison: Comparison) -> Iterator[Kind]:
+def kinds_of(comparison: Comparison) -> Iterator[Kind]:
     """Yield the tasks and protocols in the order of the results."""
     first, *others = comparison.encoders
     for task, protocol in dict.fromkeys((column.task, column.protocol) for column in comparison.results):
@@ -118,7 +118,7 @@ def _accuracies(comparison: Comparison, kinds: Sequence[Kind]) -> PageTable:
         cells = [_cell(comparison.results[column].get(encoder), kind.mark(column, encoder)) for kind, column in columns]
         lines.append(TableLine(encoder, cells, list(_details(comparison, kinds, encoder))))
     caption = f"{MARKS} ({INTERVAL} of the difference). ± is the standard deviation over seeds."
-    return PageTable("encoder", [f"{column.data} {kind.name}" for kind, column in columns], lines, caption)
+    return PageTable("encoder", [comparison.head(column) for _, column in columns], lines, caption)
 
 
 def _cell(result: Result | None, mark: str) -> TableCell:
@@ -134,13 +134,13 @@ def _interval_text(result: Result) -> str:
 
 def _details(comparison: Comparison, kinds: Sequence[Kind], encoder: str) -> Iterator[tuple[str, str, bool]]:
     """Yield how an encoder was read on every data set, and the commands."""
-    results = [(k, c, r) for k in kinds for c in k.columns if (r := comparison.results[c].get(encoder)) is not None]
-    for kind, column, r in results:
+    results = [(c, r) for k in kinds for c in k.columns if (r := comparison.results[c].get(encoder)) is not None]
+    for column, r in results:
         text = f"{percent(r)} {_interval_text(r)}".strip()
-        yield f"{column.data} {kind.name}", f"{text}; {describe_features(r)}, {r.dimensions} dimensions", False
-    for command in dict.fromkeys(r.command for _, _, r in results):
+        yield comparison.head(column), f"{text}; {describe_features(r)}, {r.dimensions} dimensions", False
+    for command in dict.fromkeys(r.command for _, r in results):
         yield "command", command, True
-    for checkpoint in dict.fromkeys(r.checkpoint for _, _, r in results if r.checkpoint != "none"):
+    for checkpoint in dict.fromkeys(r.checkpoint for _, r in results if r.checkpoint != "none"):
         yield "checkpoint", checkpoint, True
 
 
@@ -187,7 +187,7 @@ def _kind_figures(
             if (r := results.get(e)) is not None
         ]
         values = "; ".join(f"{bar.name} {bar.value:.2f}" for bar in bars)
-        label = _axis_label(next(iter(results.values())))
+        label = _measure(comparison, kind)
         drawing = draw_bars(str(column), f"{label}: {values}.", bars, "series-0", label, longest)
         yield files.add(f"{kind.name}-{column.data}", drawing, _error_bars(results.values()))
     if kind.differences:
@@ -197,10 +197,19 @@ def _kind_figures(
         yield files.add(f"differences-{kind.name}", drawing, f"{INTERVAL}; hollow: contains 0.")
 
 
-def _limits(kinds: Sequence[Kind]) -> tuple[float, float] | None:
-    """Return the ends of all differences, so that the forest plots have one scale."""
-    ends = [end for k in kinds for of in k.differences.values() for d in of.values() for end in (d.low, d.high)]
-    return (min(0.0, *ends), max(0.0, *ends)) if ends else None
+def difference_limits(comparison: Comparison, kinds: Sequence[Kind]) -> dict[str, tuple[float, float]]:
+    """Return {measure: ends of all its differences}, so that the forest plots of a measure have one scale."""
+    limits: dict[str, tuple[float, float]] = {}
+    for kind in kinds:
+        ends = [end for of in kind.differences.values() for d in of.values() for end in (d.low, d.high)]
+        ends += limits.get(measure := _measure(comparison, kind), (0.0,))
+        limits[measure] = (min(ends), max(ends))
+    return limits
+
+
+def _measure(comparison: Comparison, kind: Kind) -> str:
+    """Return the name of what a task and protocol measures, with its unit."""
+    return _axis_label(next(iter(comparison.results[kind.columns[0]].values())))
 
 
 def _axis_label(result: Result) -> str:

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from report_rows import RESULT
-from test_comparison import A, B, comparison
+from test_comparison import A, B, comparison, scored
 from test_report import Elements
 from test_report_figures import assert_readable, error_bars
 
 from linear_probe.comparison import Column, Comparison
-from linear_probe.report.benchmark_page import write_benchmark
+from linear_probe.report.benchmark_page import difference_limits, kinds_of, write_benchmark
 from linear_probe.report.forest import draw_forest
 from linear_probe.statistics import Interval, paired_difference
 
@@ -85,6 +85,23 @@ def test_figures_of_one_protocol_share_their_scale_and_ranks_need_two_data_sets(
     assert [(r["name"], r["value"], r["interval low"], r["interval high"]) for r in rows] == [
         ("a", "90.0", "88.0", "93.0"), ("b", "80.0", "78.0", "83.0"),
     ]  # fmt: skip
+
+
+def test_differences_of_one_measure_share_their_scale():
+    good, random = np.ones((1, 400), dtype=bool), np.random.default_rng(0).random((1, 400))
+    right = {"lbfgs": random < 0.9, "knn": random < 0.7, "ood_knn": random < 0.1}  # of the second encoder
+    results = {
+        Column("one", "all labels", protocol): {
+            name: replace(scored(of), protocol=protocol, measure="AUROC" if protocol == "ood_knn" else "accuracy")
+            for name, of in (("a", good), ("b", of_second))
+        }
+        for protocol, of_second in right.items()
+    }
+    made = Comparison("ab", results)
+    highest = {protocol: paired_difference(good[0], of[0]).high for protocol, of in right.items()}
+    limits = difference_limits(made, list(kinds_of(made)))
+    assert limits == {"accuracy (%)": (0, highest["knn"]), "AUROC (%)": (0, highest["ood_knn"])}
+    assert highest["knn"] < 50 < highest["ood_knn"]
 
 
 def test_a_forest_plot_has_every_difference_and_hollow_marks_where_it_is_within_noise():

@@ -127,8 +127,8 @@ def test_values_other_than_right_and_wrong_are_kept_and_compared():
     difference = both.difference(column, "b", "a")
     assert difference.mean == pytest.approx(100 * (values[1] - values[0]).mean(), abs=1e-2)
     assert difference.low > 0
-    assert cells(both.table())[0][1] == "photos retrieval mAP"
+    assert cells(both.table())[0][1] == "retrieval mAP"  # one data set: no head has its name
     (further,) = both.further_tables()
-    assert cells(further)[0] == ["photos retrieval mAP", "recall@1"]
+    assert cells(further)[0] == ["retrieval mAP", "recall@1"]
     assert cells(further)[2] == ["a", "50.0"]
     assert comparison().further_tables() == []

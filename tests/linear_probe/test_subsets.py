@@ -34,6 +34,21 @@ def test_folds_are_at_most_the_images_of_the_smallest_class(labels):
     assert len(plan_few_labels(labels, torch.full((5,), 3), 0).trials) == 3
 
 
+def test_one_label_of_each_class_is_chosen_on_one_further(labels):
+    plan = plan_few_labels(labels, torch.ones(5, dtype=torch.long), seed=1)
+    ((fit, score),), (final,) = plan.trials, plan.final
+    for rows in (fit.rows, score.rows):
+        assert sorted(labels[rows].tolist()) == list(range(5))
+    assert not set(fit.rows.tolist()) & set(score.rows.tolist())
+    assert torch.equal(final.rows, fit.rows)
+    assert plan.chosen_on == "one further image of each class"
+
+
+def test_one_label_needs_a_further_training_image_of_each_class():
+    with pytest.raises(ValueError, match="needs 2 training images of each class, one to choose on; class 1 has fewer"):
+        images_per_class(1, torch.tensor([0, 0, 1]), torch.tensor([0, 1]), 2)
+
+
 def test_a_subset_depends_on_its_seed(labels):
     counts = torch.full((5,), 10)
     a, b, c = (plan_few_labels(labels, counts, seed).final[0].rows for seed in (1, 1, 2))
@@ -54,8 +69,8 @@ def test_a_percentage_is_of_train_and_holdout_in_every_class():
         ("some", "no number of labels"),
         ("0%", "no number of labels"),
         ("120%", "no number of labels"),
-        (1, "2 or more"),
-        (-3, "2 or more"),
+        (0, "1 or more"),
+        (-3, "1 or more"),
         (91, "exceeds the 90 training images of class 1"),
         ("1%", "leaves class 0 1 images"),
     ],

@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
         comparison = compare(scored)
         text = tables(suite, comparison, scored)
         write_text(out / "benchmark.md", text)
-        write_benchmark(comparison, out, f"Benchmark on the suite {suite.name}", lead(suite), notes(scored))
+        write_benchmark(comparison, out, f"Benchmark on the suite {suite.name}", lead(suite, comparison), notes(scored))
         print(f"\n{text}\n{out / 'results.jsonl'} has a line for each accuracy, {out / 'benchmark.md'} these tables,")
         print(f"{out / 'index.html'} a page with figures.")
     if failures:
@@ -123,9 +123,11 @@ def short_names(encoders: Sequence[str]) -> dict[str, str]:
     return {name: end if counts[end] == 1 else name for name, end in ends.items()}
 
 
-def lead(suite: Suite) -> str:
-    """Return what a benchmark measures, in a sentence."""
-    return f"Suite {suite.name}: top-1 accuracy on the test images, percent, or what a column says."
+def lead(suite: Suite, comparison: Comparison) -> str:
+    """Return what a benchmark measures, in a sentence, with the data set where it is the only one."""
+    data = {column.data for column in comparison.results}
+    name = f"Suite {suite.name}" if len(data) > 1 or data == {suite.name} else f"Suite {suite.name}, {data.pop()}"
+    return f"{name}: top-1 accuracy on the test images, percent, or what a column says."
 
 
 def notes(scored: Mapping[Cell, Sequence[Result]]) -> list[str]:
@@ -137,8 +139,8 @@ def notes(scored: Mapping[Cell, Sequence[Result]]) -> list[str]:
 def tables(suite: Suite, comparison: Comparison, scored: Mapping[Cell, Sequence[Result]]) -> str:
     """Return the tables of a benchmark, as Markdown."""
     parts = [
-        f"{lead(suite)} Bold: the best; ~: not worse than the best beyond noise (95 % bootstrap interval of the "
-        "difference over the images).",
+        f"{lead(suite, comparison)} Bold: the best; ~: not worse than the best beyond noise (95 % bootstrap interval "
+        "of the difference over the images).",
         comparison.table(),
     ]
     further = comparison.further_tables()

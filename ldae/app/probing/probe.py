@@ -17,7 +17,8 @@
 
 Selects layer, noise level and hyper-parameters on the hold-out and reads the test split once, for the selected setting.
 Prints a table and writes RUN/probe/results.jsonl: a line for every accuracy, with the selected setting and the hold-out
-accuracy of every layer. With few labels, the selection uses cross-validation among those labels alone.
+accuracy of every layer. With few labels, the selection uses cross-validation among those labels alone;
+with one of each class, one further image of each.
 """
 
 from __future__ import annotations
@@ -371,7 +372,9 @@ def describe_selection(result: Result) -> str:
         seeds = f", mean ± sample deviation of {len(result.seeds)} seeds" if result.deviation is not None else ""
         return f"{what} was selected on the hold-out{seeds}"
     seeds = f", {len(result.seeds)} subsets, mean ± sample deviation" if result.deviation is not None else ""
-    return f"labels: {result.labels} of train{seeds}; {what} was selected by {result.selected_on} among them"
+    one = result.selected_on == subsets.ONE_FURTHER
+    how = f"on {result.selected_on}" if one else f"by {result.selected_on} among them"
+    return f"labels: {result.labels} of train{seeds}; {what} was selected {how}"
 
 
 def summary_line(result: Result) -> str:

@@ -186,7 +186,7 @@ MISTAKES = [
     (("baseline=pixels", "timm=test_vit"), "baseline='pixels' is scored alone"),
     (("baseline=pixels",), "data=null is not set"),
     (("baseline=pixels", *DIGITS, "labels=some"), "labels='some' is no number of labels; give all"),
-    (("baseline=pixels", *DIGITS, "labels=1"), "labels=1 is no number of labels; .* 2 or more"),
+    (("baseline=pixels", *DIGITS, "labels=0"), "labels=0 is no number of labels; .* 1 or more"),
     (("baseline=pixels", *DIGITS, "labels=500"), r"labels=500 exceeds the \d+ training images of class \d"),
     (("baseline=pixels", *DIGITS, "seeds=[1,1]"), r"seeds=\[1, 1\] must name each once"),
     (("baseline=pixels", *DIGITS, "save=f.npz", "split=holdout"), "save='f.npz' writes the test split too"),
