@@ -46,10 +46,14 @@ class Comparison:
     def __init__(self, encoders: Sequence[str], results: Mapping[Column, Mapping[str, Result]]):
         self.encoders, self.results = list(encoders), results
 
+    @property
+    def has_one_data_set(self) -> bool:
+        """Return whether all columns are of the same data set."""
+        return len({column.data for column in self.results}) == 1
+
     def head(self, column: Column) -> str:
         """Return the head of a column, without the data set where all columns have the same."""
-        data = {other.data for other in self.results}
-        return str(column) if len(data) > 1 else kind_name(column.task, column.protocol)
+        return kind_name(column.task, column.protocol) if self.has_one_data_set else str(column)
 
     def difference(self, column: Column, a: str, b: str) -> Interval | None:
         """Return accuracy of `a` minus that of `b` in percentage points; None where images or encoders differ.

@@ -22,7 +22,7 @@ from linear_probe.report.plotting import Bar, draw_bars
 from linear_probe.report.ranks import draw_ranks
 from linear_probe.report.rendering import FigureFiles, SavedFigure, csv_text, file_name
 from linear_probe.report.tables import escape_latex, latex_table
-from linear_probe.results import Result, describe_features, percent
+from linear_probe.results import Result, describe_features, percent, title
 from linear_probe.statistics import LEVEL, Interval, critical_difference
 
 MARKS = "Bold: the best; ~: not worse than the best beyond noise"
@@ -63,7 +63,10 @@ def write_benchmark(comparison: Comparison, out: Path, title: str, lead: str, no
         notes: doubts about single results, in sentences.
     """
     files, kinds = FigureFiles(), list(kinds_of(comparison))
-    tables = {f"tables/{file_name(kind.name, files.used)}.tex": _latex(comparison, kind, lead) for kind in kinds}
+    tables = {
+        f"tables/{file_name(name, files.used)}.tex": _latex(comparison, name, of, lead)
+        for name, of in _paper_tables(comparison, kinds).items()
+    }
     files.used.clear()  # figures have a folder of their own
     sections = [PageSection("Accuracies", "", [_accuracies(comparison, kinds)])]
     if ranks := _ranks(comparison, kinds):
@@ -257,18 +260,31 @@ def _difference_rows(comparison: Comparison, kinds: Sequence[Kind]) -> Iterator[
                 yield [comparison.encoders[0], encoder, data, kind.name, d.mean, d.low, d.high]
 
 
-def _latex(comparison: Comparison, kind: Kind, lead: str) -> str:
-    """Return a table for a paper: encoders as rows, data sets as columns, and the mean rank where there are several."""
-    ranks, count = comparison.mean_ranks().get((kind.columns[0].task, kind.columns[0].protocol), ({}, 0))
+def _paper_tables(comparison: Comparison, kinds: Sequence[Kind]) -> dict[str, list[Kind]]:
+    """Return {name: columns of a table}: a protocol on all data sets, or, on one data set, all protocols of a task."""
+    if not comparison.has_one_data_set:
+        return {kind.name: [kind] for kind in kinds}
+    tables: dict[str, list[Kind]] = {}
+    for kind in kinds:
+        tables.setdefault(kind.columns[0].task, []).append(kind)
+    return tables
+
+
+def _latex(comparison: Comparison, name: str, kinds: Sequence[Kind], lead: str) -> str:
+    """Return a table for a paper: encoders as rows; data sets, and their mean rank, or protocols as columns."""
+    columns = [(kind, column) for kind in kinds for column in kind.columns]
+    ranks, count = comparison.mean_ranks().get((kinds[0].columns[0].task, kinds[0].columns[0].protocol), ({}, 0))
     lines = []
     for encoder in comparison.encoders:
         cells = [escape_latex(encoder)]
-        for column in kind.columns:
+        for kind, column in columns:
             r, mark = comparison.results[column].get(encoder), kind.mark(column, encoder)
             text = "" if r is None else escape_latex(percent(r))
             cells.append(f"\\textbf{{{text}}}" if mark == BEST else f"\\underline{{{text}}}" if mark == NEAR else text)
         cells += [f"{ranks[encoder]:.2f}" if encoder in ranks else ""] * (count > 1)
         lines.append(cells)
-    head = [escape_latex(text) for text in ("encoder", *(c.data for c in kind.columns), *["mean rank"] * (count > 1))]
-    note = f"{lead} Protocol: {kind.name}. Bold: the best; underlined: not worse than it beyond noise."
-    return latex_table(escape_latex(note), f"benchmark {kind.name}", "l" + "r" * (len(head) - 1), [head], [lines])
+    one = comparison.has_one_data_set
+    heads = [title(column.protocol) if one else column.data for _, column in columns]
+    head = [escape_latex(text) for text in ("encoder", *heads, *["mean rank"] * (count > 1))]
+    note = f"{lead} {'Task' if one else 'Protocol'}: {name}. Bold: the best; underlined: not worse beyond noise."
+    return latex_table(escape_latex(note), f"benchmark {name}", "l" + "r" * (len(head) - 1), [head], [lines])

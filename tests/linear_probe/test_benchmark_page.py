@@ -69,6 +69,17 @@ def test_a_table_for_a_paper_has_marks_and_a_caption(written):
     assert {p.name for p in (written / "tables").iterdir()} == {"linear.tex", "5-shot-knn.tex"}
 
 
+def test_a_paper_about_one_data_set_has_the_protocols_of_a_task_as_columns(tmp_path):
+    keys = [("all labels", "lbfgs"), ("all labels", "knn"), ("5-shot", "knn")]
+    results = {Column("one", *key): {"a": scored(np.eye(1, 10, dtype=bool))} for key in keys}
+    write_benchmark(Comparison("a", results), tmp_path, "t", "Suite.")
+    tables = {p.name: p.read_text() for p in (tmp_path / "tables").iterdir()}
+    assert tables.keys() == {"all-labels.tex", "5-shot.tex"}
+    assert "encoder & linear & kNN" in tables["all-labels.tex"]
+    assert "Suite. Task: all labels." in tables["all-labels.tex"]
+    assert "encoder & kNN" in tables["5-shot.tex"]
+
+
 def test_figures_of_one_protocol_share_their_scale_and_ranks_need_two_data_sets(tmp_path):
     columns = [Column(data, "all labels", "lbfgs") for data in ("one", "two")]
     results = {

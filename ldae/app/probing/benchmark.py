@@ -11,7 +11,7 @@ on every data set in every task; finished ones are not scored again, so that the
 stopped. The table marks the best of a column, and with ~ those whose difference to it is within noise (95 % bootstrap
 interval over the test images). Writes OUT/results.jsonl, a line for each accuracy, OUT/benchmark.md, the tables, and
 OUT/index.html, a page with accuracies, differences and mean ranks; its figures lie in OUT/figures as SVG, PDF, PNG and
-CSV, a LaTeX table of each task and protocol in OUT/tables, and the numbers in OUT/accuracies.csv and differences.csv.
+CSV, LaTeX tables in OUT/tables, and the numbers in OUT/accuracies.csv and differences.csv.
 """
 
 from __future__ import annotations
