@@ -10,7 +10,8 @@ from typing import Any
 
 from linear_probe.report.contents import PAPER, Contents, Entry, chosen_on
 from linear_probe.report.heatmaps import HeatMap, draw_heatmaps
-from linear_probe.report.plotting import Bar, Drawing, Point, XAxis, draw_bars, draw_lines, error_lengths
+from linear_probe.report.lines import Point, XAxis, draw_lines
+from linear_probe.report.plotting import Bar, Drawing, draw_bars, error_lengths
 from linear_probe.report.rendering import ReportFigure, file_name
 from linear_probe.results import Result, panel, parse_feature_key, title
 

@@ -20,7 +20,8 @@ from report_rows import baselines, result, row, tokenizer_rows
 from linear_probe.report.contents import build_contents
 from linear_probe.report.figures import draw_selection, find_trend, grid_figures, schedule_figure
 from linear_probe.report.heatmaps import HeatMap, draw_heatmaps
-from linear_probe.report.plotting import COLORS, DPI, LIGHT, WIDTH, Bar, Point, XAxis, draw_bars, draw_lines
+from linear_probe.report.lines import Point, XAxis, draw_lines
+from linear_probe.report.plotting import COLORS, DPI, LIGHT, WIDTH, Bar, draw_bars
 from linear_probe.report.rendering import file_name, inline_svg, render
 
 NASTY = ("_hidden", "$x$ and $\\frac$", "<script>alert(1)</script>", "a & b \x00\n c", "é → 100 %", "n" * 150)

@@ -16,7 +16,7 @@ from linear_probe.report.document import (
     render_document,
     write_files,
 )
-from linear_probe.report.plotting import Point, XAxis, draw_lines
+from linear_probe.report.lines import Point, XAxis, draw_lines
 from linear_probe.report.rendering import FigureFiles, SavedFigure, csv_text
 from linear_probe.results import describe_features, percent, title
 

@@ -49,7 +49,7 @@ from ldae.engine.logging import save_png
 from ldae.metrics.distances import metric_name
 from ldae.objectives.panels import add_heads, tile, to_rgb
 from ldae.sampling.generate import Generator
-from linear_probe.report.plotting import Point, XAxis, draw_lines
+from linear_probe.report.lines import Point, XAxis, draw_lines
 from linear_probe.report.rendering import render
 from linear_probe.results import markdown
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ldae.app.sweep.space import Dimension
 from ldae.app.sweep.study import SweepStudy, state_name
 from ldae.core.files import open_atomic, write_text
-from linear_probe.report.plotting import Drawing, figure_style
+from linear_probe.report.lines import Point, XAxis, draw_lines
+from linear_probe.report.plotting import Bar, Drawing, draw_bars
 from linear_probe.report.rendering import render
 from linear_probe.results import markdown, title
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 TABLE, LINES, FIGURES = "trials.md", "trials.jsonl", "figures"
+TICKS = 12  # maximum of trials that have a tick each
 
 
 def table(trials: Sequence[FrozenTrial], space: Sequence[Dimension], metric: str) -> str:
@@ -82,27 +83,22 @@ def write_summary(out: Path, study: SweepStudy, metric: str, commands: Mapping[i
 
 
 def _drawings(study: SweepStudy, metric: str) -> list[tuple[str, Drawing]]:
-    """Return the history of the accuracies and the importances of the keys, as Optuna draws them."""
-    import matplotlib
-    import optuna.visualization.matplotlib as plots
-    from matplotlib import pyplot
+    """Return the accuracies of the trials in their order, and the importances of several keys."""
+    name = f"{title(metric)} on the hold-out (%)"
+    points = [Point(t.number, t.value) for t in study.completed() if t.value is not None]
+    best = [Point(p.x, max(q.y for q in points if q.x <= p.x)) for p in points]
+    series = {"trial": points, "best so far": best}
+    axis = XAxis("trial", ticks=[p.x for p in points] if len(points) <= TICKS else ())
+    history = draw_lines("Accuracy of the trials", f"{name}.", series, axis, name, unconnected=["trial"])
+    drawings = [("history", history)]
+    if len(study.space) > 1:
+        from optuna.importance import get_param_importances
 
-    matplotlib.use("agg")
-    name = f"{title(metric)} on the hold-out, %"
-    drawings = []
-    with figure_style(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        axes: Any = plots.plot_optimization_history(study.study, target_name=name)
-        axes.set_title("Accuracy of the trials")
-        drawings.append(("history", Drawing(axes.figure, "Accuracy of the trials", name)))
-        if len(study.space) > 1:
-            evaluator = optuna_evaluator(study.seed)
-            axes = plots.plot_param_importances(study.study, evaluator=evaluator, target_name=name)
-            axes.set_title("Share of the variance that a key explains")
-            drawings.append(("importances", Drawing(axes.figure, "Importances", f"{name}, by fANOVA")))
-    for _, drawing in drawings:
-        drawing.figure.tight_layout()
-        pyplot.close(drawing.figure)
+        shares = get_param_importances(study.study, evaluator=optuna_evaluator(study.seed))
+        bars = [Bar(key, 100 * share) for key, share in shares.items()]
+        heading, label = "Share of the variance that a key explains", "share of the variance (%)"
+        text = f"{name}, by functional ANOVA over random forests."
+        drawings.append(("importances", draw_bars(heading, text, bars, "series-0", label)))
     return drawings
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import signal
 import time
@@ -141,7 +142,19 @@ def test_the_table_and_the_figures_say_how_each_trial_ended(tmp_path):
         "holdout",
     )
     drawn = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert drawn == {f"{name}.{suffix}" for name in ("history", "importances") for suffix in ("svg", "pdf", "png")}
+    assert drawn == {
+        f"{name}.{suffix}" for name in ("history", "importances") for suffix in ("svg", "pdf", "png", "csv")
+    }
+    history = list(csv.DictReader((tmp_path / "figures" / "history.csv").open()))
+    values = [quality(t.params) for t in study.completed()]
+    drawn = {
+        name: [float(r["linear on the hold-out (%)"]) for r in history if r["series"] == name]
+        for name in ("trial", "best so far")
+    }
+    assert drawn == {"trial": values, "best so far": np.maximum.accumulate(values).tolist()}
+    shares = list(csv.DictReader((tmp_path / "figures" / "importances.csv").open()))
+    assert {row["name"] for row in shares} == {"optim.blr", "target"}
+    assert sum(float(row["value"]) for row in shares) == pytest.approx(100)
 
 
 def test_a_file_of_another_program_is_no_study(tmp_path):
