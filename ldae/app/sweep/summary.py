@@ -85,9 +85,10 @@ def write_summary(out: Path, study: SweepStudy, metric: str, commands: Mapping[i
 def _drawings(study: SweepStudy, metric: str) -> list[tuple[str, Drawing]]:
     """Return the accuracies of the trials in their order, and the importances of several keys."""
     name = f"{title(metric)} on the hold-out (%)"
-    points = [Point(t.number, t.value) for t in study.completed() if t.value is not None]
+    in_order = sorted(study.completed(), key=lambda t: t.number)
+    points = [Point(t.number, t.value) for t in in_order if t.value is not None]
     best = [Point(p.x, max(q.y for q in points if q.x <= p.x)) for p in points]
-    series = {"trial": points, "best so far": best}
+    series = {"best so far": best, "trial": points}
     axis = XAxis("trial", ticks=[p.x for p in points] if len(points) <= TICKS else ())
     history = draw_lines("Accuracy of the trials", f"{name}.", series, axis, name, unconnected=["trial"])
     drawings = [("history", history)]
