@@ -83,7 +83,7 @@ class FigureFiles:
 
 def file_name(text: str, used: set[str]) -> str:
     """Return a file's stem for `text` that is not in `used`, and add it there."""
-    plain = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-.")[:80] or "figure"
+    plain = re.sub(r"[^a-z0-9._-]+", "-", text.lower().replace("%", "percent")).strip("-.")[:80] or "figure"
     name, count = plain, 1
     while name in used:
         count += 1
