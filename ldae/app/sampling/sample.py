@@ -66,8 +66,8 @@ class SampleSettings:
         classes: class labels to condition on, in turn; all classes in turn if None.
         low: low-resolution images for a super-resolution run: an .npz of `ldae sample`, or a folder of pictures.
         gif: write an animation of the first trajectories.
-        features: feature extractor of the distances to the training set: classifier, inception, or the folder of a
-            run; none are measured if None.
+        features: feature extractor of the distances to the training set: classifier, inception, a shipped
+            encoder, or the folder of a run; none are measured if None.
     """
 
     count: Count

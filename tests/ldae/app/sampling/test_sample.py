@@ -278,7 +278,7 @@ def test_likelihood_has_its_parts(ddpm, tmp_path):
     [
         (("features={ddpm}", "count=1"), "count=1 is too few for features=; give at least 4 images"),
         (("features={ddpm}", "count=2"), "count=2 is too few"),
-        (("features=nosuch", "count=8"), "is no reader; give classifier, inception, or the folder of a run"),
+        (("features=nosuch", "count=8"), "is no reader; give classifier, inception, ldae-128x8-cifar10, .* or"),
         (("classes=[]",), r"classes=\[\] must have at least one entry"),
         (("runtime.threads=-1",), "runtime.threads=-1 must be at least 0"),
     ],
@@ -301,6 +301,14 @@ def test_fewer_images_than_dimensions_are_a_caveat_in_output_and_file(ddpm, tmp_
     metrics = {name.partition("[")[0] for name in known["figures"]}
     assert {"frechet_distance", "kernel_distance", "kernel_distance_error"} <= metrics
     assert ("frechet_distance_infinity" in metrics) == (count == 100)  # extrapolated from three images a dimension on
+
+
+def test_distances_in_the_features_of_a_shipped_encoder_name_its_weights(ddpm, tmp_path, in_process):
+    argv = ("features=ldae-64x4-photos", "count=8", "spacing.count=2")
+    assert in_process("sample", f"run={ddpm}", f"out={tmp_path / 'a'}", *QUICK, *argv) == (0, "")
+    figures = json.loads((tmp_path / "a" / "samples.json").read_text())["figures"]
+    assert all(re.search(r"\[encoder ldae-64x4-photos-[0-9a-f]{8}\]$", name) for name in figures)
+    assert figures["frechet_distance[" + next(iter(figures)).partition("[")[2]] > 0
 
 
 def test_a_classifier_is_trained_on_fewer_images_than_its_batch(tmp_path, in_process):
