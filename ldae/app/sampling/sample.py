@@ -5,10 +5,10 @@
     ldae sample run=RUN classes=[3] guidance=1.5
     ldae sample run=SR3_RUN low=RUN/samples/samples.npz        # a cascade
 
-Writes OUT/grid.png (the first 64 samples), OUT/samples.npz (arr_0: (N, H, W, 3) uint8; arr_1: class labels of a
-conditional model) and OUT/samples.json (settings, checkpoint, scores). The same command again resumes;
-`torchrun --nproc_per_node=N -m ldae sample ...` divides the samples among processes. A sample depends on the seed and
-its index alone.
+Writes OUT/grid.png (the first 64 samples, or a column for each of up to ten classes), OUT/samples.npz (arr_0: (N, H, W,
+3) uint8; arr_1: class labels of a conditional model) and OUT/samples.json (settings, checkpoint, scores). The same
+command again resumes; `torchrun --nproc_per_node=N -m ldae sample ...` divides the samples among processes. A sample
+depends on the seed and its index alone.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ from ldae.sampling.mixture import fit_mixture
 from ldae.tasks.super_resolution import SuperResolution
 
 GRID = 64  # images in grid.png
+ROWS, COLUMNS = 8, 10  # images of a class, and classes, in grid.png of a class-conditional model
 IMAGES = "images"  # tensor of a batch that is kept until all are drawn
 
 
@@ -337,7 +338,7 @@ class Sampling:
         labels: dict[str, Any] = {} if self.conditions.labels is None else {"arr_1": self.conditions.labels.numpy()}
         with open_atomic(self.folder.path / "samples.npz") as file:
             np.savez(file, arr_0=images, **labels)
-        save_png(self.folder.path / "grid.png", grid(images[:GRID]))
+        save_png(self.folder.path / "grid.png", grid(images, self.conditions.labels))
         figures, warnings = self._figures(images)
         measured = {"figures": figures, "caveats": warnings}
         write_json(self.folder.path / "samples.json", {**provenance, "images": len(images), **measured})
@@ -353,9 +354,21 @@ class Sampling:
         return self.comparison.figures(to_rgb(torch.from_numpy(images).movedim(-1, 1).float() / 255))
 
 
-def grid(images: np.ndarray) -> Tensor:
-    """Arrange up to 64 images (N, H, W, C) uint8 in rows of eight."""
+def grid(images: np.ndarray, labels: Tensor | None = None) -> Tensor:
+    """Arrange the first 64 images in rows of eight; those of several classes in a column for each of the first ten.
+
+    Args:
+        images: (N, H, W, C) uint8.
+        labels: (N,), classes of a conditional model.
+    """
     x = to_rgb(torch.from_numpy(images).movedim(-1, 1).float() / 255)
-    columns = min(8, len(x))
-    padding = torch.ones(-len(x) % columns, *x.shape[1:])
-    return tile(rearrange(torch.cat([x, padding]), "(r c) k h w -> r c k h w", c=columns))
+    classes = [] if labels is None else list(dict.fromkeys(labels.tolist()))[:COLUMNS]
+    if labels is not None and len(classes) > 1:
+        columns = [x[labels == label][:ROWS] for label in classes]
+        heads = [f"class {label}" for label in classes]
+    else:
+        x, heads = x[:GRID], []
+        columns = [x[i::ROWS] for i in range(min(ROWS, len(x)))]
+    rows = max(map(len, columns))
+    padded = [torch.cat([column, torch.ones(rows - len(column), *x.shape[1:])]) for column in columns]
+    return tile(torch.stack(padded, 1), heads=heads)

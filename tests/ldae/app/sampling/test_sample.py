@@ -17,7 +17,7 @@ from helpers import run, start, status, torchrun
 from PIL import Image
 
 from ldae.app.compose import compose, resolved
-from ldae.app.sampling.sample import check_init
+from ldae.app.sampling.sample import check_init, grid
 from ldae.app.session import Session
 from ldae.app.training import pretrain as pretrain
 from ldae.app.training.tokenizer_cache import ensure_perceptual
@@ -82,6 +82,19 @@ def test_samples_are_images_and_say_how_they_were_made(ddpm, tmp_path):
     assert status(out)["state"] == "done"
     stdout, _ = run("sample", f"run={ddpm}", f"out={out}", *QUICK, "count=10", "batch=4", "gif=true")
     assert "nothing to do" in stdout
+
+
+def test_a_grid_has_a_column_for_each_class_and_rows_of_eight_without_classes():
+    grey = lambda i: np.full((8, 8, 3), i, np.uint8)  # noqa: E731
+    pixels, labels = np.stack([grey(i) for i in range(11)]), torch.tensor([4, 2, 4, 2, 4, 2, 4, 2, 4, 2, 4])
+    picture = (grid(pixels, labels)[0] * 255).round()
+    top = picture.shape[0] - (6 * 66 - 2)  # the heads
+    assert top > 0
+    assert picture[top::66, 0].tolist() == [0, 2, 4, 6, 8, 10]  # tiles of 64 pixels with 2 between them
+    assert picture[top::66, 66].tolist() == [1, 3, 5, 7, 9, 255]
+    for plain in (grid(pixels), grid(pixels, torch.full((11,), 3))):
+        assert plain.shape == (3, 2 * 66 - 2, 8 * 66 - 2)
+        assert (plain[0, ::66, ::66] * 255).round().flatten().tolist() == [*range(11), *[255] * 5]
 
 
 def test_batches_and_processes_change_no_image(ddpm, tmp_path):
