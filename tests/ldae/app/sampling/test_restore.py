@@ -79,3 +79,18 @@ def test_a_point_lies_at_its_distances():
     axes = draw_curve(points, "FID").figure.axes[0]
     assert axes.lines[0].get_xydata().tolist() == [[x, y] for _, x, y in points]
     assert [text.get_text() for text in axes.texts] == ["guide", "0.2", "0.5"]
+
+
+@pytest.mark.parametrize("how", ["invert", "interpolate"])
+def test_nothing_is_clipped_on_the_way_back_from_inverted_noise(ddpm, tmp_path, how):
+    """The inversion clips nothing, so that only a decoding without clipping is its inverse."""
+    words = ("split=test", "count=4", *QUICK[1:2], "spacing=linear", "spacing.count=50", *QUICK[4:])
+    for out, clip in (("default", ()), ("plain", ("clip=false",)), ("clipped", ("clip=true",))):
+        main([f"run={ddpm}", f"how={how}", f"out={tmp_path / out}", *words, *clip])
+    default, plain, clipped = (columns_of(tmp_path / out) for out in ("default", "plain", "clipped"))
+    assert all(np.array_equal(default[name], plain[name]) for name in plain)
+    assert any(not np.array_equal(default[name], clipped[name]) for name in plain)
+    if how == "invert":
+        errors = {out: json.loads((tmp_path / out / "restored.json").read_text())["figures"]["again"]["mse"]
+                  for out in ("default", "clipped")}  # fmt: skip
+        assert errors["default"] < errors["clipped"]
