@@ -32,6 +32,7 @@ from ldae.app.provenance import version
 from ldae.app.sampling.animation import Animation
 from ldae.app.sampling.distances import Reader, caveats, check_count, compare_sets, reader_of
 from ldae.app.sampling.generator import generator_of, provenance_of
+from ldae.app.sampling.grid import class_names, grid
 from ldae.app.sampling.images import files_of, picture
 from ldae.app.session import Session, is_finished, result_folder, root_settings, session_of
 from ldae.config.build import Parts
@@ -47,13 +48,11 @@ from ldae.diffusion.samplers import Cold
 from ldae.diffusion.trajectory import SamplingStep
 from ldae.engine.logging import save_png
 from ldae.engine.run_folder import RunFolder
-from ldae.objectives.panels import tile, to_rgb
+from ldae.objectives.panels import to_rgb
 from ldae.sampling.generate import Generator
 from ldae.sampling.mixture import fit_mixture
 from ldae.tasks.super_resolution import SuperResolution
 
-GRID = 64  # images in grid.png
-ROWS, COLUMNS = 8, 10  # images of a class, and classes, in grid.png of a class-conditional model
 IMAGES = "images"  # tensor of a batch that is kept until all are drawn
 
 
@@ -110,7 +109,7 @@ def main(argv: Sequence[str]) -> None:
         sampling.draw_all()
         session.world.wait()
         if session.world.main:
-            sampling.finish(provenance_of(config, run))
+            sampling.finish(provenance_of(config, run), class_names(Path(str(config["run"]))))
             folder.set_status("done", conditions.count)
             print(f"done: {folder.path}\n  pictures: {folder.path / 'grid.png'}")
 
@@ -332,13 +331,13 @@ class Sampling:
         """Return the images of the k-th batch, (B, H, W, C) uint8."""
         return load_tensors(self.shard(k))[IMAGES]
 
-    def finish(self, provenance: Mapping[str, Any]) -> None:
-        """Write samples.npz, the grid, and samples.json with provenance and scores."""
+    def finish(self, provenance: Mapping[str, Any], names: Sequence[str]) -> None:
+        """Write samples.npz, the grid with the names of classes, and samples.json with provenance and scores."""
         images = torch.cat([self._load(k) for k in range(self.shards)]).numpy()
         labels: dict[str, Any] = {} if self.conditions.labels is None else {"arr_1": self.conditions.labels.numpy()}
         with open_atomic(self.folder.path / "samples.npz") as file:
             np.savez(file, arr_0=images, **labels)
-        save_png(self.folder.path / "grid.png", grid(images, self.conditions.labels))
+        save_png(self.folder.path / "grid.png", grid(images, self.conditions.labels, names))
         figures, warnings = self._figures(images)
         measured = {"figures": figures, "caveats": warnings}
         write_json(self.folder.path / "samples.json", {**provenance, "images": len(images), **measured})
@@ -352,23 +351,3 @@ class Sampling:
         if self.comparison is None:
             return {}, []
         return self.comparison.figures(to_rgb(torch.from_numpy(images).movedim(-1, 1).float() / 255))
-
-
-def grid(images: np.ndarray, labels: Tensor | None = None) -> Tensor:
-    """Arrange the first 64 images in rows of eight; those of several classes in a column for each of the first ten.
-
-    Args:
-        images: (N, H, W, C) uint8.
-        labels: (N,), classes of a conditional model.
-    """
-    x = to_rgb(torch.from_numpy(images).movedim(-1, 1).float() / 255)
-    classes = [] if labels is None else list(dict.fromkeys(labels.tolist()))[:COLUMNS]
-    if labels is not None and len(classes) > 1:
-        columns = [x[labels == label][:ROWS] for label in classes]
-        heads = [f"class {label}" for label in classes]
-    else:
-        x, heads = x[:GRID], []
-        columns = [x[i::ROWS] for i in range(min(ROWS, len(x)))]
-    rows = max(map(len, columns))
-    padded = [torch.cat([column, torch.ones(rows - len(column), *x.shape[1:])]) for column in columns]
-    return tile(torch.stack(padded, 1), heads=heads)

@@ -17,7 +17,8 @@ from helpers import run, start, status, torchrun
 from PIL import Image
 
 from ldae.app.compose import compose, resolved
-from ldae.app.sampling.sample import check_init, grid
+from ldae.app.sampling.grid import class_names, grid
+from ldae.app.sampling.sample import check_init
 from ldae.app.session import Session
 from ldae.app.training import pretrain as pretrain
 from ldae.app.training.tokenizer_cache import ensure_perceptual
@@ -92,9 +93,22 @@ def test_a_grid_has_a_column_for_each_class_and_rows_of_eight_without_classes():
     assert top > 0
     assert picture[top::66, 0].tolist() == [0, 2, 4, 6, 8, 10]  # tiles of 64 pixels with 2 between them
     assert picture[top::66, 66].tolist() == [1, 3, 5, 7, 9, 255]
+    named = (grid(pixels, labels, list("abcde"))[0] * 255).round()
+    assert torch.equal(named[top:], picture[top:])
+    assert not torch.equal(named[:top], picture[:top])
     for plain in (grid(pixels), grid(pixels, torch.full((11,), 3))):
         assert plain.shape == (3, 2 * 66 - 2, 8 * 66 - 2)
         assert (plain[0, ::66, ::66] * 255).round().flatten().tolist() == [*range(11), *[255] * 5]
+
+
+def test_the_heads_of_a_grid_are_the_names_of_the_classes(quick_run):
+    folder = quick_run("ddpm/cifar10_cpu", "task=labelled", *SMALL[1:4], "monitor.num_evals=0")
+    run("sample", f"run={folder}", *QUICK, "count=20", "batch=20")
+    with np.load(folder / "samples" / "samples.npz") as found:
+        expected = grid(found["arr_0"], torch.from_numpy(found["arr_1"]), class_names(folder))
+    assert class_names(folder) == [str(i) for i in range(10)]
+    written = torch.from_numpy(np.array(Image.open(folder / "samples" / "grid.png").convert("RGB"))).movedim(-1, 0)
+    assert torch.equal(written, (expected * 255).round().to(torch.uint8))
 
 
 def test_batches_and_processes_change_no_image(ddpm, tmp_path):
