@@ -50,15 +50,15 @@ def ddpm(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def quick_run(tmp_path_factory):
-    """The folder of a run of eight steps on digits, by its experiment."""
+    """The folder of a run of eight steps on digits, by its experiment and further keys."""
     root, known = tmp_path_factory.mktemp("quick"), {}
 
     def made(experiment, *argv):
-        if experiment not in known:
-            known[experiment] = root / experiment.replace("/", "-")
+        if (experiment, argv) not in known:
+            folder = known[experiment, argv] = root / f"{experiment.replace('/', '-')}-{len(known)}"
             given = ("data=digits", "train.steps=8", "train.batch=32", "runtime.threads=1", "runtime.progress=false")
-            pretrain.main([f"experiment={experiment}", f"out={known[experiment]}", *given, *argv])
-        return known[experiment]
+            pretrain.main([f"experiment={experiment}", f"out={folder}", *given, *argv])
+        return known[experiment, argv]
 
     return made
 
@@ -109,6 +109,14 @@ def test_the_heads_of_a_grid_are_the_names_of_the_classes(quick_run):
     assert class_names(folder) == [str(i) for i in range(10)]
     written = torch.from_numpy(np.array(Image.open(folder / "samples" / "grid.png").convert("RGB"))).movedim(-1, 0)
     assert torch.equal(written, (expected * 255).round().to(torch.uint8))
+
+
+def test_noise_that_is_drawn_once_has_the_shape_of_the_latent(quick_run, tmp_path):
+    folder = quick_run("ddpm/cifar10_cpu", "task=labelled", *SMALL[1:4], "monitor.num_evals=0",
+                       "tokenizer=patch_pca", "data.patch=2", "data.d=12")  # fmt: skip
+    cold = ("sampler=cold_improved", "init=mixed_signal", "spacing=trailing", "spacing.count=3", *QUICK[3:])
+    run("sample", f"run={folder}", f"out={tmp_path / 'a'}", *cold, "count=4")
+    assert images(tmp_path / "a").shape == (4, 8, 8, 3)
 
 
 def test_batches_and_processes_change_no_image(ddpm, tmp_path):
@@ -232,7 +240,7 @@ def test_a_refusal_names_the_initial_states_that_work_for_the_corruption_and_no_
     for init in ("coarse_gaussian", "mixed_signal"):
         config = resolved(compose("sample", [f"init={init}"]))["init"]
         objective = SimpleNamespace(corruption=parts.corruption, schedule=parts.schedule)
-        objective.tokenizer = SimpleNamespace(image_shape=(3, 32, 32))
+        objective.tokenizer = SimpleNamespace(shape=(3, 32, 32))
         try:
             start = Parts({"init": config}).build_init(objective)
             if init == "mixed_signal":
