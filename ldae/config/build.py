@@ -327,7 +327,7 @@ class Parts:
         given = {
             "corruption": objective.corruption,
             "schedule": objective.schedule,
-            "image_shape": objective.tokenizer.image_shape,
+            "image_shape": objective.tokenizer.shape,  # of x_T, a latent of every tokenizer
         }
         return self._build("init", "ldae.diffusion", InitialState, given)
 

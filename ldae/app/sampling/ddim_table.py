@@ -76,7 +76,7 @@ class DDIMTableSettings:
         sigma_hat: add a row with the larger variance of DDPM.
         count: number of images of each cell.
         batch: images per forward pass.
-        features: feature extractor of the distance: classifier, inception, or the folder of a run.
+        features: feature extractor of the distance: classifier, inception, a shipped encoder, or the folder of a run.
     """
 
     steps: list[Count]

@@ -1,4 +1,4 @@
-"""Compare sets of images in the features of Inception, of a classifier, or of a run's encoder."""
+"""Compare sets of images in the features of Inception, of a classifier, or of an encoder."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from ldae.core.files import has_intact_tensors, json_hash
 from ldae.core.progress import Progress
 from ldae.data.images import ImageSet, Splits
 from ldae.export.encoder import load_encoder
+from ldae.export.timm_encoder import TimmEncoder
+from ldae.export.zoo import zoo_folder, zoo_names
 from ldae.metrics.distances import (
     Moments,
     frechet_distance,
@@ -100,7 +102,7 @@ def reader_of(name: str, session: Session, splits: Splits, reference: str = "tra
     """Make the reader that `features=` names, before anything is sampled; every process of a run calls it.
 
     Args:
-        name: classifier, inception, or the folder of a pretraining run.
+        name: classifier, inception, an encoder that ships with the package, or the folder of a pretraining run.
         session: device and data.
         splits: of the data.
         reference: split to compare with.
@@ -120,8 +122,12 @@ def reader_of(name: str, session: Session, splits: Splits, reference: str = "tra
         network, key = classifier(session, splits)
         label = f"classifier {key[:8]}-{weights_digest(network)}"
         return Reader(label, lambda x: network.features_and_probabilities(2 * x - 1), session)
+    if zoo_folder(name):  # the same weights everywhere, so that distances of different machines compare
+        shipped = TimmEncoder(name).to(device)
+        return Reader(f"encoder {name}-{weights_digest(shipped)}", lambda x: (shipped(x), None), session)
     if not Path(name).is_dir():
-        raise ConfigError("features", name, "is no reader; give classifier, inception, or the folder of a run")
+        message = f"is no reader; give classifier, inception, {', '.join(zoo_names())}, or the folder of a run"
+        raise ConfigError("features", name, message)
     encoder = load_encoder(Path(name), device=device)
     size = session.parts.data.size
     if encoder.image_shape != (3, size, size):

@@ -20,6 +20,9 @@ from ldae.export.encoder import Run, load_run
 from ldae.objectives.denoise import Denoise
 from ldae.sampling.generate import Generator, SamplerConfig, default_sampler
 
+# restorations by DDIM's inversion, which clips nothing: clipping on the way back would not be its inverse
+NEVER_CLIPPED = ("invert", "interpolate")
+
 
 @dataclass(frozen=True)
 class GenerationSettings:
@@ -31,7 +34,7 @@ class GenerationSettings:
         weights: `ema` for the averaged weights, `model` for those of the last step.
         seed: seed of all noise.
         guidance: scale of classifier-free guidance; 1 for none.
-        clip: clip predictions of x0 to [-1, 1]; if None, only where the network works on pixels.
+        clip: clip predictions of x0 to [-1, 1]; if None, where the network works on pixels and nothing is inverted.
         precision: precision of the network's matrix products.
     """
 
@@ -74,7 +77,8 @@ def build_generator(run: Run, config: Mapping[str, Any]) -> Generator:
     usable = usable_steps(schedule, objective.target)
     visited = build_trajectory(schedule, parts.spacing.steps(usable), objective.schedule)
     rule = parts.sampler if "sampler" in parts.config else default_sampler(objective)
-    clip = objective.tokenizer.is_bounded if settings.clip is None else settings.clip
+    clips = objective.tokenizer.is_bounded and config.get("how") not in NEVER_CLIPPED
+    clip = clips if settings.clip is None else settings.clip
     sampler = SamplerConfig(rule, visited, clip, settings.guidance, settings.precision)
     return Generator(objective, sampler, settings.seed)
 

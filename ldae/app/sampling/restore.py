@@ -41,7 +41,6 @@ from ldae.diffusion.corruptions.mask import Mask
 from ldae.diffusion.corruptions.shapes import SHAPES
 from ldae.engine.logging import save_png
 from ldae.engine.run_folder import RunFolder
-from ldae.metrics.distances import metric_name
 from ldae.objectives.panels import add_heads, tile, to_rgb
 from ldae.sampling.generate import Generator
 from ldae.sampling.inpaint import Holes, Inpaint
@@ -143,7 +142,7 @@ def main(argv: Sequence[str]) -> None:
         measured = {**names, "figures": figures, "caveats": warnings}
         write_json(folder.path / "restored.json", {**provenance, **measured})
         if reader is not None and isinstance(restoration, Edit):
-            write_curve(folder.path, figures, restoration, metric_name("frechet_distance", reader.name))
+            write_curve(folder.path, figures, restoration, reader.name)
         if figures:
             print(table(figures))
         for caveat in warnings:

@@ -5,10 +5,10 @@
     ldae sample run=RUN classes=[3] guidance=1.5
     ldae sample run=SR3_RUN low=RUN/samples/samples.npz        # a cascade
 
-Writes OUT/grid.png (the first 64 samples), OUT/samples.npz (arr_0: (N, H, W, 3) uint8; arr_1: class labels of a
-conditional model) and OUT/samples.json (settings, checkpoint, scores). The same command again resumes;
-`torchrun --nproc_per_node=N -m ldae sample ...` divides the samples among processes. A sample depends on the seed and
-its index alone.
+Writes OUT/grid.png (the first 64 samples, or a column for each of up to ten classes), OUT/samples.npz (arr_0: (N, H, W,
+3) uint8; arr_1: class labels of a conditional model) and OUT/samples.json (settings, checkpoint, scores). The same
+command again resumes; `torchrun --nproc_per_node=N -m ldae sample ...` divides the samples among processes. A sample
+depends on the seed and its index alone.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from ldae.app.provenance import version
 from ldae.app.sampling.animation import Animation
 from ldae.app.sampling.distances import Reader, caveats, check_count, compare_sets, reader_of
 from ldae.app.sampling.generator import generator_of, provenance_of
+from ldae.app.sampling.grid import class_names, grid
 from ldae.app.sampling.images import files_of, picture
 from ldae.app.session import Session, is_finished, result_folder, root_settings, session_of
 from ldae.config.build import Parts
@@ -47,12 +48,11 @@ from ldae.diffusion.samplers import Cold
 from ldae.diffusion.trajectory import SamplingStep
 from ldae.engine.logging import save_png
 from ldae.engine.run_folder import RunFolder
-from ldae.objectives.panels import tile, to_rgb
+from ldae.objectives.panels import to_rgb
 from ldae.sampling.generate import Generator
 from ldae.sampling.mixture import fit_mixture
 from ldae.tasks.super_resolution import SuperResolution
 
-GRID = 64  # images in grid.png
 IMAGES = "images"  # tensor of a batch that is kept until all are drawn
 
 
@@ -66,8 +66,8 @@ class SampleSettings:
         classes: class labels to condition on, in turn; all classes in turn if None.
         low: low-resolution images for a super-resolution run: an .npz of `ldae sample`, or a folder of pictures.
         gif: write an animation of the first trajectories.
-        features: feature extractor of the distances to the training set: classifier, inception, or the folder of a
-            run; none are measured if None.
+        features: feature extractor of the distances to the training set: classifier, inception, a shipped
+            encoder, or the folder of a run; none are measured if None.
     """
 
     count: Count
@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> None:
         sampling.draw_all()
         session.world.wait()
         if session.world.main:
-            sampling.finish(provenance_of(config, run))
+            sampling.finish(provenance_of(config, run), class_names(Path(str(config["run"]))))
             folder.set_status("done", conditions.count)
             print(f"done: {folder.path}\n  pictures: {folder.path / 'grid.png'}")
 
@@ -331,13 +331,13 @@ class Sampling:
         """Return the images of the k-th batch, (B, H, W, C) uint8."""
         return load_tensors(self.shard(k))[IMAGES]
 
-    def finish(self, provenance: Mapping[str, Any]) -> None:
-        """Write samples.npz, the grid, and samples.json with provenance and scores."""
+    def finish(self, provenance: Mapping[str, Any], names: Sequence[str]) -> None:
+        """Write samples.npz, the grid with the names of classes, and samples.json with provenance and scores."""
         images = torch.cat([self._load(k) for k in range(self.shards)]).numpy()
         labels: dict[str, Any] = {} if self.conditions.labels is None else {"arr_1": self.conditions.labels.numpy()}
         with open_atomic(self.folder.path / "samples.npz") as file:
             np.savez(file, arr_0=images, **labels)
-        save_png(self.folder.path / "grid.png", grid(images[:GRID]))
+        save_png(self.folder.path / "grid.png", grid(images, self.conditions.labels, names))
         figures, warnings = self._figures(images)
         measured = {"figures": figures, "caveats": warnings}
         write_json(self.folder.path / "samples.json", {**provenance, "images": len(images), **measured})
@@ -351,11 +351,3 @@ class Sampling:
         if self.comparison is None:
             return {}, []
         return self.comparison.figures(to_rgb(torch.from_numpy(images).movedim(-1, 1).float() / 255))
-
-
-def grid(images: np.ndarray) -> Tensor:
-    """Arrange up to 64 images (N, H, W, C) uint8 in rows of eight."""
-    x = to_rgb(torch.from_numpy(images).movedim(-1, 1).float() / 255)
-    columns = min(8, len(x))
-    padding = torch.ones(-len(x) % columns, *x.shape[1:])
-    return tile(rearrange(torch.cat([x, padding]), "(r c) k h w -> r c k h w", c=columns))

@@ -49,7 +49,7 @@ class SearchSettings:
         leftover: highest admissible gamma_N^2.
         count: number of hold-out images.
         batch: images per forward pass.
-        features: feature extractor of the distance: classifier, inception, or the folder of a run.
+        features: feature extractor of the distance: classifier, inception, a shipped encoder, or the folder of a run.
     """
 
     steps: Count

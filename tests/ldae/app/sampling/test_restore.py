@@ -75,7 +75,25 @@ def test_the_curve_goes_from_the_guide_over_every_t0(ddpm, tmp_path):
 
 
 def test_a_point_lies_at_its_distances():
-    points = [("guide", 0.0, 7.0), ("t0=0.2", 1.5, 5.0), ("t0=0.5", 4.0, 3.0)]
-    axes = draw_curve(points, "FID").figure.axes[0]
-    assert axes.lines[0].get_xydata().tolist() == [[x, y] for _, x, y in points]
+    points = [("guide", 0.0, 7.0, 0.5), ("t0=0.2", 1.5, 5.0, 1.0), ("t0=0.5", 4.0, 3.0, 0.25)]
+    axes = draw_curve(points, "KID").figure.axes[0]
+    (line,) = (line for line in axes.lines if line.get_gid() == "curve")
+    assert line.get_xydata().tolist() == [[x, y] for _, x, y, _ in points]
+    (bars,) = axes.containers[0].lines[2]
+    assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[y - e, y + e] for _, _, y, e in points]
     assert [text.get_text() for text in axes.texts] == ["guide", "0.2", "0.5"]
+
+
+@pytest.mark.parametrize("how", ["invert", "interpolate"])
+def test_nothing_is_clipped_on_the_way_back_from_inverted_noise(ddpm, tmp_path, how):
+    """The inversion clips nothing, so that only a decoding without clipping is its inverse."""
+    words = ("split=test", "count=4", *QUICK[1:2], "spacing=linear", "spacing.count=50", *QUICK[4:])
+    for out, clip in (("default", ()), ("plain", ("clip=false",)), ("clipped", ("clip=true",))):
+        main([f"run={ddpm}", f"how={how}", f"out={tmp_path / out}", *words, *clip])
+    default, plain, clipped = (columns_of(tmp_path / out) for out in ("default", "plain", "clipped"))
+    assert all(np.array_equal(default[name], plain[name]) for name in plain)
+    assert any(not np.array_equal(default[name], clipped[name]) for name in plain)
+    if how == "invert":
+        errors = {out: json.loads((tmp_path / out / "restored.json").read_text())["figures"]["again"]["mse"]
+                  for out in ("default", "clipped")}  # fmt: skip
+        assert errors["default"] < errors["clipped"]

@@ -17,6 +17,7 @@ from helpers import run, start, status, torchrun
 from PIL import Image
 
 from ldae.app.compose import compose, resolved
+from ldae.app.sampling.grid import class_names, grid
 from ldae.app.sampling.sample import check_init
 from ldae.app.session import Session
 from ldae.app.training import pretrain as pretrain
@@ -49,15 +50,15 @@ def ddpm(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def quick_run(tmp_path_factory):
-    """The folder of a run of eight steps on digits, by its experiment."""
+    """The folder of a run of eight steps on digits, by its experiment and further keys."""
     root, known = tmp_path_factory.mktemp("quick"), {}
 
     def made(experiment, *argv):
-        if experiment not in known:
-            known[experiment] = root / experiment.replace("/", "-")
+        if (experiment, argv) not in known:
+            folder = known[experiment, argv] = root / f"{experiment.replace('/', '-')}-{len(known)}"
             given = ("data=digits", "train.steps=8", "train.batch=32", "runtime.threads=1", "runtime.progress=false")
-            pretrain.main([f"experiment={experiment}", f"out={known[experiment]}", *given, *argv])
-        return known[experiment]
+            pretrain.main([f"experiment={experiment}", f"out={folder}", *given, *argv])
+        return known[experiment, argv]
 
     return made
 
@@ -82,6 +83,40 @@ def test_samples_are_images_and_say_how_they_were_made(ddpm, tmp_path):
     assert status(out)["state"] == "done"
     stdout, _ = run("sample", f"run={ddpm}", f"out={out}", *QUICK, "count=10", "batch=4", "gif=true")
     assert "nothing to do" in stdout
+
+
+def test_a_grid_has_a_column_for_each_class_and_rows_of_eight_without_classes():
+    grey = lambda i: np.full((8, 8, 3), i, np.uint8)  # noqa: E731
+    pixels, labels = np.stack([grey(i) for i in range(11)]), torch.tensor([4, 2, 4, 2, 4, 2, 4, 2, 4, 2, 4])
+    picture = (grid(pixels, labels)[0] * 255).round()
+    top = picture.shape[0] - (6 * 66 - 2)  # the heads
+    assert top > 0
+    assert picture[top::66, 0].tolist() == [0, 2, 4, 6, 8, 10]  # tiles of 64 pixels with 2 between them
+    assert picture[top::66, 66].tolist() == [1, 3, 5, 7, 9, 255]
+    named = (grid(pixels, labels, list("abcde"))[0] * 255).round()
+    assert torch.equal(named[top:], picture[top:])
+    assert not torch.equal(named[:top], picture[:top])
+    for plain in (grid(pixels), grid(pixels, torch.full((11,), 3))):
+        assert plain.shape == (3, 2 * 66 - 2, 8 * 66 - 2)
+        assert (plain[0, ::66, ::66] * 255).round().flatten().tolist() == [*range(11), *[255] * 5]
+
+
+def test_the_heads_of_a_grid_are_the_names_of_the_classes(quick_run):
+    folder = quick_run("ddpm/cifar10_cpu", "task=labelled", *SMALL[1:4], "monitor.num_evals=0")
+    run("sample", f"run={folder}", *QUICK, "count=20", "batch=20")
+    with np.load(folder / "samples" / "samples.npz") as found:
+        expected = grid(found["arr_0"], torch.from_numpy(found["arr_1"]), class_names(folder))
+    assert class_names(folder) == [str(i) for i in range(10)]
+    written = torch.from_numpy(np.array(Image.open(folder / "samples" / "grid.png").convert("RGB"))).movedim(-1, 0)
+    assert torch.equal(written, (expected * 255).round().to(torch.uint8))
+
+
+def test_noise_that_is_drawn_once_has_the_shape_of_the_latent(quick_run, tmp_path):
+    folder = quick_run("ddpm/cifar10_cpu", "task=labelled", *SMALL[1:4], "monitor.num_evals=0",
+                       "tokenizer=patch_pca", "data.patch=2", "data.d=12")  # fmt: skip
+    cold = ("sampler=cold_improved", "init=mixed_signal", "spacing=trailing", "spacing.count=3", *QUICK[3:])
+    run("sample", f"run={folder}", f"out={tmp_path / 'a'}", *cold, "count=4")
+    assert images(tmp_path / "a").shape == (4, 8, 8, 3)
 
 
 def test_batches_and_processes_change_no_image(ddpm, tmp_path):
@@ -205,7 +240,7 @@ def test_a_refusal_names_the_initial_states_that_work_for_the_corruption_and_no_
     for init in ("coarse_gaussian", "mixed_signal"):
         config = resolved(compose("sample", [f"init={init}"]))["init"]
         objective = SimpleNamespace(corruption=parts.corruption, schedule=parts.schedule)
-        objective.tokenizer = SimpleNamespace(image_shape=(3, 32, 32))
+        objective.tokenizer = SimpleNamespace(shape=(3, 32, 32))
         try:
             start = Parts({"init": config}).build_init(objective)
             if init == "mixed_signal":
@@ -278,7 +313,7 @@ def test_likelihood_has_its_parts(ddpm, tmp_path):
     [
         (("features={ddpm}", "count=1"), "count=1 is too few for features=; give at least 4 images"),
         (("features={ddpm}", "count=2"), "count=2 is too few"),
-        (("features=nosuch", "count=8"), "is no reader; give classifier, inception, or the folder of a run"),
+        (("features=nosuch", "count=8"), "is no reader; give classifier, inception, ldae-128x8-cifar10, .* or"),
         (("classes=[]",), r"classes=\[\] must have at least one entry"),
         (("runtime.threads=-1",), "runtime.threads=-1 must be at least 0"),
     ],
@@ -301,6 +336,14 @@ def test_fewer_images_than_dimensions_are_a_caveat_in_output_and_file(ddpm, tmp_
     metrics = {name.partition("[")[0] for name in known["figures"]}
     assert {"frechet_distance", "kernel_distance", "kernel_distance_error"} <= metrics
     assert ("frechet_distance_infinity" in metrics) == (count == 100)  # extrapolated from three images a dimension on
+
+
+def test_distances_in_the_features_of_a_shipped_encoder_name_its_weights(ddpm, tmp_path, in_process):
+    argv = ("features=ldae-64x4-photos", "count=8", "spacing.count=2")
+    assert in_process("sample", f"run={ddpm}", f"out={tmp_path / 'a'}", *QUICK, *argv) == (0, "")
+    figures = json.loads((tmp_path / "a" / "samples.json").read_text())["figures"]
+    assert all(re.search(r"\[encoder ldae-64x4-photos-[0-9a-f]{8}\]$", name) for name in figures)
+    assert figures["frechet_distance[" + next(iter(figures)).partition("[")[2]] > 0
 
 
 def test_a_classifier_is_trained_on_fewer_images_than_its_batch(tmp_path, in_process):
