@@ -11,6 +11,7 @@ from torch import Tensor
 from linear_probe.scaling import narrow_eigh
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # penalties over the number of training features
+ROWS = 4096  # of a sum, whose squares then stay in a core's cache
 PAD = 16  # columns; narrower matrix products are ten times slower in MKL
 SMALL = 2**15  # images x padded classes; below it, the calls cost more than the arithmetic
 SAMPLE = 8  # features for each dimension, whose moments tell whether a rotation saves iterations
@@ -32,9 +33,10 @@ class Logistic:
     The objective is scikit-learn's with C = 1 / (N penalty). Preconditioned: its curvature along a direction of the
     features is about their second moment / classes plus the penalty, so L-BFGS works in the eigenbasis of the moments,
     with each direction scaled by the root of that curvature; without the rotation, which takes as long as tens of
-    iterations, where the features are nearly independent. Classes are padded to a multiple of 16 with empty ones,
-    because narrow matrix products are slow. Equal columns, which grey images have three times, are merged: m of them
-    into one of sqrt(m) times the size, which leaves the optimum unchanged.
+    iterations, where the features are nearly independent. Biases, of moment 1 and without penalty, are scaled too.
+    Classes are padded to a multiple of 16 with empty ones, because narrow matrix products are slow. Equal columns,
+    which grey images have three times, are merged: m of them into one of sqrt(m) times the size, which leaves the
+    optimum unchanged.
 
     Args:
         x: (N, D) float32, preferably standardised.
@@ -54,7 +56,7 @@ class Logistic:
         self.basis: Tensor | None = None
         self.z = x
         if are_independent(x):
-            self.moments = x.square().mean(0).double()
+            self.moments = sum(part.square().sum(0).double() for part in x.split(ROWS)) / len(x)
         elif len(x) < x.shape[1]:  # the weights lie in the span of the N features
             self._rotate(x, *narrow_eigh(x.double()))
         else:
@@ -80,22 +82,23 @@ class Logistic:
             (D + 1, C) float32, the last row the biases.
         """
         unit = (self.moments.clamp(min=0) / self.classes + penalty).rsqrt().float()[:, None]
+        of_biases = self.classes**0.5  # the moment of the constant 1 is 1, and biases have no penalty
         phi = torch.zeros(len(unit) + 1, self.width)
         if start is not None:
             merged = torch.zeros(len(self.times), self.classes).index_add_(0, self.group, start[:-1]) / self.times
             phi[:-1, : self.classes] = (merged if self.basis is None else self.basis.T @ merged) / unit
-            phi[-1, : self.classes] = start[-1]
+            phi[-1, : self.classes] = start[-1] / of_biases
 
         evaluate = self._evaluate_small if len(self.z) * self.width <= SMALL else self._evaluate
 
         def loss_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
             at = flat.reshape(phi.shape).astype(np.float32)
             weights = unit.numpy() * at[:-1]
-            loss, slope, offsets = evaluate(weights, at[-1])
+            loss, slope, offsets = evaluate(weights, of_biases * at[-1])
             slope += penalty * weights
             slope *= unit.numpy()
             loss += penalty / 2 * float(np.square(weights, dtype=np.float64).sum())
-            return loss, np.concatenate([slope, offsets[None]], dtype=np.float64).ravel()
+            return loss, np.concatenate([slope, of_biases * offsets[None]], dtype=np.float64).ravel()
 
         options = {"maxiter": iterations, "gtol": GRADIENT, "ftol": DECREASE, "maxcor": 10}
         x0 = phi.double().numpy().ravel()
@@ -104,7 +107,7 @@ class Logistic:
         self.n_iter = int(optimum.nit)
         theta = torch.from_numpy(optimum.x).float().reshape(phi.shape)[:, : self.classes]
         weights = unit * theta[:-1] if self.basis is None else self.basis @ (unit * theta[:-1])
-        return torch.cat([(weights / self.times)[self.group], theta[-1:]])
+        return torch.cat([(weights / self.times)[self.group], of_biases * theta[-1:]])
 
     def _evaluate(self, at: np.ndarray, biases: np.ndarray) -> Gradient:
         """Return the mean cross-entropy at weights (D', C') and biases (C',), and its gradients."""

@@ -27,7 +27,7 @@ from ldae.core.version import __version__
 from ldae.data.cache import Context, cache_errors
 from ldae.data.datasets import Dataset
 from ldae.data.images import ImageSet, MemoryImages, Splits
-from ldae.data.loader import Loader, RankSlice, in_order
+from ldae.data.loader import Loader, RankSlice, bytes_in_order, in_order
 from ldae.data.transforms import Augment
 from ldae.diffusion.corruptions.base import Corruption
 from ldae.diffusion.corruptions.blend import Blend
@@ -248,22 +248,25 @@ class Session:
             data.get("max_bad", 0.0),
         )
 
-    def images(self, images: ImageSet, batch: int = 500, title: str = "") -> Iterator[Tensor]:
+    def images(self, images: ImageSet, batch: int = 500, title: str = "", as_bytes: bool = False) -> Iterator[Tensor]:
         """Yield x0 of the task for every image of a set, in order.
 
         Args:
             images: images to read.
             batch: batch size B.
             title: title of the progress report; none if empty.
+            as_bytes: whether to yield uint8 k, for x0 = 2 k / 255 - 1, where the task's x0 is the image.
 
         Yields:
             (B, C, H, W) in [-1, 1], on this process's device.
         """
         workers = self.config["data"].get("workers", 0)
-        batches = in_order(images, batch, self.world.device, workers, self.stop.poll)
+        reads_bytes = as_bytes and self.parts.task.x0_is_image
+        read = bytes_in_order if reads_bytes else in_order
+        batches: Iterator[Any] = read(images, batch, self.world.device, workers, self.stop.poll)
         mode: Mode = self.progress if title else "off"
         for part in Progress(mode, -(-len(images) // batch), title=title, unit="batch", images=batch).track(batches):
-            yield self.parts.task(part)[0]
+            yield part if reads_bytes else self.parts.task(part)[0]
 
 
 def _seeded(seed: Natural) -> int:

@@ -6,7 +6,7 @@ The state of a loader is the step: any process can start at any step, with any n
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -154,16 +154,23 @@ def in_order(
     images: ImageSet, batch: int, device: torch.device, workers: int = 0, poll: Callable[[], None] = lambda: None
 ) -> Iterator[Batch]:
     """Yield the centre crop of every image once, in the order of the set; the last batch may be smaller."""
-    positions = torch.from_numpy(np.asarray(images.ids)).split(batch)
-    for pixels, index in _pixel_batches(images, positions, device, workers):
+    for pixels, index in _pixel_batches(images, batch, device, workers):
         poll()
         yield _to_batch(pixels, index, images, device)
 
 
-def _pixel_batches(
-    images: ImageSet, positions: Sequence[Tensor], device: torch.device, workers: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (pixels (B, C, H, W) uint8, index) of each batch of ids."""
+def bytes_in_order(
+    images: ImageSet, batch: int, device: torch.device, workers: int = 0, poll: Callable[[], None] = lambda: None
+) -> Iterator[Tensor]:
+    """Yield the pixels of `in_order` as they are stored, (B, 3, H, W) uint8 on the device."""
+    for pixels, _ in _pixel_batches(images, batch, device, workers):
+        poll()
+        yield _move(pixels[:, :3], device)
+
+
+def _pixel_batches(images: ImageSet, batch: int, device: torch.device, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (pixels (B, C, H, W) uint8, index) of each batch, in the order of the set."""
+    positions = torch.from_numpy(np.asarray(images.ids)).split(batch)
     if isinstance(images, MemoryImages):
         yield from ((images.pixels[index], index) for index in positions)
     elif isinstance(images, StreamedImages):

@@ -32,12 +32,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the attention output, (B, N, D) -> (B, N, D)."""
-        q, k, v = rearrange(self.qkv(x), "b n (three h c) -> three b h n c", three=3, h=self.heads).unbind(0)
+        B, N, D = x.shape  # torch.compile would trace einops's parser, which takes longer than the rest of a block
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, N, c) each
         if x.is_cuda:
             out = F.scaled_dot_product_attention(q, k, v)  # (B, h, N, c)
         else:
             out = torch.softmax((q * self.scale) @ k.transpose(-2, -1), dim=-1) @ v  # (B, h, N, c)
-        return self.proj(rearrange(out, "b h n c -> b n (h c)"))  # (B, N, D)
+        return self.proj(out.transpose(1, 2).reshape(B, N, D))
 
 
 Summary = TypeVar("Summary")

@@ -16,11 +16,13 @@ class Task(ABC):
         classes: number of classes that the denoiser is conditioned on; 0 for none.
         image_channels: channels of the conditioning image (`cond.image`); 0 for none.
         channels: of x0.
+        x0_is_image: whether x0 is 2 image - 1.
     """
 
     classes: int = 0
     image_channels: int = 0
     channels: int = 3
+    x0_is_image: bool = False
 
     @abstractmethod
     def __call__(self, batch: Batch) -> tuple[Tensor, Cond]:

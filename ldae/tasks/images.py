@@ -14,6 +14,8 @@ from ldae.tasks.base import Task
 class Images(Task):
     """x0 = 2 image - 1, no condition: all of self-supervised l-DAE."""
 
+    x0_is_image = True
+
     def __call__(self, batch: Batch) -> tuple[Tensor, Cond]:
         return 2 * batch.images - 1, Cond()
 
@@ -25,6 +27,8 @@ class Labelled(Task):
         classes: K, of the data set.
         dropout: probability of the null class in training; classifier-free guidance needs it above 0.
     """
+
+    x0_is_image = True
 
     def __init__(self, classes: Count, dropout: Fraction = 0.1):
         self.classes, self.dropout = classes, dropout

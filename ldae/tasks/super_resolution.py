@@ -30,6 +30,7 @@ class SuperResolution(Task):
     """
 
     image_channels = 3
+    x0_is_image = True
 
     def __init__(self, factor: Count, size: Count, blur_low: NonNegative = 0.0, blur_high: NonNegative = 0.0):
         if size % factor:

@@ -103,6 +103,11 @@ class Tokenizer(nn.Module, ABC):
         """Return whether it is trained by gradient descent on `loss`, rather than fitted in one pass by `fit`."""
         return False
 
+    @property
+    def fits_bytes(self) -> bool:
+        """Return whether `fit` also takes images as uint8 k, for x = 2 k / 255 - 1, with the same result."""
+        return False
+
     @abstractmethod
     def to_raw(self, x: Tensor) -> Tensor:
         """Encode without scaling: (B, 3, H, W) -> (B, d, h, w)."""

@@ -49,7 +49,8 @@ class PatchMoments:
 
     8-bit pixels are integers k in 0..255 at x = 2 k / 255 - 1. On a CPU the products of k - 128 are summed exactly, so
     that every CPU gives the same bits: as int8 on CPUs with VNNI, several times as fast, else in float64. Other numbers
-    are summed in float64 about the first batch's mean, against cancellation.
+    are summed in float64 about the first batch's mean, against cancellation. Images given as uint8 k have the sums of
+    x = 2 k / 255 - 1, without the conversion.
 
     Args:
         size: D, numbers of a patch.
@@ -60,13 +61,16 @@ class PatchMoments:
         self.size, self.rows, self.parts = size, rows, dict[str, Sums]()
 
     def add(self, images: Tensor) -> None:
-        """Add images (B, ...) float32."""
-        levels = whole_levels(images) if images.device.type == "cpu" else None
+        """Add images (B, ...): float32 in [-1, 1], or uint8 levels k of x = 2 k / 255 - 1."""
+        if images.device.type == "cpu":
+            levels = images if images.dtype == torch.uint8 else whole_levels(images)
+        else:
+            images, levels = (2 * (images.float() / 255) - 1 if images.dtype == torch.uint8 else images), None
         for part in self.rows(images if levels is None else levels).split(ROWS):
             if levels is None:
                 self._add_floats(part.cpu().double() if part.device.type == "mps" else part.double())
             else:
-                self._add_levels(part)
+                self._add_levels(part.bitwise_xor(128).view(torch.int8) if part.dtype == torch.uint8 else part)
 
     @property
     def moments(self) -> tuple[Tensor, Tensor]:

@@ -124,7 +124,7 @@ def draw_lines(
         axes.set_xticks(x.ticks, [f"{value:g}" for value in x.ticks])
     if log:
         axes.set_yscale("log")
-        _label_decades(axes)
+        label_decades(axes)
     axes.set(xlabel=f"{x.label} (log scale)" if x.log2 else x.label, ylabel=y_label)
     if limits is not None:
         axes.set_ylim(limits)
@@ -135,7 +135,7 @@ def draw_lines(
     return drawing
 
 
-def _label_decades(axes: Axes) -> None:
+def label_decades(axes: Axes) -> None:
     """Label a logarithmic axis by plain numbers, between the decades too where it spans less than two."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 

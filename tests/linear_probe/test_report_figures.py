@@ -300,5 +300,5 @@ def test_the_heat_maps_of_a_trial_are_of_its_results():
 
 def test_names_of_files_are_plain_and_unique():
     used = set()
-    names = [file_name(text, used) for text in ("a/b c", "a b/c", "../..", "é" * 9, "x" * 300, "x" * 300, "")]
-    assert names == ["a-b-c", "a-b-c-2", "figure", "figure-2", "x" * 80, "x" * 80 + "-2", "figure-3"]
+    names = [file_name(text, used) for text in ("a/b c", "a b/c", "../..", "é" * 9, "x" * 300, "x" * 300, "", "1 %")]
+    assert names == ["a-b-c", "a-b-c-2", "figure", "figure-2", "x" * 80, "x" * 80 + "-2", "figure-3", "1-percent"]

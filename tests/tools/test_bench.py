@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from bench import compared, met_by, table
+from breakdown import kind_of, profiled, read_in_stages
+from growth import Axis, draw_growth, measure_growth, write_growth
 from interleaved import Competitor, Timed, function, interleaved
 from PIL import Image
 from rows import Row, cold_rows, input_rows, knn_rows, load_rows, probe_rows, training_rows, unet_rows
@@ -225,3 +227,48 @@ def test_a_length_in_epochs_needs_the_data(in_process):
     code, message = in_process("plan", "experiment=ldae/cifar10_cpu")
     assert (code, "give data.root=FOLDER or train.steps=N" in message) == (2, True)
     assert "gpu='b100' is none of" in in_process("plan", "gpu=b100")[1]
+
+
+def test_growth_is_measured_and_drawn(tmp_path):
+    """A wider network takes more memory; every point is in the files."""
+    axis = Axis("width of the network", (64, 512), lambda n: [f"denoiser.width={n}", "train.batch=4"])
+    small, large = points = measure_growth({"width": axis}, "fp32", 1, rounds=1, seconds=0.01)
+    assert [(p.axis, p.value, p.images) for p in points] == [("width", 64, 4), ("width", 512, 4)]
+    assert 0 < small.seconds < large.seconds
+    assert large.peak - small.peak > 0.2  # GiB: 26 million weights, their gradients, moments and averages
+    write_growth(points, {"hardware": "here"}, tmp_path)
+    assert json.loads((tmp_path / "growth.json").read_text())["points"][1]["peak"] == large.peak
+    assert {path.suffix for path in tmp_path.glob("growth.*")} == {".json", ".svg", ".pdf", ".png", ".csv"}
+    assert draw_growth(points).data[1] == ["width", 64, 1000 * small.seconds, small.peak]
+
+
+@pytest.mark.parametrize(("what", "names"), [("growth", "images, tokens, d, width, ranks"), ("profile", "U-Net")])
+def test_what_cannot_grow_or_be_profiled_is_refused(in_process, tmp_path, what, names):
+    code, message = in_process("bench", what, "only=depth", f"out={tmp_path}")
+    assert code == 2
+    assert f"only='depth' names nothing of {what}" in message
+    assert names in message
+
+
+def test_a_profile_finds_the_products():
+    stages = {s.name: s.milliseconds for s in profiled("competitors:matmul", {"size": 1024, "precision": "float32"})}
+    products = stages.pop("matrix products")
+    assert products > 10 * sum(ms for name, ms in stages.items() if name != "Python and the rest")
+    kinds = {
+        "aten::_softmax": "softmax",
+        "aten::copy_": "copies and casts",
+        "aten::mul": "element by element, and the rest",
+    }
+    assert {name: kind_of(name) for name in kinds} == kinds
+
+
+def test_reading_is_timed_by_stages(tmp_path):
+    (tmp_path / "a").mkdir()
+    pixels = np.random.default_rng(0).integers(256, size=(60, 80, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a" / "0.jpg")
+    stages = {stage.name: stage.milliseconds for stage in read_in_stages(str(tmp_path), 32, count=3)}
+    assert set(stages) == {
+        "decode in Pillow", "check and turn", "boxes", "crop", "crop to array", "resize", "to floats",
+    }  # fmt: skip
+    assert all(milliseconds >= 0 for milliseconds in stages.values())
+    assert stages["decode in Pillow"] > 0

@@ -4,6 +4,8 @@
     python tools/bench knn probe out=OUT                 # nearest neighbours, linear probes
     python tools/bench all [mae=DIR] [cold=DIR] [site=DIR] [images=DIR] [jpegs=DIR]     # every row
     python tools/bench features                          # protocols on 1.28 M x 768 features, within 8 GiB
+    python tools/bench growth [only=width]               # a training step by images, tokens, d, width, processes
+    python tools/bench profile [jpegs=DIR] [only=U-Net]  # the time of a row by kinds of operations
 
 Competitors run in alternation, each in its own process. Rows: training start gpu load unet cold knn probe input
 (start: of a compiled training; gpu: networks of the paper's size, for a GPU; load: with another busy process).
@@ -11,8 +13,8 @@ Competitors come from checkouts of facebookresearch/mae (mae=) and arpitbansal29
 from packages (diffusers, denoising-diffusion-pytorch, torchgeometry) that are installed here or in site=; images= and
 jpegs= are class folders of small and of full-size pictures. Rows without their competitors are left out. Keys: rounds=
 seconds= threads= precision= only= out= and for `features` rows= holdout= queries= dimensions= classes= epochs=
-protocols= memory= seed=. Writes OUT/bench.json, a record for each row, and OUT/features.jsonl, a line for each
-protocol.
+protocols= memory= seed=. Writes OUT/bench.json, a record for each row; OUT/features.jsonl, a line for each protocol;
+OUT/growth.json and figures of it; OUT/profile.json.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from breakdown import breakdowns
 from features_bench import FeatureBench, ProtocolCost, features_bench
+from growth import AXES, measure_growth, write_growth
 from interleaved import Timed, function, interleaved
 from rows import (
     Row,
@@ -51,7 +55,8 @@ from ldae.engine.precision import PrecisionName
 from ldae.engine.runtime import describe_hardware, resolve_device, set_threads
 from linear_probe.results import markdown
 
-FEATURES, ALL = "features", "all"
+T = TypeVar("T")
+FEATURES, GROWTH, PROFILE, ALL = "features", "growth", "profile", "all"
 
 
 @dataclass(frozen=True)
@@ -99,8 +104,8 @@ BENCHES: Mapping[str, Callable[[BenchSettings], list[Row]]] = {
 def main(argv: Sequence[str]) -> None:
     """Measure the rows that the arguments name."""
     names = [word for word in argv if "=" not in word]
-    if not names or set(names) - {*BENCHES, FEATURES, ALL}:
-        choices = ", ".join([*BENCHES, FEATURES, ALL])
+    choices = ", ".join([*BENCHES, FEATURES, GROWTH, PROFILE, ALL])
+    if not names or set(names) - set(choices.split(", ")):
         raise UsageError(f"name the rows to measure: {choices}")
     config, precision = settle_precision(resolved(compose("bench", [word for word in argv if "=" in word])))
     settings: BenchSettings = root_settings(BenchSettings, config)
@@ -117,6 +122,12 @@ def main(argv: Sequence[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if FEATURES in names:
         measure_features(features, provenance, out)
+    if GROWTH in names:
+        axes = chosen(AXES, settings.only, GROWTH)
+        points = measure_growth(axes, settings.precision, settings.threads, settings.rounds, settings.seconds)
+        write_growth(points, provenance, out)
+    if PROFILE in names:
+        profile_rows(settings, provenance, out)
     on_gpu = resolve_device("auto") != "cpu"
     every = [name for name in BENCHES if on_gpu or name != "gpu"]
     selected = every if ALL in names else [name for name in names if name in BENCHES]
@@ -125,6 +136,31 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError("only", settings.only, f"names no row of {', '.join(selected)}")
     if rows:
         measure_rows(rows, settings, provenance, out)
+
+
+def chosen(named: Mapping[str, T], only: str | None, what: str) -> dict[str, T]:
+    """Return the items whose name contains `only`; all without it.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    items = {name: item for name, item in named.items() if (only or "") in name}
+    if not items:
+        raise ConfigError("only", only, f"names nothing of {what}; there are: {', '.join(named)}")
+    return items
+
+
+def profile_rows(settings: BenchSettings, provenance: Mapping[str, Any], out: Path) -> None:
+    """Break the time of rows down by kinds of operations; print and write it."""
+    records: dict[str, list[dict[str, Any]]] = {}
+    for name, work in chosen(breakdowns(settings.precision, settings.jpegs), settings.only, PROFILE).items():
+        stages = work()
+        whole = sum(stage.milliseconds for stage in stages)
+        lines = [["part", "ms", "%"]]
+        lines += [[s.name, f"{s.milliseconds:.3g}", f"{100 * s.milliseconds / whole:.0f}"] for s in stages]
+        print(f"\n{name}: {whole:.3g} ms\n\n{markdown(lines)}", flush=True)
+        records[name] = [asdict(stage) for stage in stages]
+        write_json(out / "profile.json", {**provenance, "rows": records})
 
 
 def measure_rows(rows: Sequence[Row], settings: BenchSettings, provenance: Mapping[str, Any], out: Path) -> None:

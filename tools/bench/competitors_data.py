@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ldae.data.folder import list_images
 from ldae.data.images import FileImages, MemoryImages, encode_names
-from ldae.data.loader import Loader, in_order
+from ldae.data.loader import Loader, bytes_in_order
 from ldae.data.reading import file_batches
 from ldae.data.transforms import Augment, PadCrop, RandomResizedCrop
 from ldae.engine.runtime import keep_freed_memory
@@ -26,6 +26,7 @@ from ldae.tokenizers.patch_moments import PatchMoments
 
 WORKERS = 2
 AT_A_TIME = 16  # batches of a piece of work: what workers make ahead must not fall into another's turn
+TRAINED = 64  # the same of training, in which workers start once
 AUGMENTS: dict[str, Augment] = {"pad_crop": PadCrop(4, 0.5), "random_resized_crop": RandomResizedCrop(0.2, 1.0, 0.5)}
 
 
@@ -60,15 +61,15 @@ def small_torchvision(folder: str, batch: int) -> Work:
 def large(folder: str, batch: int, size: int) -> Work:
     """Load files with l-DAE: decoded, cut and resized by two workers; from the start to the end of the workers."""
     keep_freed_memory()  # as pretraining does
-    images = files_of(folder, AT_A_TIME * batch, size)
-    keys = [[(0, i) for i in range(k * batch, (k + 1) * batch)] for k in range(AT_A_TIME)]
+    images = files_of(folder, TRAINED * batch, size)
+    keys = [[(0, i) for i in range(k * batch, (k + 1) * batch)] for k in range(TRAINED)]
 
     def some() -> None:
         augment, device = AUGMENTS["random_resized_crop"], torch.device("cpu")
         for pixels, _, _ in file_batches(images, augment, 0, keys, batch, WORKERS, device):
             pixels.float().div_(255)
 
-    return some, AT_A_TIME * batch
+    return some, TRAINED * batch
 
 
 def decoded(folder: str, batch: int) -> Work:
@@ -92,14 +93,14 @@ def pixels_in(path: Path) -> int:
 
 
 def in_turn(folder: str, batch: int, size: int, use: Callable[[Tensor], object]) -> Work:
-    """Return the centre squares of files, (B, 3, size, size) in [-1, 1], as a tokenizer is fitted on them."""
+    """Return the centre squares of files, (B, 3, size, size) uint8, as a PCA is fitted on them."""
     keep_freed_memory()  # as pretraining does
     images, threads = files_of(folder, AT_A_TIME * batch, size), AdaptiveThreads()
 
     def some() -> None:
-        for loaded in in_order(images, batch, torch.device("cpu"), WORKERS):
+        for pixels in bytes_in_order(images, batch, torch.device("cpu"), WORKERS):
             threads.update()  # as in the course of a longer fit
-            use(2 * loaded.images - 1)
+            use(pixels)
 
     return some, len(images)
 
@@ -121,4 +122,4 @@ def read_and_summed_sklearn(folder: str, batch: int, size: int, patch: int) -> W
     from sklearn.decomposition import IncrementalPCA
 
     tokenizer, model = PatchPCA((3, size, size), patch, 16), IncrementalPCA()
-    return in_turn(folder, batch, size, lambda x: model.partial_fit(tokenizer.rows(x).numpy()))
+    return in_turn(folder, batch, size, lambda k: model.partial_fit(tokenizer.rows(2 * (k / 255) - 1).numpy()))

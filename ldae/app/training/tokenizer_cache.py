@@ -228,7 +228,7 @@ def fit_tokenizer(session: Session, splits: Splits, run: RunFolder) -> None:
     tokenizer: Tokenizer = session.parts.tokenizer.to(session.world.device)
     fit = session.config["tokenizer"]["fit"]
     sample = _sample(splits.train, fit["images"], session.seed)
-    images = session.images(sample, title="fitting the tokenizer")
+    images = session.images(sample, title="fitting the tokenizer", as_bytes=tokenizer.fits_bytes)
     tokenizer.fit(images if session.threads is None else session.threads.adapted(images))
     if tokenizer.needs_training and (fit["steps"] or not session.config["tokenizer"]["weights"]):
         settings = train_settings(session.config)

@@ -23,7 +23,7 @@ from ldae.data.cache import Context
 from ldae.data.datasets import CIFAR, Digits, Division, ImageFolder
 from ldae.data.folder import list_images
 from ldae.data.images import FileImages, MemoryImages
-from ldae.data.loader import Loader, RankSlice, in_order
+from ldae.data.loader import Loader, RankSlice, bytes_in_order, in_order
 from ldae.data.photos import Photos
 from ldae.data.transforms import Centre, Flip, PadCrop, RandomResizedCrop
 
@@ -87,6 +87,16 @@ def test_memory_and_stream_deliver_the_same_pixels(tree, context):
     assert isinstance(read, FileImages)
     a, b = ([batch.images for batch in in_order(images, 7, CPU)] for images in (held, read))
     assert torch.equal(torch.cat(a), torch.cat(b))
+
+
+@pytest.mark.parametrize("store", ["memory", "stream"])
+def test_bytes_are_those_behind_the_images(tree, context, store):
+    images = folder(tree, store=store).open(context).train
+    cpu = torch.device("cpu")
+    pairs = zip(bytes_in_order(images, 7, cpu), in_order(images, 7, cpu), strict=True)
+    for pixels, batch in pairs:
+        assert pixels.dtype == torch.uint8
+        assert torch.equal(pixels / 255, batch.images)
 
 
 def test_the_cache_is_used_found_damaged_and_made_anew(tree, context, monkeypatch):

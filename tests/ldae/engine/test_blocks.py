@@ -21,6 +21,7 @@ from ldae.denoisers.vit import ViTDenoiser
 from ldae.engine import blocks
 from ldae.engine.blocks import compiled_parts, prepare_blocks
 from ldae.engine.compiled_code import FOLDER
+from ldae.nn.blocks import Block, ConditionedBlock
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 
@@ -127,3 +128,12 @@ def test_a_whole_network_is_one_graph_with_the_losses_of_plain_calls(argv):
         return [float(next(iter(trainer.train_step(next(batches))[0].values()))) for _ in range(2)]
 
     assert losses(compiled=True) == pytest.approx(losses(compiled=False), rel=1e-5)
+
+
+@pytest.mark.parametrize("block", [Block(32, 2), ConditionedBlock(32, 2, 16)], ids=["plain", "conditioned"])
+def test_the_trace_of_a_block_has_no_parser_of_patterns(block):
+    """einops 0.8.2 is traced with its parser, which takes longer than the block and stays as guards of every call."""
+    tokens, cond = torch.randn(2, 9, 32), torch.randn(2, 16)
+    traced = torch._dynamo.explain(block)(*([tokens] if isinstance(block, Block) else [tokens, cond]))
+    assert traced.graph_break_count == 0
+    assert not [guard for guard in traced.out_guards if "einops" in f"{guard.name} {guard.code_list}"]

@@ -51,6 +51,7 @@ def test_every_task_keeps_what_it_promises(config, photographs, name):
         assert x0.abs().max() <= 1
         assert (0 if cond.image is None else cond.image.shape[1]) == task.image_channels
         assert cond.image is None or cond.image.abs().max() <= 1
+    assert task.x0_is_image == torch.equal(task(batch)[0], 2 * batch.images - 1)
     told = task.augment_cond(task(batch)[1], BatchGenerator([0]))
     assert (told.label is None) == (task.classes == 0)
     assert parts.tokenizer.image_shape == (task.channels, 32, 32)

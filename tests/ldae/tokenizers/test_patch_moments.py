@@ -73,6 +73,17 @@ def test_a_fit_on_planar_rows_is_one_on_rows():
     assert torch.equal(tokenizer.planar_rows(images)[:, tokenizer.planar_order], tokenizer.rows(images))
 
 
+def test_a_fit_on_bytes_is_one_on_floats_to_the_bit():
+    pixels = torch.randint(256, (40, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    kept = pixels.clone()
+    one, other = (PatchPCA((3, 16, 16), patch, 3 * patch**2) for patch in (16, 16))
+    one.fit([2 * (pixels.float() / 255) - 1])
+    other.fit([pixels])
+    assert torch.equal(pixels, kept)  # a patch of the whole image is a view of it
+    assert one.state_dict().keys() == other.state_dict().keys()
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+
+
 @pytest.mark.parametrize("shift", [0.0, 1000.0])
 def test_any_numbers_are_summed_in_float64(shift):
     rows = torch.randn(700, 12, generator=torch.Generator().manual_seed(1)) @ torch.randn(12, 12) + shift
