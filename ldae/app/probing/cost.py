@@ -50,7 +50,7 @@ def probe_seconds(config: Mapping[str, Any], argv: Sequence[str]) -> float:
     scored_images = getattr(splits, settings.split)
     labels = [images.own_labels for images in (splits.train, splits.holdout, scored_images)]
     warn_of_labels(data_source(config["data"]), labels[0], labels[1], labels[2], splits.classes, settings.split)
-    train, scored = len(splits.train) + len(splits.holdout), len(scored_images)
+    train, held, scored = len(splits.train) + len(splits.holdout), len(splits.holdout), len(scored_images)
     encoder = Encoder(objective, precision=settings.precision)
     layers = settings.layers or default_layers(encoder.network)
     images = torch.rand(BATCH, *encoder.image_shape, device=session.device)
@@ -62,7 +62,7 @@ def probe_seconds(config: Mapping[str, Any], argv: Sequence[str]) -> float:
     sets = len(settings.repetitions) * (networks + 2 * settings.baselines)
     elapsed = START + networks * levels * each * (train + scored)
     for name in settings.protocols:
-        elapsed += sets * _of_protocol(PROTOCOLS[name], train, scored, width, len(splits.classes), trials, each)
+        elapsed += sets * _of_protocol(PROTOCOLS[name], train, held, scored, width, len(splits.classes), trials, each)
     return elapsed
 
 
@@ -74,9 +74,20 @@ def _encoding(encoder: Encoder, images: Tensor, layer: int) -> tuple[float, int]
 
 
 def _of_protocol(
-    protocol: Protocol, train: int, scored: int, width: int, classes: int, trials: int, encoding: float
+    protocol: Protocol, train: int, held: int, scored: int, width: int, classes: int, trials: int, encoding: float
 ) -> float:
-    """Return the seconds in which a protocol selects among feature keys and fits the final head."""
+    """Return the seconds in which a protocol selects among feature keys and fits the final head.
+
+    Args:
+        protocol: the protocol.
+        train: number of images of train and hold-out.
+        held: those of the hold-out.
+        scored: number of images that are scored.
+        width: of the features.
+        classes: number of classes.
+        trials: number of feature keys.
+        encoding: seconds of an image through the network.
+    """
     heads = protocol.plain if isinstance(protocol, AugmentedHeads) else protocol
     if isinstance(heads, SGDHeads):
         batch, _, steps = heads.recipe.lengths(train)
@@ -85,9 +96,19 @@ def _of_protocol(
         anew = batch * encoding if isinstance(protocol, AugmentedHeads) else 0.0
         passes = 2 if anew else trials + 1
         return passes * steps * (_seconds(lambda: trainer.step(some.x, some.y)) * (trials if anew else 1) + anew)
-    few, held = _drawn(min(FEW, train), width, classes), _drawn(min(FEW, scored), width, classes)
-    larger = train / len(few) * (scored / len(held) if isinstance(protocol, KNN) else 1)
-    return (trials + 1) * larger * _seconds(lambda: protocol.sweep(few, held, classes, 0), repeats=1)
+    few, queries = _drawn(min(FEW, train), width, classes), _drawn(min(FEW, scored), width, classes)
+    sweep = lambda: protocol.sweep(few, queries, classes, 0)  # noqa: E731
+    if isinstance(protocol, KNN):  # its time is that of the pairs of a query and an image of the bank
+        return pairs_of_neighbours(train, held, scored, trials) / (len(few) * len(queries)) * _seconds(sweep)
+    return (trials + 1) * train / len(few) * _seconds(sweep, repeats=1)
+
+
+def pairs_of_neighbours(train: int, held: int, scored: int, trials: int) -> int:
+    """Return the pairs of a query and an image of the bank that kNN compares.
+
+    Each trial queries the hold-out, `held` of the `train` images, in the others; the final bank has all of them.
+    """
+    return trials * (train - held) * held + train * scored
 
 
 def _drawn(count: int, width: int, classes: int) -> Features:
