@@ -1,16 +1,17 @@
-"""Initial states of Cold Diffusion: x_T and the state of its corruption (Sec. 5, arXiv 2208.09392)."""
+"""Initial states: x_T and the state of its corruption, as in Cold Diffusion (Sec. 5, arXiv 2208.09392)."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldae.core.errors import ConfigError
-from ldae.core.types import BatchGenerator, Count, NonNegative
+from ldae.core.types import BatchGenerator, Count, Fraction, NonNegative
 from ldae.diffusion.corruptions.base import Corruption, Mixed, State
 from ldae.diffusion.schedules import NoiseSchedule
 
@@ -60,6 +61,56 @@ class MixedSignal(InitialState):
             name = type(self.corruption).__name__
             raise ConfigError("corruption", name, "mixes an image with nothing to start from; use init=coarse_gaussian")
         return self._add_noise(state.eps, rng), state
+
+
+class StyledSignal(MixedSignal):
+    """x_T is the signal of MixedSignal in the style of a picture: with the moments of its latent's channels.
+
+    (1 - strength) eps + strength (std(s) (eps - mean(eps)) / std(eps) + mean(s)), mean and standard deviation of each
+    channel over the positions: adaptive instance normalisation (Eq. 8, arXiv 1703.06868) of the signal eps to the
+    latent s. The sources name a style-modulated start without a formula; this one is the suite's. In the latent of a
+    patch-wise PCA, the moments are the picture's colours and how much there is of each component.
+
+    Args: as MixedSignal, and
+        style: file of the picture; whoever builds the state reads it, and calls `set_style`.
+        strength: 0 leaves the signal as it is, 1 gives it the moments of the style.
+
+    Attributes:
+        style_mean, style_std: (C, 1, 1) moments of the style's latent.
+    """
+
+    def __init__(
+        self,
+        corruption: Corruption,
+        image_shape: tuple[int, int, int],
+        style: str,
+        strength: Fraction = 1.0,
+        noise: NonNegative = 0.0,
+    ):
+        super().__init__(corruption, image_shape, noise)
+        self.style, self.strength = style, strength
+        self.style_mean: Tensor | None = None
+        self.style_std: Tensor | None = None
+
+    def set_style(self, latent: Tensor) -> None:
+        """Set the style to that of a picture's latent, (C, H, W)."""
+        self.style_mean, self.style_std = latent.mean((1, 2), keepdim=True), latent.std((1, 2), keepdim=True)
+
+    def draw(self, count: int, rng: BatchGenerator) -> tuple[Tensor, State]:
+        """Draw x_T and its state, as MixedSignal.
+
+        Raises:
+            ConfigError: the style is not read, or the corruption does not mix images with a second signal.
+        """
+        if self.style_mean is None or self.style_std is None:
+            raise ConfigError("style", self.style, "is not read; call set_style with the latent of the picture")
+        _, state = super().draw(count, rng)
+        assert isinstance(state, Mixed)
+        eps, mean, std = state.eps, self.style_mean.to(state.eps), self.style_std.to(state.eps)
+        deviation = eps.std((2, 3), keepdim=True).clamp(min=1e-3)  # of a flat colour it is 0 up to rounding
+        styled = std * (eps - eps.mean((2, 3), keepdim=True)) / deviation + mean
+        signal = torch.lerp(eps, styled, self.strength)
+        return self._add_noise(signal, rng), replace(state, eps=signal)
 
 
 class CoarseMixture(InitialState):

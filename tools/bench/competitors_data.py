@@ -26,7 +26,6 @@ from ldae.tokenizers.patch_moments import PatchMoments
 
 WORKERS = 2
 AT_A_TIME = 16  # batches of a piece of work: what workers make ahead must not fall into another's turn
-TRAINED = 64  # the same of training, in which workers start once
 AUGMENTS: dict[str, Augment] = {"pad_crop": PadCrop(4, 0.5), "random_resized_crop": RandomResizedCrop(0.2, 1.0, 0.5)}
 
 
@@ -61,15 +60,15 @@ def small_torchvision(folder: str, batch: int) -> Work:
 def large(folder: str, batch: int, size: int) -> Work:
     """Load files with l-DAE: decoded, cut and resized by two workers; from the start to the end of the workers."""
     keep_freed_memory()  # as pretraining does
-    images = files_of(folder, TRAINED * batch, size)
-    keys = [[(0, i) for i in range(k * batch, (k + 1) * batch)] for k in range(TRAINED)]
+    images = files_of(folder, AT_A_TIME * batch, size)
+    keys = [[(0, i) for i in range(k * batch, (k + 1) * batch)] for k in range(AT_A_TIME)]
 
     def some() -> None:
         augment, device = AUGMENTS["random_resized_crop"], torch.device("cpu")
         for pixels, _, _ in file_batches(images, augment, 0, keys, batch, WORKERS, device):
             pixels.float().div_(255)
 
-    return some, TRAINED * batch
+    return some, AT_A_TIME * batch
 
 
 def decoded(folder: str, batch: int) -> Work:

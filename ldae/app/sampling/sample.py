@@ -43,7 +43,7 @@ from ldae.core.types import BatchGenerator, Cond, Count, Natural
 from ldae.data.images import Splits
 from ldae.diffusion.corruptions.base import Corruption, Mixed, State
 from ldae.diffusion.corruptions.blend import Blend
-from ldae.diffusion.initial_states import CoarseMixture, InitialState
+from ldae.diffusion.initial_states import CoarseMixture, InitialState, StyledSignal
 from ldae.diffusion.samplers import Cold
 from ldae.diffusion.trajectory import SamplingStep
 from ldae.engine.logging import save_png
@@ -220,7 +220,12 @@ def _init_for(corruption: Corruption) -> str:
 
 
 def initial_state(generator: Generator, config: Mapping[str, Any], session: Session) -> InitialState | None:
-    """Return the initial state of a cold generation, fitted on training images; None for noise."""
+    """Return the initial state of a generation, fitted on training images or read from a picture; None for noise.
+
+    Raises:
+        ConfigError: no picture of the style is named.
+        DataError: it cannot be read.
+    """
     if not config.get("init"):
         return None
     objective = generator.objective
@@ -228,6 +233,9 @@ def initial_state(generator: Generator, config: Mapping[str, Any], session: Sess
     start = Parts({"init": config["init"]}).build_init(objective).to(session.world.device)
     if isinstance(start, CoarseMixture):
         fit_colours(start, session)
+    if isinstance(start, StyledSignal):
+        x = 2 * picture(Path(start.style).expanduser(), session.parts.data.size) - 1
+        start.set_style(objective.tokenizer.encode(x[None].to(session.world.device))[0])
     return start
 
 

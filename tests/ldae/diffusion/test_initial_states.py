@@ -17,7 +17,7 @@ from ldae.diffusion.corruptions.colour_mask import ColourMask
 from ldae.diffusion.corruptions.gaussian import Gaussian
 from ldae.diffusion.corruptions.mask import Mask
 from ldae.diffusion.corruptions.pixelate import Pixelate
-from ldae.diffusion.initial_states import CoarseMixture, MixedSignal
+from ldae.diffusion.initial_states import CoarseMixture, MixedSignal, StyledSignal
 from ldae.diffusion.schedules import Cosine
 
 SHAPE = (3, 16, 16)
@@ -211,3 +211,31 @@ def test_the_start_is_drawn_from_every_component_by_its_weight():
     assert first.float().mean().item() == pytest.approx(0.25, abs=0.01)
     assert torch.allclose(torch.stack([v[first].mean(0), v[~first].mean(0)]), means, atol=0.01)
     assert torch.allclose(torch.stack([v[first].T.cov(), v[~first].T.cov()]), covariances, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "corruption", [Gaussian(), ColourMask(Cosine(T=T), SHAPE, first=1.0, step=0.5)], ids=["noise", "colour"]
+)
+def test_a_styled_signal_has_the_moments_of_its_style(corruption):
+    style = 0.3 * torch.randn(SHAPE, generator=generator(3)) + torch.tensor([0.5, -0.2, 0.1])[:, None, None]
+    signals = {}
+    for strength in (0.0, 0.5, 1.0):
+        init = StyledSignal(corruption, SHAPE, "picture.png", strength)
+        init.set_style(style)
+        signals[strength], state = init.draw(8, BatchGenerator(list(range(8))))
+        assert torch.equal(state.eps, signals[strength])
+    plain, _ = MixedSignal(corruption, SHAPE).draw(8, BatchGenerator(list(range(8))))
+    assert torch.equal(signals[0.0], plain)
+    assert torch.allclose(signals[0.5], (plain + signals[1.0]) / 2, atol=1e-6)
+    assert torch.allclose(signals[1.0].mean((2, 3)), style.mean((1, 2)).expand(8, 3), atol=1e-4)
+    std = signals[1.0].std((2, 3))
+    if isinstance(corruption, Gaussian):
+        assert torch.allclose(std, style.std((1, 2)).expand(8, 3), rtol=1e-4)
+        assert torch.corrcoef(torch.stack([plain[0, 0].flatten(), signals[1.0][0, 0].flatten()]))[0, 1] > 0.9999
+    else:
+        assert std.max() < 1e-6  # a flat colour stays flat
+
+
+def test_a_style_that_was_not_read_is_an_error():
+    with pytest.raises(ConfigError, match=r"style='picture.png' is not read"):
+        StyledSignal(Gaussian(), SHAPE, "picture.png").draw(1, BatchGenerator([0]))

@@ -119,6 +119,23 @@ def test_noise_that_is_drawn_once_has_the_shape_of_the_latent(quick_run, tmp_pat
     assert images(tmp_path / "a").shape == (4, 8, 8, 3)
 
 
+def test_samples_from_a_styled_start_take_the_colour_of_the_picture(ddpm, tmp_path):
+    reds = {}
+    for name, colour in (("red", (230, 20, 20)), ("blue", (20, 20, 230))):
+        Image.new("RGB", (40, 30), colour).save(tmp_path / f"{name}.png")
+        argv = ("init=styled_signal", f"init.style={tmp_path / name}.png", "init.strength=0.5", "count=8", *QUICK)
+        run("sample", f"run={ddpm}", f"out={tmp_path / name}", "sampler=ddim", *argv)
+        with np.load(tmp_path / name / "samples.npz") as samples:
+            means = samples["arr_0"].mean((0, 1, 2))
+        reds[name] = means[0] - means[2]
+    assert reds["red"] > 20 > -20 > reds["blue"]
+
+
+def test_a_style_that_cannot_be_read_is_named(ddpm, in_process):
+    code, told = in_process("sample", f"run={ddpm}", *QUICK, "init=styled_signal", "init.style=nowhere.png")
+    assert (code, "nowhere.png cannot be read" in told) == (65, True)
+
+
 def test_batches_and_processes_change_no_image(ddpm, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     run("sample", f"run={ddpm}", f"out={one}", *QUICK, "count=9", "batch=9", "precision=fp32")
@@ -191,6 +208,7 @@ def test_samples_begun_otherwise_are_refused(ddpm, tmp_path):
         ("sample", ("spacing=trailing", "spacing.count=2000"), "spacing.count=2000"),
         ("sample", ("low=x.npz",), "low='x.npz' is not for this run"),
         ("sample", ("init=coarse_gaussian",), "is random; use init=mixed_signal"),
+        ("sample", ("init=styled_signal",), "init.style=null"),
         ("restore", ("how=segment",), "how='segment' is not what this run was trained for; use how=edit"),
         ("restore", ("t0=[1.5]",), "t0=1.5 must be"),
         ("restore", ("strokes=4",), "strokes=4 must be odd"),
