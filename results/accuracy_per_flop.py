@@ -13,6 +13,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from ldae.core.files import write_text
 from linear_probe.report.lines import Point, XAxis, draw_lines
 from linear_probe.report.rendering import csv_text, render
@@ -21,6 +23,7 @@ from linear_probe.results import Result, read_results, title
 HERE = Path(__file__).resolve().parent
 FILES = ("cifar10_equal.jsonl", "cifar10_long.jsonl", "cifar10_mae.jsonl", "cifar10_muon.jsonl")
 BATCH = 32
+DATA = ("CIFAR-10", "CIFAR")  # of newer and of older lines
 # GFLOP of an image, forward, backward and update: `ldae plan experiment=ldae/cifar10_cpu` and `mae/cifar10_cpu`
 GFLOP = {"l-DAE, the recipe": 0.436, "MAE": 0.420}
 STEPS = {"l-DAE, the recipe": {2835, 5186, 20745}, "MAE": {2197, 5384, 11248, 21535}}
@@ -47,8 +50,8 @@ def points_of(lines: Sequence[Result], encoder: str, protocol: str) -> list[Poin
     by_steps: Mapping[int, dict[int, float]] = defaultdict(dict)
     for line in lines:
         named = line.encoder.startswith(encoder.partition(",")[0])
-        of_protocol = line.protocol == protocol and line.split == "test" and line.labels == "all"
-        if named and of_protocol and line.step in STEPS[encoder]:
+        of_protocol = line.protocol == protocol and (line.split, line.labels) == ("test", "all")
+        if named and of_protocol and line.data in DATA and line.step in STEPS[encoder]:
             by_steps[line.step].setdefault(line.seed, line.accuracy)
     points = []
     for steps, of_seed in sorted(by_steps.items()):
@@ -69,14 +72,12 @@ def crossing(a: Sequence[Point], b: Sequence[Point]) -> str:
     gaps = [_between(a, x) - _between(b, x) for x in places]
     for x, y, first, second in zip(places, places[1:], gaps, gaps[1:], strict=False):
         if first * second < 0:
-            return f"they cross at {x + (y - x) * first / (first - second):.1f}"
+            return f"they cross at {x * (y / x) ** (first / (first - second)):.1f}"
     return f"no crossing: {gaps[0]:+.1f} to {gaps[-1]:+.1f} points between {low:.1f} and {high:.1f}"
 
 
 def _between(points: Sequence[Point], x: float) -> float:
-    """Return the height of a line at x."""
-    import numpy as np
-
+    """Return the height of a line at x, straight over the logarithm of x."""
     return float(np.interp(np.log(x), np.log([p.x for p in points]), [p.y for p in points]))
 
 
