@@ -33,7 +33,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the attention output, (B, N, D) -> (B, N, D)."""
         B, N, D = x.shape  # torch.compile would trace einops's parser, which takes longer than the rest of a block
-        q, k, v = self.qkv(x).reshape(B, N, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, N, c) each
+        q, k, v = (
+            self.qkv(x).reshape(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        )  # (B, h, N, c) each
         if x.is_cuda:
             out = F.scaled_dot_product_attention(q, k, v)  # (B, h, N, c)
         else:
