@@ -24,7 +24,7 @@ from ldae.core.errors import CheckpointError, DataError, OutputError, StorageErr
 from ldae.core.files import json_hash, publish_folder, read_sealed_json, write_sealed_json
 from ldae.core.progress import Mode, Progress
 from ldae.core.types import Count, Fraction, Natural, Workers
-from ldae.data.decode import BadImage, Bands, Source, centre_crop, read_rgb
+from ldae.data.decode import BadImage, Bands, Source, centre_box, crop_and_resize, read_pixels
 from ldae.data.folder import Listing
 from ldae.data.images import FileImages, MemoryImages, encode_names
 from ldae.data.workers import WorkerPool
@@ -91,7 +91,8 @@ class PixelReader:
         Raises:
             BadImage: the image is unreadable.
         """
-        return np.asarray(centre_crop(read_rgb(source, max_pixels, bands), size)).transpose(2, 0, 1)
+        pixels = read_pixels(source, max_pixels, bands)
+        return crop_and_resize(pixels, centre_box(*pixels.shape[:2]), size, exact=True).numpy()
 
 
 def load_images(
@@ -327,7 +328,7 @@ def _read_or_reason(
 def _unreadable_reason(source: Source, max_pixels: int, bands: Bands) -> str:
     """Return the reason why an image is unreadable, or an empty string."""
     try:
-        read_rgb(source, max_pixels, bands)
+        read_pixels(source, max_pixels, bands)
         return ""
     except BadImage as error:
         return str(error)

@@ -1,4 +1,4 @@
-"""Decoding of image files to RGB pixels by Pillow; torchvision's decoder crashes on malformed PNGs."""
+"""Decoding of image files to RGB pixels by Pillow and libjpeg-turbo; torchvision's crashes on malformed PNGs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ldae.core.errors import StorageError
 from ldae.data.bands import NODATA, BadImage, Bands, TiffLayout, check_nodata, read_tiff
+from ldae.data.jpeg import ORIENTATION, decode_jpeg
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-ORIENTATION = 274
 DEFAULT_BANDS = Bands()
 
 
@@ -84,6 +84,16 @@ def read_rgb(source: Source, max_pixels: int, bands: Bands = DEFAULT_BANDS) -> I
         raise BadImage("is no image that can be decoded") from None
     except Exception as error:  # the decoders raise many types, some of them undocumented
         raise BadImage(f"{type(error).__name__}: {error}") from None
+
+
+def read_pixels(source: Source, max_pixels: int, bands: Bands = DEFAULT_BANDS) -> np.ndarray:
+    """Return the pixels of `read_rgb`, (H, W, 3) uint8; those of most JPEG files without Pillow, which is slower.
+
+    Args, Raises: as read_rgb.
+    """
+    content = read_bytes(source)
+    pixels = decode_jpeg(content, max_pixels) if bands.channels is None else None
+    return np.array(read_rgb(content, max_pixels, bands)) if pixels is None else pixels
 
 
 # errors of one file, which counts as unreadable; all others are errors of the disk
@@ -245,34 +255,35 @@ def read_class_indices(path: Path, max_pixels: int) -> Image.Image:
 
 def centre_crop(image: Image.Image, size: int, resampling: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:
     """Return the largest centred square, resized to size x size (antialiased)."""
-    side = min(image.size)
-    image = _crop(image, ((image.height - side) // 2, (image.width - side) // 2, side, side))
-    return image if image.size == (size, size) else image.resize((size, size), resampling)
+    top, left, side, _ = centre_box(image.height, image.width)
+    if image.size != (side, side):
+        image = image.crop((left, top, left + side, top + side))
+    return image if side == size else image.resize((size, size), resampling)
 
 
-def crop_and_resize(image: Image.Image, box: Sequence[int], size: int, exact: bool) -> Tensor:
-    """Return a box of an RGB image, resized (bicubic, antialiased), as (3, size, size) uint8.
+def centre_box(height: int, width: int) -> tuple[int, int, int, int]:
+    """Return the largest centred square of an image: top, left, height, width in pixels."""
+    side = min(height, width)
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+def crop_and_resize(pixels: np.ndarray, box: Sequence[int], size: int, exact: bool) -> Tensor:
+    """Return a box of an image, resized (bicubic, antialiased), as (3, size, size) uint8.
 
     The crop precedes the resize, so that the filter sees no pixel outside of the box.
 
     Args:
-        image: RGB image.
+        pixels: (H, W, 3) uint8.
         box: top, left, height, width in pixels.
         size: side of the result in pixels.
         exact: whether Pillow resizes, as in `centre_crop`; torch's uint8 kernel is several times faster and differs
             by a grey level in some pixels.
     """
-    image = _crop(image, box)
-    if exact and image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.array(image)).movedim(-1, 0)  # channels last in memory, as the uint8 kernel requires
-    if image.size == (size, size):
-        return pixels
-    return torch.nn.functional.interpolate(pixels[None], (size, size), mode="bicubic", antialias=True)[0]
-
-
-def _crop(image: Image.Image, box: Sequence[int]) -> Image.Image:
     top, left, height, width = box
-    if (top, left, height, width) == (0, 0, image.height, image.width):
-        return image
-    return image.crop((left, top, left + width, top + height))
+    cropped = np.ascontiguousarray(pixels[top : top + height, left : left + width])
+    if exact and (height, width) != (size, size):
+        cropped = np.array(Image.fromarray(cropped).resize((size, size), Image.Resampling.BICUBIC))
+    tensor = torch.from_numpy(cropped).movedim(-1, 0)  # channels last in memory, as the uint8 kernel requires
+    if exact or (height, width) == (size, size):
+        return tensor
+    return torch.nn.functional.interpolate(tensor[None], (size, size), mode="bicubic", antialias=True)[0]

@@ -12,18 +12,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ldae.core.errors import DataError, StorageError
 from ldae.core.rng import uniforms
-from ldae.data.decode import DEFAULT_BANDS, BadImage, Bands, Source, crop_and_resize, read_rgb
+from ldae.data.decode import DEFAULT_BANDS, BadImage, Bands, Source, crop_and_resize, read_pixels
 from ldae.data.images import FileImages
 from ldae.data.transforms import Augment
 from ldae.data.workers import START_METHOD, WorkerPool
 
 MAX_UNREADABLE = 64  # unreadable images in a row after which reading fails
-CHUNK = 8  # images that are decoded before they are cropped together: one call of torch for all of them
+CHUNK = 8  # images of a stream that are decoded before they are cropped together: one call of torch for all of them
+MAX_BYTES = 2**24  # of decoded images that wait for such a call in a worker; a larger image waits for none
 PREFETCH = 4  # batches that are prepared in advance
 
 T = TypeVar("T")
@@ -40,10 +40,10 @@ class Cropper:
     def __init__(self, augment: Augment, seed: int):
         self.augment, self.seed = augment, seed
 
-    def __call__(self, images: Sequence[Image.Image], epoch: int, index: Tensor, out: Tensor) -> None:
-        """Write the augmented images with the indices (N,) to `out`, (N, 3, H, H) uint8."""
+    def __call__(self, images: Sequence[np.ndarray], epoch: int, index: Tensor, out: Tensor) -> None:
+        """Write the augmented images, each (H, W, 3), with the indices (N,) to `out`, (N, 3, size, size) uint8."""
         u = uniforms(self.seed, epoch, index, self.augment.n)
-        sizes = torch.tensor([image.height for image in images]), torch.tensor([image.width for image in images])
+        sizes = torch.tensor([len(image) for image in images]), torch.tensor([image.shape[1] for image in images])
         boxes, flips = self.augment.boxes(u, *sizes).long().tolist(), self.augment.flips(u).tolist()
         for row, (image, box, flip) in enumerate(zip(images, boxes, flips, strict=True)):
             pixels = crop_and_resize(image, box, out.shape[-1], self.augment.is_exact)
@@ -70,19 +70,24 @@ class _Files:
         slot, keys = task
         epoch, expected = keys[0][0], torch.tensor([index for _, index in keys])
         pixels, index = self.slots[slot], expected.clone()
-        for first in range(0, len(keys), CHUNK):
-            rows = slice(first, min(first + CHUNK, len(keys)))
-            images, indices = zip(*(self._read(int(i)) for i in expected[rows]), strict=True)
-            index[rows] = torch.tensor(indices)
-            self.cropper(images, epoch, index[rows], pixels[rows])
+        images: list[np.ndarray] = []
+        waiting = 0
+        for row in range(len(keys)):
+            image, index[row] = self._read(int(expected[row]))
+            images.append(image)
+            waiting += image.nbytes
+            if waiting >= MAX_BYTES or row + 1 == len(keys):
+                rows = slice(row + 1 - len(images), row + 1)
+                self.cropper(images, epoch, index[rows], pixels[rows])
+                images, waiting = [], 0
         return index.numpy(), expected.numpy()  # arrays: torch sends tensors by files that vanish with their process
 
-    def _read(self, expected: int) -> tuple[Image.Image, int]:
+    def _read(self, expected: int) -> tuple[np.ndarray, int]:
         position = int(np.searchsorted(self.images.ids, expected))
         for offset in range(MAX_UNREADABLE):
             index = int(self.images.ids[(position + offset) % len(self.images)])
             try:
-                return read_rgb(self.images.source(index), 1 << 62, self.images.bands), index
+                return read_pixels(self.images.source(index), 1 << 62, self.images.bands), index
             except BadImage:
                 if not self.images.root.exists():
                     raise StorageError(
@@ -125,7 +130,8 @@ def file_batches(
         results = map(work, tasks)  # lazy
     for k, (index, expected) in enumerate(results):
         pixels = torch.empty(slots[0, : len(index)].shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
-        pixels.copy_(slots[k % len(slots), : len(index)])  # a copy frees the slot for another batch
+        # a copy frees the slot for another batch; NumPy's takes one thread, torch's would take others from the workers
+        np.copyto(pixels.numpy(), slots[k % len(slots), : len(index)].numpy())
         yield pixels, torch.as_tensor(index), torch.as_tensor(expected)
 
 
@@ -145,7 +151,7 @@ def stream_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (pixels (B, 3, size, size) uint8, index) of each step (epoch, index, sources of the images).
 
-    Threads prepare batches in advance; Pillow and torch release the interpreter lock.
+    Threads prepare batches in advance; the decoders and torch release the interpreter lock.
 
     Raises:
         DataError: an image is unreadable.
@@ -168,9 +174,9 @@ def stream_batches(
             yield from batches
 
 
-def _read_image(source: Source, bands: Bands) -> Image.Image:
+def _read_image(source: Source, bands: Bands) -> np.ndarray:
     try:
-        return read_rgb(source, 1 << 62, bands)
+        return read_pixels(source, 1 << 62, bands)
     except BadImage as error:
         raise DataError(f"an image of the stream has become unreadable ({error})") from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import time
 from collections.abc import Iterator
@@ -17,6 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ldae.core.errors import PeerError
 
+# whether each forward pass copies rank 0's buffers to the others; torch 2.15 has renamed the argument
+SYNC_BUFFERS = "forward_sync_buffers"
+if SYNC_BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
+    SYNC_BUFFERS = "broadcast_buffers"
 ANSWER_TIME = 3.0  # seconds within which every live process reports that it noticed a failure
 
 
@@ -43,7 +48,8 @@ class World:
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """Return a module whose gradients are averaged over all processes."""
-        return DistributedDataParallel(module, broadcast_buffers=False) if self.size > 1 else module
+        options: dict[str, Any] = {SYNC_BUFFERS: False}
+        return DistributedDataParallel(module, **options) if self.size > 1 else module
 
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum of `value` over all processes, on every process."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,16 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from competitors_data import AUGMENTS, files_of
 from interleaved import function
-from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 
 from ldae.core.rng import uniforms
-from ldae.data.decode import crop_and_resize, read_rgb
-from ldae.data.reading import CHUNK
+from ldae.data.decode import crop_and_resize, read_pixels
 from ldae.engine.runtime import keep_freed_memory
 
 # words in the name of an operation -> kind, the first that fits
@@ -94,32 +90,19 @@ def read_in_stages(folder: str, size: int, count: int = 64) -> list[Stage]:
     images, augment = files_of(folder, count, size), AUGMENTS["random_resized_crop"]
     contents = [(images.root / images.name(i)).read_bytes() for i in range(count)]
     stages: dict[str, float] = defaultdict(float)
-    for first in range(0, count, CHUNK):
-        pictures = []
-        for content in contents[first : first + CHUNK]:
-            with _timed(stages, "decode in Pillow"):
-                Image.open(io.BytesIO(content)).load()
-            with _timed(stages, "decode, check and turn"):
-                pictures.append(read_rgb(content, 1 << 62))
-        with _timed(stages, "boxes"):
-            sizes = (
-                torch.tensor([image.height for image in pictures]),
-                torch.tensor([image.width for image in pictures]),
-            )
-            u = uniforms(0, 0, torch.arange(first, first + len(pictures)), augment.n)
-            boxes = augment.boxes(u, *sizes).long().tolist()
-        for image, box in zip(pictures, boxes, strict=True):
-            top, left, height, width = box
-            with _timed(stages, "crop"):
-                cropped = image.crop((left, top, left + width, top + height))
-            with _timed(stages, "crop to array"):
-                np.array(cropped)
-            with _timed(stages, "crop, array and resize"):
-                pixels = crop_and_resize(image, box, size, augment.is_exact)
-            with _timed(stages, "to floats"):
-                pixels.float().div_(255)
-    stages["check and turn"] = max(0.0, stages.pop("decode, check and turn") - stages["decode in Pillow"])
-    stages["resize"] = max(0.0, stages.pop("crop, array and resize") - stages["crop"] - stages["crop to array"])
+    pictures = []
+    for content in contents:
+        with _timed(stages, "decode"):
+            pictures.append(read_pixels(content, 1 << 62))
+    with _timed(stages, "boxes"):
+        sizes = torch.tensor([len(image) for image in pictures]), torch.tensor([image.shape[1] for image in pictures])
+        u = uniforms(0, 0, torch.arange(count), augment.n)
+        boxes = augment.boxes(u, *sizes).long().tolist()
+    for image, box in zip(pictures, boxes, strict=True):
+        with _timed(stages, "crop and resize"):
+            pixels = crop_and_resize(image, box, size, augment.is_exact)
+        with _timed(stages, "to floats"):
+            pixels.float().div_(255)
     return by_time({name: seconds / count for name, seconds in stages.items()})
 
 

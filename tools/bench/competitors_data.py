@@ -62,10 +62,12 @@ def large(folder: str, batch: int, size: int) -> Work:
     keep_freed_memory()  # as pretraining does
     images = files_of(folder, AT_A_TIME * batch, size)
     keys = [[(0, i) for i in range(k * batch, (k + 1) * batch)] for k in range(AT_A_TIME)]
+    threads = AdaptiveThreads()
 
     def some() -> None:
         augment, device = AUGMENTS["random_resized_crop"], torch.device("cpu")
         for pixels, _, _ in file_batches(images, augment, 0, keys, batch, WORKERS, device):
+            threads.update()  # as in pretraining
             pixels.float().div_(255)
 
     return some, AT_A_TIME * batch

@@ -155,9 +155,9 @@ def draw_growth(points: Sequence[GrowthPoint]) -> Drawing:
             axes.minorticks_off()
             axes.set_xticks(x, [str(value) for value in x], fontsize=6)
             axes.grid(axis="y")
-        grid[1][column].set_ylim(bottom=0)
-        grid[1][column].set_xlabel(AXES[name].label, fontsize=7)
+        grid[1][column].set_xlabel(AXES[name].label, fontsize=6)
         data += [[name, point.value, 1000 * point.seconds, point.peak] for point in of_axis]
+    grid[1][0].set_ylim(0, 1.05 * max(point.peak for point in points))
     grid[0][0].set_yscale("log")
     label_decades(grid[0][0])
     grid[0][0].set_ylabel("ms of a step (log)")
