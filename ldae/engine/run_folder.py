@@ -13,6 +13,11 @@ from filelock import FileLock, Timeout
 from ldae.core.errors import Fault, Interrupted, LockedError, OutputError, UsageError
 from ldae.core.files import DISK_FULL, make_folder, remove_temporary, wrap_os_error, write_json
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 # files that a run writes before its first step
 BOOKKEEPING = frozenset({".lock", "status.json", "config.json", "data.json"})
 
@@ -69,6 +74,19 @@ class RunFolder:
             if error.errno in DISK_FULL:
                 raise wrap_os_error(error) from None
             raise OutputError(f"out={self.path} cannot be written ({error.strerror}); give another out=") from None
+
+    def is_locked(self) -> bool:
+        """Return whether a process holds the folder; true where the system cannot tell."""
+        if fcntl is None:
+            return True
+        try:
+            with open(self.path / ".lock") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # until the file is closed
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
 
     def release(self) -> None:
         """Unlock the folder."""

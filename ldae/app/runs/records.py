@@ -34,7 +34,8 @@ class RunRecord:
         name: its folder, relative to the one that was searched.
         path: its folder.
         config: dotted key -> value; a part is its choice, under the name of its group.
-        state: `running`, `done`, `interrupted`, `failed`, or `unknown` where status.json cannot be read.
+        state: `running`, `done`, `interrupted`, `failed`, `killed` where a run that says `running` has no process, or
+            `unknown` where status.json cannot be read.
         message: error message of a failed run.
         step: number of steps made.
         rows: rows of metrics.jsonl.
@@ -167,11 +168,14 @@ def read_run(path: Path, name: str) -> RunRecord:
     config = {key.removesuffix(PART): choice_of(key, v) for key, v in flatten(read_sealed_json(path / "config.json"))}
     if "train.batch" not in config:
         raise CheckpointError(f"{path / 'config.json'} is not the config of a training")
-    status = RunFolder(path).status()
+    folder = RunFolder(path)
+    status = folder.status()
     rows = list(_rows(path / "metrics.jsonl"))
     step = max([int(number(status.get("step")) or 0), *(row["step"] for row in rows[-1:])])
     results, damaged = _results(path)
     state, message = (str(status.get(key) or "") for key in ("state", "message"))
+    if state == "running" and not folder.is_locked():
+        state = "killed"
     return RunRecord(name, path, config, state or "unknown", message, step, rows, results, damaged)
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -51,7 +54,20 @@ def runs(tmp_path):
     make(root / "a" / "seed0", steps=40, accuracy=50.0)
     make(root / "a" / "seed1", steps=40, accuracy=52.5, seed=1)
     make(root / "b", "running", steps=10, experiment="mae/made_up", target={"part": "ldae.diffusion.targets.Eps"})
-    return root
+    with held(root / "b"):
+        yield root
+
+
+@contextmanager
+def held(path):
+    """Hold a run's folder in another process, as its training would."""
+    code = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(flush=True); input()"
+    argv = [sys.executable, "-c", code, path / ".lock"]
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    yield process
+    process.kill()
+    process.communicate()
 
 
 def cells(text):
@@ -109,6 +125,16 @@ def test_a_run_in_training_has_the_step_of_its_last_whole_row(runs):
     record = read_runs([runs / "b"])[0][0]
     assert (record.name, record.step, record.total, record.state) == ("b", 11, 40, "running")
     assert value_of(record, "loss") == 0.09
+
+
+def test_a_run_whose_process_is_gone_was_killed(tmp_path):
+    path = make(tmp_path / "run", "running", steps=10)
+    with held(path) as process:
+        assert read_runs([path])[0][0].state == "running"
+        process.kill()
+        process.wait()
+        assert read_runs([path])[0][0].state == "killed"
+    RunFolder(path).acquire()  # reading has left it free
 
 
 def test_damaged_and_foreign_folders_are_named_and_left_out(runs, in_process, capsys):
