@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata, spearmanr
 
 from linear_probe.rows import Row
 
@@ -58,8 +57,15 @@ def agreement(rows: Sequence[Row], protocol: str) -> Agreement | None:
     pairs = [(result.accuracy, paper) for result, paper in results if paper is not None]
     if len(pairs) < FEWEST or any(len(set(side)) == 1 for side in zip(*pairs, strict=True)):
         return None
-    rho = float(spearmanr(*zip(*pairs, strict=True)).statistic)
+    rho = rank_correlation(np.array(pairs))
     return Agreement(rho, len(pairs), *interval(np.array(pairs))) if math.isfinite(rho) else None
+
+
+def rank_correlation(pairs: np.ndarray) -> float:
+    """Return Spearman's rank correlation of the columns of (N, 2)."""
+    from scipy.stats import spearmanr  # the module takes a second
+
+    return float(spearmanr(pairs[:, 0], pairs[:, 1]).statistic)
 
 
 def interval(pairs: np.ndarray, seed: int = 0) -> tuple[float, float]:
@@ -69,6 +75,8 @@ def interval(pairs: np.ndarray, seed: int = 0) -> tuple[float, float]:
         pairs: (N, 2) accuracies, ours and the paper's.
         seed: of the resampling; the same interval in every call.
     """
+    from scipy.stats import rankdata  # the module takes a second
+
     rows = np.random.default_rng(seed).integers(len(pairs), size=(RESAMPLES, len(pairs)))
     ours, papers = (rankdata(pairs[rows, side], axis=1) for side in (0, 1))  # (resamples, N)
     ours, papers = (ranks - ranks.mean(1, keepdims=True) for ranks in (ours, papers))

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import spearmanr
 
-from linear_probe.agreement import Agreement, interval
+from linear_probe.agreement import Agreement, interval, rank_correlation
 from linear_probe.results import Result, markdown, title, unsealed
 
 FEWEST = 5  # encoders; the interval of fewer says nothing
@@ -79,7 +78,7 @@ def _agreement(results: Sequence[Result], measure: str) -> Agreement | None:
     pairs = np.array([(sign * r.geometry[measure], r.accuracy) for r in results if measure in r.geometry])
     if len(pairs) < FEWEST or any(len(set(side)) == 1 for side in pairs.T):
         return None
-    rho = float(spearmanr(pairs[:, 0], pairs[:, 1]).statistic)
+    rho = rank_correlation(pairs)
     return Agreement(rho, len(pairs), *interval(pairs)) if math.isfinite(rho) else None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -99,6 +98,8 @@ class Logistic:
             slope *= unit.numpy()
             loss += penalty / 2 * float(np.square(weights, dtype=np.float64).sum())
             return loss, np.concatenate([slope, of_biases * offsets[None]], dtype=np.float64).ravel()
+
+        from scipy.optimize import minimize  # the module takes a third of a second
 
         options = {"maxiter": iterations, "gtol": GRADIENT, "ftol": DECREASE, "maxcor": 10}
         x0 = phi.double().numpy().ravel()

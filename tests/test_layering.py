@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,18 @@ def test_diffusion_imports_torch_and_matplotlib_alone():
     allowed = {*standard, "torch", "matplotlib", "ldae"}  # matplotlib inside `plot`
     for path in (ROOT / "ldae" / "diffusion").rglob("*.py"):
         assert {name.split(".")[0] for name in imports(path)} <= allowed
+
+
+def test_commands_start_without_what_takes_seconds_and_few_need():
+    modules = [
+        "ldae.app.training.pretrain",
+        "ldae.app.probing.probe",
+        "ldae.app.ablation.report",
+        "ldae.app.sampling.sample",
+    ]
+    code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"scipy.stats", "scipy.optimize", "sklearn", "torchvision", "timm", "matplotlib.pyplot"} & set(loaded)
 
 
 def test_every_module_is_in_a_layer_and_none_is_private():
