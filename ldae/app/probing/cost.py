@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,13 +12,14 @@ from torch import Tensor
 
 from ldae.app.compose import compose, resolved
 from ldae.app.precision import settle_precision
-from ldae.app.probing.encoders import default_layers
+from ldae.app.probing.encoders import PCA_DIMENSIONS, PIXELS_SKIP, default_layers
 from ldae.app.probing.settings import ProbeSettings
 from ldae.app.probing.tables import data_source, warn_of_labels
 from ldae.app.session import Session, root_settings
 from ldae.export.encoder import Encoder
 from ldae.objectives.base import PretrainingObjective
 from linear_probe.augmented_heads import AugmentedHeads
+from linear_probe.baselines import SIDE
 from linear_probe.features import Features
 from linear_probe.heads import HeadTrainer
 from linear_probe.protocols import KNN, Protocol, SGDHeads
@@ -25,6 +27,7 @@ from linear_probe.registry import PROTOCOLS
 
 FEW = 4000  # images that a protocol is timed on; fewer would time its calls
 BATCH = 128  # images that encoding is timed on
+FINAL = 0.3  # time of the final fit over that of a sweep, which fits several penalties
 START = 6.0  # seconds that the process of a probe takes to start and to write its tables
 
 
@@ -58,12 +61,31 @@ def probe_seconds(config: Mapping[str, Any], argv: Sequence[str]) -> float:
     networks = 2 if settings.baselines else 1  # with the untrained one
     levels = len(settings.t or [0]) * len(settings.inputs)
     candidates = len(settings.inputs) if settings.combine else levels  # combined steps are one candidate
-    trials = len(layers) * candidates * len(settings.pooling)
-    sets = len(settings.repetitions) * (networks + 2 * settings.baselines)
+    of_network = [width] * (len(layers) * candidates * len(settings.pooling))
+    sizes = Sizes(train, held, scored, len(splits.classes))
     elapsed = START + networks * levels * each * (train + scored)
     for name in settings.protocols:
-        elapsed += sets * _of_protocol(PROTOCOLS[name], train, held, scored, width, len(splits.classes), trials, each)
+        of_baselines = baseline_widths(splits.train.size, name) if settings.baselines else []
+        for widths, times in ((of_network, networks), *((widths, 1) for widths in of_baselines)):
+            elapsed += len(settings.repetitions) * times * _of_protocol(PROTOCOLS[name], sizes, widths, each)
     return elapsed
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of images of train and hold-out, of the hold-out, and of what is scored; number of classes."""
+
+    train: int
+    held: int
+    scored: int
+    classes: int
+
+
+def baseline_widths(size: int, protocol: str) -> list[list[int]]:
+    """Return the widths of the features of raw pixels and of whole-image PCA, for images of `size` pixels a side."""
+    of_pixels = 3 * min(SIDE, size) ** 2
+    of_pca = [width for width in PCA_DIMENSIONS if width < of_pixels]
+    return [[] if protocol in PIXELS_SKIP else [of_pixels], of_pca]
 
 
 def _encoding(encoder: Encoder, images: Tensor, layer: int) -> tuple[float, int]:
@@ -73,21 +95,22 @@ def _encoding(encoder: Encoder, images: Tensor, layer: int) -> tuple[float, int]
     return _seconds(work) / len(images), tokens.shape[-1]
 
 
-def _of_protocol(
-    protocol: Protocol, train: int, held: int, scored: int, width: int, classes: int, trials: int, encoding: float
-) -> float:
+def _of_protocol(protocol: Protocol, sizes: Sizes, widths: Sequence[int], encoding: float) -> float:
     """Return the seconds in which a protocol selects among feature keys and fits the final head.
 
     Args:
         protocol: the protocol.
-        train: number of images of train and hold-out.
-        held: those of the hold-out.
-        scored: number of images that are scored.
-        width: of the features.
-        classes: number of classes.
-        trials: number of feature keys.
+        sizes: numbers of images and classes.
+        widths: of the features of each feature key.
         encoding: seconds of an image through the network.
     """
+    shares = {width: widths.count(width) / len(widths) for width in widths}
+    return sum(share * _at_width(protocol, sizes, width, len(widths), encoding) for width, share in shares.items())
+
+
+def _at_width(protocol: Protocol, sizes: Sizes, width: int, trials: int, encoding: float) -> float:
+    """Return the seconds of a protocol whose `trials` feature keys are all of one width."""
+    train, classes = sizes.train, sizes.classes
     heads = protocol.plain if isinstance(protocol, AugmentedHeads) else protocol
     if isinstance(heads, SGDHeads):
         batch, _, steps = heads.recipe.lengths(train)
@@ -96,11 +119,12 @@ def _of_protocol(
         anew = batch * encoding if isinstance(protocol, AugmentedHeads) else 0.0
         passes = 2 if anew else trials + 1
         return passes * steps * (_seconds(lambda: trainer.step(some.x, some.y)) * (trials if anew else 1) + anew)
-    few, queries = _drawn(min(FEW, train), width, classes), _drawn(min(FEW, scored), width, classes)
+    few, queries = _drawn(min(FEW, train), width, classes), _drawn(min(FEW, sizes.scored), width, classes)
     sweep = lambda: protocol.sweep(few, queries, classes, 0)  # noqa: E731
     if isinstance(protocol, KNN):  # its time is that of the pairs of a query and an image of the bank
-        return pairs_of_neighbours(train, held, scored, trials) / (len(few) * len(queries)) * _seconds(sweep)
-    return (trials + 1) * train / len(few) * _seconds(sweep, repeats=1)
+        pairs = pairs_of_neighbours(train, sizes.held, sizes.scored, trials)
+        return pairs / (len(few) * len(queries)) * _seconds(sweep)
+    return (trials + FINAL) * train / len(few) * _seconds(sweep, repeats=1)
 
 
 def pairs_of_neighbours(train: int, held: int, scored: int, trials: int) -> int:

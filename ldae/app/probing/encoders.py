@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ldae.export.timm_encoder import TimmEncoder
 
 PCA_DIMENSIONS = (64, 128, 256)
+PIXELS_SKIP = ("knn_whitened",)  # which whole-image PCA covers
 FROM_FILE = FeatureKey(pooling="file")
 UNTRAINED = "the same network, untrained"
 
@@ -46,6 +47,7 @@ class ProbedEncoder:
         skip: protocols to leave out.
         checkpoint: hash of the weights; `none` for a baseline.
         step: training step of the checkpoint.
+        of_data: whether the features depend on the data alone.
     """
 
     name: str
@@ -55,6 +57,7 @@ class ProbedEncoder:
     skip: Sequence[str] = field(default=())
     checkpoint: str = "none"
     step: int = 0
+    of_data: bool = False
 
     def features(self, part: Part, feature_key: FeatureKey) -> Features:
         """Return the features of the images of a part, without augmentation."""
@@ -195,7 +198,13 @@ def pixels(images: Images) -> ProbedEncoder:
     """Return raw pixels as features; whitened pixels are covered by `pca`."""
     name = pixels_name(images.splits.train.size)
     return image_encoder(
-        name, "pixels", [PIXELS], lambda batch, feature_keys: raw_pixels(batch.images), images, skip=["knn_whitened"]
+        name,
+        "pixels",
+        [PIXELS],
+        lambda batch, feature_keys: raw_pixels(batch.images),
+        images,
+        skip=PIXELS_SKIP,
+        of_data=True,
     )
 
 
@@ -220,7 +229,7 @@ def pca(images: Images) -> ProbedEncoder:
             feature_key: through(feature_key, raw_pixels(batch.images)[PIXELS].cpu()) for feature_key in feature_keys
         }
 
-    return ProbedEncoder("whole-image PCA", feature_keys, read, (encode, images))
+    return ProbedEncoder("whole-image PCA", feature_keys, read, (encode, images), of_data=True)
 
 
 BASELINES: Mapping[str, Callable[[Images], ProbedEncoder]] = {"pixels": pixels, "pca": pca}

@@ -51,6 +51,8 @@ class ProbeInputs:
         config: hash of the run's config, or of the settings without a run.
         seed: seed of the run.
         out: folder for results and features.
+        cache: folder of derived files that are shared by all runs.
+        device: type of the device that computes.
     """
 
     encoders: Callable[[], Iterator[ProbedEncoder]]
@@ -62,6 +64,8 @@ class ProbeInputs:
     config: str
     seed: int
     out: Path
+    cache: Path
+    device: str
     outliers: str = ""
 
 
@@ -79,7 +83,7 @@ def open_inputs(settings: ProbeSettings, config: Mapping[str, Any]) -> Iterator[
     session = open_session(run, config, settings)
     out = Path(settings.out or _default_out(settings, config))
     with session.stop.listening(), session.stop.at_once():
-        inputs = _file(settings, config, out) if settings.features else _images(settings, run, session, config, out)
+        inputs = _file(settings, session, out) if settings.features else _images(settings, run, session, config, out)
         make_out(out)
         yield inputs
 
@@ -109,7 +113,7 @@ def _default_out(settings: ProbeSettings, config: Mapping[str, Any]) -> Path:
     return Path("runs/probe") / f"{name}{random}{'-' if other else ''}{other}"
 
 
-def _file(settings: ProbeSettings, config: Mapping[str, Any], out: Path) -> ProbeInputs:
+def _file(settings: ProbeSettings, session: Session, out: Path) -> ProbeInputs:
     path = Path(settings.features or "").expanduser()
     if settings.corruptions:
         raise ConfigError(
@@ -137,6 +141,8 @@ def _file(settings: ProbeSettings, config: Mapping[str, Any], out: Path) -> Prob
         json_hash({"features": file.hash}),
         settings.seed,
         out,
+        session.cache,
+        session.world.device.type,
     )
 
 
@@ -158,6 +164,8 @@ def _images(
         json_hash(run.config if run else description),
         run.config["seed"] if run else settings.seed,
         out,
+        session.cache,
+        session.world.device.type,
         other,
     )
 

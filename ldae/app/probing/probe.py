@@ -46,6 +46,7 @@ from ldae.app.probing.diagnostics import (
 )
 from ldae.app.probing.encoders import ProbedEncoder
 from ldae.app.probing.inputs import ProbeInputs, open_inputs
+from ldae.app.probing.kept_baselines import KeptBaselines
 from ldae.app.probing.robustness import mean_by_corruption
 from ldae.app.probing.settings import ProbeSettings
 from ldae.app.probing.tables import read_comparisons, tables, warn_of_labels
@@ -92,7 +93,7 @@ class ProbeRunner:
 
     def __init__(self, settings: ProbeSettings, inputs: ProbeInputs):
         self.settings, self.inputs = settings, inputs
-        self.counts = None
+        self.counts, self.kept = None, KeptBaselines(settings, inputs)
         self.warnings = self._check_labels()
         self.warned = set[str]()  # encoders whose features were warned of
         if settings.few:
@@ -167,9 +168,13 @@ class ProbeRunner:
 
     def score(self, encoder: ProbedEncoder, protocol: Protocol) -> Result:
         """Select by the plan's trials, then fit once on all labels and score the test split once."""
+        if (kept := self.kept.read(encoder, protocol)) is not None:
+            return kept
         self.announce(encoder, protocol)
         measurements = [self._measure(encoder, protocol, seed) for seed in self.settings.repetitions]
-        return self._result(encoder, protocol, measurements)
+        result = self._result(encoder, protocol, measurements)
+        self.kept.write(encoder, protocol, result)
+        return result
 
     def _measure(self, encoder: ProbedEncoder, protocol: Protocol, seed: int) -> Measurement:
         plan, classes, split = self.plan(seed), len(self.inputs.classes), self.settings.split
