@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,13 +23,16 @@ from linear_probe.augmented_heads import AugmentedHeads
 from linear_probe.baselines import SIDE
 from linear_probe.features import Features
 from linear_probe.heads import HeadTrainer
-from linear_probe.protocols import KNN, Protocol, SGDHeads
+from linear_probe.linear import Logistic
+from linear_probe.protocols import KNN, LBFGS, Protocol, SGDHeads
 from linear_probe.registry import PROTOCOLS
 
-FEW = 4000  # images that a protocol is timed on; fewer would time its calls
+FEW = 4000  # images that a linear head is timed on; fewer would time its calls
+BANK, QUERIES = 16000, 2000  # images that kNN is timed on; a smaller bank takes longer for each of its images
+# Evaluations of the loss in a sweep over six penalties, and in the fit of the final head: ViTs and pixels of CIFAR-10.
+SWEEP, FINAL = 150, 37
 BATCH = 128  # images that encoding is timed on
-FINAL = 0.3  # time of the final fit over that of a sweep, which fits several penalties
-START = 6.0  # seconds that the process of a probe takes to start and to write its tables
+START = 4.0  # seconds that the process of a probe takes to start and to write its tables
 
 
 def probe_seconds(config: Mapping[str, Any], argv: Sequence[str]) -> float:
@@ -63,7 +67,11 @@ def probe_seconds(config: Mapping[str, Any], argv: Sequence[str]) -> float:
     candidates = len(settings.inputs) if settings.combine else levels  # combined steps are one candidate
     of_network = [width] * (len(layers) * candidates * len(settings.pooling))
     sizes = Sizes(train, held, scored, len(splits.classes))
-    elapsed = START + networks * levels * each * (train + scored)
+    passes = train + scored * min(len(settings.protocols), len(of_network))  # each protocol may select other features
+    elapsed = START + networks * levels * each * passes
+    if settings.baselines:
+        of_pixels = 3 * min(SIDE, splits.train.size) ** 2
+        elapsed += _logistic_regression(of_pixels, train, len(splits.classes)).moments  # of the PCA
     for name in settings.protocols:
         of_baselines = baseline_widths(splits.train.size, name) if settings.baselines else []
         for widths, times in ((of_network, networks), *((widths, 1) for widths in of_baselines)):
@@ -92,7 +100,7 @@ def _encoding(encoder: Encoder, images: Tensor, layer: int) -> tuple[float, int]
     """Return the seconds of an image through the network to a layer, and the layer's width."""
     tokens = encoder.tokens(images, [layer])[layer]
     work = lambda: encoder.tokens(images, [layer])[layer].sum().item()  # noqa: E731  # waits for a GPU
-    return _seconds(work) / len(images), tokens.shape[-1]
+    return _seconds(work, repeats=4) / len(images), tokens.shape[-1]
 
 
 def _of_protocol(protocol: Protocol, sizes: Sizes, widths: Sequence[int], encoding: float) -> float:
@@ -119,12 +127,44 @@ def _at_width(protocol: Protocol, sizes: Sizes, width: int, trials: int, encodin
         anew = batch * encoding if isinstance(protocol, AugmentedHeads) else 0.0
         passes = 2 if anew else trials + 1
         return passes * steps * (_seconds(lambda: trainer.step(some.x, some.y)) * (trials if anew else 1) + anew)
-    few, queries = _drawn(min(FEW, train), width, classes), _drawn(min(FEW, sizes.scored), width, classes)
+    if isinstance(protocol, LBFGS):
+        parts = _logistic_regression(width, train, classes)
+        return (trials + 1) * (parts.moments + parts.rotation) + (trials * SWEEP + FINAL) * parts.evaluation
+    bank, several = (BANK, QUERIES) if isinstance(protocol, KNN) else (FEW, FEW)
+    few, queries = _drawn(min(bank, train), width, classes), _drawn(min(several, sizes.scored), width, classes)
     sweep = lambda: protocol.sweep(few, queries, classes, 0)  # noqa: E731
     if isinstance(protocol, KNN):  # its time is that of the pairs of a query and an image of the bank
         pairs = pairs_of_neighbours(train, sizes.held, sizes.scored, trials)
         return pairs / (len(few) * len(queries)) * _seconds(sweep)
-    return (trials + FINAL) * train / len(few) * _seconds(sweep, repeats=1)
+    return (trials + 1) * train / len(few) * _seconds(sweep, repeats=1)
+
+
+@dataclass(frozen=True)
+class LogisticTimes:
+    """Seconds of the parts of logistic regression.
+
+    Attributes:
+        moments: second moments of the features, and their eigenvectors.
+        rotation: of the features to them.
+        evaluation: of the loss and its gradient, once.
+    """
+
+    moments: float
+    rotation: float
+    evaluation: float
+
+
+@functools.cache
+def _logistic_regression(width: int, train: int, classes: int) -> LogisticTimes:
+    few = _drawn(min(FEW, train), width, classes)
+    ratio = train / len(few)
+    product = _seconds(lambda: few.x.T @ few.x)  # for the moments; the rotation takes another
+    start = time.perf_counter()
+    model = Logistic(few.x, few.y, classes)
+    moments = time.perf_counter() - start - product + product * (ratio - 1)
+    model.fit(1.0, iterations=1)
+    fitted = _seconds(lambda: model.fit(1e-4, iterations=8))
+    return LogisticTimes(moments, product * ratio, fitted / (model.n_iter + 1) * ratio)
 
 
 def pairs_of_neighbours(train: int, held: int, scored: int, trials: int) -> int:

@@ -11,6 +11,7 @@ from helpers import SHORT, run, weights
 from PIL import Image
 
 from ldae.app.compose import compose, resolved
+from ldae.app.probing.cost import baseline_widths
 from ldae.engine.checkpoint import content_hash
 from ldae.tokenizers.patch_linear import PatchAE
 from linear_probe.results import read_results
@@ -47,6 +48,11 @@ def test_a_probe_prints_a_table_with_baselines_and_writes_all_results(pretrained
     assert best["step"] == 150
     assert set(best["selected"]) == {"penalty", "features", "among"}
     assert 90 < rows["raw pixels", "lbfgs"]["accuracy"] < 100
+    of_pixels, of_pca = baseline_widths(8, "lbfgs")  # those that an estimate of the cost counts
+    assert of_pixels == [rows["raw pixels", "lbfgs"]["dimensions"]]
+    assert len(of_pca) == len(rows["whole-image PCA", "lbfgs"]["selected"]["among"])
+    assert baseline_widths(8, "knn_whitened") == [[], of_pca]
+    assert ("raw pixels", "knn_whitened") not in rows
     run("probe", f"run={pretrained}")  # features are found again
     assert [r["accuracy"] for r in results(pretrained)] == [r["accuracy"] for r in found]
 
