@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from dataclasses import replace
 
 import competitors_cold
 import competitors_data
@@ -205,7 +206,7 @@ def test_the_cost_is_that_of_the_networks_formula(in_process, capsys):
     assert "1,440 images in batches of 16" in told
     assert "one A100" in told
     assert re.search(r"its probe here: \d+ s\n", told)  # of 1,797 digits, its start included
-    assert 6 < float(cost.probe) < 60
+    assert 4 < float(cost.probe) < 60
 
 
 @pytest.mark.usefixtures("timed_briefly")
@@ -221,6 +222,9 @@ def test_the_products_of_muon_are_shared_by_the_images_of_a_batch():
     assert small.update == large.update == pytest.approx(4 * of_block)
     assert small.flop == large.flop == pytest.approx(plain.flop)
     assert "of the updates" in describe_cost(small, "a100")
+    assert "one A100: 3 steps this small are bound by the launch of their kernels" in describe_cost(small, "a100")
+    heavy = replace(small, flop=1e13, images=10**6)  # 8e13 FLOP a step
+    assert "one A100: 17 h 48 min, if steps reach 50 % of its 312 TFLOP/s" in describe_cost(heavy, "a100")
 
 
 def test_a_length_in_epochs_needs_the_data(in_process):
@@ -267,8 +271,6 @@ def test_reading_is_timed_by_stages(tmp_path):
     pixels = np.random.default_rng(0).integers(256, size=(60, 80, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a" / "0.jpg")
     stages = {stage.name: stage.milliseconds for stage in read_in_stages(str(tmp_path), 32, count=3)}
-    assert set(stages) == {
-        "decode in Pillow", "check and turn", "boxes", "crop", "crop to array", "resize", "to floats",
-    }  # fmt: skip
+    assert set(stages) == {"decode", "boxes", "crop and resize", "to floats"}
     assert all(milliseconds >= 0 for milliseconds in stages.values())
-    assert stages["decode in Pillow"] > 0
+    assert stages["decode"] > 0

@@ -36,6 +36,7 @@ from ldae.objectives.base import PretrainingObjective
 # bf16 matrix products without sparsity, FLOP/s: the H200's measured, the others by their data sheets
 GPUS: Mapping[str, float] = {"h200": 790e12, "h100": 989e12, "a100": 312e12, "l40s": 362e12, "4090": 165e12}
 SHARE = 0.5  # assumed fraction of a GPU's peak
+LAUNCHES = 0.01  # seconds in which the kernels of a step can be launched, at least; shorter steps wait for that
 STATE = 4 * 5  # bytes a parameter: weight, gradient, two moments, average
 SECONDS = 5.0  # duration of the timing
 MOST = 32  # maximum of images in a timed step
@@ -156,10 +157,14 @@ def _probe(session: Session) -> float | str:
 
 def describe_cost(cost: Cost, gpu: str) -> str:
     """Return a description of a cost."""
+    name, steps = gpu.upper(), cost.images // cost.batch
     each, whole = 1024 * cost.activations, cost.state + cost.activations * cost.batch
     timed = f" in batches of {cost.timed_batch}" if cost.timed_batch != cost.batch else ""
     updates = f", and {cost.update / cost.batch / 1e9:.3g} of the updates" if cost.update else ""
     limit = f"{100 * SHARE:.0f} % of its {GPUS[gpu] / 1e12:.0f} TFLOP/s"
+    on_gpu = f"{duration(cost.seconds_on(gpu))}, if steps reach {limit} and nothing else is in the way"
+    if cost.seconds_on(gpu) < LAUNCHES * steps:
+        on_gpu = f"{steps:,} steps this small are bound by the launch of their kernels, not by {limit}"
     lines = [
         f"{cost.parameters:,} parameters; {cost.flop / 1e9:.3g} GFLOP an image, forward and backward{updates}",
         f"{cost.images:,} images in batches of {cost.batch}",
@@ -167,7 +172,7 @@ def describe_cost(cost: Cost, gpu: str) -> str:
         f"{whole:.2f} GiB for a batch in one process",
         f"here ({describe_hardware()}): {cost.rate:.3g} images/s{timed}, {_time_of(cost.images / cost.rate)}",
         f"its probe here: {cost.probe if isinstance(cost.probe, str) else duration(cost.probe)}",
-        f"one {gpu.upper()}: {_time_of(cost.seconds_on(gpu))}, if steps reach {limit} and nothing else is in the way",
+        f"one {name}: {on_gpu}",
     ]
     if cost.tokenizer_steps:
         lines.append(f"the tokenizer's own training comes on top: {cost.tokenizer_steps:,} steps, once")
