@@ -16,7 +16,7 @@ from ldae.sampling.generate import Generator
 
 FRAMES = 48  # at most
 MILLISECONDS = 80  # a frame; the last one stays for two seconds
-COLUMNS = 6  # of the strip with x_t, at most
+COLUMNS = 6  # of the strip, at most
 
 
 class Animation:
@@ -34,7 +34,6 @@ class Animation:
         self.in_strip = self._spread(COLUMNS)
         self.frames: list[Image.Image] = []
         self.columns: dict[str, Tensor] = {}  # of the strip, by their heads: (shown, 3, H, W)
-        self.predicted = torch.empty(0)  # x0 at the last step, (shown, 3, H, W)
 
     def __call__(self, i: int, step: SamplingStep, x: Tensor, x0: Tensor) -> None:
         """Add a frame, if one is due at the i-th step."""
@@ -45,8 +44,7 @@ class Animation:
             picture = (tile(torch.stack(rows)) * 255).round().to(torch.uint8)
             self.frames.append(Image.fromarray(picture.movedim(0, -1).numpy()))
         if i in self.in_strip:
-            self.columns[f"t={step.t}"] = rows[0]
-        self.predicted = rows[1]
+            self.columns["result" if step.t < 0 else f"t={step.t}"] = rows[0]
 
     def _spread(self, count: int) -> set[int]:
         """Return the numbers of at most `count` steps, evenly spaced, with the first and the last."""
@@ -55,12 +53,12 @@ class Animation:
     def save(self, path: Path) -> None:
         """Write the GIF at `path`, and the strip beside it as a PNG, if there was a step.
 
-        The columns of the strip are x_t, the noisiest first, and the x0 that is predicted at the last step.
+        The columns of the strip are x_t after some of the steps, the last of them the result.
         """
         if not self.frames:
             return
-        columns = {**self.columns, "predicted x0": self.predicted}
-        save_png(path.with_suffix(".png"), tile(torch.stack(list(columns.values()), 1), heads=list(columns)))
+        strip = tile(torch.stack(list(self.columns.values()), 1), heads=list(self.columns))
+        save_png(path.with_suffix(".png"), strip)
         durations = [MILLISECONDS] * (len(self.frames) - 1) + [2000]
         with open_atomic(path) as file:
             self.frames[0].save(file, "GIF", save_all=True, append_images=self.frames[1:], duration=durations, loop=0)
