@@ -65,7 +65,9 @@ def compose(root: str, argv: Sequence[str], optional: Sequence[str] = ()) -> Dic
     groups = [o for o in overrides if _is_group(o, folder)]
     choices = [*search, *(str(o.input_line) for o in groups)]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = _composed(root, choices) if folder else _of_choices(root, tuple(choices))
+        config = _composed(root, choices) if folder else copy.deepcopy(_of_choices(root, tuple(choices)))
+        leftover = _leftover(config, root, groups, search)
+        _remove(config, leftover)
         values = [_rename_precision(o, config) for o in overrides if o not in groups]
         added = [o for o in values if o.key_or_group in _unlisted(config, o.key_or_group)]
         for override in values:
@@ -73,7 +75,10 @@ def compose(root: str, argv: Sequence[str], optional: Sequence[str] = ()) -> Dic
                 _check_key(override, config)
         extra = [o for o in map(parse_override, optional) if has_key(config, o.key_or_group)]
         lines = [f"+{o.input_line}" if o in added else str(o.input_line) for o in (*extra, *values)]
-        return _composed(root, choices + lines) if lines else copy.deepcopy(config)
+        if lines:
+            config = _composed(root, choices + lines)
+            _remove(config, leftover)
+        return config
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
@@ -136,6 +141,36 @@ def _rename_precision(override: Override, config: DictConfig) -> Override:
     if other is None or has_key(config, override.key_or_group) or not has_key(config, other):
         return override
     return parse_override(f"{other}={str(override.input_line).partition('=')[2]}")
+
+
+def _leftover(
+    config: DictConfig, root: str, groups: Sequence[Override], search: Sequence[str]
+) -> list[tuple[str, str]]:
+    """Return what an experiment sets for parts that the arguments replace by ones without it: (group, key).
+
+    Args:
+        config: of the root and the groups.
+        root: name of the root config.
+        groups: choices of the arguments, GROUP=CHOICE.
+        search: Hydra's search path for configs of the user, as an override.
+    """
+    leftover = []
+    for group in {o.key_or_group for o in groups} if "experiment" in config else ():
+        part = config[group].get("part") if has_key(config, f"{group}.part") else None
+        if not isinstance(part, str) or not part.startswith("ldae."):
+            continue
+        chosen = [str(o.input_line) for o in groups if o.key_or_group == group]
+        own = {*_of_choices(root, (*search, *chosen))[group], *inspect.signature(class_of(part)).parameters}
+        leftover += [(group, str(key)) for key in config[group] if key not in own]
+    return leftover
+
+
+def _remove(config: DictConfig, keys: Sequence[tuple[str, str]]) -> None:
+    """Remove keys (group, key) from a config."""
+    for group, key in keys:
+        OmegaConf.set_struct(config[group], False)
+        del config[group][key]
+        OmegaConf.set_struct(config[group], None)  # as the whole config
 
 
 def _is_group(override: Override, folder: Path | None) -> bool:

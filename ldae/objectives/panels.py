@@ -197,8 +197,13 @@ def _spread(count: int, shown: int) -> Tensor:
 
 
 def filter_tiles(tokenizer: Tokenizer) -> Tensor:
-    """Tile all filters of a tokenizer, eight in a row: (3, H, W) in [0, 1], 1/2 where a filter is 0."""
-    filters = tokenizer.filters()  # (d, 3, p, q)
+    """Tile all filters of a tokenizer, eight in a row: (3, H, W) in [0, 1], 1/2 where a filter is 0.
+
+    Filters of masks of K classes are grey, the mean over their channels.
+    """
+    filters = tokenizer.filters()  # (d, C, p, q)
+    if filters.shape[1] != 3:
+        filters = filters.mean(1, keepdim=True).expand(-1, 3, -1, -1)
     high = filters.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
     tiles = filters / high / 2 + 0.5
     columns = min(8, len(tiles))

@@ -20,6 +20,7 @@ from ldae.core.files import read_json
 FORMAT = "ldae fool 1"
 SIDES = ("left", "right")
 SMOOTH = 128  # pixels; pictures that are less wide are enlarged without smoothing
+LARGEST = 8  # times that a picture is enlarged at most; larger blocks hide what it shows
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ def build_page(pairs: Pairs, seconds: float) -> str:
         count=len(pairs),
         seconds=f"{seconds:g}",
         pixelated=pairs.real.shape[2] < SMOOTH,
+        widest=2 * LARGEST * pairs.real.shape[2],
         has_reference=pairs.reference is not None,
     )
 

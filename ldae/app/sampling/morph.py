@@ -7,7 +7,8 @@ Trains experiment=cold_blend/imagefolder_cpu in OUT/run to restore targets from 
 with a source image y (Sec. 5, arXiv 2208.09392), then starts at source images and samples by algorithm 2. `count=` is
 the number of images (16), `noise=` the deviation of noise added to them ([-1, 1] scale, 0), `seed=` the seed; every
 other KEY=VALUE is one of `ldae pretrain`. The same command again resumes. Writes OUT/morph/trajectory.gif, the
-animation of eight images (above x_t, below the predicted x0), and OUT/morph/grid.png, the results.
+animation of eight images (above x_t, below the predicted x0), OUT/morph/trajectory.png, the same as a strip, and
+OUT/morph/grid.png, the results.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     shared = [f"{key}={keys[key]}" for key in SHARED if key in keys]
     start = ["init=mixed_signal", f"init.noise={given['noise']}", f"count={given['count']}", "gif=true"]
     sample.main([argument("run", run), argument("out", out / "morph"), *start, *shared])
-    print(f"animation: {out / 'morph' / 'trajectory.gif'}")
+    print(f"animation: {out / 'morph' / 'trajectory.gif'}\n  as a strip: {out / 'morph' / 'trajectory.png'}")
 
 
 def arguments(argv: Sequence[str]) -> dict[str, str]:

@@ -9,9 +9,9 @@ Cold Diffusion runs invert their degradation, SR3 runs enlarge, SegDiff runs seg
 edits (SDEdit; from simulated strokes without guide=), inverts a picture to its noise and reconstructs it (how=invert,
 DDIM), or interpolates between the noise of two pictures (how=interpolate).
 Writes OUT/restored.png (a row for each picture), OUT/NAME.png for each of your own pictures, OUT/trajectory.gif (an
-animation), OUT/restored.npz (the columns, (N, H, W, C) uint8) and OUT/restored.json with the printed scores. how=edit
-also writes OUT/guides/NAME.png, the simulated strokes of your pictures, to paint on and to give as guide=; with
-features= it draws realism over faithfulness for the t0, OUT/curve.png, .pdf and .svg.
+animation, and trajectory.png, a strip of it), OUT/restored.npz (the columns, (N, H, W, C) uint8) and OUT/restored.json
+with the printed scores. how=edit also writes OUT/guides/NAME.png, the simulated strokes of your pictures, to paint on
+and to give as guide=; with features= it draws realism over faithfulness for the t0, OUT/curve.png, .pdf and .svg.
 """
 
 from __future__ import annotations

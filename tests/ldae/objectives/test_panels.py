@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ldae.objectives.panels import add_heads, tile
+from ldae.objectives.panels import add_heads, filter_tiles, tile
+from ldae.tokenizers.pixel import Identity
 
 
 def test_heads_stand_beside_the_tiles_and_change_none():
@@ -23,3 +24,9 @@ def test_a_long_head_is_broken_between_words():
     picture = tile(torch.zeros(1, 2, 3, 8, 8))
     one, two = (add_heads(picture, [head, ""]).shape[1] for head in ("mean", "mean of several runs"))
     assert two > one
+
+
+def test_filters_of_masks_of_several_classes_are_grey():
+    picture = filter_tiles(Identity((5, 8, 8)))
+    assert picture.shape[0] == 3
+    assert torch.equal(picture[0], picture[2])

@@ -121,6 +121,9 @@ def test_two_folders_become_an_animation(in_process, tmp_path):
     small = (*SMALL[1:], "data.size=8", "schedule.T=4", "count=3", "train.batch=4")
     assert in_process("morph", *argv, *small) == (0, "")
     assert Image.open(tmp_path / "out" / "morph" / "trajectory.gif").n_frames == 4
+    strip = Image.open(tmp_path / "out" / "morph" / "trajectory.png")
+    assert strip.width == 4 * (64 + 2) - 2  # x_t after each step, with its head
+    assert strip.height > 3 * (64 + 2) - 2
     assert np.load(tmp_path / "out" / "morph" / "samples.npz")["arr_0"].shape == (3, 8, 8, 3)
     assert status(tmp_path / "out" / "run")["state"] == "done"
 

@@ -280,11 +280,12 @@ def test_ten_answers_are_kept_over_a_reload_and_saved(page, tmp_path):
             page.find_element(By.TAG_NAME, "body").send_keys(Keys.ARROW_LEFT)
     wait(page, "!document.getElementById('end').hidden")
     page.find_element(By.ID, "save").click()
-    wait(page, "true")
+    wait(page, "!document.getElementById('saved').hidden")
     for _ in range(100):
         if files := list(page.downloads.glob("answers-*.json")):
             break
         page.execute_async_script("setTimeout(arguments[0], 50)")
+    assert files[0].name in page.find_element(By.ID, "saved").text
     values = json.loads(files[0].read_text())
     assert sorted(a["pair"] for a in values["answers"]) == list(range(COUNT))
     assert [a["choice"] for a in values["answers"]] == ["left", "right"] * 5
@@ -309,6 +310,18 @@ def test_a_pair_disappears_after_its_time(page):
     page.find_element(By.CSS_SELECTOR, "[data-choice=left]").click()  # an answer after that counts
     wait(page, f"{POSITION} === 'Pair 2 of {COUNT}'")
     assert before == 1
+
+
+def test_small_pictures_are_enlarged_eightfold_at_most(driver, tmp_path):
+    from selenium.webdriver.common.by import By
+
+    drawn = Pairs(pictures(0, size=32), pictures(1, size=32)).drawn(COUNT, 0)
+    (tmp_path / "page.html").write_text(build_page(drawn, 9.0))
+    driver.get((tmp_path / "page.html").as_uri())
+    driver.find_element(By.ID, "begin").click()
+    wait(driver, READY)
+    width = driver.execute_script("return document.getElementById('left').getBoundingClientRect().width")
+    assert 6 * 32 < width <= 8 * 32
 
 
 @pytest.mark.parametrize("width", [360, 1280])
