@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -79,17 +78,12 @@ def decoded(folder: str, batch: int) -> Work:
     images = files_of(folder, batch, 0)
     paths = [images.root / images.name(i) for i in range(len(images))]
     turns = itertools.cycle([paths[k : k + batch] for k in range(0, len(paths) - batch + 1, batch)])
+    pool = ProcessPoolExecutor(WORKERS)
 
     def some() -> int:
-        return sum(worker_pool().map(pixels_in, next(turns), chunksize=max(1, batch // (4 * WORKERS))))
+        return sum(pool.map(pixels_in, next(turns), chunksize=max(1, batch // (4 * WORKERS))))
 
     return some, batch
-
-
-@functools.cache
-def worker_pool() -> ProcessPoolExecutor:
-    """Return the pool of this process, which keeps it: a pool that is freed races with the end of its process."""
-    return ProcessPoolExecutor(WORKERS)
 
 
 def pixels_in(path: Path) -> int:
