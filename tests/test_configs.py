@@ -323,14 +323,11 @@ def test_the_environment_does_not_leak_into_configs(config):
 
 @pytest.mark.case("25", "YAML with !!python/object/apply")
 def test_yaml_cannot_run_code(config, tmp_path):
-    canary = tmp_path / "canary"
-    path = CONFIGS / "experiment" / "_canary.yaml"
-    path.write_text(f"# @package _global_\nseed: !!python/object/apply:os.mkdir ['{canary}']\n")
-    try:
-        with pytest.raises(UsageError):
-            config("pretrain", "experiment=_canary")
-    finally:
-        path.unlink()
+    canary, folder = tmp_path / "canary", tmp_path / "configs" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text(f"# @package _global_\nseed: !!python/object/apply:os.mkdir ['{canary}']\n")
+    with pytest.raises(UsageError, match="python/object"):
+        config("pretrain", f"--config-dir={folder.parent}", "experiment=mine")
     assert not canary.exists()
 
 
