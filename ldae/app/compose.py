@@ -159,9 +159,13 @@ def _leftover(
         part = config[group].get("part") if has_key(config, f"{group}.part") else None
         if not isinstance(part, str) or not part.startswith("ldae."):
             continue
-        chosen = [str(o.input_line) for o in groups if o.key_or_group == group]
-        own = {*_of_choices(root, (*search, *chosen))[group], *inspect.signature(class_of(part)).parameters}
-        leftover += [(group, str(key)) for key in config[group] if key not in own]
+        unknown = [
+            str(key) for key in config[group] if key not in {"part", *inspect.signature(class_of(part)).parameters}
+        ]
+        if unknown:  # to compose the choice alone takes time
+            chosen = [str(o.input_line) for o in groups if o.key_or_group == group]
+            own = _of_choices(root, (*search, *chosen))[group]
+            leftover += [(group, key) for key in unknown if key not in own]
     return leftover
 
 

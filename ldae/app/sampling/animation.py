@@ -31,19 +31,19 @@ class Animation:
         self.generator, self.shown = generator, shown
         self.steps = len(generator.sampler.trajectory) - 1
         self.kept = self._spread(FRAMES)
-        self.in_strip = self._spread(COLUMNS)
+        self.in_picture = self._spread(COLUMNS)
         self.frames: list[Image.Image] = []
         self.columns: dict[str, Tensor] = {}  # of the strip, by their heads: (shown, 3, H, W)
 
     def __call__(self, i: int, step: SamplingStep, x: Tensor, x0: Tensor) -> None:
         """Add a frame, if one is due at the i-th step."""
-        if i not in self.kept | self.in_strip:
+        if i not in self.kept | self.in_picture:
             return
         rows = [to_rgb(self.generator.to_image(z[: self.shown])).cpu() for z in (x, x0)]
         if i in self.kept:
             picture = (tile(torch.stack(rows)) * 255).round().to(torch.uint8)
             self.frames.append(Image.fromarray(picture.movedim(0, -1).numpy()))
-        if i in self.in_strip:
+        if i in self.in_picture:
             self.columns["result" if step.t < 0 else f"t={step.t}"] = rows[0]
 
     def _spread(self, count: int) -> set[int]:
@@ -57,8 +57,8 @@ class Animation:
         """
         if not self.frames:
             return
-        strip = tile(torch.stack(list(self.columns.values()), 1), heads=list(self.columns))
-        save_png(path.with_suffix(".png"), strip)
+        picture = tile(torch.stack(list(self.columns.values()), 1), heads=list(self.columns))
+        save_png(path.with_suffix(".png"), picture)
         durations = [MILLISECONDS] * (len(self.frames) - 1) + [2000]
         with open_atomic(path) as file:
             self.frames[0].save(file, "GIF", save_all=True, append_images=self.frames[1:], duration=durations, loop=0)
