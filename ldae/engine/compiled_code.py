@@ -10,11 +10,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from ldae.core.errors import Fault
@@ -22,9 +24,13 @@ from ldae.core.files import json_hash, load_tensors, save_tensors
 from ldae.core.version import __version__
 
 FOLDER = "TORCHINDUCTOR_CACHE_DIR"
+PREFIX = "ldae-compiled-"
+LOCK = ".lock"  # in a folder, held by its process
 MOST_BYTES = 64 << 20  # of an archive; the code of eight blocks takes 2.5 MB
 MOST_ARCHIVES = 16
-LEFT_OUT = {"locks", "triton"}  # torch restores Triton's folder, which holds absolute paths, from its other files
+LEFT_OUT = {LOCK, "locks", "triton"}  # torch restores Triton's folder, which holds absolute paths, from its other files
+
+_held: list[FileLock] = []  # until the process ends
 
 
 def compiler() -> str:
@@ -43,13 +49,30 @@ def use_own_folder() -> Path | None:
         The folder of this process; None if the user set one.
     """
     if _is_default_folder(os.environ.get(FOLDER)):
-        os.environ[FOLDER] = tempfile.mkdtemp(prefix="ldae-compiled-")
+        remove_abandoned()
+        os.environ[FOLDER] = tempfile.mkdtemp(prefix=PREFIX)
         atexit.register(shutil.rmtree, os.environ[FOLDER], ignore_errors=True)
+        _held.append(FileLock(Path(os.environ[FOLDER]) / LOCK))
+        with contextlib.suppress(OSError, NotImplementedError):  # a file system without locks
+            _held[-1].acquire()
     tag = f"cpu={torch.backends.cpu.get_cpu_capability()}"
     if tag not in torch.compiler.config.cache_key_tag:
         torch.compiler.config.cache_key_tag += tag
     folder = Path(os.environ[FOLDER])
-    return folder if folder.name.startswith("ldae-compiled-") else None
+    return folder if folder.name.startswith(PREFIX) else None
+
+
+def remove_abandoned(least_age: float = 60) -> None:
+    """Remove the folders of processes that were killed: those whose lock nobody holds.
+
+    Args:
+        least_age: in seconds; a younger folder may be of a process that has not locked it yet.
+    """
+    for lock in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{LOCK}"):
+        with contextlib.suppress(OSError, NotImplementedError, Timeout):
+            if time.time() - lock.stat().st_mtime >= least_age:
+                with FileLock(lock, blocking=False):
+                    shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def _is_default_folder(folder: str | None) -> bool:

@@ -45,6 +45,12 @@ archive = CodeArchive.restored(Path(sys.argv[1]), [torch.nn.Linear(2, 2)])
 os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 archive.save()
 """
+LIVING = """
+import sys
+from ldae.engine.compiled_code import use_own_folder
+print(use_own_folder().name, flush=True)
+sys.stdin.read()
+"""
 
 
 @pytest.fixture
@@ -149,6 +155,24 @@ def test_a_killed_writer_leaves_the_archive_as_it_was(opened):
     assert archive.path.read_bytes() == before
     remove_temporary(archive.path.parent, age=0)  # as every session does
     assert list(archive.path.parent.iterdir()) == [archive.path]
+
+
+def test_the_folder_of_a_killed_process_goes_with_the_next_start_and_that_of_a_living_one_stays(tmp_path, monkeypatch):
+    known = {key: value for key, value in os.environ.items() if key != FOLDER} | {"TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", LIVING]
+    processes = [
+        subprocess.Popen(command, env=known, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    killed, living = (process.stdout.readline().strip() for process in processes)
+    processes[0].kill()
+    processes[0].wait()
+    monkeypatch.setattr(compiled_code.tempfile, "gettempdir", lambda: str(tmp_path))
+    compiled_code.remove_abandoned()  # too young: it may not be locked yet
+    assert {path.name for path in tmp_path.iterdir()} == {killed, living}
+    compiled_code.remove_abandoned(least_age=0)
+    assert [path.name for path in tmp_path.iterdir()] == [living]
+    assert processes[1].communicate()[0] == ""
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_cache_that_cannot_be_written_is_no_failure(opened, tmp_path):
