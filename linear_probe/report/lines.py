@@ -29,6 +29,7 @@ from linear_probe.report.plotting import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 
 @dataclass(frozen=True)
@@ -95,27 +96,16 @@ def draw_lines(
     for i, (name, points) in enumerate(series.items()):
         if not points:
             continue
-        gid = f"series-{i}"
-        style: dict[str, Any] = {"color": SERIES[i % len(SERIES)]}
+        style = _style(i, markers) | ({"linestyle": "none"} if name in unconnected else {})
+        lines[name] = _draw_series(axes, points, style)
+        lines[name].set_gid(f"series-{i}")
         if markers:
-            style |= {"marker": MARKERS[i % len(MARKERS)], "markeredgecolor": LIGHT["background"]}
-            style |= {"linestyle": LINE_STYLES[i // len(MARKERS) % len(LINE_STYLES)]}
-            tooltips[gid] = [f"{name}, {x.label} = {p.x:g}: {with_error(p.y, p.deviation, p.interval)}" for p in points]
-        else:
-            style["linestyle"] = LINE_STYLES[i % len(LINE_STYLES)]
-        style |= {"linestyle": "none"} if name in unconnected else {}
-        lengths = [error_lengths(p.y, p.deviation, p.interval) for p in points]
-        none = (float("nan"), float("nan"))
-        errors = list(zip(*(one or none for one in lengths), strict=True)) if any(lengths) else None
-        container = axes.errorbar(
-            [p.x for p in points], [p.y for p in points], errors, elinewidth=0.9, capsize=2, **style
-        )
-        lines[name] = container.lines[0]
-        lines[name].set_gid(gid)
+            values = (f"{x.label} = {p.x:g}: {with_error(p.y, p.deviation, p.interval)}" for p in points)
+            tooltips[f"series-{i}"] = [f"{name}, {value}" for value in values]
         data += [[name, p.x, p.y, p.deviation, *(p.interval or (None, None))] for p in points]
     for i, (name, value) in enumerate(references.items()):
-        style = {"color": LIGHT["muted"], "linewidth": 1.0, "linestyle": LINE_STYLES[(i + 1) % len(LINE_STYLES)]}
-        lines[f"{name}: {value:.1f}"] = axes.axhline(value, zorder=1, **style)
+        grey: dict[str, Any] = {"color": LIGHT["muted"], "linestyle": LINE_STYLES[(i + 1) % len(LINE_STYLES)]}
+        lines[f"{name}: {value:.1f}"] = axes.axhline(value, zorder=1, linewidth=1.0, **grey)
         data.append([name, None, value, None, None, None])
     if x.log2:
         axes.set_xscale("log", base=2)
@@ -133,6 +123,25 @@ def draw_lines(
     drawing = finished(figure, title, description, tooltips, data)
     _thin_ticks(axes)
     return drawing
+
+
+def _style(i: int, markers: bool) -> dict[str, Any]:
+    """Return how the line of series `i` looks: a marker at each point, or else dashes of its own."""
+    colour = SERIES[i % len(SERIES)]
+    if not markers:
+        return {"color": colour, "linestyle": LINE_STYLES[i % len(LINE_STYLES)]}
+    dashes = LINE_STYLES[i // len(MARKERS) % len(LINE_STYLES)]
+    marker = {"marker": MARKERS[i % len(MARKERS)], "markeredgecolor": LIGHT["background"]}
+    return {"color": colour, "linestyle": dashes, **marker}
+
+
+def _draw_series(axes: Axes, points: Sequence[Point], style: Mapping[str, Any]) -> Line2D:
+    """Draw points with their error bars, and return their line."""
+    lengths = [error_lengths(p.y, p.deviation, p.interval) for p in points]
+    none = (float("nan"), float("nan"))
+    errors = list(zip(*(one or none for one in lengths), strict=True)) if any(lengths) else None
+    drawn = axes.errorbar([p.x for p in points], [p.y for p in points], errors, elinewidth=0.9, capsize=2, **style)
+    return drawn.lines[0]
 
 
 def label_decades(axes: Axes) -> None:
