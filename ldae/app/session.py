@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from ldae.app.precision import settle_precision
 from ldae.config.build import Parts
 from ldae.config.schema import conform, construct
 from ldae.core.errors import ConfigError, DataError, Fault, Interrupted, OutputError
-from ldae.core.files import read_sealed_json, remove_temporary, wrap_error, write_sealed_json
+from ldae.core.files import remove_temporary, wrap_error
 from ldae.core.progress import Mode, Progress
 from ldae.core.rng import seed_of
 from ldae.core.types import Count, Natural, Positive, PossiblyEmpty, Workers
@@ -33,18 +33,12 @@ from ldae.diffusion.corruptions.base import Corruption
 from ldae.diffusion.corruptions.blend import Blend
 from ldae.engine.distributed import World, join_world, leave_world
 from ldae.engine.loggers import LoggerName, check_loggers
-from ldae.engine.run_folder import RunFolder, check_same_config, differences
+from ldae.engine.run_folder import RunFolder
 from ldae.engine.runtime import keep_freed_memory, resolve_device, set_threads
 from ldae.engine.settings import TrainSettings
 from ldae.engine.signals import StopFlag
 from ldae.engine.threads import AdaptiveThreads
 from ldae.export.encoder import Run
-
-# keys that may change on resumption: they do not affect results
-IGNORED_ON_RESUME = ("version", "out", "device", "runtime", "allow", "experiment", "data.root", "data.cache",
-        "data.workers", "loggers", "data.max_bad", "data.max_pixels", "data.download", "tokenizer.weights", "monitor",
-        "train.checkpoint_every", "train.keep",
-        "train.log_every", "train.recompute", "train.shard", "split", "run", "blend_dataset.root")  # fmt: skip
 
 READING = (
     "workers",
@@ -357,47 +351,3 @@ def loggers_of(config: Mapping[str, Any]) -> list[str]:
     conform("loggers", loggers, PossiblyEmpty[LoggerName])
     check_loggers(loggers)
     return loggers
-
-
-def is_finished(run: RunFolder, config: Mapping[str, Any]) -> bool:
-    """Return whether the run is finished with this config.
-
-    A run continues if `allow` names a key that has changed.
-
-    Raises:
-        UsageError: the folder holds a run of another config.
-    """
-    path = run.path / "config.json"
-    saved = read_sealed_json(path) if path.exists() else config
-    check_same_config(saved, config, [*IGNORED_ON_RESUME, *config["allow"]])
-    return run.status().get("state") == "done" and not differences(saved, config, IGNORED_ON_RESUME)
-
-
-def no_start() -> None:
-    """Do nothing: only the main process writes the config of a run."""
-
-
-def start_run(run: RunFolder, config: Mapping[str, Any], splits: Splits) -> Callable[[], None]:
-    """Write a new run's config and data fingerprint, or compare them with those of the run on disk.
-
-    Returns:
-        A function that writes those of a run on disk, to be called once nothing can refuse to continue it: a command
-        that is refused leaves them as they are.
-
-    Raises:
-        UsageError: the run on disk has other images or other splits.
-    """
-    path = run.path / "data.json"
-    sizes = {name: len(getattr(splits, name)) for name in ("train", "holdout", "test")}
-    summary = {"fingerprint": splits.fingerprint, "images": sizes, "classes": list(splits.classes)}
-    if path.exists():
-        check_same_config(read_sealed_json(path), summary, ["unreadable", "notes", *config["allow"]])
-    unreadable = [list(pair) for pair in splits.bad]
-
-    def write() -> None:
-        write_sealed_json(path, {**summary, "unreadable": unreadable, "notes": list(splits.notes)})
-        write_sealed_json(run.path / "config.json", dict(config))
-
-    if not path.exists():
-        write()
-    return write

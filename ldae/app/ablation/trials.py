@@ -15,7 +15,8 @@ from ldae.app.ablation.grid import Trial
 from ldae.app.compose import CONFIGS, compose, has_key, resolved
 from ldae.app.precision import settle_precision
 from ldae.app.probing.settings import ProbeSettings
-from ldae.app.session import IGNORED_ON_RESUME, Session, root_settings, settings_of, train_settings
+from ldae.app.resumption import IGNORED_ON_RESUME
+from ldae.app.session import Session, root_settings, settings_of, train_settings
 from ldae.app.training.monitors import MonitorSettings
 from ldae.config.schema import conform
 from ldae.core.errors import ConfigError, Fault

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ldae.app.resumption import IGNORED_ON_RESUME
 from ldae.app.runs.records import RunRecord, number
-from ldae.app.session import IGNORED_ON_RESUME
 from ldae.core.errors import ConfigError, as_written, did_you_mean
 from linear_probe.results import markdown, title
 

@@ -29,12 +29,13 @@ from torch import Tensor
 from ldae.app.compose import compose, resolved
 from ldae.app.precision import announce, saved_config, settle_precision
 from ldae.app.provenance import version
+from ldae.app.resumption import is_finished
 from ldae.app.sampling.animation import Animation
 from ldae.app.sampling.distances import Reader, caveats, check_count, compare_sets, reader_of
 from ldae.app.sampling.generator import generator_of, provenance_of
 from ldae.app.sampling.grid import class_names, grid
 from ldae.app.sampling.images import files_of, picture
-from ldae.app.session import Session, is_finished, result_folder, root_settings, session_of
+from ldae.app.session import Session, result_folder, root_settings, session_of
 from ldae.config.build import Parts
 from ldae.core.errors import ConfigError, DataError
 from ldae.core.files import has_intact_tensors, load_tensors, open_atomic, save_tensors, write_json, write_sealed_json

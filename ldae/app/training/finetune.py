@@ -26,16 +26,8 @@ from ldae.app.compose import compose, resolved
 from ldae.app.precision import announce, saved_config
 from ldae.app.probing.tables import data_source, warn_of_labels
 from ldae.app.provenance import command, commit
-from ldae.app.session import (
-    Session,
-    is_finished,
-    loggers_of,
-    no_start,
-    root_settings,
-    session_of,
-    start_run,
-    train_settings,
-)
+from ldae.app.resumption import is_finished, no_start, start_run
+from ldae.app.session import Session, loggers_of, root_settings, session_of, train_settings
 from ldae.core.errors import ConfigError, DataError
 from ldae.core.files import json_hash
 from ldae.core.rng import seed_of

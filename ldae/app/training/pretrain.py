@@ -20,7 +20,8 @@ from typing import Any, Literal
 from ldae.app.compose import compose, require, resolved
 from ldae.app.overrides import command
 from ldae.app.precision import saved_config
-from ldae.app.session import Session, is_finished, loggers_of, no_start, settings_of, start_run, train_settings
+from ldae.app.resumption import is_finished, no_start, start_run
+from ldae.app.session import Session, loggers_of, settings_of, train_settings
 from ldae.app.training.latent_cache import train_images
 from ldae.app.training.layer_monitors import FeatureGeometry, LayerMaps, LayerSimilarity
 from ldae.app.training.monitors import (

@@ -23,7 +23,8 @@ import torch
 
 from ldae.app.compose import compose, require, resolved
 from ldae.app.precision import saved_config
-from ldae.app.session import Session, is_finished, start_run, train_settings
+from ldae.app.resumption import is_finished, start_run
+from ldae.app.session import Session, train_settings
 from ldae.app.training.monitors import preview
 from ldae.app.training.tokenizer_cache import PANEL_IMAGES, configured_weights, fit_tokenizer
 from ldae.config.schema import conform
