@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ldae.core.errors import ConfigError
+from ldae.engine.precision import multiplies_bf16
 
 # options of glibc's mallopt; a step is up to 20 % faster if freed memory is not returned to the system
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
@@ -53,7 +54,7 @@ def resolve_device(name: str) -> str:
 
 
 def describe_hardware(device: str = "auto") -> str:
-    """Return the name of the GPU or processor, the latter with its number of threads.
+    """Return the name of the GPU or processor, the latter with the instructions in use and its number of threads.
 
     Args:
         device: type of the device; `auto` for the GPU if there is one.
@@ -67,7 +68,17 @@ def describe_hardware(device: str = "auto") -> str:
     except (OSError, StopIteration):
         pass
     threads = torch.get_num_threads()
-    return f"{model}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{model}, {instruction_set()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def instruction_set() -> str:
+    """Return the vector instructions that torch uses on this CPU, e.g. `AVX2` or `AVX512 with bf16`.
+
+    `ATEN_CPU_CAPABILITY` and `ONEDNN_MAX_CPU_ISA` limit them.
+    """
+    name = torch.backends.cpu.get_cpu_capability()
+    name = platform.machine() if name == "DEFAULT" else name
+    return f"{name} with bf16" if multiplies_bf16("cpu") else name
 
 
 def peak_gib() -> float:

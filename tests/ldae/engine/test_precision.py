@@ -35,13 +35,16 @@ def test_bf16_is_taken_where_the_kernel_lists_its_instructions():
 def test_under_a_limit_without_products_of_bf16_it_is_fp32(limit):
     """In a process of its own, as oneDNN reads the limit once; kNN takes no candidates in bf16 there."""
     code = "from ldae.engine.precision import resolve_precision as r; from linear_probe.knn import by_candidates as c\n"
-    code += "print(r('auto', 'cpu')); print(r('bf16', 'cpu')); print(c(4096, 384, 20))"
+    code += "from ldae.engine.runtime import describe_hardware as d\n"
+    code += "print(r('auto', 'cpu')); print(r('bf16', 'cpu')); print(c(4096, 384, 20)); print(d())"
     env = {**os.environ, **LIMITED, "ONEDNN_MAX_CPU_ISA": limit, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    auto, bf16, candidates = done.stdout.splitlines()
+    auto, bf16, candidates, hardware = done.stdout.splitlines()
     assert auto == "precision: fp32 (this processor has no native bf16 matmul)"
     assert bf16.startswith("precision: bf16 (as set); warning: this device emulates bf16")
     assert candidates == "False"
+    assert "bf16" not in hardware
+    assert ("AVX512" in hardware) <= (limit != "AVX2")
 
 
 @pytest.mark.parametrize("saved", ["fp32", "bf16"])
