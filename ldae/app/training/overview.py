@@ -18,6 +18,7 @@ from ldae.engine.runtime import describe_hardware
 from ldae.engine.settings import TrainSettings
 from ldae.export.encoder import default_timestep
 from ldae.objectives.base import Objective, PretrainingObjective
+from ldae.tokenizers.base import HasBasis, Tokenizer
 
 # groups of a config that make a recipe, in the order of the data path
 GROUPS = ("augment", "task", "tokenizer", "corruption", "schedule", "input", "output", "target", "variance", "weight",
@@ -25,6 +26,7 @@ GROUPS = ("augment", "task", "tokenizer", "corruption", "schedule", "input", "ou
 USUAL = {"task": "Images", "corruption": "Gaussian", "variance": "Fixed", "augment": "Centre", "objective": "Denoise"}
 NAMES = {"loss": "loss", "optim": "optimizer"}
 PROPER = ("AdamW",)
+HIGH_SHARE = 0.95  # of the variance of patches
 # of a network, in its config
 SHAPE = ("width", "encoder_depth", "decoder_depth", "keep", "channels", "multipliers", "patch")
 
@@ -46,6 +48,7 @@ def overview(
         "data": _data(session, splits),
         "network": _network(session, objective),
         "recipe": "; ".join(_recipe(session, objective)),
+        **_latent(objective),
         "precision": _precision(session, settings),
         "device": _device(session),
         "length": _length(settings, total, len(splits.train)),
@@ -135,6 +138,18 @@ def _plain(name: str) -> str:
     if name in PROPER:
         return name
     return " ".join(w.lower() if len(w.rstrip("0123456789")) == 1 or w != w.upper() else w for w in parts) or name
+
+
+def _latent(objective: Objective) -> dict[str, str]:
+    """Return how much of the patches' variance the latent keeps, if its dimensions are a basis of them."""
+    tokenizer = getattr(objective, "tokenizer", None)
+    if not isinstance(tokenizer, HasBasis) or not isinstance(tokenizer, Tokenizer):
+        return {}
+    d, variances = tokenizer.shape[0], tokenizer.basis_variances()
+    kept = (variances.cumsum(0) / variances.sum().clamp(min=1e-12)).tolist()
+    needed = 1 + next((i for i, share in enumerate(kept) if share >= HIGH_SHARE), len(kept) - 1)
+    message = f"{d} of the {len(kept)} dimensions of a patch, {100 * kept[d - 1]:.1f} % of its variance"
+    return {"latent": f"{message} ({100 * HIGH_SHARE:.0f} % needs {needed})"}
 
 
 def _device(session: Session) -> str:
