@@ -34,7 +34,7 @@ def reference(tmp_path_factory):
 def test_a_run_says_what_it_does_and_what_comes_next(reference):
     lines = (reference / "printed.txt").read_text().splitlines()
     named = {line.split()[0]: line for line in lines if line[0] != " "}
-    assert list(named)[:7] == ["data", "network", "recipe", "precision", "device", "length", "out"]
+    assert list(named)[:8] == ["data", "network", "recipe", "latent", "precision", "device", "length", "out"]
     assert "1,294 training, 144 hold-out and 359 test images of 8 x 8 pixels, 10 classes" in named["data"]
     assert "12 steps of 64 images (0.6 epochs)" in named["length"]
     assert "1 thread)" in named["device"]
