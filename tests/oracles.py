@@ -1,4 +1,4 @@
-"""Data whose best prediction is known in closed form (spec: ddpm_ddim.md section 11)."""
+"""Data whose best prediction is known in closed form (linear for normal data)."""
 
 from __future__ import annotations
 

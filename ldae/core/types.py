@@ -84,7 +84,8 @@ class Batch:
 class NoiseLevel:
     """Noise level of each image of a batch: z_t = gamma z0 + sigma eps.
 
-    Levels of their own for the tokens of an image (`timesteps=per_token`) are (B, 1, h, w) in place of (B,).
+    Levels of their own for the tokens of an image (`timesteps=per_token`) are (B, 1, h, w) in place of (B,). To a
+    network, (1,) is the level of all images.
 
     Attributes:
         t: (B,) int64 timestep in {0, ..., T-1}, on which the network is conditioned.

@@ -292,9 +292,10 @@ class Denoise(PretrainingObjective):
         class_token: bool = False,
     ) -> dict[int, Tensor]:
         """Return the tokens of images (B, 3, H, W) in [0, 1] at step t, {layer: (B, N, D)}; `rng` noises them."""
-        level = self.schedule.at(torch.full((images.shape[0],), t, device=images.device))
+        level = self.schedule.at(torch.full((1,), t, device=images.device))
+        of_each = self.schedule.at(level.t.expand(images.shape[0]))
         _, cond = self.task.from_images(images)
-        return self.denoiser.encode(self.encoder_input(images, level, rng), level, cond, layers=layers)
+        return self.denoiser.encode(self.encoder_input(images, of_each, rng), level, cond, layers=layers)
 
     @torch.no_grad()
     def denoise(self, batch: Batch, level: NoiseLevel, rng: BatchGenerator) -> tuple[Tensor, Tensor]:

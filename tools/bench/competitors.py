@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from ldae.app.compose import compose, resolved
 from ldae.app.session import Session, train_settings
 from ldae.app.training.plan import trainer_on
+from ldae.engine.flop import count_flop
 from ldae.engine.runtime import resolve_device
 from ldae.engine.threads import AdaptiveThreads
 
@@ -169,10 +169,9 @@ def train_step_of(model: nn.Module, loss: Callable[[Any], Tensor], precision: st
 
 
 def counted(call: Callable[[], object]) -> float:
-    """Count the FLOP of a call, by torch's counter: matrix products, attention and convolutions.
+    """Count the FLOP of a call (`count_flop`).
 
     Nothing is compiled meanwhile, so that the first compilation is not one in the mode of the counter.
     """
-    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
-        call()
-    return float(counter.get_total_flops())
+    with torch.compiler.set_stance("force_eager"):
+        return float(sum(count_flop(call).values()))

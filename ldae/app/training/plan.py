@@ -17,7 +17,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from ldae.app.compose import compose, require, resolved
 from ldae.app.probing.cost import probe_seconds
@@ -27,6 +26,7 @@ from ldae.core.errors import ConfigError, Fault
 from ldae.core.progress import duration
 from ldae.data.images import MemoryImages
 from ldae.data.loader import Loader
+from ldae.engine.flop import count_flop
 from ldae.engine.run_folder import RunFolder
 from ldae.engine.runtime import describe_hardware
 from ldae.engine.trainer import RunContext, Trainer
@@ -200,10 +200,7 @@ def _names_data(session: Session) -> bool:
 
 
 def _flop(call: Callable[[], object]) -> float:
-    """Return the FLOP of a call, by torch's counter: matrix products, attention and convolutions."""
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return float(counter.get_total_flops())
+    return float(sum(count_flop(call).values()))
 
 
 def _seconds(step: Any) -> float:

@@ -1,4 +1,4 @@
-"""DiT: sizes, conditioning on level and class, label dropout (spec: peers_mae_dit.md A, tests 1-9)."""
+"""DiT: sizes, conditioning on level and class, label dropout (arXiv 2212.09748)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Classifier-free guidance (spec: peers_mae_dit.md A4, test 6)."""
+"""Classifier-free guidance (arXiv 2207.12598)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MAE: masking, loss, network (spec: peers_mae_dit.md B, tests 3, 4 and 10-13)."""
+"""MAE: masking, loss, network (arXiv 2111.06377)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from ldae.config.build import Parts
 from ldae.core.errors import ConfigError
 from ldae.core.types import Batch, BatchGenerator
 from ldae.denoisers.mae import MaskedAutoencoder
+from ldae.engine.flop import count_flop
 from ldae.engine.optim import AdamW
 from ldae.export.encoder import Encoder, Run
 from ldae.export.fold import plain_vit
@@ -312,9 +312,7 @@ def test_hiding_three_quarters_costs_a_quarter_and_attention_a_sixteenth():
     found = {}
     for name, kept in (("full", N), ("masked", count_visible(N, 0.75))):
         tokens = Masking(torch.arange(N).expand(2, N), kept).gather_visible(net.embed_patches(net.patches(x)))
-        with FlopCounterMode(display=False) as counter:
-            net._encode(tokens, net.layers)
-        found[name] = counter.get_flop_counts()["Global"]
+        found[name] = count_flop(partial(net._encode, tokens, net.layers))
     linear, matrices = (found["masked"][op] / found["full"][op] for op in (torch.ops.aten.addmm, torch.ops.aten.bmm))
     assert linear == pytest.approx(65 / 257)
     assert matrices == pytest.approx((65 / 257) ** 2)

@@ -1,4 +1,4 @@
-"""The U-Net: sizes, initialisation, conditioning on noise, layers (spec: ddpm_ddim.md 8, test 15; sr3.md test 6)."""
+"""The U-Net: sizes, initialisation, conditioning on noise, layers (arXiv 2006.11239, 2104.07636)."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_new_network_answers_zero_and_its_branches_are_closed(name):
 
 
 def test_the_loss_at_the_start_is_one(config):
-    """L_simple, 64 images: the answer is 0 and the mean square of the noise is 1 (spec, test 15)."""
+    """L_simple, 64 images: the answer is 0 and the mean square of the noise is 1."""
     torch.manual_seed(0)
     parts = Parts(config("pretrain", *PIXELS, *SIMPLE, "denoiser=unet_32"))
     images = torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(3))
@@ -184,7 +184,7 @@ def test_a_scaled_step_of_4000_is_a_step_of_1000():
 
 
 def test_told_gamma_it_is_a_function_of_gamma_alone():
-    """The same level reached by two schedules of different lengths (sr3.md, test 6)."""
+    """The same level reached by two schedules of different lengths."""
     net, cond = trained("sr3")
     x, gamma2 = normal(1, 2, 3, 8, 8), 0.37
     two_paths = [level(*t, gamma=math.sqrt(gamma2), sigma=s) for t, s in (((3, 3), 0.8), ((999, 40), 0.2))]
@@ -194,7 +194,7 @@ def test_told_gamma_it_is_a_function_of_gamma_alone():
 
 
 def test_nearly_clean_levels_are_told_apart():
-    """gamma^2 = 0.999999 and 0.9999 (sr3.md, test 6), and both from a clean input."""
+    """gamma^2 = 0.999999 and 0.9999, and both from a clean input."""
     net = network(channels=32, **VARIANTS["sr3"])
     codes = [net.level(level(0, gamma=math.sqrt(g)))[0] for g in (1.0, 0.999999, 0.9999, 0.99)]
     waves = [sinusoid(net.level.scalar(level(0, gamma=math.sqrt(g))), 32)[0] for g in (0.999999, 0.9999)]

@@ -1,4 +1,4 @@
-"""U-Nets conditioned on an image, concatenated or encoded (spec: sr3.md test 7; segdiff_sdedit.md A1, tests 1, 2)."""
+"""U-Nets conditioned on an image, concatenated or encoded (arXiv 2104.07636, 2112.00390)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_an_image_grows_by_keys_kernel():
 
 @pytest.mark.parametrize("name", ["sr3", "segdiff"])
 def test_swapping_images_swaps_answers_and_images_count(name):
-    """Same x_t and level, two images (sr3.md, test 7), smaller than x_t."""
+    """Same x_t and level, two images, smaller than x_t."""
     net, x = trained(name)[0], normal(1, 1, 3, 8, 8).expand(2, -1, -1, -1)
     cond = conditions_of(2, side=4)
     swapped = replace(cond, image=cond.image.flip(0))

@@ -1,4 +1,4 @@
-"""The ViT: positions, level embedding, zero start, parameter counts (spec: peers_mae_dit.md A, tests 2-8 and 13)."""
+"""The ViT: positions, level embedding, zero start, parameter counts (arXiv 2401.14404, 2212.09748)."""
 
 from __future__ import annotations
 
@@ -151,6 +151,15 @@ def test_encode_gives_what_forward_passes_on_and_stops_early():
     net.blocks[3].register_forward_hook(lambda *_: calls.append(1))
     assert torch.equal(net.encode(x, level(3, 900), layers=[2])[2], tokens[2])
     assert not calls
+
+
+@pytest.mark.parametrize("classes", [0, 5])
+def test_one_level_is_that_of_all_images(classes):
+    """Its scales and shifts are weights of the LayerNorms then."""
+    net, x = randomised(network(classes=classes)), torch.randn(3, 3, 16, 16)
+    tokens, expected = net.encode(x, level(40)), net.encode(x, level(40, 40, 40))
+    assert all(torch.allclose(tokens[layer], expected[layer], atol=1e-5) for layer in net.layers)
+    assert not torch.allclose(tokens[4], net.encode(x, level(900))[4], atol=1e-2)
 
 
 def test_token_n_is_the_patch_at_row_n_over_w_and_column_n_mod_w():

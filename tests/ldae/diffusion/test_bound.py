@@ -1,4 +1,4 @@
-"""Likelihood: the bound's terms, their sum, levels drawn by their size (spec: ddpm_ddim.md section 5, tests 11-14)."""
+"""Likelihood: the bound's terms, their sum, levels drawn by their size (arXiv 2006.11239, 2102.09672)."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def test_what_was_recorded_is_saved_with_a_checkpoint():
 
 
 def test_the_bound_alone_reaches_the_prediction_and_counts_a_thousandfold():
-    """L_vlb: beside L_hybrid's term, whose gradient of the prediction is exactly 0 (spec test 14)."""
+    """L_vlb: beside L_hybrid's term, whose gradient of the prediction is exactly 0."""
     schedule = DDPMLinear(200)
     x0, eps, level = normal(1, 8, 3, 4, 4).clamp(-1, 1), normal(2, 8, 3, 4, 4), schedule.at(torch.arange(0, 200, 25))
     x_t = level.gamma.reshape(-1, 1, 1, 1) * x0 + level.sigma.reshape(-1, 1, 1, 1) * eps

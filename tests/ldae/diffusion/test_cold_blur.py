@@ -1,4 +1,4 @@
-"""The blur of Cold Diffusion against its formulas and numbers (spec: cold_diffusion.md)."""
+"""The blur of Cold Diffusion against its formulas and numbers (arXiv 2208.09392)."""
 
 from __future__ import annotations
 

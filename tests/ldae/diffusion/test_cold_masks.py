@@ -1,4 +1,4 @@
-"""The masks of Cold Diffusion, Gaussian and coloured, against their formulas (spec: cold_diffusion.md)."""
+"""The masks of Cold Diffusion, Gaussian and coloured, against their formulas (arXiv 2208.09392)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_mask_is_the_product_of_gaussian_holes(centre):
 
 
 def test_the_mask_of_celeba_has_its_numbers():
-    """Spec, section 2.2."""
+    """At T = 100, beta_i = 0.2 (i + 1), 128 px: half of the image is left, nothing at the centre."""
     shape = (3, 128, 128)
     corruption = Mask(Cosine(T=100), shape, first=0.2, step=0.2, centred=True)
     white = torch.ones(1, *shape)
@@ -64,7 +64,7 @@ def test_random_centres_are_even_from_minus_one_to_the_last_pixel():
 
 
 def test_the_colour_mask_closes_in_from_the_border():
-    """Spec, section 4 and test 12: weights of image and colour sum to 1; at T all is colour."""
+    """Weights of image and colour sum to 1; at T all is colour."""
     T, shape = 750, (3, 128, 128)
     corruption = ColourMask(Cosine(T=T), shape, first=0.05, step=0.05)
     black, white = torch.zeros(1, *shape), torch.ones(1, *shape)

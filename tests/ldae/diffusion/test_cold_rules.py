@@ -1,4 +1,4 @@
-"""Sampling by degrading again (spec: cold_diffusion.md sections 1 and 3; its tests 1 to 5)."""
+"""Sampling by degrading again (Alg. 1 and 2, arXiv 2208.09392)."""
 
 from __future__ import annotations
 

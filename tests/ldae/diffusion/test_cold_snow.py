@@ -1,4 +1,4 @@
-"""The snow of Cold Diffusion against its formulas and numbers (spec: cold_diffusion.md)."""
+"""The snow of Cold Diffusion against its formulas and numbers (arXiv 2208.09392)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The degradations of Cold Diffusion: what all promise, and resolution, colour and blend (spec: cold_diffusion.md)."""
+"""The degradations of Cold Diffusion: what all promise, and resolution, colour and blend (arXiv 2208.09392)."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_the_draws_of_a_slice_are_its_own(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_with_a_perfect_restoration_both_algorithms_return_the_image(name):
-    """Spec, test 3, at the published T: flakes, positions, noise and second images are drawn once."""
+    """At the published T: flakes, positions, noise and second images are drawn once."""
     T = PUBLISHED.get(name, 3)
     corruption, schedule = built(name, T)
     x0 = images(2)
@@ -184,7 +184,7 @@ def test_an_image_that_cannot_be_halved_so_often_is_refused():
 
 
 def test_colour_fades_by_equal_steps_to_grey():
-    """Spec, test 10, and the recursion of section 2.5."""
+    """Against the recursion x_t = (1 - a) x_{t-1} + a grey."""
     T, x0 = 20, images(1)
     corruption, step, kept = Colour(Cosine(T=T)), x0.double(), 1.0
     mean = x0.mean(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Edits, inversion, interpolation (spec: segdiff_sdedit.md part B, tests 4, 7 to 11; ddpm_ddim.md, test 16)."""
+"""Edits, inversion, interpolation (arXiv 2108.01073, 2010.02502)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def propagated(trajectory):
 
 @pytest.mark.parametrize("n", EDITS)
 def test_an_edit_of_normal_data_is_the_closed_form(n):
-    """Spec, B4. The last step returns a mean: the deviation misses its 1e-4 or so of variance."""
+    """The last step returns a mean: the deviation misses its 1e-4 or so of variance."""
     trajectory = tail(n)
     assert trajectory[0].t == n - 1
     gain, deviation = EDITS[n]
@@ -166,7 +166,7 @@ def test_the_true_mask_comes_out_of_a_hundred_steps():
 
 
 def test_what_is_encoded_and_decoded_comes_back_the_better_the_more_steps():
-    """Spec of DDIM, test 16, on two modes; with 200 steps to a thousandth."""
+    """On two modes; with 200 steps to a thousandth."""
     data, errors = TwoModes(), []
     x0 = data.drawn((4000,), 1)
     for count in (10, 20, 50, 100, 200):

@@ -1,4 +1,4 @@
-"""Samplers on normal data, whose best prediction is known (spec: ddpm_ddim.md section 11, sr3.md section 8)."""
+"""Samplers on normal data, whose best prediction is known."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _reference_sr3(eps_of, y, gamma2, rng):
 
 @pytest.mark.parametrize("schedule", RAMPS, ids=lambda s: str(s.T))
 def test_sr3_is_ancestral_sampling_with_the_large_variance(schedule):
-    """Its formula in eps is the posterior's mean with an unclipped x0 (sr3.md, tests 1, 4 and 8)."""
+    """Its formula in eps is the posterior's mean with an unclipped x0 (arXiv 2104.07636, Eq. 10 and 11)."""
 
     def eps_of(y, gamma2):
         return (1 - gamma2).sqrt() * y + 0.05 * torch.sin(2 * y)
@@ -148,7 +148,7 @@ CONDITION = torch.tensor([[-0.8], [0.0], [0.3], [0.9]])  # m(x) of four images, 
 
 @pytest.mark.parametrize("schedule", RAMPS, ids=lambda s: str(s.T))
 def test_sr3_of_unit_data_is_right_whatever_the_number_of_steps(schedule):
-    """sr3.md, test 5: mean within 0.01 of m(x), deviation within 1 %."""
+    """Mean within 0.01 of m(x), deviation within 1 %."""
     trajectory, data = build_trajectory(schedule, All().steps(schedule.T)), Normal(1.0, CONDITION)
     assert trajectory[0].gamma ** 2 < 1e-2
     found = sample(
@@ -179,7 +179,7 @@ def test_sr3_of_certain_data_is_right_with_the_small_variance(schedule):
 
 @pytest.mark.parametrize(("metric", "expected"), [(L2(), 1.0), (L1(), 0.7979)])
 def test_sr3s_loss_starts_at_the_moments_of_noise_and_has_their_gradient(metric, expected):
-    """sr3.md, test 9: a network that answers 0; and finite differences of either power."""
+    """A network that answers 0; and finite differences of either power."""
     level, y0 = ContinuousGamma().draw(2000, BatchGenerator([1])), torch.zeros(2000, 3, 4, 4)
     eps = Eps().of(y0, Gaussian().draw(y0, BatchGenerator([2])), level)
     assert metric(torch.zeros_like(eps), eps).mean().item() == pytest.approx(expected, abs=0.01)

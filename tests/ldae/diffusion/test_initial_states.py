@@ -1,4 +1,4 @@
-"""Initial states of cold generation (spec: cold_diffusion.md sections 3 and 4, tests 5, 11 and 12)."""
+"""Initial states of cold generation (Sec. 5, arXiv 2208.09392)."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_the_start_of_a_blur_is_flat_but_for_its_noise():
 
 @pytest.mark.parametrize("noise", [0.0, 0.002])
 def test_perfect_symmetry_stays_and_broken_symmetry_grows(noise):
-    """Spec, test 11: R commutes with translations; without noise nothing in the image can differ from the rest."""
+    """R commutes with translations; without noise nothing in the image can differ from the rest."""
     init, schedule = coarse(noise=noise), Cosine(T=T)
     weight = 0.5 * torch.randn(3, 3, 3, 3, generator=generator(5))
     restore = lambda x, s: torch.tanh(4 * F.conv2d(F.pad(x, [1] * 4, mode="circular"), weight) + 0.1 * s)  # noqa: E731
@@ -174,7 +174,7 @@ def test_initial_states_are_noise_colours_and_images():
 
 
 def test_the_colour_of_the_start_is_the_one_that_is_taken_away():
-    """Spec, test 12: x_T is c, whatever the image; the same c on the way down gives a perfect R's image."""
+    """x_T is c, whatever the image; the same c on the way down gives a perfect R's image."""
     schedule = Cosine(T=T)
     corruption = ColourMask(schedule, SHAPE, first=1.0, step=0.5)
     x_T, state = MixedSignal(corruption, SHAPE).draw(4, BatchGenerator([1]))
@@ -184,7 +184,7 @@ def test_the_colour_of_the_start_is_the_one_that_is_taken_away():
 
 
 def test_fixed_noise_from_pure_noise_leaves_what_it_did_not_have_of_the_image():
-    """Spec, test 5: -gamma_T x0 + (1 - sigma_T) z is left of a perfect R's image, 2.5e-4 at T = 200."""
+    """-gamma_T x0 + (1 - sigma_T) z is left of a perfect R's image, 2.5e-4 at T = 200."""
     schedule, corruption = Cosine(T=200), Gaussian()
     z, state = MixedSignal(corruption, SHAPE).draw(4, BatchGenerator([1]))
     x0 = images(4)

@@ -1,4 +1,4 @@
-"""Ramps, levels between steps, schedules without noise (spec: ddpm_ddim.md section 2, sr3.md section 2, tests 2, 3)."""
+"""Ramps, levels between steps, schedules without noise (arXiv 2006.11239, 2104.07636)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _reference_alpha_bar(betas):
 
 @pytest.mark.parametrize("T", [50, 1000, 4000])
 def test_tables_are_their_formulas_to_the_last_digit(T):
-    """ddpm_ddim.md, test 1: to 1e-7, from plain numbers."""
+    """To 1e-7, from plain numbers."""
     k = 1000 / T
     linear = [k * (1e-4 + (0.02 - 1e-4) * i / (T - 1)) for i in range(T)]
     assert (DDPMLinear(T=T).gamma ** 2).tolist() == pytest.approx(_reference_alpha_bar(linear), rel=1e-7)
@@ -69,7 +69,7 @@ def test_the_public_grid_of_sr3():
 
 @pytest.mark.parametrize("schedule", [ContinuousGamma(), Quadratic(), DDPMLinear(100, 1e-4, 0.1, False)])
 def test_chained_single_steps_have_the_closed_form(schedule):
-    """sr3.md, test 3: sqrt(gamma_t) y0 and 1 - gamma_t, in float64."""
+    """sqrt(gamma_t) y0 and 1 - gamma_t, in float64."""
     scale, variance = 1.0, 0.0
     for i, beta in enumerate(schedule.beta.tolist()):
         scale, variance = math.sqrt(1 - beta) * scale, (1 - beta) * variance + beta
@@ -78,7 +78,7 @@ def test_chained_single_steps_have_the_closed_form(schedule):
 
 
 def test_levels_between_steps_are_uniform_over_intervals_and_in_each():
-    """sr3.md, test 2: a million draws; chi-square of their intervals, read from the level."""
+    """A million draws; chi-square of their intervals, read from the level."""
     schedule, count = ContinuousGamma(), 1_000_000
     level = schedule.draw(count, BatchGenerator([7, 8]))
     gamma2, sigma2 = level.gamma.double() ** 2, level.sigma.double() ** 2

@@ -1,4 +1,4 @@
-"""Ancestral and DDIM chains, and the loop (spec: ddpm_ddim.md sections 6 and 7; its tests 6 to 9, 14, 17)."""
+"""Ancestral and DDIM chains, and the loop (arXiv 2006.11239, Alg. 2; arXiv 2010.02502, Eq. 12)."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ CHAINS = [All(), Linear(50), Quadratic(50), Stride([10, 20]), Trailing(30)]
 @pytest.mark.parametrize("spacing", CHAINS, ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize(("rule", "variance"), [(FixedSmallVariance(), "small"), (FixedLargeVariance(), "large")])
 def test_ancestral_sampling_is_ddpms_on_the_kept_steps(rule, variance, spacing, clip):
-    """With `FixedLargeVariance`, the sigma-hat rows of DDIM's table (spec, test 7)."""
+    """With `FixedLargeVariance`, the sigma-hat rows of DDIM's table (arXiv 2010.02502, Table 1)."""
     schedule, x = DDPMLinear(), normal(3, 4, 16)
     steps = spacing.steps(1000)
     found = sample(network, rule, x, build_trajectory(schedule, steps), BatchGenerator([5]), clip=clip)
@@ -107,7 +107,7 @@ def test_ddim_is_its_paper(eta, spacing, clip):
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("spacing", CHAINS, ids=lambda s: type(s).__name__)
 def test_ddim_with_eta_one_is_ancestral_sampling(spacing, clip):
-    """Spec, test 6; with clipping it takes an eps that changes along with x0."""
+    """With clipping it takes an eps that changes along with x0."""
     trajectory, x = build_trajectory(DDPMLinear(), spacing.steps(1000)), normal(3, 4, 16)
     found, expected = (
         sample(network, rule, x, trajectory, BatchGenerator([5]), clip=clip)
@@ -120,7 +120,7 @@ def test_ddim_with_eta_one_is_ancestral_sampling(spacing, clip):
 
 @pytest.mark.parametrize("spacing", [All(), Linear(100), Linear(10), Quadratic(10), Stride([2])])
 def test_ddim_with_the_true_noise_passes_through_the_true_levels(spacing):
-    """Spec, test 8. In float32 roundings grow by 1 / gamma, to 2e-4 over 1000 steps."""
+    """In float32 roundings grow by 1 / gamma, to 2e-4 over 1000 steps."""
     x0, eps, trajectory = normal(1, 4, 16), normal(2, 4, 16), build_trajectory(DDPMLinear(), spacing.steps(1000))
     seen = []
 
@@ -143,7 +143,7 @@ def test_ddim_with_the_true_noise_passes_through_the_true_levels(spacing):
 
 @pytest.mark.parametrize(("interpolation", "rule"), [(0.0, FixedSmallVariance()), (1.0, FixedLargeVariance())])
 def test_the_ends_of_a_learned_variance_are_the_fixed_ones(interpolation, rule):
-    """On the kept steps, with the betas between those (spec, test 14)."""
+    """On the kept steps, with the betas between those (Sec. 4, arXiv 2102.09672)."""
     trajectory, x = build_trajectory(DDPMLinear(), Linear(40).steps(1000)), normal(3, 4, 16)
 
     def predict(x, step):
@@ -169,7 +169,7 @@ def test_a_learned_variance_must_have_been_learned():
 
 
 def test_two_modes_keep_their_weights_and_widths():
-    """Spec, test 17: within 1 % and 3 % at S = 1000."""
+    """Within 1 % and 3 % at S = 1000."""
     data, trajectory = TwoModes(), build_trajectory(DDPMLinear(), All().steps(1000))
     x = sample(
         data, DDIM(1.0), initial_noise((20_000,), trajectory[0], BatchGenerator([1])), trajectory, BatchGenerator([2])

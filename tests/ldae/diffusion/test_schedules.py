@@ -1,4 +1,4 @@
-"""Schedules against their formulas (spec: ldae.md, ddpm_ddim.md section 2)."""
+"""Schedules against their formulas (arXiv 2401.14404, 2006.11239, 2102.09672)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which steps are visited (spec: ddpm_ddim.md section 7, sub-sequences)."""
+"""Which steps are visited (App. D.2, arXiv 2010.02502)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One step back between any two stages (spec: ddpm_ddim.md section 3; its tests 2 to 5, 9)."""
+"""One step back between any two stages (Eq. 6 and 7, arXiv 2006.11239)."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_steps_of_the_schedule_are_its_posterior(schedule):
 
 @pytest.mark.parametrize("schedule", PRESERVING, ids=lambda s: f"{type(s).__name__}{s.T}")
 def test_noise_composed_step_by_step_is_the_closed_form(schedule):
-    """1 - alpha_bar from single steps (spec, test 2), and alpha_bar of the kept steps from the betas between (9)."""
+    """1 - alpha_bar from single steps, and alpha_bar of the kept steps from the betas between."""
     for spacing in (All(), Linear(10), Quadratic(10)):
         kept = build_trajectory(schedule, spacing.steps(schedule.T))[::-1]
         product, variance = 1.0, 0.0
@@ -74,7 +74,7 @@ def test_keeping_all_steps_gives_the_betas_back():
 
 @pytest.mark.parametrize("spacing", SPACINGS, ids=lambda s: type(s).__name__)
 def test_three_forms_of_the_mean_agree(spacing):
-    """From x0; from eps, (x - beta / sqrt(1 - a) eps) / sqrt(alpha); along DDIM's direction (spec, test 4)."""
+    """From x0; from eps, (x - beta / sqrt(1 - a) eps) / sqrt(alpha); along DDIM's direction."""
     x0, eps = normal(1, 64), normal(2, 64)
     for now, then in pairs(DDPMLinear(), spacing):
         x, back = now.mixed(x0, eps), StepBack.between(now, then)
@@ -87,7 +87,7 @@ def test_three_forms_of_the_mean_agree(spacing):
 
 
 def test_the_mean_tells_x0():
-    """A network that predicted the mean itself would say x0 = (mean - noisy x) / clean (spec, test 5)."""
+    """A network that predicted the mean itself would say x0 = (mean - noisy x) / clean."""
     x0, eps = normal(1, 64), normal(2, 64)
     for now, then in pairs(DDPMLinear(), Linear(50)):
         back, x = StepBack.between(now, then), now.mixed(x0, eps)

@@ -1,4 +1,4 @@
-"""Targets, weights, corruption: the identities between them (spec: ddpm_ddim.md section 4)."""
+"""Targets, weights, corruption: the identities between them (arXiv 2006.11239, 2202.00512)."""
 
 from __future__ import annotations
 

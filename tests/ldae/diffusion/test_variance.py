@@ -1,4 +1,4 @@
-"""Learned variance: the posterior, the bound's terms and what they teach (spec: ddpm_ddim.md sections 3 and 5)."""
+"""Learned variance: the posterior, the bound's terms and what they teach (arXiv 2102.09672)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def add_noise(schedule, *t):
 
 @pytest.mark.parametrize("schedule", [DDPMLinear(), Cosine(), LinearGamma2(), DDPMLinear(T=50)])
 def test_a_step_back_undoes_a_step(schedule):
-    """Marginals agree: mean and variance of x_{t-1} through x_t are those of x_{t-1} (spec, tests 3)."""
+    """Marginals agree: mean and variance of x_{t-1} through x_t are those of x_{t-1}."""
     q, a = Posterior(schedule), schedule.gamma**2
     before = torch.cat([torch.ones(1, dtype=torch.float64), a[:-1]])
     assert torch.allclose(q.clean + q.noisy * a.sqrt(), before.sqrt(), rtol=0, atol=1e-12)
@@ -107,7 +107,7 @@ def test_the_truth_with_the_true_variance_costs_nothing(target):
 
 
 def test_with_the_narrowest_variance_the_term_is_the_weighted_error():
-    """Index 500: 0.005514462 times the mean squared error in eps, in nats (spec, section 5.2)."""
+    """Index 500: 0.005514462 times the mean squared error in eps, in nats (Eq. 12, arXiv 2006.11239)."""
     schedule = DDPMLinear()
     x0, eps, x_t, level = add_noise(schedule, 500, 500, 500)
     answer = torch.cat([eps + 0.3 * normal(9, 3, *SHAPE[1:]), -torch.ones_like(eps)], 1)

@@ -42,7 +42,7 @@ def moments(x, features="pixels"):
 
 
 def test_equal_sets_are_at_no_distance():
-    """Spec: FID < 1e-3, SSIM 1, RMSE 0; with more images than dimensions and with fewer."""
+    """FID < 1e-3, SSIM 1, RMSE 0; with more images than dimensions and with fewer."""
     for count in (300, 40):
         x = 5 * normal(0, count, 128) + 3
         assert abs(frechet_distance(moments(x), moments(x.clone()))) < 1e-3
@@ -307,13 +307,12 @@ EMPTY, FULL = torch.zeros(1, 1, 32, 32), torch.ones(1, 1, 32, 32)
 
 @pytest.mark.parametrize("mask", [disk(), disk(0, 0), EMPTY, FULL], ids=["disk", "corner", "empty", "full"])
 def test_equal_masks_agree_wholly(mask):
-    """Spec, test 6."""
     for score in (iou, dice, boundary_f):
         assert score(mask, mask).tolist() == [1]
 
 
 def test_a_mask_moved_by_a_pixel_has_nearly_its_boundary():
-    """Spec, test 6: above 0.9 at every radius from 1 on."""
+    """Above 0.9 at every radius from 1 on."""
     for moved in (disk().roll(1, 2), disk().roll(1, 3)):
         for radius in (1, 2, 5):
             assert boundary_f(moved, disk(), [radius]).item() > 0.9
@@ -323,7 +322,7 @@ def test_a_mask_moved_by_a_pixel_has_nearly_its_boundary():
 
 @pytest.mark.parametrize("truth", [disk(), FULL])
 def test_an_empty_answer_scores_nothing(truth):
-    """Spec, test 6: no division by zero."""
+    """No division by zero."""
     for score in (iou, dice, boundary_f):
         assert score(EMPTY, truth).tolist() == [0]
         assert score(truth, EMPTY).tolist() == [0]
@@ -339,7 +338,7 @@ def test_overlaps_are_counted_for_each_image():
 
 
 def _reference_boundary_f(a, b, r):
-    """The boundaries dilated by a disk and matched, as the benchmark does it (spec A4)."""
+    """The boundaries dilated by a disk and matched, as the benchmark does it."""
     rows, columns = np.mgrid[-r : r + 1, -r : r + 1]
     element = rows**2 + columns**2 <= r**2
     cross = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool)
@@ -367,7 +366,7 @@ def test_the_border_of_the_image_is_no_boundary():
 
 
 def test_the_vote_is_of_means_not_of_majorities():
-    """Spec, test 5."""
+    """The second pixel: two of three runs are above one half, their mean is below."""
     runs = torch.tensor([[0.4, 0.2], [0.6, 0.6], [0.9, 0.6]]).reshape(3, 2, 1, 1, 1)
     assert vote(runs).flatten().tolist() == [1, 0]
 

@@ -1,4 +1,4 @@
-"""Adversarial training: hinge values, the adaptive weight, who gets gradients and when (spec: tokenizers_vqgan.md)."""
+"""Adversarial training: hinge values, the adaptive weight, who gets gradients and when (arXiv 2012.09841)."""
 
 from __future__ import annotations
 

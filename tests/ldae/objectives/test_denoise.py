@@ -1,4 +1,4 @@
-"""The objective: what each step of the path changes, and the laws of its loss (spec: ldae.md)."""
+"""The objective: what each step of the path changes, and the laws of its loss (arXiv 2401.14404)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learning itself: what a network can know by heart it learns by heart (spec: cold_diffusion.md, test 13)."""
+"""Learning itself: what a network can know by heart it learns by heart."""
 
 from __future__ import annotations
 

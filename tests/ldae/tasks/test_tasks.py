@@ -1,4 +1,4 @@
-"""What a batch means in each task (spec: sr3.md sections 2, 5, 6 and tests 8, 10, 11; segdiff_sdedit.md A1, A2)."""
+"""What a batch means in each task (arXiv 2104.07636, 2112.00390)."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_small_image_is_pillows(photographs, factor):
 
 
 def test_flipped_images_have_flipped_small_ones(photographs):
-    """Spec, test 10: made small after the flip, it is the flip of the small one."""
+    """Made small after the flip, it is the flip of the small one."""
     task, flipped = SuperResolution(4, 32), batch_of(photographs.flip(3))
     x0, cond = task(flipped)
     other, told = task(batch_of(photographs))
@@ -88,7 +88,7 @@ def test_flipped_images_have_flipped_small_ones(photographs):
 
 
 def test_bicubic_is_less_consistent_than_the_truth(photographs):
-    """Spec, test 8: the error of what is made small again; 0 for the truth."""
+    """The error of what is made small again; 0 for the truth."""
     low = downsample(photographs, 4)
     assert consistency(low, downsample(photographs, 4)) == 0
     assert consistency(low, downsample(upsample(low, 32).clamp(0, 1), 4)) > 1
@@ -103,7 +103,7 @@ def test_bicubic_is_nearer_the_truth_than_nearest_neighbours(photographs):
 
 
 def _reference_blur(image, sigma):
-    """One image (C, H, W), its 3 x 3 weights written out (sr3.md section 6)."""
+    """One image (C, H, W), its 3 x 3 weights written out (cascades: Sec. 4.5, arXiv 2104.07636)."""
     kernel = torch.tensor([[math.exp(-(i * i + j * j) / (2 * sigma**2)) for j in (-1, 0, 1)] for i in (-1, 0, 1)])
     kernel = (kernel / kernel.sum()).expand(len(image), 1, 3, 3)
     padded = torch.nn.functional.pad(image[None], (1, 1, 1, 1), mode="replicate")
@@ -141,7 +141,7 @@ def test_without_blur_nothing_is_drawn(photographs):
 
 
 def test_blur_is_for_training_alone(config):
-    """Spec, test 11; and large images are never blurred."""
+    """Large images are never blurred."""
     torch.manual_seed(0)
     argv = ("task=super_resolution", "task.blur_low=0.5", "task.blur_high=1", "tokenizer=identity", "loss=l2")
     parts = Parts(config("pretrain", *argv))

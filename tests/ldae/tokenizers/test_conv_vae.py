@@ -1,4 +1,4 @@
-"""The convolutional VAE: exact size, padding, loss (spec: tokenizers_vqgan.md)."""
+"""The convolutional VAE: exact size, padding, loss (arXiv 2112.10752)."""
 
 from __future__ import annotations
 

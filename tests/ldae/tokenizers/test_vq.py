@@ -1,4 +1,4 @@
-"""The codebook: nearest codes, straight-through gradients, who is pulled by what (spec: tokenizers_vqgan.md)."""
+"""The codebook: nearest codes, straight-through gradients, who is pulled by what (arXiv 1711.00937, 2012.09841)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pretraining from the command line: it resumes bit for bit whatever stopped it (spec: RELIABILITY.md)."""
+"""Pretraining from the command line: it resumes bit for bit whatever stopped it."""
 
 from __future__ import annotations
 
