@@ -276,12 +276,16 @@ class Denoise(PretrainingObjective):
             noisy = z_t if self.output.latent else x_t
             return self.target.to_x0(self.prediction(out), noisy, level), out
 
-    def encoder_input(self, images: Tensor, level: NoiseLevel, rng: BatchGenerator | None) -> Tensor:
-        """Return the network's input of images (B, 3, H, W) in [0, 1], noised at `level` with `rng`, else clean."""
+    def encoder_input(self, images: Tensor, level: NoiseLevel, rng: BatchGenerator | None) -> tuple[Tensor, Cond]:
+        """Return the network's input of images (B, 3, H, W) in [0, 1], noised at `level` with `rng`, and its condition.
+
+        Without `rng` the input is clean.
+        """
         with full_precision(images):
-            z = self.tokenizer.encode(self.task.from_images(images)[0])
+            x0, cond = self.task.from_images(images)
+            z = self.tokenizer.encode(x0)
             z = self.corruption.corrupt(z, level, self.corruption.draw(z, rng)) if rng else z
-            return self.input.view(z)
+            return self.input.view(z), cond
 
     def tokens(
         self,
@@ -294,8 +298,8 @@ class Denoise(PretrainingObjective):
         """Return the tokens of images (B, 3, H, W) in [0, 1] at step t, {layer: (B, N, D)}; `rng` noises them."""
         level = self.schedule.at(torch.full((1,), t, device=images.device))
         of_each = self.schedule.at(level.t.expand(images.shape[0]))
-        _, cond = self.task.from_images(images)
-        return self.denoiser.encode(self.encoder_input(images, of_each, rng), level, cond, layers=layers)
+        x_t, cond = self.encoder_input(images, of_each, rng)
+        return self.denoiser.encode(x_t, level, cond, layers=layers)
 
     @torch.no_grad()
     def denoise(self, batch: Batch, level: NoiseLevel, rng: BatchGenerator) -> tuple[Tensor, Tensor]:

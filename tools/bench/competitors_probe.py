@@ -96,8 +96,8 @@ def extraction(images: int, bare: bool, precision: PrecisionName) -> Work:
     pixels = torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8)
     held = MemoryImages.of(Path(), pixels, [str(i) for i in range(images)], np.zeros(images, np.int64))
     feature_key = FeatureKey(encoder.layer, encoder.t)
-    level = objective.schedule.at(torch.full((128,), encoder.t, device=DEVICE))
-    seen = objective.encoder_input(torch.rand(128, 3, 32, 32, device=DEVICE), level, None)
+    level = objective.schedule.at(torch.full((1,), encoder.t, device=DEVICE))
+    seen, _ = objective.encoder_input(torch.rand(128, 3, 32, 32, device=DEVICE), level, None)
 
     @torch.no_grad()
     def forward() -> None:

@@ -143,8 +143,8 @@ def test_noise_is_in_the_latent_alone(config, images):
     parts = system_of(config, images)
     objective, tokenizer = parts.objective, parts.tokenizer
     level = parts.schedule.at(torch.full((24,), 700))
-    clean = objective.encoder_input(images, level, None)
-    noised = objective.encoder_input(images, level, BatchGenerator([0]))
+    clean = objective.encoder_input(images, level, None)[0]
+    noised = objective.encoder_input(images, level, BatchGenerator([0]))[0]
     beyond = tokenizer.rotate(noised - clean)
     assert beyond[:, :16].std() > 0.1
     assert beyond[:, 16:].abs().max() < 1e-4
@@ -227,9 +227,9 @@ def test_the_noise_of_an_encoders_input_is_normal_and_another_one_for_every_imag
     def noise(seed=0, t=800, first=0):
         encoder = Encoder(objective, t=t, noised=True, seed=seed)
         rng = encoder._rng(same, torch.arange(first, first + 200))
-        return ((objective.tokenizer.encode(objective.encoder_input(same, level, rng)) - z0) / level.sigma[0]).flatten(
-            1
-        )
+        return (
+            (objective.tokenizer.encode(objective.encoder_input(same, level, rng)[0]) - z0) / level.sigma[0]
+        ).flatten(1)
 
     z0 = objective.tokenizer.encode(2 * same - 1)
     eps = noise()  # (200, 16 * 64)
