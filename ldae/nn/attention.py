@@ -11,13 +11,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-MANY_TOKENS = 128  # N from which on the fused kernel's forward pass is the faster one in bf16
-
 
 class Attention(nn.Module):
     """Multi-head self-attention (Sec. 3.2, arXiv 1706.03762); parameters named as timm's.
 
-    It calls torch's fused kernel where that is faster (`_is_fused_faster`); else it computes the explicit products.
+    It calls torch's fused kernel on CUDA and, in fp32, on a CPU; else it computes the explicit products: in bf16 that
+    kernel is slower on a CPU, its backward pass up to ten times.
 
     Args:
         width: D, divisible by `heads`.
@@ -37,24 +36,11 @@ class Attention(nn.Module):
         q, k, v = (
             self.qkv(x).reshape(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
         )  # (B, h, N, c) each
-        if _is_fused_faster(q):
+        if q.is_cuda or (q.device.type == "cpu" and q.dtype == torch.float32):
             out = F.scaled_dot_product_attention(q, k, v)  # (B, h, N, c)
         else:
             out = torch.softmax((q * self.scale) @ k.transpose(-2, -1), dim=-1) @ v  # (B, h, N, c)
         return self.proj(out.transpose(1, 2).reshape(B, N, D))
-
-
-def _is_fused_faster(q: Tensor) -> bool:
-    """Return whether the fused kernel is faster than explicit products, for queries (B, h, N, c).
-
-    On CUDA it is. On a CPU it is in fp32, more so for many tokens; in bf16 its backward pass is up to ten times slower,
-    and its forward pass is faster for many tokens only. Elsewhere it was not measured.
-    """
-    if q.is_cuda or q.device.type != "cpu":
-        return q.is_cuda
-    if q.dtype == torch.float32:
-        return True
-    return q.dtype == torch.bfloat16 and q.shape[2] >= MANY_TOKENS and not q.requires_grad
 
 
 Summary = TypeVar("Summary")

@@ -100,11 +100,11 @@ class Generator:
     @torch.no_grad()
     def predict(self, z: Tensor, step: SamplingStep, cond: Cond | None) -> Prediction:
         """Predict the clean latent at z, (B, d, h, w)."""
-        return self.predict_at(z, step.level(z), cond)
+        return self.predict_at(z, step.level(z[:1]), cond)
 
     @torch.no_grad()
     def predict_at(self, z: Tensor, level: NoiseLevel, cond: Cond | None = None) -> Prediction:
-        """Predict the clean latent at z, (B, d, h, w), each image at its own noise level."""
+        """Predict the clean latent at z, (B, d, h, w), each image at its own noise level, or all at one."""
         if self.on_step is not None:
             self.on_step()
         with torch.autocast(z.device.type, dtype=torch.bfloat16, enabled=self.sampler.precision == "bf16"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ldae.nn.attention import MANY_TOKENS, Attention
+from ldae.nn.attention import Attention
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
@@ -29,10 +29,9 @@ def kernels(call):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("tokens", [5, MANY_TOKENS])
-def test_outputs_and_gradients_are_those_of_float64(dtype, tokens):
+def test_outputs_and_gradients_are_those_of_float64(dtype):
     torch.manual_seed(0)
-    attention, x, weight = Attention(24, 3), torch.randn(2, tokens, 24), torch.randn(2, tokens, 24)
+    attention, x, weight = Attention(24, 3), torch.randn(2, 65, 24), torch.randn(2, 65, 24)
     expected = run(copy.deepcopy(attention).double(), x.double(), weight.double())  # explicit products
     for value, reference in zip(run(attention.to(dtype), x.to(dtype), weight.to(dtype)), expected, strict=True):
         assert (value - reference).abs().max() <= TOLERANCE[dtype] * reference.abs().max()
@@ -46,15 +45,7 @@ def test_the_explicit_products_are_torchs_attention():
     assert torch.allclose(attention(x), attention.proj(out), atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "tokens", "trained", "fused"),
-    [
-        (torch.float32, 16, True, True),
-        (torch.bfloat16, MANY_TOKENS, True, False),  # its backward pass is slow
-        (torch.bfloat16, MANY_TOKENS, False, True),
-        (torch.bfloat16, 16, False, False),
-    ],
-)
-def test_the_kernel_is_the_faster_one(dtype, tokens, trained, fused):
-    attention, x = Attention(24, 3).to(dtype).requires_grad_(trained), torch.randn(2, tokens, 24, dtype=dtype)
+@pytest.mark.parametrize(("dtype", "fused"), [(torch.float32, True), (torch.bfloat16, False), (torch.float64, False)])
+def test_the_kernel_is_fused_in_single_precision(dtype, fused):
+    attention, x = Attention(24, 3).to(dtype), torch.randn(2, 16, 24, dtype=dtype)
     assert any("flash_attention" in name for name in kernels(lambda: attention(x))) is fused
