@@ -92,14 +92,14 @@ def tries(record_property):
 
 @pytest.fixture(autouse=True)
 def _case(request, record_property):
-    """What the table of faults calls a test that is marked `case(number, title)`."""
+    """Record the number and title under which a test marked `case(number, title)` is in the table of faults."""
     if marker := request.node.get_closest_marker("case"):
         record_property("case", list(marker.args))
 
 
 def faults(reports):
     """A record for each fault; tests of one fault are summed."""
-    found = {}
+    records = {}
     for verdict, some in reports.items():
         for report in some:
             known = dict(getattr(report, "user_properties", ()))
@@ -109,27 +109,27 @@ def faults(reports):
             tried = known.get("tries", 0 if verdict == "skipped" else 1)
             lost = known.get("lost", tried if verdict in ("failed", "error") else 0)
             record = {"case": number, "what": title, "tries": 0, "lost": 0, "verdict": "passed", "seconds": 0.0}
-            record = found.setdefault((number, title), record)
+            record = records.setdefault((number, title), record)
             record["tries"] += tried
             record["lost"] += lost
             record["seconds"] = round(record["seconds"] + report.duration, 1)
             if verdict != "passed" and record["verdict"] != "failed":
                 record["verdict"] = "failed" if verdict == "error" else verdict
-    return sorted(found.values(), key=lambda r: ([int(n) for n in re.findall(r"\d+", r["case"])] or [99], r["what"]))
+    return sorted(records.values(), key=lambda r: ([int(n) for n in re.findall(r"\d+", r["case"])] or [99], r["what"]))
 
 
 def pytest_terminal_summary(terminalreporter):
     """The table of faults, where $LDAE_FAULTS names the file that it is to be written to."""
     requested = ("passed", "failed", "error", "skipped")
-    found = faults({key: terminalreporter.stats.get(key, []) for key in requested})
-    if not found or "LDAE_FAULTS" not in os.environ:
+    records = faults({key: terminalreporter.stats.get(key, []) for key in requested})
+    if not records or "LDAE_FAULTS" not in os.environ:
         return
     columns = ["case", "what", "tries", "lost", "verdict", "seconds"]
-    lines = [columns, *([str(record[c]) for c in columns] for record in found)]
+    lines = [columns, *([str(record[c]) for c in columns] for record in records)]
     terminalreporter.write_line(markdown(lines))
     path = Path(os.environ["LDAE_FAULTS"])
     known = {"command": "make test-faults", "commit": commit(), "hardware": describe_hardware()}
-    path.write_text(json.dumps({**known, "cases": found}, indent=1) + "\n")
+    path.write_text(json.dumps({**known, "cases": records}, indent=1) + "\n")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ TRIED = {"colour_mask": 200}  # with few steps its holes are no wider than a pix
 
 
 def images(count=4, seed=0, n=32):
-    """Even in [-1, 1], not only around 0."""
+    """Return images of numbers that are uniform in [-1, 1]."""
     return 2 * torch.rand(count, 3, n, n, generator=torch.Generator().manual_seed(seed)) - 1
 
 

@@ -42,12 +42,12 @@ class Exact(StepRule):
         back = StepBack.between(now, then)
         return back.beta_tilde + back.clean**2 * self.data.left(now) if then.sigma else 0.0
 
-    def __call__(self, x, found, now, then, rng):
-        mean = StepBack.between(now, then).mean(found.x0, x)
+    def __call__(self, x, prediction, now, then, rng):
+        mean = StepBack.between(now, then).mean(prediction.x0, x)
         return mean + math.sqrt(self.variance(now, then)) * rng.normal(x.shape) if then.sigma else mean
 
 
-class Told:
+class NormalWithTrueVariance:
     """`Normal` data, with the interpolation that makes a learned variance the true one, for the bound too."""
 
     def __init__(self, data, trajectory):

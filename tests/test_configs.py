@@ -162,19 +162,19 @@ def test_the_tokenizers_of_the_first_steps_differ_in_one_loss_alone(config):
 
 def test_paper_scale_configs_hold_the_papers_hyperparameters(config):
     for name, width, depth in (("imagenet_vit_b", 768, 12), ("imagenet_12l", 1024, 12), ("imagenet_vit_l", 1024, 24)):
-        found = config("pretrain", f"experiment=ldae/{name}")
-        assert (found["denoiser"]["width"], found["denoiser"]["encoder_depth"]) == (width, depth)
-        assert found["denoiser"]["decoder_depth"] == depth
-        assert (found["train"]["batch"], found["train"]["epochs"]) == (2048, 400)
-        assert (found["optim"]["blr"], found["optim"]["weight_decay"]) == (1e-4, 0)
-        assert found["optim"]["warmup"] * found["train"]["epochs"] == 100
-        assert (found["data"]["size"], found["tokenizer"]["patch"]) == (256, 16)
+        cfg = config("pretrain", f"experiment=ldae/{name}")
+        assert (cfg["denoiser"]["width"], cfg["denoiser"]["encoder_depth"]) == (width, depth)
+        assert cfg["denoiser"]["decoder_depth"] == depth
+        assert (cfg["train"]["batch"], cfg["train"]["epochs"]) == (2048, 400)
+        assert (cfg["optim"]["blr"], cfg["optim"]["weight_decay"]) == (1e-4, 0)
+        assert cfg["optim"]["warmup"] * cfg["train"]["epochs"] == 100
+        assert (cfg["data"]["size"], cfg["tokenizer"]["patch"]) == (256, 16)
         text = (CONFIGS / "experiment" / "ldae" / f"{name}.yaml").read_text()
         assert "not measured" in text
         assert "Own choices, which the paper does not print: betas" in text
         assert "at t = 10" in text
         cut = "ldae.data.transforms." + ("Centre" if name == "imagenet_12l" else "RandomResizedCrop")
-        assert found["augment"]["part"] == cut  # the accuracies of ViT-B and ViT-L are of random crops
+        assert cfg["augment"]["part"] == cut  # the accuracies of ViT-B and ViT-L are of random crops
 
 
 @pytest.mark.parametrize(
@@ -193,13 +193,13 @@ def test_a_longer_training_warms_up_for_as_many_epochs(config, name, warmup, usu
 
 @pytest.mark.parametrize(("name", "decay"), [("vit_b", 0.85), ("vit_l", 0.65)])
 def test_paper_scale_fine_tuning_holds_the_papers_hyperparameters(config, name, decay):
-    found = config("finetune", f"recipe={name}")
-    train, optim, augment = found["train"], found["optim"], found["augment"]
+    cfg = config("finetune", f"recipe={name}")
+    train, optim, augment = cfg["train"], cfg["optim"], cfg["augment"]
     assert (train["batch"], train["epochs"], train["ema"], train["clip"]) == (1024, 100, 0.9999, 0)
     construct(TrainSettings, train, {})
-    assert Parts(found).optim.peak(train["batch"]) == pytest.approx(4e-3)
+    assert Parts(cfg).optim.peak(train["batch"]) == pytest.approx(4e-3)
     assert (optim["layer_decay"], optim["weight_decay"]) == (decay, 0.05)
-    assert (found["drop_path"], found["mixup"], found["cutmix"]) == (0.1, 0.8, 1.0)
+    assert (cfg["drop_path"], cfg["mixup"], cfg["cutmix"]) == (0.1, 0.8, 1.0)
     assert (augment["magnitude"], augment["deviation"]) == (9, 0.5)
     assert config("finetune")["optim"]["layer_decay"] == 0.75
 
@@ -217,12 +217,12 @@ def test_the_published_tokenizers_differ_in_one_loss_alone(config):
 
 def test_dit_configs_hold_the_papers_hyperparameters(config):
     for name, width, depth in (("imagenet_b2", 768, 12), ("imagenet_xl2", 1152, 28)):
-        found = config("pretrain", f"experiment=dit/{name}")
-        denoiser, optim, train = found["denoiser"], found["optim"], found["train"]
+        cfg = config("pretrain", f"experiment=dit/{name}")
+        denoiser, optim, train = cfg["denoiser"], cfg["optim"], cfg["train"]
         assert (denoiser["width"], denoiser["patch"]) == (width, 2)
         assert denoiser["encoder_depth"] + denoiser["decoder_depth"] == depth
         assert (train["batch"], train["steps"], train["epochs"], train["ema"]) == (256, 400_000, None, 0.9999)
-        system = Parts(found)
+        system = Parts(cfg)
         rates = {system.optim.rate(step, 400_000, 256) for step in (0, 200_000, 399_999)}
         assert rates == {1e-4}
         assert (optim["weight_decay"], optim["betas"]) == (0, [0.9, 0.999])
@@ -278,23 +278,23 @@ def test_baselines_differ_from_ldae_in_the_named_keys_alone(config, name, base, 
 def test_every_experiment_takes_either_optimizer(config, name):
     own = type(Parts(config("pretrain", f"experiment={name}")).optim).__name__
     other = {"AdamW": "muon", "Muon": "adamw"}[own]
-    found = Parts(config("pretrain", f"experiment={name}", f"optim={other}")).optim
-    assert {own, type(found).__name__} == {"AdamW", "Muon"}
+    optimizer = Parts(config("pretrain", f"experiment={name}", f"optim={other}")).optim
+    assert {own, type(optimizer).__name__} == {"AdamW", "Muon"}
 
 
 @pytest.mark.parametrize(("name", "width", "depth"), [("imagenet_vit_b", 768, 12), ("imagenet_vit_l", 1024, 24)])
 def test_paper_scale_mae_holds_the_papers_hyperparameters(config, name, width, depth):
-    found = config("pretrain", f"experiment=mae/{name}")
-    sizes = {key: found["denoiser"][key] for key in ("width", "encoder_depth", "patch")}
+    cfg = config("pretrain", f"experiment=mae/{name}")
+    sizes = {key: cfg["denoiser"][key] for key in ("width", "encoder_depth", "patch")}
     assert sizes == {"width": width, "encoder_depth": depth, "patch": 16}
-    decoder = [found["denoiser"][f"decoder_{key}"] for key in ("width", "depth", "heads")]
+    decoder = [cfg["denoiser"][f"decoder_{key}"] for key in ("width", "depth", "heads")]
     assert decoder == [512, 8, 16]
-    assert (found["objective"]["ratio"], found["objective"]["norm_pix"], found["data"]["size"]) == (0.75, True, 224)
-    optim, train = found["optim"], found["train"]
+    assert (cfg["objective"]["ratio"], cfg["objective"]["norm_pix"], cfg["data"]["size"]) == (0.75, True, 224)
+    optim, train = cfg["optim"], cfg["train"]
     assert (optim["blr"], optim["weight_decay"], optim["betas"]) == (1.5e-4, 0.05, [0.9, 0.95])
     assert (train["batch"], train["epochs"], optim["warmup"] * train["epochs"]) == (4096, 800, 40)
     assert (train["ema"], train["clip"]) == (0, 0)
-    assert (found["augment"]["low"], found["augment"]["high"], found["augment"]["flip"]) == (0.2, 1.0, 0.5)
+    assert (cfg["augment"]["low"], cfg["augment"]["high"], cfg["augment"]["flip"]) == (0.2, 1.0, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -310,10 +310,10 @@ def test_paper_scale_mae_holds_the_papers_hyperparameters(config, name, width, d
     ],
 )
 def test_names_outside_their_package_are_not_resolved(config, name):
-    found = config("pretrain")
-    found["tokenizer"] = {**found["tokenizer"], "part": name}
+    cfg = config("pretrain")
+    cfg["tokenizer"] = {**cfg["tokenizer"], "part": name}
     with pytest.raises(ConfigError, match=r"tokenizer\.part"):
-        _ = Parts(found).tokenizer
+        _ = Parts(cfg).tokenizer
 
 
 def test_the_environment_does_not_leak_into_configs(config):

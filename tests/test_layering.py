@@ -1,8 +1,9 @@
-"""The layers: checks of every import in the packages."""
+"""The layers: checks of every import in the packages, and of the pages that files name."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ MAY_IMPORT["sampling"] = LIBRARY
 MAY_IMPORT["export"] = LIBRARY | {"config"}
 MAY_IMPORT["app"] = LIBRARY | {"config", "sampling", "export"}
 ONLY_IN_APP = {"hydra", "omegaconf"}
-LAZY = {"ldae", "ldae.__main__"}  # the public API: imports from any layer when a name is asked for
+LAZY = {"ldae", "ldae.__main__"}  # the public API: imports from any layer when a name is accessed
 FILES = sorted((ROOT / "ldae").rglob("*.py")) + sorted((ROOT / "linear_probe").rglob("*.py"))
 
 
@@ -130,3 +131,21 @@ def circles(edges):
 def test_there_is_no_import_circle():
     assert not circles(graph())
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c"]
+
+
+def test_pages_that_the_code_names_exist():
+    """A page lies in the repository, or a tool writes it."""
+    written = {"table.md", "trials.md", "benchmark.md", "ddim.md", "reports.md", "README.md"}
+    pages = {
+        path.relative_to(ROOT).as_posix() for folder in ("docs", "results") for path in (ROOT / folder).rglob("*.md")
+    }
+    pages |= {path.name for path in ROOT.glob("*.md")} | {page.removeprefix("docs/") for page in pages}
+    sources = [path for folder in ("ldae", "linear_probe", "tests", "tools") for path in (ROOT / folder).rglob("*.py")]
+    sources += (ROOT / "configs").rglob("*.yaml")
+    missing = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in sources
+        for name in re.findall(r"[\w/-]+\.md\b", path.read_text())
+        if name not in pages and name.rpartition("/")[2] not in written
+    }
+    assert not missing

@@ -73,9 +73,9 @@ def test_timm_alone_gives_the_same_features(done, monkeypatch):
     (snippet,) = (block for kind, block in BLOCKS if kind == "python")
     picture = Image.open(next((home / "IMAGES").rglob("*.jpg"))).convert("RGB")
     monkeypatch.chdir(home)
-    found = {"picture": picture}
-    exec(snippet, found)
+    namespace = {"picture": picture}
+    exec(snippet, namespace)
     known = json.loads((home / "OUT" / "export.json").read_text())
     encoder = Encoder(load_run(home / "RUN", None, "ema", "cpu").objective, known["layer"], known["t"])
-    shown = (found["transform"](picture)[None] + 1) / 2
-    torch.testing.assert_close(found["features"], encoder(shown), atol=1e-4, rtol=1e-4)
+    shown = (namespace["transform"](picture)[None] + 1) / 2
+    torch.testing.assert_close(namespace["features"], encoder(shown), atol=1e-4, rtol=1e-4)

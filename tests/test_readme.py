@@ -35,13 +35,13 @@ def commands():
     )
 
 
-def words(text):
+def lines_without_comments(text):
     return [line.split("#")[0].strip() for line in text.splitlines()]
 
 
 def test_there_is_something_to_test():
     assert len(commands()) > 60
-    assert {"make demo", "make test"} <= set(words(README))
+    assert {"make demo", "make test"} <= set(lines_without_comments(README))
 
 
 @pytest.mark.parametrize("line", commands())
@@ -98,7 +98,7 @@ def test_every_system_has_its_command_picture_and_figure():
 
 
 def test_every_experiment_is_a_system_or_lies_beside_one():
-    """A folder of configs/experiment without a row of docs/systems.md is a system that nobody finds."""
+    """The commands of docs/systems.md have experiments of every folder of configs/experiment but demo."""
     folders = {p.name for p in (ROOT / "configs" / "experiment").iterdir() if p.is_dir()} - {"demo"}
     assert folders == set(re.findall(r"experiment=(\w+)/", PAGES["docs/systems.md"]))
 
@@ -129,20 +129,20 @@ def test_the_python_of_the_readme_and_of_the_export_page_runs(tmp_path, monkeypa
     (readme,) = (block for kind, block in BLOCKS["README.md"] if kind == "python")
     hub, export = (block for kind, block in BLOCKS["docs/export.md"] if kind == "python")
     monkeypatch.chdir(tmp_path)
-    found: dict = {}
-    exec(readme.replace('"steps": 200', '"steps": 4'), found)
-    images = torch.rand(3, *found["encoder"].image_shape)
-    features = found["encoder"](images)
-    assert found["pretrained"](images).shape == (3, 128)
+    namespace: dict = {}
+    exec(readme.replace('"steps": 200', '"steps": 4'), namespace)
+    images = torch.rand(3, *namespace["encoder"].image_shape)
+    features = namespace["encoder"](images)
+    assert namespace["pretrained"](images).shape == (3, 128)
     folder = f"file://{tmp_path / 'ldae-digits'}"  # in place of the hub
-    exec(hub.replace("hf://USER/ldae-digits", folder).replace("USER/ldae-digits", folder), found)
-    torch.testing.assert_close(found["encoder"](images), features, atol=1e-4, rtol=1e-4)
-    exec(export, found)
-    torch.testing.assert_close(found["encoder"](images), features)
-    torch.testing.assert_close(found["vit"](images * 2 - 1), features, atol=1e-4, rtol=1e-4)
+    exec(hub.replace("hf://USER/ldae-digits", folder).replace("USER/ldae-digits", folder), namespace)
+    torch.testing.assert_close(namespace["encoder"](images), features, atol=1e-4, rtol=1e-4)
+    exec(export, namespace)
+    torch.testing.assert_close(namespace["encoder"](images), features)
+    torch.testing.assert_close(namespace["vit"](images * 2 - 1), features, atol=1e-4, rtol=1e-4)
 
 
 def test_names_of_version_0_1_are_gone():
     renamed = r"python tools/\w+\.py|\bfloors?=|\bbeside=|\blooks=|\bbegin=|search_levels|\bpartner=|\blevels\.T\b"
-    found = {name: re.findall(renamed, text) for name, text in PAGES.items()}
-    assert {name: hits for name, hits in found.items() if hits} == {}
+    matches = {name: re.findall(renamed, text) for name, text in PAGES.items()}
+    assert {name: hits for name, hits in matches.items() if hits} == {}

@@ -12,7 +12,7 @@ from helpers import ENVIRONMENT, command, losses, run, weights
 
 
 def same(a, b):
-    """Whether two runs have the same losses and the same last tensors, bit for bit."""
+    """Return whether two runs have the same losses and the same last tensors, bit for bit."""
     return losses(a) == losses(b) and weights(a) == weights(b)
 
 
@@ -37,7 +37,7 @@ def ended(process, seconds=120):
 
 
 def until(condition, process, seconds=120):
-    """Waits for a condition; whether it came before the process ended."""
+    """Wait for a condition; return whether it came before the process ended."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
         if condition():
@@ -61,7 +61,7 @@ def signalled(folder, argv, number, step=3, group=False):
 
 
 def killed_and_rerun(folder, delays, argv):
-    """Kills a run after each delay, starts it again each time, and lets it end; how many kills found it alive."""
+    """Kill a run after each delay, start it again each time, and let it end; return how many kills hit a live run."""
     alive = 0
     for delay in delays:
         process = started(f"out={folder}", *argv)

@@ -23,12 +23,12 @@ EXPERIMENTS = (
     "sr3/cifar10_cpu",
     "segdiff/horses_cpu",
 )
-NOWHERE = "data.root=/nonexistent"  # whoever looks at the data first answers 65
+NOWHERE = "data.root=/nonexistent"  # a command that reads the data first ends with code 65
 # what a text may be is up to the file parts or to the user
 FREE_TEXT = {"out", "root", "cache", "weights", "experiment", "name", "only"}
 REFERRED = {"data.d", "data.patch"}  # others refer to them, and the answer names those that do
 FRACTIONS = {"train.epochs"}  # written as whole numbers, and need not be
-UNUSED = {("mae/cifar10_cpu", "timesteps")}  # a part that the experiment has and does not ask for
+UNUSED = {("mae/cifar10_cpu", "timesteps")}  # a part that the experiment has and does not use
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,16 @@ class Mistake:
 
     @property
     def argv(self) -> list[str]:
-        """Of ldae pretrain."""
+        """Return the arguments of `ldae pretrain`."""
         return [f"experiment={self.experiment}", NOWHERE, self.word]
 
 
 @functools.cache
 def mistakes(seed: int = 0) -> tuple[Mistake, ...]:
-    """All of them, in an order of the seed's."""
-    found = [m for name in EXPERIMENTS for m in _of(name)]
-    random.Random(seed).shuffle(found)
-    return tuple(found)
+    """Return all mistakes, in an order that the seed determines."""
+    arguments = [m for name in EXPERIMENTS for m in _of(name)]
+    random.Random(seed).shuffle(arguments)
+    return tuple(arguments)
 
 
 def _of(experiment: str) -> Iterator[Mistake]:

@@ -1,4 +1,4 @@
-"""Damaged picture files, and what every loader makes of them: python mutated.py FOLDER COUNT prints it as JSON."""
+"""Damaged picture files, and those that each loader leaves out: python mutated.py FOLDER COUNT prints them as JSON."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def damaged(raw, other, chance):
 
 def write(root, count, seed=0):
     """`count` damaged files in two classes below root/train, one in eight left whole; their names and bytes."""
-    chance, found = random.Random(seed), {}
+    chance, files = random.Random(seed), {}
     for i in range(count):
         kind = chance.choice(list(KINDS))
         raw = good(kind, chance)
@@ -64,12 +64,12 @@ def write(root, count, seed=0):
         path = root / "train" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(raw)
-        found[name] = raw
-    return found
+        files[name] = raw
+    return files
 
 
 def readable(raw):
-    """Whether Pillow, asked plainly, gives all pixels of a file: rows that a TIFF lacks it takes for black."""
+    """Return whether Pillow reads all pixels of a file; not if a TIFF lacks rows, which Pillow fills with black."""
     try:
         with Image.open(io.BytesIO(raw)) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -85,18 +85,18 @@ def readable(raw):
 
 
 def read(root, files):
-    """Loader -> the names that it left out; "pillow" -> what it should leave out."""
+    """Return loader -> the names that it left out; "pillow" -> those that it should leave out."""
     from ldae.data.cache import Context
     from ldae.data.datasets import Division, ImageFolder
     from ldae.data.loader import in_order
     from ldae.data.tar_shards import TarShards
 
     def taken(dataset, cache):
-        found = dataset.open(Context(root / cache, 0, 1.0, MAX_PIXELS))
-        parts = [found.train, found.holdout, found.test]
+        splits = dataset.open(Context(root / cache, 0, 1.0, MAX_PIXELS))
+        parts = [splits.train, splits.holdout, splits.test]
         seen = sum(len(batch) for part in parts if len(part) for batch in in_order(part, 64, torch.device("cpu")))
-        assert seen + len(found.bad) == len(files), "an image is neither read nor left out"
-        return [name for name, _ in found.bad]
+        assert seen + len(splits.bad) == len(files), "an image is neither read nor left out"
+        return [name for name, _ in splits.bad]
 
     folder, division = str(root), Division(holdout=0.1, test=0.1)
     result = {"pillow": [name for name, raw in files.items() if not readable(raw)]}
@@ -116,7 +116,7 @@ def read(root, files):
 
 
 def hub(root, files, division, taken):
-    """What a stream leaves out."""
+    """Return the names that a stream of a Hugging Face data set leaves out."""
     import datasets
 
     from ldae.data.hub import HubImages

@@ -15,12 +15,12 @@ from pathlib import Path
 
 
 class Disk:
-    """What is known to be on the disk below a folder.
+    """The files and folders that are surely on the disk below a folder.
 
     Args:
         root: the folder; it is on the disk, and empty.
         snapshots: where to keep worst cases, a folder each, and `saved.json`: name -> step of the last checkpoint that
-            was said to be saved.
+            was reported as saved.
     """
 
     def __init__(self, root, snapshots):
@@ -63,10 +63,10 @@ class Disk:
         """Keeps worst cases after every call that matters from now on."""
         below = f"{self.root}{os.sep}"
 
-        def then(call, told):
+        def then(call, affects_disk):
             def wrapped(*argv, **names):
                 result = call(*argv, **names)
-                if told(*argv):
+                if affects_disk(*argv):
                     self.keep()
                 return result
 

@@ -1,4 +1,4 @@
-"""Can the tests of faults fail? Each mechanism is taken out of a copy of the repository, and its test has to notice.
+"""Mutation test of the tests of faults: without its mechanism, in a copy of the repository, each test has to fail.
 
 python tests/faults/sabotage.py [WORD]       # those with WORD in their name; prints a table, 1 if a test passed
 """
@@ -19,13 +19,13 @@ FAULTS = "tests/faults"
 
 @dataclass(frozen=True)
 class Sabotage:
-    """What is taken out.
+    """A mechanism that is taken out.
 
     Attributes:
         name: of the mechanism.
         file: where it is.
         old, new: text of that file and what it becomes.
-        test: what has to fail.
+        test: the test that has to fail.
     """
 
     name: str
@@ -194,7 +194,7 @@ ALL = (
 
 
 def noticed(sabotage: Sabotage) -> bool:
-    """Whether the test fails without the mechanism."""
+    """Return whether the test fails without the mechanism."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
         left = shutil.ignore_patterns(".git", ".venv", "*.egg-info", "__pycache__", ".*_cache")
@@ -216,8 +216,8 @@ def noticed(sabotage: Sabotage) -> bool:
 
 if __name__ == "__main__":
     word = sys.argv[1] if len(sys.argv) > 1 else ""
-    found = {sabotage: noticed(sabotage) for sabotage in ALL if word in sabotage.name}
+    results = {sabotage: noticed(sabotage) for sabotage in ALL if word in sabotage.name}
     print("| taken out | test | noticed |\n|---|---|---|")
-    for sabotage, red in found.items():
+    for sabotage, red in results.items():
         print(f"| {sabotage.name} | `{sabotage.test.removeprefix(FAULTS + '/')}` | {'yes' if red else 'NO'} |")
-    sys.exit(not all(found.values()))
+    sys.exit(not all(results.values()))

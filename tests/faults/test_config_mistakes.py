@@ -9,13 +9,13 @@ from mistakes import mistakes
 
 
 def failures(in_process, out, first, count):
-    """What was not answered so, among some of the mistakes."""
-    found = []
+    """Describe those of `count` mistakes from `first` on that are not answered so."""
+    failed = []
     for mistake in itertools.islice(mistakes(), first, first + count):
         code, message = in_process("pretrain", *mistake.argv, f"out={out}")
         if code != 2 or mistake.key not in message or len(message.splitlines()) != 1:
-            found.append(f"{mistake.experiment} {mistake.word} ({mistake.kind}): {code} {message}")
-    return found
+            failed.append(f"{mistake.experiment} {mistake.word} ({mistake.kind}): {code} {message}")
+    return failed
 
 
 TITLE = "mistakes generated from the configs: misspelt, of another type, out of range, no choice"

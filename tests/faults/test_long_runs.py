@@ -1,4 +1,4 @@
-"""What grows with the length of a run (slow)."""
+"""Memory, open files and files on disk over a long run (slow)."""
 
 from __future__ import annotations
 

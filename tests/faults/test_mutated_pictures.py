@@ -20,11 +20,11 @@ def check(tmp_path, count):
     argv = [sys.executable, str(script), str(tmp_path / "pictures"), str(count)]
     done = subprocess.run(argv, capture_output=True, text=True, env=env, timeout=3000)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    peak, pillow = found.pop("peak"), set(found.pop("pillow"))
-    assert len(found) == 4
-    assert {loader: sorted(set(left) ^ pillow) for loader, left in found.items()} == {loader: [] for loader in found}
-    assert all(len(left) == len(pillow) for left in found.values())
+    names = json.loads(done.stdout.splitlines()[-1])
+    peak, pillow = names.pop("peak"), set(names.pop("pillow"))
+    assert len(names) == 4
+    assert {loader: sorted(set(left) ^ pillow) for loader, left in names.items()} == {loader: [] for loader in names}
+    assert all(len(left) == len(pillow) for left in names.values())
     assert count / 8 < len(pillow) < 7 * count / 8
     assert peak < 1.5
     return len(pillow)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="tell
 
 @pytest.fixture(scope="module")
 def cuts(tmp_path_factory):
-    """What each power cut left of a run: (folder, step of the last checkpoint that was said to be saved)."""
+    """Return (run folder, step of the last checkpoint that was reported as saved) after each power cut."""
     disk, snapshots = (tmp_path_factory.mktemp(name) for name in ("disk", "snapshots"))
     script, env = Path(__file__).parent / "power.py", {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)}
     argv = [sys.executable, str(script), str(disk), str(snapshots), "pretrain"]
@@ -36,8 +36,8 @@ def cuts(tmp_path_factory):
 def test_no_power_cut_loses_what_was_saved(cuts, tries):
     lost = []
     for folder, step in cuts:
-        found = newest(folder / "checkpoints", set_aside=False)
-        reached = found.step if found else 0
+        checkpoint = newest(folder / "checkpoints", set_aside=False)
+        reached = checkpoint.step if checkpoint else 0
         kept = losses(folder) if (folder / "metrics.jsonl").exists() else {}
         if reached < step or not set(range(1, reached + 1)) <= kept.keys():
             lost.append((folder.parent.name, step, reached, sorted(kept)))

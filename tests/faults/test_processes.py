@@ -1,4 +1,4 @@
-"""Runs of two processes: one is killed, stalls, or is told to stop (RELIABILITY, case 27)."""
+"""Runs of two processes: one is killed, stalls, or gets a signal to stop (RELIABILITY, case 27)."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ def test_a_rank_that_stands_still_is_named(straight, tmp_path):
     process.communicate(timeout=60)
     assert process.returncode != 0
     assert time.monotonic() - began < 60
-    found = status(tmp_path / "r")
-    assert re.search(r"process 1 .*runtime\.timeout=5", found["message"]), found
-    assert found["code"] == 74
+    report = status(tmp_path / "r")
+    assert re.search(r"process 1 .*runtime\.timeout=5", report["message"]), report
+    assert report["code"] == 74
     torchrun("pretrain", f"out={tmp_path / 'r'}", *TWO)
     assert same(straight, tmp_path / "r")
 
@@ -89,9 +89,9 @@ def test_a_signal_to_one_rank_stops_all_at_one_step(straight, tmp_path, rank):
     assert until(at_step(tmp_path / "r", 45), process)
     os.kill(pid_of(rank, process), signal.SIGTERM)
     process.communicate(timeout=60)
-    found = status(tmp_path / "r")
-    assert (found["state"], found["code"]) == ("interrupted", 75)
-    assert found["step"] == max(losses(tmp_path / "r"))
+    report = status(tmp_path / "r")
+    assert (report["state"], report["code"]) == ("interrupted", 75)
+    assert report["step"] == max(losses(tmp_path / "r"))
     torchrun("pretrain", f"out={tmp_path / 'r'}", *TWO)
     assert same(straight, tmp_path / "r")
 

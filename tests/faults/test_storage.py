@@ -165,7 +165,7 @@ def test_a_read_only_cache_is_73_that_names_it(tmp_path, in_process):
 
 
 class Canary:
-    """What a pickle would run."""
+    """An object whose unpickling creates a file."""
 
     def __init__(self, path):
         self.path = path

@@ -26,16 +26,16 @@ def row(paper, grid="g", **accuracies):
     ],
 )
 def test_the_correlation_is_that_of_the_ranks(ours, expected):
-    found = agreements([row(paper, lbfgs=value) for paper, value in zip((1, 2, 3, 4, 500), ours, strict=True)])
-    assert found["g", "lbfgs"].rho == pytest.approx(expected)
-    assert found["g", "lbfgs"].count == 5
+    correlations = agreements([row(paper, lbfgs=value) for paper, value in zip((1, 2, 3, 4, 500), ours, strict=True)])
+    assert correlations["g", "lbfgs"].rho == pytest.approx(expected)
+    assert correlations["g", "lbfgs"].count == 5
 
 
 def test_grids_and_protocols_are_not_mixed_and_rows_without_a_paper_are_left_out():
     rows = [row(p, lbfgs=p, knn=-p) for p in (1, 2, 3)] + [row(None, lbfgs=0, knn=9)]
     rows += [row(p, "h", lbfgs=p) for p in (1, 2)]  # too few for an order
-    found = {key: (round(a.rho, 6), a.count) for key, a in agreements(rows).items()}
-    assert found == {("g", "lbfgs"): (1.0, 3), ("g", "knn"): (-1.0, 3)}
+    correlations = {key: (round(a.rho, 6), a.count) for key, a in agreements(rows).items()}
+    assert correlations == {("g", "lbfgs"): (1.0, 3), ("g", "knn"): (-1.0, 3)}
 
 
 def test_the_interval_is_that_of_scipys_bootstrap_and_always_the_same():

@@ -67,9 +67,9 @@ def test_all_feature_keys_are_trained_on_one_stream(source):
     assert protocol.name == "x_augmented"
     assert protocol.source == "from there; cut in probe training, images encoded anew"
     train, held = Part("train", torch.arange(100)), Part("train", torch.arange(100, 120))
-    found = protocol.sweep_source(source, train, held, 3, seed=0)
+    choices = protocol.sweep_source(source, train, held, 3, seed=0)
     assert source.encoded == 400
-    assert found[B][0].accuracy > 95 > found[A][0].accuracy
-    scores = protocol.evaluate_source(source, B, found[B][0].setting, [train], [held, held], 3, seed=0)
-    assert scores.score == pytest.approx(found[B][0].accuracy)
+    assert choices[B][0].accuracy > 95 > choices[A][0].accuracy
+    scores = protocol.evaluate_source(source, B, choices[B][0].setting, [train], [held, held], 3, seed=0)
+    assert scores.score == pytest.approx(choices[B][0].accuracy)
     assert len(scores.per_image) == 2 * 20

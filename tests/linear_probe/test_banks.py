@@ -1,4 +1,4 @@
-"""Features in a file: what is written comes back, what is wrong is said."""
+"""Feature files: a round trip, and errors that name the mistake."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ def test_what_is_written_comes_back(tmp_path):
         for name, n in (("train", 30), ("holdout", 6), ("test", 9))
     }
     write_features(tmp_path / "f.npz", splits, fingerprint="abc", feature_key="layer1")
-    found = read_features(tmp_path / "f.npz")
+    features = read_features(tmp_path / "f.npz")
     for name, split in splits.items():
-        assert torch.equal(found.splits[name].x, split.x)
-        assert torch.equal(found.splits[name].y, split.y)
-    assert (found.fingerprint, found.classes) == ("abc", 3)
+        assert torch.equal(features.splits[name].x, split.x)
+        assert torch.equal(features.splits[name].y, split.y)
+    assert (features.fingerprint, features.classes) == ("abc", 3)
     assert [p.name for p in tmp_path.iterdir()] == ["f.npz"]
 
 
 def test_a_holdout_is_made_of_train_where_there_is_none(tmp_path):
-    found = read_features(write(tmp_path / "f.npz"))
-    assert {name: len(split) for name, split in found.splits.items()} == {"train": 36, "holdout": 4, "test": 9}
-    assert torch.bincount(found.splits["holdout"].y).tolist() == [2, 2]
+    features = read_features(write(tmp_path / "f.npz"))
+    assert {name: len(split) for name, split in features.splits.items()} == {"train": 36, "holdout": 4, "test": 9}
+    assert torch.bincount(features.splits["holdout"].y).tolist() == [2, 2]
     again = read_features(write(tmp_path / "g.npz"))
-    assert torch.equal(found.splits["holdout"].x, again.splits["holdout"].x)
-    assert found.fingerprint == again.fingerprint
+    assert torch.equal(features.splits["holdout"].x, again.splits["holdout"].x)
+    assert features.fingerprint == again.fingerprint
     other = read_features(write(tmp_path / "h.npz", test_y=np.arange(9) % 2 ^ 1))
-    assert other.fingerprint != found.fingerprint
+    assert other.fingerprint != features.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,8 @@ def test_arrays_are_read_in_pieces_whatever_they_lie_like(tmp_path, monkeypatch,
     write_file(tmp_path / "f.npz", **known)
     whole = read_features(tmp_path / "f.npz")
     monkeypatch.setattr(members, "PIECE", 7 * 3 * known["train_x"].itemsize)  # seven rows
-    found = read_features(tmp_path / "f.npz").splits
-    together = joined(found["train"], found["holdout"])
+    splits = read_features(tmp_path / "f.npz").splits
+    together = joined(splits["train"], splits["holdout"])
     rows = [tuple(row) for row in together.x.tolist()]
     assert sorted(rows) == sorted(map(tuple, known["train_x"].astype(np.float32).tolist()))
     label_of = {
@@ -101,15 +101,15 @@ def test_arrays_are_read_in_pieces_whatever_they_lie_like(tmp_path, monkeypatch,
     }
     assert [label_of[row] for row in rows] == together.y.tolist()
     for name, part in whole.splits.items():
-        assert torch.equal(part.x, found[name].x)
+        assert torch.equal(part.x, splits[name].x)
 
 
 def test_train_and_holdout_are_together_without_a_copy(tmp_path):
-    found = read_features(write(tmp_path / "f.npz")).splits
-    together = joined(found["train"], found["holdout"])
-    assert together.x.data_ptr() == found["train"].x.data_ptr()
-    assert torch.equal(together.x, torch.cat([found["train"].x, found["holdout"].x]))
-    for other in ((found["holdout"], found["train"]), (found["train"], found["test"])):
+    splits = read_features(write(tmp_path / "f.npz")).splits
+    together = joined(splits["train"], splits["holdout"])
+    assert together.x.data_ptr() == splits["train"].x.data_ptr()
+    assert torch.equal(together.x, torch.cat([splits["train"].x, splits["holdout"].x]))
+    for other in ((splits["holdout"], splits["train"]), (splits["train"], splits["test"])):
         assert torch.equal(joined(*other).x, torch.cat([part.x for part in other]))
 
 
@@ -132,11 +132,11 @@ def test_no_flipped_bit_changes_what_is_read(tmp_path):
     for bit in range(0, 8 * len(whole), 23):
         path.write_bytes(whole[: bit // 8] + bytes([whole[bit // 8] ^ 1 << bit % 8]) + whole[bit // 8 + 1 :])
         try:
-            found = read_features(path)
+            features = read_features(path)
         except ValueError:
             refused += 1
             continue
         for name, split in splits.items():
-            assert torch.equal(found.splits[name].x, split.x)
-            assert torch.equal(found.splits[name].y, split.y)
+            assert torch.equal(features.splits[name].x, split.x)
+            assert torch.equal(features.splits[name].y, split.y)
     assert refused > 100

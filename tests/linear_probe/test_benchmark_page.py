@@ -49,14 +49,14 @@ def test_the_csv_files_have_every_result_and_difference(written):
 
 def test_the_page_marks_the_best_and_what_is_within_noise(written):
     page = Elements((written / "index.html").read_text())
-    cells = [attrs for tag, attrs, _ in page.found if tag == "td"]
+    cells = [attrs for tag, attrs, _ in page.elements if tag == "td"]
     marked = {attrs["data-head"]: set() for attrs in cells}
     for attrs in cells:
         marked[attrs["data-head"]] |= {attrs["class"]} & {"n best", "n near"}
     assert marked == {"photos linear": {"n best", "n near"}, "digits 5-shot kNN": {"n best"}}
     assert "A made-up &lt;benchmark&gt;" in (written / "index.html").read_text()
     assert "photos: few images" in (written / "index.html").read_text()
-    for tag, attrs, _ in page.found:
+    for tag, attrs, _ in page.elements:
         if tag == "a":
             assert (written / attrs["href"]).is_file()
 

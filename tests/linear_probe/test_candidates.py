@@ -27,14 +27,14 @@ def test_the_largest_products_are_returned_in_float32():
 
 
 def test_what_all_entries_share_hides_no_neighbour():
-    """With a mean 30 times as long as what differs, bf16 of the entries themselves cannot tell them apart."""
+    """With a mean 30 times as long as the differences, bf16 of the entries themselves does not resolve them."""
     differs = F.normalize(classes_apart(2000, 64, 1)[0], dim=1)
     bank = 30 * F.normalize(torch.ones(64), dim=0) + differs
     queries = F.normalize(classes_apart(40, 64, 2)[0], dim=1)
     requested = (queries.double() @ bank.double().T).topk(10, dim=1).indices
     _, rows = Candidates(bank, 10).search(queries)
     rounded = (queries.bfloat16() @ bank.bfloat16().T).topk(10, dim=1).indices
-    same = lambda found: (found.sort(1).values == requested.sort(1).values).all(1).float().mean()  # noqa: E731
+    same = lambda indices: (indices.sort(1).values == requested.sort(1).values).all(1).float().mean()  # noqa: E731
     assert same(rows) > 0.9
     assert same(rounded) < 0.3
 

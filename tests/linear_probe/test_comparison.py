@@ -69,9 +69,9 @@ def test_the_best_is_bold_and_what_is_within_noise_of_it_is_marked():
 
 def test_differences_are_paired_and_of_the_same_images_alone():
     expected = paired_difference(GOOD[0], BAD[0])
-    found = comparison()
-    assert found.difference(A, "good", "bad") == expected
-    rows = cells(found.differences())
+    example = comparison()
+    assert example.difference(A, "good", "bad") == expected
+    rows = cells(example.differences())
     assert rows[0][0] == "good minus"
     assert rows[3] == ["bad", f"{expected.mean:+.1f} [{expected.low:.1f}, {expected.high:.1f}]", rows[3][2]]
     assert rows[3][2].startswith("-")

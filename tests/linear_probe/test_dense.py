@@ -1,4 +1,4 @@
-"""A linear head on patch tokens, held against scikit-learn and against masks that it can know."""
+"""A linear head on patch tokens, held against scikit-learn and against known masks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from linear_probe.dense import DenseHead
 
 
 def shown(count=40, D=5, grid=(4, 4), seed=0):
-    """Tokens whose first coordinate says, with noise, whether the patch is figure; masks at the tokens' own size."""
+    """Return tokens whose first coordinate is larger, up to noise, on the figure, and masks at the tokens' own size."""
     generator = torch.Generator().manual_seed(seed)
     figure = (torch.rand(count, 1, *grid, generator=generator) > 0.6).float()
     tokens = torch.randn(count, grid[0] * grid[1], D, generator=generator) * 3 + 1
@@ -49,14 +49,14 @@ def test_a_figure_of_many_pixels_is_segmented_from_few_tokens():
     tokens, figure = shown(D=3)
     tokens[..., 0] += 40 * figure.flatten(1)
     masks = torch.nn.functional.interpolate(figure, size=(16, 16), mode="bilinear").round()
-    found = DenseHead(tokens[:30], masks[:30], (4, 4), 1e-5)(tokens[30:])
-    right = (found.round() == masks[30:]).float().mean()
-    assert found.shape == (10, 1, 16, 16)
+    probabilities = DenseHead(tokens[:30], masks[:30], (4, 4), 1e-5)(tokens[30:])
+    right = (probabilities.round() == masks[30:]).float().mean()
+    assert probabilities.shape == (10, 1, 16, 16)
     assert right > 0.95
 
 
 def test_a_heavy_penalty_leaves_the_share_of_figure():
     tokens, masks = shown()
-    found = DenseHead(tokens, masks, (4, 4), penalty=1e4)(tokens)
-    assert found.min() == pytest.approx(float(masks.mean()), abs=1e-2)
-    assert found.max() == pytest.approx(float(masks.mean()), abs=1e-2)
+    probabilities = DenseHead(tokens, masks, (4, 4), penalty=1e4)(tokens)
+    assert probabilities.min() == pytest.approx(float(masks.mean()), abs=1e-2)
+    assert probabilities.max() == pytest.approx(float(masks.mean()), abs=1e-2)

@@ -36,16 +36,16 @@ def vit(classes=10, depth=3):
 def test_every_layer_learns_slower_than_the_next_by_the_factor():
     network = vit(depth=3)
     names = {id(p): n for n, p in network.named_parameters()}
-    found = {}
+    hyperparameters = {}
     for group in LayerDecay(1e-3, weight_decay=0.1, layer_decay=0.5).build(network).param_groups:
         for p in group["params"]:
-            found[names[id(p)]] = (group["lr_scale"], group["weight_decay"])
-    assert found.keys() == set(names.values())  # each once: the optimiser refuses what comes twice
-    scale = {name: s for name, (s, _) in found.items()}
+            hyperparameters[names[id(p)]] = (group["lr_scale"], group["weight_decay"])
+    assert hyperparameters.keys() == set(names.values())  # each once: the optimiser refuses what comes twice
+    scale = {name: s for name, (s, _) in hyperparameters.items()}
     assert scale["head.weight"] == 1
     assert [scale[f"blocks.{i}.attn.qkv.weight"] for i in range(3)] == [0.125, 0.25, 0.5]
     assert scale["patch_embed.proj.weight"] == scale["pos_embed"] == 0.0625
-    decayed = {name for name, (_, decay) in found.items() if decay}
+    decayed = {name for name, (_, decay) in hyperparameters.items() if decay}
     assert decayed == {n for n, p in network.named_parameters() if p.ndim > 1 and n != "pos_embed"}
 
 
@@ -73,12 +73,12 @@ def test_mixing_follows_torchs_random_numbers_and_leaves_numpys_alone():
     np.random.seed(5)
     expected = np.random.rand(3)
     np.random.seed(5)
-    found = []
+    mixed = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        found.append(mix(images, labels)[0])
-    assert torch.equal(found[0], found[1])
-    assert not torch.equal(found[0], found[2])
+        mixed.append(mix(images, labels)[0])
+    assert torch.equal(mixed[0], mixed[1])
+    assert not torch.equal(mixed[0], mixed[2])
     assert np.array_equal(np.random.rand(3), expected)
 
 
@@ -98,9 +98,9 @@ def test_rand_augment_is_a_function_of_seed_epoch_and_index_alone():
 def test_the_strongest_operations_work_on_every_image():
     augment = RandAugment(magnitude=10, deviation=1.0)
     index = torch.arange(300)
-    found = augment(torch.rand(300, 3, 8, 8), uniforms(0, 0, index, augment.n))
-    assert found.shape == (300, 3, 8, 8)
-    assert 0 <= found.min() < found.max() <= 1
+    augmented = augment(torch.rand(300, 3, 8, 8), uniforms(0, 0, index, augment.n))
+    assert augmented.shape == (300, 3, 8, 8)
+    assert 0 <= augmented.min() < augmented.max() <= 1
 
 
 def test_masks_are_not_left_behind():

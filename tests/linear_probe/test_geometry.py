@@ -1,4 +1,4 @@
-"""Laws of what is said of features without labels."""
+"""Laws of the label-free measures of features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Poolings against what they are said to be, written out."""
+"""Poolings against their definitions, written out."""
 
 from __future__ import annotations
 
@@ -49,4 +49,4 @@ def test_patches_that_are_no_square_of_cells_are_refused(name, patches):
 @pytest.mark.parametrize("name", ["mean4", "cls4", "cls4+mean"])
 def test_the_layers_that_are_needed_are_named(name):
     assert list(POOLINGS[name].layers(6)) == [3, 4, 5, 6]
-    assert POOLINGS[name].layers(3)[0] == 0  # there is none: refused by whoever asks
+    assert POOLINGS[name].layers(3)[0] == 0  # there is none: the caller refuses it

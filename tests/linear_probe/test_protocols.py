@@ -1,4 +1,4 @@
-"""Protocols choose on the hold-out, banks are whole, result lines say all."""
+"""Protocols choose on the hold-out, banks are whole, result lines are complete."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ def test_the_setting_is_the_best_of_the_holdout():
 
 def test_whitening_helps_where_some_directions_drown_the_rest():
     def drowned(count, seed):
-        found = clusters(count, seed, spread=0.5)
-        found.x[:, 3:] += 300 * torch.randn(count, 5, generator=torch.Generator().manual_seed(seed + 9))
-        return found
+        features = clusters(count, seed, spread=0.5)
+        features.x[:, 3:] += 300 * torch.randn(count, 5, generator=torch.Generator().manual_seed(seed + 9))
+        return features
 
     train, test = drowned(600, 0), drowned(300, 1)
     assert KNN().evaluate({"k": 10}, train, test, 3, 0).score < 60
@@ -178,8 +178,8 @@ def test_a_line_from_before_labels_and_seeds_is_read(tmp_path):
     for key in ("labels", "seeds", "deviation", "sha256"):
         del line[key]
     (tmp_path / "r.jsonl").write_text(json.dumps(line) + "\n")
-    (found,) = read_results(tmp_path / "r.jsonl")
-    assert (found.labels, tuple(found.seeds), found.deviation) == ("all", (), None)
+    (result,) = read_results(tmp_path / "r.jsonl")
+    assert (result.labels, tuple(result.seeds), result.deviation) == ("all", (), None)
 
 
 def test_combined_steps_have_a_column_of_their_own():

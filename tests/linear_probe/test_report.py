@@ -1,4 +1,4 @@
-"""Reports say what the rows say, refuse what cannot stand together, and need nothing but themselves."""
+"""Reports hold the numbers of the rows, refuse mixtures of results, and load no other file."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ NASTY = 'a<b & c_d 100% |x| {y} $z ~ ^ \\ #1 "q"'
 
 
 class Elements(HTMLParser):
-    """Every start tag with its attributes, and the texts of td elements; complains of tags that do not match."""
+    """Every start tag with its attributes, and the texts of td elements; tags that do not match raise an error."""
 
     VOID = frozenset({"meta", "link", "img", "input", "br"})
 
     def __init__(self, text):
         super().__init__()
-        self.found, self.open, self.trials = [], [], []
+        self.elements, self.open, self.trials = [], [], []
         self.feed(text)
         assert self.open == []
 
     def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs), tuple(self.open)))
+        self.elements.append((tag, dict(attrs), tuple(self.open)))
         self.trials += [""] * (tag == "td")
         self.open += [tag] * (tag not in self.VOID)
 
     def handle_startendtag(self, tag, attrs):
-        self.found.append((tag, dict(attrs), tuple(self.open)))
+        self.elements.append((tag, dict(attrs), tuple(self.open)))
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -61,8 +61,8 @@ def written(tmp_path_factory):
 def known_numbers(rows):
     """Every accuracy, deviation, paper's number and cost, as it must be printed."""
     results = [*(r for one in rows for r in one.results), *baselines()]
-    found = {v for r in results for v in (r.accuracy, r.deviation)} | {v for r in rows for v in (r.paper, r.hours)}
-    return {f"{v:.2f}" for v in found if v is not None}
+    numbers = {v for r in results for v in (r.accuracy, r.deviation)} | {v for r in rows for v in (r.paper, r.hours)}
+    return {f"{v:.2f}" for v in numbers if v is not None}
 
 
 @pytest.mark.parametrize("name", ["table.csv", "table.md"])
@@ -92,7 +92,8 @@ def test_the_best_trial_is_marked_on_the_page(written):
     rows, out = written
     page = Elements((out / "index.html").read_text())
     cells = [
-        (attrs, text) for (_, attrs, _), text in zip([e for e in page.found if e[0] == "td"], page.trials, strict=True)
+        (attrs, text)
+        for (_, attrs, _), text in zip([e for e in page.elements if e[0] == "td"], page.trials, strict=True)
     ]
     best = [float(attrs["data-v"]) for attrs, _ in cells if attrs["class"].endswith(" best")]
     values = ([r.accuracy for row in rows for r in row.results if r.protocol == p] for p in ("lbfgs", "knn"))
@@ -107,7 +108,7 @@ def test_every_number_of_the_page_is_a_number_of_the_rows(written):
 
 def test_values_that_sort_are_the_values_that_are_shown(written):
     page = Elements((written[1] / "index.html").read_text())
-    tags = [attrs for tag, attrs, _ in page.found if tag == "td"]
+    tags = [attrs for tag, attrs, _ in page.elements if tag == "td"]
     for attrs, text in zip(tags, page.trials, strict=True):
         if "data-v" in attrs:
             assert float(attrs["data-v"]) == pytest.approx(float(text.split(" ±")[0].replace(",", "")), abs=0.005)
@@ -128,26 +129,26 @@ def test_the_page_loads_nothing_and_describes_every_picture(written):
     rows, out = written
     text = (out / "index.html").read_text()
     page = Elements(text)
-    for tag, attrs, _ in page.found:
+    for tag, attrs, _ in page.elements:
         for name in {"src", "href", "xlink:href"} & set(attrs):
             if tag == "a":  # the files of a figure, for a paper
                 assert (out / attrs[name]).is_file()
             else:
                 assert attrs[name].startswith(("data:", "#"))
     assert not re.search(r"url\((?!#)|@import|<script[^>]+src", text)
-    pictures = [attrs for tag, attrs, _ in page.found if tag == "img"]
+    pictures = [attrs for tag, attrs, _ in page.elements if tag == "img"]
     assert len(pictures) == len(rows) * (len(LEVELS) + 1)
     assert all(p["alt"].strip() for p in pictures)
     assert len({p["alt"] for p in pictures}) == len(pictures)
-    drawn = [i for i, (tag, _, _) in enumerate(page.found) if tag == "svg"]
-    assert all([page.found[i + 1][0], page.found[i + 2][0]] == ["title", "desc"] for i in drawn)
+    drawn = [i for i, (tag, _, _) in enumerate(page.elements) if tag == "svg"]
+    assert all([page.elements[i + 1][0], page.elements[i + 2][0]] == ["title", "desc"] for i in drawn)
     assert len(drawn) == 2 + 1 + 1 + len(rows)  # protocols, paper, schedules, heat maps of each trial
     assert len(text) < 1_000_000
 
 
 def test_ids_are_unique_in_the_page_and_references_lead_to_one(written):
     text = (written[1] / "index.html").read_text()
-    ids = [attrs["id"] for _, attrs, _ in Elements(text).found if "id" in attrs]
+    ids = [attrs["id"] for _, attrs, _ in Elements(text).elements if "id" in attrs]
     references = set(re.findall(r'(?:url\(#|xlink:href="#)([^")]+)', text))
     assert len(ids) == len(set(ids))
     assert references
@@ -246,9 +247,9 @@ def rows_of(trials):
 
 def test_spearman_by_hand():
     # ranks 1 2 3 4 5 against 2 1 4 3 5: 1 - 6 * 4 / (5 * 24) = 0.8; a trial without the paper's number is left out
-    found = agreement(rows_of(entries([1, 2, 3, 4, 5, 99], [20, 10, 40, 30, 50, None])), "lbfgs")
-    assert found is not None
-    assert (round(found.rho, 12), found.count) == (0.8, 5)
+    correlation = agreement(rows_of(entries([1, 2, 3, 4, 5, 99], [20, 10, 40, 30, 50, None])), "lbfgs")
+    assert correlation is not None
+    assert (round(correlation.rho, 12), correlation.count) == (0.8, 5)
     inverse = agreement(rows_of(entries([3, 2, 1], [1, 2, 3])), "lbfgs")
     assert str(inverse) == "-1.00 (95 % interval -1.00 to -1.00)"
     assert str(Agreement(-1e-4, 5, -1e-4, 0.5)) == "0.00 (95 % interval 0.00 to 0.50)"
@@ -315,8 +316,8 @@ def test_grids_and_units_have_columns_of_their_own(tmp_path):
     write_report(rows, [], tmp_path, tmp_path, "t")
     head, _, *body = (tmp_path / "table.md").read_text().split("\n\n")[2].splitlines()
     names = [name.strip() for name in head.split("|")]
-    found = [dict(zip(names, (v.strip() for v in line.split("|")), strict=True)) for line in body]
-    assert [(f["grid"], f["core-hours"], f["GPU-hours"]) for f in found] == [
+    records = [dict(zip(names, (v.strip() for v in line.split("|")), strict=True)) for line in body]
+    assert [(r["grid"], r["core-hours"], r["GPU-hours"]) for r in records] == [
         ("one", "2.50", ""), ("one", "2.50", ""), ("two", "", "1.25"),
     ]  # fmt: skip
     assert "2.50 core-hours and 1.25 GPU-hours" in (tmp_path / "index.html").read_text()

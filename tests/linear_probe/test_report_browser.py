@@ -35,9 +35,9 @@ def driver():
     ):
         options.add_argument(word)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    found = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    yield found
-    found.quit()
+    browser = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    yield browser
+    browser.quit()
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def screen(driver, width, scheme="light"):
 
 
 def names(page):
-    """Of the lines that are shown, from the top."""
+    """Return the names of the lines that are shown, from the top."""
     return [e.text for e in page.find_elements(By.CSS_SELECTOR, "#results tbody tr summary") if e.is_displayed()]
 
 
@@ -200,24 +200,24 @@ const under = e => {  // the fill of what is drawn behind the middle of a text
   return fills.length ? parsed(fills[0]).slice(0, 3) : back;
 };
 document.querySelectorAll('details').forEach(d => d.open = true);
-const found = [];
+const contrasts = [];
 for (const e of document.querySelectorAll('body *:not(script):not(desc):not(title)')) {
   if (![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
   const style = getComputedStyle(e);
   const [a, b] = [parsed(e.closest('svg') ? style.fill : style.color), under(e)].map(level).sort((x, y) => y - x);
-  found.push([(a + 0.05) / (b + 0.05), `${e.tagName}.${e.getAttribute('class')}: ${e.textContent.slice(0, 30)}`]);
+  contrasts.push([(a + 0.05) / (b + 0.05), `${e.tagName}.${e.getAttribute('class')}: ${e.textContent.slice(0, 30)}`]);
 }
-return [getComputedStyle(document.body).backgroundColor, found];
+return [getComputedStyle(document.body).backgroundColor, contrasts];
 """
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_all_text_stands_out(page, scheme):
     screen(page, 1200, scheme)
-    back, found = page.execute_script(CONTRASTS)
+    back, contrasts = page.execute_script(CONTRASTS)
     assert (sum(map(int, re.findall(r"\d+", back)[:3])) < 150) is (scheme == "dark")
-    assert len(found) > 100
-    assert [text for contrast, text in found if contrast < 4.5] == []
+    assert len(contrasts) > 100
+    assert [text for contrast, text in contrasts if contrast < 4.5] == []
 
 
 CUT = """

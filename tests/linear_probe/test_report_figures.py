@@ -54,14 +54,14 @@ def heatmaps(rows=("1", "2"), columns=("t=0 clean", "t=10 noised"), values=VALUE
 
 def error_bars(axes):
     """The half lengths of all error bars along x or y, by the middle of each."""
-    found = {}
+    half_lengths = {}
     for container in axes.containers:
         for bars in getattr(container, "lines", [None, None, ()])[2]:
             for segment in bars.get_segments():
                 if len(segment) and np.isfinite(segment).all():
                     length = np.abs(segment[1] - segment[0]).max() / 2
-                    found[tuple(np.round(segment.mean(0), 9))] = round(length, 9)
-    return found
+                    half_lengths[tuple(np.round(segment.mean(0), 9))] = round(length, 9)
+    return half_lengths
 
 
 def texts(figure):

@@ -12,19 +12,19 @@ from linear_probe.statistics import critical_difference, interval, paired_differ
 def test_an_interval_is_that_of_scipys_bootstrap():
     rng = np.random.default_rng(0)
     for values in (rng.random(400) < 0.7, rng.integers(0, 4, 300) / 3):
-        found = interval(values, draws=50_000)
+        ours = interval(values, draws=50_000)
         theirs = stats.bootstrap(
             (values.astype(float),), np.mean, n_resamples=50_000, method="percentile", random_state=1
         ).confidence_interval
-        assert found.mean == pytest.approx(100 * values.mean())
-        assert (found.low, found.high) == pytest.approx((100 * theirs.low, 100 * theirs.high), abs=0.3)
+        assert ours.mean == pytest.approx(100 * values.mean())
+        assert (ours.low, ours.high) == pytest.approx((100 * theirs.low, 100 * theirs.high), abs=0.3)
 
 
 def test_an_interval_of_one_classifier_is_a_binomial_one():
     correct = np.arange(500) < 410
-    found = interval(correct, draws=100_000)
+    ours = interval(correct, draws=100_000)
     exact = stats.binom.ppf([0.025, 0.975], 500, 0.82) / 5
-    assert (found.low, found.high) == pytest.approx(tuple(exact), abs=0.21)
+    assert (ours.low, ours.high) == pytest.approx(tuple(exact), abs=0.21)
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say():

@@ -99,11 +99,11 @@ def test_a_row_says_what_was_met():
 
 def test_competitors_alternate_in_separate_processes():
     small, large = (Competitor(str(n), "competitors:matmul", {"size": n, "precision": "float32"}) for n in (64, 512))
-    found = interleaved([small, large], threads=1, rounds=2, seconds=0.02)
-    assert [len(t.seconds) for t in found] == [2, 2]
-    assert found[1].work == 512 * found[0].work
-    assert found[1].seconds[0] > found[0].seconds[0]
-    assert 0.05 < found[0].peak < 8
+    timings = interleaved([small, large], threads=1, rounds=2, seconds=0.02)
+    assert [len(t.seconds) for t in timings] == [2, 2]
+    assert timings[1].work == 512 * timings[0].work
+    assert timings[1].seconds[0] > timings[0].seconds[0]
+    assert 0.05 < timings[0].peak < 8
 
 
 def test_a_peer_that_fails_is_left_out_with_a_warning(capfd):
@@ -169,7 +169,7 @@ def test_blur_and_trajectory_are_the_operators():
     assert torch.allclose(blurred[0], last[0] @ x[0] @ last[0].T, atol=1e-6)
     operators = competitors_cold.cifar_blur().blurred.table.rows
     z = operators[-1] @ x @ operators[-1].T
-    for now in range(competitors_cold.T - 1, -1, -1):  # z - D(z, now) + D(z, then) for a network that says z
+    for now in range(competitors_cold.T - 1, -1, -1):  # z - D(z, now) + D(z, then) for a network whose output is z
         then = operators[now - 1] @ z @ operators[now - 1].T if now else z
         z = z - operators[now] @ z @ operators[now].T + then
     assert torch.allclose(competitors_cold.trajectory(4)[0](), z, atol=1e-5)
@@ -202,11 +202,11 @@ def test_the_cost_is_that_of_the_networks_formula(in_process, capsys):
     assert cost.update == 0  # of AdamW
 
     assert in_process("plan", *argv) == (0, "")
-    told = capsys.readouterr().out
-    assert f"{cost.parameters:,} parameters" in told
-    assert "1,440 images in batches of 16" in told
-    assert "one A100" in told
-    assert re.search(r"its probe here: \d+ s\n", told)  # of 1,797 digits, its start included
+    output = capsys.readouterr().out
+    assert f"{cost.parameters:,} parameters" in output
+    assert "1,440 images in batches of 16" in output
+    assert "one A100" in output
+    assert re.search(r"its probe here: \d+ s\n", output)  # of 1,797 digits, its start included
     assert START < float(cost.probe) < 60
 
 

@@ -1,4 +1,4 @@
-"""What l-DAE is compared with, from the command line: pretrained, looked at, probed."""
+"""Competitors of l-DAE from the command line: MAE and the pixel DAE, pretrained and probed."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def test_mae_is_pretrained_without_a_tokenizer_and_probed(mae):
     assert {row["monitor"] for row in num_evals} == {"panel", "knn"}
     assert any("psnr_hidden" in row for row in num_evals)
     assert any("error_visible" in row for row in rows(mae))
-    out, found = scored(mae)
+    out, results = scored(mae)
     assert "| MAE " in out
-    assert set(found) == {"MAE", "the same network, untrained", "raw pixels", "whole-image PCA"}
-    best = found["MAE"]
+    assert set(results) == {"MAE", "the same network, untrained", "raw pixels", "whole-image PCA"}
+    best = results["MAE"]
     assert (best["t"], best["input"], best["dimensions"], best["step"]) == (0, "clean", 128, 12)
     assert best["layer"] in (2, 3, 4)
-    assert best["checkpoint"] != found["the same network, untrained"]["checkpoint"] == "none"
+    assert best["checkpoint"] != results["the same network, untrained"]["checkpoint"] == "none"
     assert best["accuracy"] > 20  # ten classes
 
 
@@ -86,8 +86,8 @@ def test_the_pixel_dae_is_pretrained_and_probed(tmp_path):
     folder = tmp_path / "r"
     run("pretrain", f"out={folder}", "experiment=dae_pixel/cifar10_cpu", *QUICK)
     assert (folder / "tokenizer.safetensors").exists()
-    found = losses(folder)
-    assert float.fromhex(found[12]) < float.fromhex(found[1])
+    hex_losses = losses(folder)
+    assert float.fromhex(hex_losses[12]) < float.fromhex(hex_losses[1])
     out, results = scored(folder, "baselines=false")
     assert "| pixel DAE " in out
     assert (results["pixel DAE"]["t"], results["pixel DAE"]["layer"] in range(2, 7)) == (10, True)

@@ -196,8 +196,8 @@ def test_an_export_replaces_an_export_and_nothing_else(trained, tmp_path, in_pro
     ],
 )
 def test_a_mistake_is_answered_with_one_sentence(trained, tmp_path, in_process, name, argv, code, sentence):
-    found, message = in_process("export", f"run={trained(name)}", f"out={tmp_path / 'out'}", *argv)
-    assert (found, len(message.splitlines())) == (code, 1)
+    exit_code, message = in_process("export", f"run={trained(name)}", f"out={tmp_path / 'out'}", *argv)
+    assert (exit_code, len(message.splitlines())) == (code, 1)
     assert sentence in message
     assert list(tmp_path.iterdir()) == []
 

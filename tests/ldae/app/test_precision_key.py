@@ -31,8 +31,8 @@ def test_tools_that_run_a_network_know_both_names(config, root):
 def test_auto_is_settled_at_every_depth(config):
     settled, own = settle_precision(config("pretrain", "tokenizer=vqgan", CPU))
     fit = settled["tokenizer"]["fit"]
-    found = [settled["train"]["precision"], fit["precision"], fit["perceptual"]["fit"]["precision"]]
-    assert found == [HERE] * 3 and own.value == HERE  # noqa: PT018
+    precisions = [settled["train"]["precision"], fit["precision"], fit["perceptual"]["fit"]["precision"]]
+    assert precisions == [HERE] * 3 and own.value == HERE  # noqa: PT018
     began, _ = settle_precision(config("pretrain", "tokenizer=vqgan", CPU), {"train": {"precision": OTHER}})
     assert began["train"]["precision"] == OTHER
     assert began["tokenizer"] == settled["tokenizer"]

@@ -30,6 +30,6 @@ def test_full_size_pictures_of_all_kinds_are_streamed(real_data, tmp_path):
         "data.workers=0",
         "monitor.num_evals=0",
     )
-    found = json.loads((tmp_path / "data.json").read_text())
-    assert sum(found["images"].values()) == 57
-    assert found["unreadable"] == []
+    data = json.loads((tmp_path / "data.json").read_text())
+    assert sum(data["images"].values()) == 57
+    assert data["unreadable"] == []

@@ -1,4 +1,4 @@
-"""Parts of a config: what cannot be built is refused by a sentence that names the key."""
+"""Parts of a config: impossible ones are refused by a sentence that names the key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files are whole or absent, known to be whole when they are read, and a failed write is one sentence."""
+"""Files are whole or absent, verified when they are read, and a failed write is one sentence."""
 
 from __future__ import annotations
 

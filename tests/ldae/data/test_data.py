@@ -266,15 +266,15 @@ def test_links_are_followed_once(tree):
 
 
 @pytest.mark.parametrize(
-    ("make", "argv"),
+    ("make", "message"),
     [
         (lambda p: p / "none", "is missing; a folder is needed"),
         (lambda p: Path(shutil.copy(__file__, p / "file")), "is a file; a folder is needed"),
         (lambda p: p, "holds no images"),
     ],
 )
-def test_a_root_that_cannot_be_is_refused(tmp_path, context, make, argv):
-    with pytest.raises(DataError, match=argv):
+def test_a_root_that_cannot_be_is_refused(tmp_path, context, make, message):
+    with pytest.raises(DataError, match=message):
         folder(make(tmp_path)).open(context)
 
 
@@ -302,14 +302,16 @@ def test_some_classes_alone_can_be_kept(tree, context, store):
     assert CIFAR(16, Division(), 10, str(tree), only=["a"]).only == ["a"]
 
 
-@pytest.mark.parametrize(("only", "argv"), [(["a", "dd"], "only='dd' is no class of .*train"), ([], "only='' is no")])
-def test_classes_that_are_not_there_cannot_be_kept(tree, context, only, argv):
-    with pytest.raises(ConfigError, match=argv):
+@pytest.mark.parametrize(
+    ("only", "message"), [(["a", "dd"], "only='dd' is no class of .*train"), ([], "only='' is no")]
+)
+def test_classes_that_are_not_there_cannot_be_kept(tree, context, only, message):
+    with pytest.raises(ConfigError, match=message):
         ImageFolder(16, Division(), str(tree), only=only).open(context)
 
 
 def test_fingerprints_of_known_sets_stay(tmp_path, context):
-    """Runs know their data by them; a new option must not change those of sets without it."""
+    """Runs identify their data by them; a new option must not change those of sets without it."""
     for split in ("train", "test"):
         for label, c in enumerate("ab"):
             for i in range(3):

@@ -51,7 +51,7 @@ def test_floats_are_scaled_from_0_to_1_and_12_bits_by_theirs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "argv"),
+    ("values", "message"),
     [
         (np.full((8, 8), 1.01, np.float32), r"float32 pixels reach 1\.01, .* data\.range=\[LOW,HIGH\]"),
         (np.full((8, 8), -0.5, np.float32), r"reach -0\.5"),
@@ -60,9 +60,9 @@ def test_floats_are_scaled_from_0_to_1_and_12_bits_by_theirs(tmp_path):
         (np.array([[5, 70000]], np.int32), r"int32 pixels \(5 to 70000\) have no usual scale"),
     ],
 )
-def test_numbers_without_a_known_scale_are_refused_by_value(tmp_path, values, argv):
+def test_numbers_without_a_known_scale_are_refused_by_value(tmp_path, values, message):
     Image.fromarray(values).save(tmp_path / "x.tiff")
-    with pytest.raises(BadImage, match=argv):
+    with pytest.raises(BadImage, match=message):
         pixels(tmp_path / "x.tiff")
 
 
@@ -107,8 +107,8 @@ def test_bands_beyond_colour_are_refused_or_chosen(bands, count, kind):
     channels = r"\[BAND\]" if count == 2 else r"\[RED,GREEN,BLUE\] or \[BAND\]"
     with pytest.raises(BadImage, match=rf"has {count} bands .* data\.channels={channels}"):
         pixels(path)
-    found = np.asarray(read_rgb(path, LIMIT, Bands((count - 1, 0, 1))))
-    assert found[0, 0].tolist() == [16 * (count - 1), 0, 16]
+    image = np.asarray(read_rgb(path, LIMIT, Bands((count - 1, 0, 1))))
+    assert image[0, 0].tolist() == [16 * (count - 1), 0, 16]
     grey = np.asarray(read_rgb(path, LIMIT, Bands((1,))))
     assert grey[3, 3].tolist() == [31] * 3
     with pytest.raises(BadImage, match=rf"has {count} bands, fewer than data\.channels=\[0, 1, 9\]"):

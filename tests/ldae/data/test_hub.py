@@ -147,9 +147,9 @@ def test_a_damaged_image_is_left_out_and_named(tmp_path, both):
     hub.mkdir()
     good = png(np.zeros((20, 20, 3), np.uint8))
     write(hub / "train.parquet", [good, good[:40], good, good], [0, 1, 2, 1])
-    found = HubImages(16, Division(holdout=0, test=0), str(hub), store="stream").open(Context(tmp_path / "c", 0, 0.5))
-    assert [name for name, _ in found.bad] == ["0/1"]
-    assert found.train.own_labels.tolist() == [0, 2, 1]
+    splits = HubImages(16, Division(holdout=0, test=0), str(hub), store="stream").open(Context(tmp_path / "c", 0, 0.5))
+    assert [name for name, _ in splits.bad] == ["0/1"]
+    assert splits.train.own_labels.tolist() == [0, 2, 1]
     with pytest.raises(DataError, match="1 of 4 images"):
         open_stream(hub, Context(tmp_path / "c", 0, 0.0))
 
@@ -185,8 +185,8 @@ def test_a_row_without_an_image_is_left_out_and_named(tmp_path):
     rows = {"image": [image, None, image, image], "label": [0, 1, 0, 1]}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(str(root / "train.parquet"))
     for store in ("memory", "stream"):
-        found = HubImages(16, Division(0, 0), str(root), store=store).open(Context(tmp_path / "c", 0, 0.5))
-        assert [name for name, _ in found.bad] == ["0/1"]
+        splits = HubImages(16, Division(0, 0), str(root), store=store).open(Context(tmp_path / "c", 0, 0.5))
+        assert [name for name, _ in splits.bad] == ["0/1"]
 
 
 @pytest.mark.parametrize("store", ["memory", "stream"])
@@ -214,8 +214,8 @@ def test_a_split_without_labels_is_passed_over_and_named(tmp_path, context, stor
     root = lone(tmp_path / "hub", {"train": [0, 1] * 20, "test": [missing] * 5, "validation": [missing] * 3})
     splits = HubImages(16, Division(), str(root), store=store).open(context)
     assert [len(s) for s in (splits.train, splits.holdout, splits.test)] == [29, 3, 8]
-    said = [note for note in splits.notes if "passed over" in note]
-    assert said == [
+    notes = [note for note in splits.notes if "passed over" in note]
+    assert notes == [
         "the 3 images of split validation have no classes and are passed over; the hold-out is cut from split train",
         "the 5 images of split test have no classes and are passed over; the test split is cut from split train",
     ]

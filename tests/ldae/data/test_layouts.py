@@ -1,4 +1,4 @@
-"""Layouts of image folders: what is read as which split and class, and what is said of the rest."""
+"""Layouts of image folders: splits, classes, and the notes on them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def names(images):
 
 
 def labels(splits):
-    """Class name by file name, over the splits that are cut from one set."""
+    """Return {file name: class name} over the splits that are cut from one set."""
     return {
         images.name(int(i)): splits.classes[images.labels[i]]
         for images in (splits.train, splits.holdout, splits.test)
@@ -55,8 +55,8 @@ def labels(splits):
     }
 
 
-def said(splits, argv):
-    return [note for note in splits.notes if argv in note]
+def notes_with(splits, text):
+    return [note for note in splits.notes if text in note]
 
 
 @pytest.mark.parametrize("store", ["memory", "stream"])
@@ -68,7 +68,7 @@ def test_images_without_classes_are_read_at_any_depth(root, context, store, fold
     splits = opened(root, context, store)
     assert (splits.labelled, sizes(splits)) == (False, [72, 8, 20])
     assert splits.train.own_labels.unique().tolist() == [-1]
-    assert said(splits, "the 100 images of")[0].endswith(
+    assert notes_with(splits, "the 100 images of")[0].endswith(
         "have no classes; pretraining needs none, scores do: give each class a folder of its own, CLASS/NAME"
     )
     write(root / folder / "2021" / "05", 20)
@@ -81,7 +81,7 @@ def test_images_next_to_class_folders_are_counted_or_refused(root, context):
     write(root, 3)
     splits = opened(root, context)
     assert sum(sizes(splits)) == 40
-    assert said(splits, "3 images lie in no class folder and are not read: 000.bmp, 001.bmp, 002.bmp")
+    assert notes_with(splits, "3 images lie in no class folder and are not read: 000.bmp, 001.bmp, 002.bmp")
     write(root, 40)
     with pytest.raises(DataError, match=r"holds 40 images directly and 40 in its folders \(a, b\): give each class"):
         opened(root, context)
@@ -113,7 +113,7 @@ def test_val_is_the_hold_out_where_there_is_a_test_split_too(root, context, stor
     assert splits.holdout.own_labels.tolist() == [0] * 5 + [1] * 5
     cut = opened(root, context, store, holdout_split="none")
     assert sizes(cut) == [36, 4, 14]
-    assert said(cut, "folders that are not read: validation/ (10 images)")
+    assert notes_with(cut, "folders that are not read: validation/ (10 images)")
     other = opened(root, context, store, holdout_split="test", test_split="none")
     assert sizes(other) == [32, 14, 8]
 
@@ -144,7 +144,7 @@ def test_names_that_mean_one_split_or_none_are_refused(root, context):
     with pytest.raises(DataError, match="which mean the same split"):
         opened(root, context)
     (root / "Validation").rename(root / "more")
-    assert said(opened(root, context), "val is read as a class, since there is no train/ beside it")
+    assert notes_with(opened(root, context), "val is read as a class, since there is no train/ beside it")
     assert sizes(opened(root, context, train_split="images", holdout_split="more")) == [4, 5, 1]
     with pytest.raises(DataError, match=r"has more and no train/; name the .* by data\.train_split=FOLDER$"):
         opened(root, context, holdout_split="more")
@@ -169,10 +169,10 @@ def test_folders_next_to_the_splits_are_named(root, context):
     for name in ("x.heic", "y.heic", "list.txt", ".DS_Store", "Thumbs.db"):
         (root / "train" / "a" / name).write_text("")
     splits = opened(root, context)
-    assert said(splits, "folders that are not read: extra/ (7 images)")
-    assert said(splits, "2 images lie in no split and are not read")
-    assert said(splits, "1 class folders hold no images: c")
-    assert said(splits, "3 files are not read for their suffix: .heic (2), .txt (1)")
+    assert notes_with(splits, "folders that are not read: extra/ (7 images)")
+    assert notes_with(splits, "2 images lie in no split and are not read")
+    assert notes_with(splits, "1 class folders hold no images: c")
+    assert notes_with(splits, "3 files are not read for their suffix: .heic (2), .txt (1)")
     assert list(splits.classes) == ["a", "b", "c"]
 
 
@@ -191,7 +191,9 @@ def test_a_split_without_classes_is_passed_over(root, context):
     write(root / "test", 9)
     splits = opened(root, context)
     assert sizes(splits) == [43, 5, 12]
-    assert said(splits, "the 9 images of test/ have no classes and are passed over; the test split is cut from train/")
+    assert notes_with(
+        splits, "the 9 images of test/ have no classes and are passed over; the test split is cut from train/"
+    )
     write(root / "val" / "c", 4)
     with pytest.raises(DataError, match=r"val has classes that .*train lacks: c"):
         opened(root, context)
@@ -219,8 +221,8 @@ def test_a_link_gives_no_image_another_class(root, context):
     os.symlink(root / "b", root / "d")
     splits = opened(root, context)
     assert labels(splits) == {f"{c}/{i:03d}.bmp": c for c in "abc" for i in range(10)}
-    assert said(splits, "6 symbolic links lead to other places of the same folder")
-    assert said(splits, "1 class folders hold no images: d")
+    assert notes_with(splits, "6 symbolic links lead to other places of the same folder")
+    assert notes_with(splits, "1 class folders hold no images: d")
 
 
 def test_links_to_elsewhere_are_followed_once_and_by_one_class(root, context):
@@ -235,8 +237,8 @@ def test_links_to_elsewhere_are_followed_once_and_by_one_class(root, context):
     for i in (20, 21, 22):
         os.symlink(root / ".annex" / f"{i:03d}.bmp", root / "c" / f"{i}.bmp")
     os.symlink(store / "x", root / "c" / "x")
-    found = labels(opened(root, context))
-    assert sorted(found.values()) == ["a"] * 6 + ["b"] * 10 + ["c"] * 3
+    classes = labels(opened(root, context))
+    assert sorted(classes.values()) == ["a"] * 6 + ["b"] * 10 + ["c"] * 3
     os.symlink(store / "y" / "007.bmp", root / "c" / "7.bmp")
     with pytest.raises(DataError, match=r"c/7\.bmp and .*b/more/007\.bmp are links to one image, which has one class"):
         opened(root, context)
@@ -254,8 +256,8 @@ def test_links_that_lead_nowhere_count_as_unreadable(root, tmp_path):
     os.symlink(tmp_path / "gone", root / "b" / "gone")
     splits = opened(root, Context(tmp_path / "cache", workers=0, max_bad=0.02))
     assert [name for name, _ in splits.bad] == ["a/gone.bmp"]
-    assert said(splits, "1 symbolic links have no target: c")
-    assert said(splits, "1 symbolic links have no target: b/gone")
+    assert notes_with(splits, "1 symbolic links have no target: c")
+    assert notes_with(splits, "1 symbolic links have no target: b/gone")
     with pytest.raises(DataError, match=r"1 of 81 images .* more than data\.max_bad=0"):
         opened(root, Context(tmp_path / "cache", workers=0, max_bad=0.0))
 
@@ -263,7 +265,7 @@ def test_links_that_lead_nowhere_count_as_unreadable(root, tmp_path):
 def test_a_pipe_is_not_waited_for(root, context):
     write(root / "a", 10)
     os.mkfifo(root / "a" / "pipe.png")
-    assert said(opened(root, context), "1 images are no regular files and are not read: a/pipe.png")
+    assert notes_with(opened(root, context), "1 images are no regular files and are not read: a/pipe.png")
 
 
 @pytest.mark.parametrize("link", [os.symlink, os.link])
@@ -276,7 +278,7 @@ def test_images_that_two_splits_share_are_named(root, context, link):
         link(root / "train" / "a" / f"{i:03d}.bmp", root / "test" / "a" / f"{i}.bmp")
     splits = opened(root, context)
     assert len(splits.test) == 15
-    (note,) = said(splits, "5 images of test/ are also images of train/ (links), so scores on test/ are too high")
+    (note,) = notes_with(splits, "5 images of test/ are also images of train/ (links), so scores on test/ are too high")
     assert "a/0.bmp = a/000.bmp" in note
 
 
@@ -284,7 +286,7 @@ def test_one_image_in_two_classes_by_hard_links_is_named(root, context):
     write(root / "a", 10)
     write(root / "b", 10)
     os.link(root / "a" / "003.bmp", root / "b" / "same.bmp")
-    assert said(opened(root, context), "1 images lie in two classes (hard links): b/same.bmp = a/003.bmp")
+    assert notes_with(opened(root, context), "1 images lie in two classes (hard links): b/same.bmp = a/003.bmp")
 
 
 # folders that cannot be read
@@ -322,18 +324,18 @@ def test_a_listing_stops_when_the_run_is_to_stop(root, tmp_path):
 
 def test_scores_that_mean_little_are_named_once_each(root, context):
     write(root / "alone" / "a", 200)
-    assert said(opened(root / "alone", context), "the images have one class (a): there is nothing to score")
+    assert notes_with(opened(root / "alone", context), "the images have one class (a): there is nothing to score")
     for c, count in (("a", 300), ("b", 300), ("rare", 0)):
         write(root / "more" / "train" / c, count)
         write(root / "more" / "test" / c, 3)
     splits = opened(root / "more", context)
     assert len(splits.holdout) >= MIN_HOLDOUT
-    assert not said(splits, "the hold-out has")
-    assert said(splits, "3 images of the test split are of classes without training images: rare")
+    assert not notes_with(splits, "the hold-out has")
+    assert notes_with(splits, "3 images of the test split are of classes without training images: rare")
     few = ImageFolder(8, Division(holdout=0.05), str(root / "more"), "memory").open(context)
-    assert said(few, "the hold-out has 30 images: one of them is 3.3 points of accuracy")
+    assert notes_with(few, "the hold-out has 30 images: one of them is 3.3 points of accuracy")
     none = ImageFolder(8, Division(holdout=0.0), str(root / "more"), "memory").open(context)
-    assert not said(none, "the hold-out has")
+    assert not notes_with(none, "the hold-out has")
 
 
 def test_masks_have_a_hold_out_of_their_own_too(root, context):
@@ -347,8 +349,8 @@ def test_masks_have_a_hold_out_of_their_own_too(root, context):
     assert sizes(splits) == [6, 3, 2]
     figure = splits.holdout.pixels[splits.holdout.ids, 3].numpy()
     assert np.array_equal(figure.mean((1, 2)), [0, 255, 0])
-    assert said(splits, "1 masks have no image and are not read: masks/lone.png")
-    assert not said(splits, "one class")
+    assert notes_with(splits, "1 masks have no image and are not read: masks/lone.png")
+    assert not notes_with(splits, "one class")
 
 
 @pytest.mark.parametrize(("top", "warned"), [(4095, True), (65535, False), (0, False)])
@@ -359,8 +361,8 @@ def test_numbers_of_12_bits_in_files_of_16_are_warned_of(root, context, top, war
         path.parent.mkdir(parents=True, exist_ok=True)
         values = generator.integers(0, top + 1, (8, 8)).astype(np.uint16)
         Image.fromarray(values).save(path)
-    notes = said(opened(root, context), "the brightest value of the training images is")
+    notes = notes_with(opened(root, context), "the brightest value of the training images is")
     assert bool(notes) == warned
     if warned:
         assert "data.range=[LOW,HIGH]" in notes[0]
-        assert not said(opened(root, replace(context, range=(0.0, 4095.0))), "the brightest value")
+        assert not notes_with(opened(root, replace(context, range=(0.0, 4095.0))), "the brightest value")

@@ -1,4 +1,4 @@
-"""Crops of the embedded photographs: where they come from, and that splits stay apart."""
+"""Crops of the embedded photographs: their places, and disjoint splits."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def opened(tmp_path):
 def corners(images):
     """(photograph, x, y) of every crop of a set, from its name."""
     names = [images.name(i) for i in images.ids]
-    found = [re.fullmatch(r"(\w+)/\w+-\d+-x(\d+)-y(\d+)", name) for name in names]
-    return [(m[1], int(m[2]), int(m[3])) for m in found]
+    matches = [re.fullmatch(r"(\w+)/\w+-\d+-x(\d+)-y(\d+)", name) for name in names]
+    return [(m[1], int(m[2]), int(m[3])) for m in matches]
 
 
 def pixels(images):
@@ -49,7 +49,7 @@ def test_no_pixel_of_a_split_is_within_a_crops_width_of_anothers(opened, size):
     splits = opened(size, crops=1200, test_crops=600)
     sets = [corners(images) for images in (splits.train, splits.holdout, splits.test)]
     for name in PHOTOGRAPHS:
-        places = [np.array([(x, y) for photo, x, y in found if photo == name]) for found in sets]
+        places = [np.array([(x, y) for photo, x, y in crops if photo == name]) for crops in sets]
         for a, b in ((0, 1), (0, 2), (1, 2)):
             apart = np.abs(places[a][:, None] - places[b][None]).max(-1)  # of corners; pixels are size - 1 nearer
             assert apart.min() - (size - 1) > size, name

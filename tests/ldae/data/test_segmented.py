@@ -186,7 +186,7 @@ def no_images(train):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "argv"),
+    ("spoil", "message"),
     [
         (lambda t: (t / "masks" / "07.png").unlink(), r"07\.bmp has no mask; .*masks/07\.png is needed \(1 of 30"),
         (small_mask, r"masks/07\.png is 16 x 15, its image 07\.bmp is 16 x 16"),
@@ -197,9 +197,9 @@ def no_images(train):
     ],
     ids=["no mask", "another size", "two masks", "no figure", "no images", "no folder"],
 )
-def test_masks_that_do_not_fit_are_named(root, context, spoil, argv):
+def test_masks_that_do_not_fit_are_named(root, context, spoil, message):
     spoil(root / "train")
-    with pytest.raises(DataError, match=argv):
+    with pytest.raises(DataError, match=message):
         figures(root).open(context)
     assert not list((context.cache / "images").glob(".tmp-*"))
 

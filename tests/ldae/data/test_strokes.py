@@ -50,7 +50,7 @@ def test_an_image_of_flat_regions_is_its_own_painting():
 
 def test_k_means_leaves_regions_without_single_pixels(images):
     def lonely(image):
-        """Pixels that no neighbour of the four shares the colour of."""
+        """Return the number of pixels whose colour none of the four neighbours has."""
         padded = torch.nn.functional.pad(image[None], (1, 1, 1, 1), value=-1)[0]
         neighbours = [padded[:, :-2, 1:-1], padded[:, 2:, 1:-1], padded[:, 1:-1, :-2], padded[:, 1:-1, 2:]]
         return int((~torch.stack([(image == n).all(0) for n in neighbours]).any(0)).sum())

@@ -104,7 +104,7 @@ def test_the_files_are_gone_through_once(both, context, monkeypatch):
 
 
 def test_fingerprints_of_known_files_stay(tmp_path, context):
-    """Runs know their data by them."""
+    """Runs identify their data by them."""
     for split in ("train", "val"):
         pictures = [np.full((8, 8, 3), (40 * i, len(split), 0), np.uint8) for i in range(6)]
         members = [(f"{i}.bmp", bmp(pixels)) for i, pixels in enumerate(pictures)]
@@ -177,7 +177,7 @@ def test_a_damaged_header_loses_nothing_in_silence(both, context, content):
 
 
 def without_classes(source, target, keep=lambda name: False):
-    """A copy of a tar file without the members that say a class."""
+    """Copy a tar file without the members that hold a class."""
     with tarfile.open(source) as tar:
         members = [(m.name, tar.extractfile(m).read()) for m in tar]
     write_tar(target, [(name, data) for name, data in members if name.endswith("png") or keep(name)])

@@ -53,15 +53,15 @@ def test_results_come_in_the_order_of_tasks(workers, count):
 
 def test_tasks_and_results_larger_than_a_pipe_do_not_block():
     tasks = [bytes([i]) + b"x" * size for i, size in enumerate([10, 1 << 20, 1 << 14, 1 << 14, 1 << 17, 5, 1 << 20])]
-    found = list(WorkerPool(padded, 2).map(tasks, 4))
-    assert [first for first, _ in found] == [task[:1] for task in tasks]
+    results = list(WorkerPool(padded, 2).map(tasks, 4))
+    assert [first for first, _ in results] == [task[:1] for task in tasks]
 
 
 @pytest.mark.parametrize(
-    ("task", "kind", "argv"), [(5, DataError, "five"), (6, RuntimeError, "KeyError: 'six'"), (7, OSError, "Input")]
+    ("task", "kind", "message"), [(5, DataError, "five"), (6, RuntimeError, "KeyError: 'six'"), (7, OSError, "Input")]
 )
-def test_errors_are_raised_here(task, kind, argv):
-    with pytest.raises(kind, match=argv):
+def test_errors_are_raised_here(task, kind, message):
+    with pytest.raises(kind, match=message):
         list(WorkerPool(failing, 2).map([task], 2))
     assert not multiprocessing.active_children()
 

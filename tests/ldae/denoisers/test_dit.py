@@ -209,7 +209,7 @@ def test_labels_are_withheld_in_training_and_never_in_evaluation(config):
     objective.eval()
     objective(batch, BatchGenerator([7]))
     objective.train()
-    parts.denoiser.eval()  # as the engine does for a look at the network
+    parts.denoiser.eval()  # as the engine does for an evaluation
     objective(batch, BatchGenerator([7]))
     in_training, *in_evaluation = [given[2].label for given in calls]
     assert 16 < (in_training == 10).sum() < 48

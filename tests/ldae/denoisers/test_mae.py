@@ -309,11 +309,11 @@ def test_the_paper_sizes_have_the_papers_encoders(width, depth, heads, known):
 def test_hiding_three_quarters_costs_a_quarter_and_attention_a_sixteenth():
     """Up to the class token, which is always there."""
     net, x, N = network(size=64), images(2, 64), 256
-    found = {}
+    flop = {}
     for name, kept in (("full", N), ("masked", count_visible(N, 0.75))):
         tokens = Masking(torch.arange(N).expand(2, N), kept).gather_visible(net.embed_patches(net.patches(x)))
-        found[name] = count_flop(partial(net._encode, tokens, net.layers))
-    linear, matrices = (found["masked"][op] / found["full"][op] for op in (torch.ops.aten.addmm, torch.ops.aten.bmm))
+        flop[name] = count_flop(partial(net._encode, tokens, net.layers))
+    linear, matrices = (flop["masked"][op] / flop["full"][op] for op in (torch.ops.aten.addmm, torch.ops.aten.bmm))
     assert linear == pytest.approx(65 / 257)
     assert matrices == pytest.approx((65 / 257) ** 2)
 
@@ -321,17 +321,17 @@ def test_hiding_three_quarters_costs_a_quarter_and_attention_a_sixteenth():
 @torch.no_grad()
 def test_reading_gives_every_patch_of_the_whole_image():
     net, x = network(), images()
-    found = net.encode(x)
-    assert list(found) == [1, 2, 3]
-    assert all(tokens.shape == (6, 16, 32) for tokens in found.values())
+    features = net.encode(x)
+    assert list(features) == [1, 2, 3]
+    assert all(tokens.shape == (6, 16, 32) for tokens in features.values())
     z = torch.cat([net.class_token.expand(6, 1, 32), net.embed_patches(net.patches(x))], dim=1)
     for layer, block in enumerate(net.blocks, start=1):
         z = block(z)
         read = F.layer_norm(z, (32,), net.norm.weight, net.norm.bias, 1e-6) if layer == 3 else z
-        assert torch.allclose(found[layer], read[:, 1:], atol=1e-5)
+        assert torch.allclose(features[layer], read[:, 1:], atol=1e-5)
     calls = []
     net.blocks[2].register_forward_hook(lambda *_: calls.append(1))
-    assert torch.equal(net.encode(x, [2])[2], found[2])
+    assert torch.equal(net.encode(x, [2])[2], features[2])
     assert not calls
 
 
@@ -406,7 +406,7 @@ def test_what_does_not_go_together_is_refused(config):
 
 
 def test_it_learns_the_masked_patches(config):
-    """Images of two halves of one colour each: what is hidden follows from what is seen."""
+    """Images of two halves of one colour each: the masked patches follow from the visible ones."""
     torch.manual_seed(0)
     objective = Parts(config("pretrain", *SMALL, "data=digits", "objective.norm_pix=false")).objective
     colours = torch.rand(64, 3, 1, 2, generator=torch.Generator().manual_seed(0))

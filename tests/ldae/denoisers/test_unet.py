@@ -52,7 +52,7 @@ def parameters(config, name, **given):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_every_size_has_exactly_its_parameters(config, name):
-    """DDPM's and improved DDPM's as in their code; the YAML says the number of each."""
+    """DDPM's and improved DDPM's as in their code; the YAML states the number of each."""
     count = SIZES[name][-1]
     assert parameters(config, name) == count
     assert f"{count:,} parameters" in (CONFIGS / "denoiser" / f"{name}.yaml").read_text().replace("\n# ", " ")
@@ -91,7 +91,7 @@ def test_a_new_network_answers_zero_and_its_branches_are_closed(name):
 
 
 def test_the_loss_at_the_start_is_one(config):
-    """L_simple, 64 images: the answer is 0 and the mean square of the noise is 1."""
+    """L_simple, 64 images: the output is 0 and the mean square of the noise is 1."""
     torch.manual_seed(0)
     parts = Parts(config("pretrain", *PIXELS, *SIMPLE, "denoiser=unet_32"))
     images = torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(3))
@@ -221,14 +221,14 @@ def test_encode_returns_the_maps_that_the_output_is_computed_from():
     net(x, level(3, 900), cond)
     answered = dict(caught)
     caught.clear()
-    found = net.encode(x, level(3, 900), cond, layers=[1, 3])
+    features = net.encode(x, level(3, 900), cond, layers=[1, 3])
     assert sorted(caught) == [1, 2, 3]  # it stopped there
-    assert sorted(found) == [1, 3]
+    assert sorted(features) == [1, 3]
     for layer, tokens in net.encode(x, level(3, 900), cond).items():
         B, D, h, w = answered[layer].shape
         assert torch.equal(tokens, answered[layer].reshape(B, D, h * w).transpose(1, 2))
-    assert found[1].shape == (2, 64, 16)
-    assert found[net.encoder_layer].shape == (2, 16, 32)
+    assert features[1].shape == (2, 64, 16)
+    assert features[net.encoder_layer].shape == (2, 16, 32)
     last = net.last(F.silu(net.norm(answered[7])))
     assert torch.equal(net(x, level(3, 900), cond), last)
 

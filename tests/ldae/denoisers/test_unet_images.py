@@ -73,7 +73,7 @@ def test_an_image_of_other_channels_or_too_large_is_refused():
 
 
 def test_an_encoder_that_says_nothing_leaves_the_unconditional_network():
-    """G = 0 (segdiff_sdedit.md, test 1): bit for bit."""
+    """G = 0: bit for bit."""
     net, cond = trained("segdiff")
     with torch.no_grad():
         net.encoder.last.weight.zero_()
@@ -85,7 +85,7 @@ def test_an_encoder_that_says_nothing_leaves_the_unconditional_network():
 
 
 def test_features_are_added_to_the_first_convolution_and_are_the_first_skip():
-    """F = 0 leaves the image alone to be read (segdiff_sdedit.md, test 1)."""
+    """F = 0 leaves the image alone to be read."""
     net, cond = trained("segdiff")
     x, seen = normal(1, 2, 3, 8, 8), []
     net.down[0].layers[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
@@ -100,7 +100,7 @@ def test_features_are_added_to_the_first_convolution_and_are_the_first_skip():
 
 
 def test_features_worked_out_once_give_the_same_bits():
-    """segdiff_sdedit.md, test 2; through guidance too. Then the image is not read again."""
+    """Through guidance too. Then the image is not read again."""
     net, cond = trained("segdiff")
     x = normal(1, 2, 3, 8, 8)
     small = replace(cond, image=normal(2, 2, 3, 4, 4))

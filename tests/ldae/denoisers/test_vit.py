@@ -194,7 +194,7 @@ def test_opened_gates_make_plain_blocks():
     net.undo_zero_init()
     tokens = net.encode(x, level(3, 900))
     assert not torch.allclose(tokens[1], tokens[4])
-    assert torch.equal(tokens[4], net.encode(x, level(500, 0))[4])  # the level says nothing yet
+    assert torch.equal(tokens[4], net.encode(x, level(500, 0))[4])  # the output does not depend on the level yet
 
 
 def test_masked_tokens_do_not_reach_the_output_and_the_order_of_the_visible_ones_does_not_matter():

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from oracles import Normal, Told
+from oracles import Normal, NormalWithTrueVariance
 
 from ldae.core.errors import ConfigError
 from ldae.core.types import BatchGenerator
@@ -28,25 +28,25 @@ FULL = build_trajectory(DDPMLinear(), All().steps(1000))
 
 
 def at(t, trajectory=FULL):
-    """The step from t: its stages, and what the bound has of it."""
+    """Return the sampling step at t and the reverse step from it."""
     (k,) = (k for k, step in enumerate(trajectory) if step.t == t)
     return trajectory[k], reverse_steps(trajectory)[k]
 
 
 @pytest.mark.parametrize("t", [1, 10, 500, 999])
 def test_a_term_is_a_weighted_error_in_eps_and_in_x0(t):
-    """Test 12. beta^2 / (2 sigma^2 alpha (1 - a)) in eps; half of the fall of the signal-to-noise ratio in x0."""
+    """beta^2 / (2 sigma^2 alpha (1 - a)) in eps; half of the fall of the signal-to-noise ratio in x0."""
     (now, back), (then, _) = at(t), at(t - 1)
     x0, eps = normal(1, 64, 3).double(), normal(2, 64, 3).double()
     guess = eps + 0.3 * normal(3, 64, 3)
     x = now.mixed(x0, eps)
-    said = Prediction((x - now.sigma * guess) / now.gamma)
-    bits = step_bound(said, FixedSmallVariance(), x0, x, back)
+    prediction = Prediction((x - now.sigma * guess) / now.gamma)
+    bits = step_bound(prediction, FixedSmallVariance(), x0, x, back)
     weight = back.beta**2 / (2 * back.beta_tilde * (1 - back.beta) * now.sigma**2)
     in_eps = weight * (eps - guess).square().mean(1) / math.log(2)
     torch.testing.assert_close(bits, in_eps, rtol=1e-5, atol=0)
     snr = [(step.gamma / step.sigma) ** 2 for step in (then, now)]
-    in_x0 = 0.5 * (snr[0] - snr[1]) * (x0 - said.x0).square().mean(1) / math.log(2)
+    in_x0 = 0.5 * (snr[0] - snr[1]) * (x0 - prediction.x0).square().mean(1) / math.log(2)
     torch.testing.assert_close(bits, in_x0, rtol=1e-5, atol=0)
     if t == 500:
         assert (weight, 0.5 * (snr[0] - snr[1])) == (
@@ -57,7 +57,7 @@ def test_a_term_is_a_weighted_error_in_eps_and_in_x0(t):
 
 @pytest.mark.parametrize("t", [1, 500])
 def test_the_large_variance_costs_a_constant_more(t):
-    """Section 5.2: the mean's part with sigma^2 = beta, and (ln(beta / beta_tilde) + beta_tilde / beta - 1) / 2."""
+    """The mean's part with sigma^2 = beta, and (ln(beta / beta_tilde) + beta_tilde / beta - 1) / 2."""
     now, back = at(t)
     x0, eps = normal(1, 64, 3).double(), normal(2, 64, 3).double()
     x, ratio = now.mixed(x0, eps), back.beta_tilde / back.beta
@@ -74,7 +74,7 @@ def test_the_large_variance_costs_a_constant_more(t):
 
 
 def test_what_the_noisiest_stage_keeps_is_the_published_number():
-    """Test 13: at most 2.911e-5 bits, for |x0| = 1."""
+    """At most 2.911e-5 bits, for |x0| = 1."""
     assert prior_bound(torch.ones(1, 4).double(), FULL[0]).item() == pytest.approx(2.911e-5, rel=1e-3)
     step = SamplingStep(0, 0.0, 1.0)
     assert prior_bound(normal(1, 2, 4), step).tolist() == [0, 0]
@@ -85,17 +85,17 @@ def test_what_the_noisiest_stage_keeps_is_the_published_number():
 
 @pytest.mark.parametrize("T", [1000, 100])
 def test_terms_are_those_that_a_learned_variance_is_trained_with(T):
-    """Over all steps, the final one too; of one t, T / 1000 of it (section 5.4)."""
+    """Over all steps, the final one too; of one t, T / 1000 of it."""
     schedule = DDPMLinear(T=T)
     variance, trajectory = LearnedRange(schedule, Eps()), build_trajectory(schedule, All().steps(T))
     for t in (0, 1, 2, T // 2, T - 1):
         now, back = at(t, trajectory)
         x0, eps = normal(1, 4, 3, 8, 8).clamp(-1, 1), normal(2, 4, 3, 8, 8)
         x, out = now.mixed(x0, eps), torch.cat([eps + 0.5 * normal(3, 4, 3, 8, 8), normal(4, 4, 3, 8, 8)], 1)
-        said = Prediction(Eps().to_x0(variance.prediction(out), x, now.level(x)), variance.interpolation(out))
+        prediction = Prediction(Eps().to_x0(variance.prediction(out), x, now.level(x)), variance.interpolation(out))
         trained = variance.bound(out, x0, x, now.level(x))
         torch.testing.assert_close(
-            trained, T / 1000 * step_bound(said, LearnedVariance(), x0, x, back), rtol=1e-3, atol=1e-6
+            trained, T / 1000 * step_bound(prediction, LearnedVariance(), x0, x, back), rtol=1e-3, atol=1e-6
         )
 
 
@@ -111,15 +111,15 @@ FIFTY = build_trajectory(DDPMLinear(), Linear(50).steps(1000))
 
 @pytest.mark.parametrize("trajectory", [FULL, FIFTY], ids=["all", "50"])
 def test_the_last_steps_variance_is_that_of_the_one_before(trajectory):
-    """Section 3: ln beta_tilde with entry 0 replaced by entry 1; section 5.3: for the large one as well."""
+    """ln beta_tilde has entry 0 replaced by entry 1, for the large variance as well."""
     *_, before, last = reverse_steps(trajectory)
-    said = Prediction(torch.zeros(1), torch.full((1,), 0.25))
+    prediction = Prediction(torch.zeros(1), torch.full((1,), 0.25))
     assert last.final
     assert last.beta == pytest.approx(1 - trajectory[-2].gamma ** 2)
-    assert FixedSmallVariance().log_variance(said, last) == FixedSmallVariance().log_variance(said, before)
-    assert FixedLargeVariance().log_variance(said, last) == FixedSmallVariance().log_variance(said, before)
+    assert FixedSmallVariance().log_variance(prediction, last) == FixedSmallVariance().log_variance(prediction, before)
+    assert FixedLargeVariance().log_variance(prediction, last) == FixedSmallVariance().log_variance(prediction, before)
     mixed = 0.25 * math.log(last.beta) + 0.75 * math.log(before.beta_tilde)
-    assert LearnedVariance().log_variance(said, last).item() == pytest.approx(mixed, rel=1e-6)
+    assert LearnedVariance().log_variance(prediction, last).item() == pytest.approx(mixed, rel=1e-6)
 
 
 def levels(x):
@@ -128,7 +128,7 @@ def levels(x):
 
 
 def excess(rule, data, trajectory):
-    """What a rule's variance v costs where w is the true one, in bits: (ln(v / w) + w / v - 1) / 2 of each step."""
+    """Return the bits that a rule's variance v costs where w is true: (ln(v / w) + w / v - 1) / 2 of each step."""
     nats = 0.0
     for now, back in list(zip(trajectory[:-1], reverse_steps(trajectory), strict=True))[:-1]:
         w = back.beta_tilde + back.clean**2 * data.left(now)
@@ -138,16 +138,16 @@ def excess(rule, data, trajectory):
 
 
 def test_the_bound_of_normal_data_is_its_entropy_where_prediction_and_variance_are_true():
-    """s = 0.3 and levels of 1 / 127.5; and what the fixed variances lose is what the divergences say."""
+    """s = 0.3 and levels of 1 / 127.5; the fixed variances cost the bits that the divergences give."""
     data, x0 = Normal(0.3), levels(0.3 * normal(1, 15_000, 1))
     truth = 0.5 * math.log2(2 * math.pi * math.e * 0.3**2) + math.log2(127.5)
-    best = nll_bound(Told(data, FULL), LearnedVariance(), x0, FULL, BatchGenerator([2]))
+    best = nll_bound(NormalWithTrueVariance(data, FULL), LearnedVariance(), x0, FULL, BatchGenerator([2]))
     assert best.steps.shape == (1000, 15_000)
     torch.testing.assert_close(best.total, best.prior + best.steps.sum(0))
     assert best.total.mean().item() == pytest.approx(truth, abs=0.02)
     for rule in (FixedSmallVariance(), FixedLargeVariance()):
-        found = nll_bound(data, rule, x0, FULL, BatchGenerator([2]))
-        lost = (found.steps - best.steps).mean(1)
+        bound = nll_bound(data, rule, x0, FULL, BatchGenerator([2]))
+        lost = (bound.steps - best.steps).mean(1)
         assert lost[:-1].sum().item() == pytest.approx(excess(rule, data, FULL), abs=0.01)
         assert lost[-1] > 0.05
 
@@ -181,7 +181,7 @@ def test_a_likelihood_needs_noise_at_every_step_and_two_of_them():
 
 
 def filled(T=6):
-    """A history of losses that differ by orders of magnitude, (T, 10), and a sampler that was told them."""
+    """Return a history of losses that differ by orders of magnitude, (T, 10), and a sampler that recorded them."""
     losses = 10.0 ** -torch.arange(T)[:, None] * (1 + 0.3 * normal(1, T, 10).abs())
     aware = LossAware(Steps(T))
     for column in losses.T:

@@ -22,7 +22,7 @@ def _reference_masks(beta, centre, n):
 
 
 def shown_mask(mask, T, centre, n=32):
-    """What a mask leaves of a white image at every step: (T, n, n)."""
+    """Return the part of a white image that a mask leaves at every step, (T, n, n)."""
     state = Placed(torch.tensor([centre]).expand(T, 2))
     return mask.at(torch.ones(T, 1, n, n), at(*range(T)), state)[:, 0]
 

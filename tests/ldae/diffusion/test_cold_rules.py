@@ -29,7 +29,7 @@ def always(x0):
 
 
 class Fading(Corruption):
-    """x0 fades to its mean by equal steps: linear in x0, and knows t alone."""
+    """Fade of x0 to its mean by equal steps: linear in x0, a function of t alone."""
 
     def draw(self, x0, rng):
         return State()
@@ -40,7 +40,7 @@ class Fading(Corruption):
 
 
 def test_what_is_added_by_steps_is_taken_off_whatever_the_network_says():
-    """Test 1: D(x, s) = x + s e, and predictions that are noise."""
+    """D(x, s) = x + s e, and predictions that are noise."""
     x0, e = normal(1, 3, 8), 0.1 * normal(2, 3, 8)
     rule = ImprovedColdSampling().bind(lambda x, step: x + (step.t + 1) * e)
     for trajectory in (TRAJECTORY, build_trajectory(Steps(T), Linear(4).steps(T))):
@@ -62,7 +62,7 @@ def test_what_is_added_by_steps_is_taken_off_whatever_the_network_says():
 
 @pytest.mark.parametrize("kept", [T, 5, 1])
 def test_a_constant_error_ends_as_the_last_degradation_leaves_it_out(kept):
-    """Test 2: D(x, s) = A_s x, x0 predicted with an error d: x ends (I - A_T) d off, however many steps."""
+    """D(x, s) = A_s x, x0 predicted with an error d: x ends (I - A_T) d off, however many steps."""
     families = [torch.eye(8, dtype=torch.float64), *(normal(s, 8, 8) / 4 for s in range(T))]
     x0, d = normal(30, 3, 8), 0.3 * normal(31, 3, 8)
     trajectory = [*TRAJECTORY[:: T // kept][:kept], CLEAN]
@@ -74,7 +74,7 @@ def test_a_constant_error_ends_as_the_last_degradation_leaves_it_out(kept):
 @pytest.mark.parametrize("corruption", [Fading(), Gaussian()], ids=lambda c: type(c).__name__)
 @pytest.mark.parametrize("rule", [NaiveColdSampling(), ImprovedColdSampling()], ids=lambda r: type(r).__name__)
 def test_a_perfect_network_restores_exactly(rule, corruption):
-    """Test 3: and every x on the way is D(x0, s), because what was drawn is drawn once."""
+    """Every x on the way is D(x0, s) too, because random numbers are drawn once."""
     schedule = Steps(T) if isinstance(corruption, Fading) else Cosine(T)
     trajectory, x0, seen = build_trajectory(schedule, All().steps(T)), normal(1, 3, 8).float(), []
     degrade = Degradation(corruption, corruption.draw(x0, BatchGenerator([4])))
@@ -89,7 +89,7 @@ def test_a_perfect_network_restores_exactly(rule, corruption):
 
 
 def test_a_term_added_to_the_degradation_is_kept_or_dropped():
-    """Test 3: algorithm 2 carries it to the end unchanged, algorithm 1 does not know of it."""
+    """Algorithm 2 carries it to the end unchanged, algorithm 1 drops it."""
     x0 = normal(1, 3, 8)
     degrade, extra = Degradation(Fading(), State()), 0.002 * normal(2, 3, 8)
     ends = [
@@ -101,7 +101,7 @@ def test_a_term_added_to_the_degradation_is_kept_or_dropped():
 
 
 def test_both_algorithms_are_one_where_the_prediction_degrades_to_x():
-    """Section 1: D(x0, s) = x at every s."""
+    """D(x0, s) = x at every s."""
     x0, degrade = normal(1, 3, 8), Degradation(Fading(), State())
     for now, then in pairwise(TRAJECTORY):
         x = degrade(x0, now)
@@ -113,27 +113,27 @@ def test_both_algorithms_are_one_where_the_prediction_degrades_to_x():
 
 
 def estimated(x, x0, step, forgetful=False):
-    """The z of the paper's second sampler; without x, as some notes print it, it is no estimate of noise."""
+    """Return the z of the paper's second sampler; without x (`forgetful`) it is no estimate of noise."""
     return ((0 if forgetful else x) - step.gamma * x0) / step.sigma
 
 
 def test_estimated_noise_is_ddim():
-    """Test 4: algorithms 2 and 1 with z estimated from x are DDIM with eta = 0."""
+    """Algorithms 2 and 1 with z estimated from x are DDIM with eta = 0."""
     trajectory, x, x0 = build_trajectory(Cosine(200), Linear(20).steps(200)), normal(1, 3, 8), normal(2, 3, 8)
     for now, then in pairwise(trajectory):
         expected = DDIM()(x, Prediction(x0), now, then, BatchGenerator([0]))
         for rule in (ImprovedColdSampling(), NaiveColdSampling()):
-            found, wrong = (
+            result, wrong = (
                 rule.bind(lambda y, step, z=z: step.mixed(y, z))(x, Prediction(x0), now, then, BatchGenerator([0]))
                 for z in (estimated(x, x0, now), estimated(x, x0, now, forgetful=True))
             )
-            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+            torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
             if then != CLEAN:
                 assert (wrong - expected).abs().max() > 0.01
 
 
 def test_fixed_noise_restores_what_it_degraded_and_says_how_far_from_it_pure_noise_is():
-    """Test 5: from z itself, -sqrt(a_T) x0 + (1 - sqrt(1 - a_T)) z is left: 2.5e-4 of them at cosine, T = 200."""
+    """From z itself, -sqrt(a_T) x0 + (1 - sqrt(1 - a_T)) z is left: 2.5e-4 of them at cosine, T = 200."""
     trajectory, x0 = build_trajectory(Cosine(200), All().steps(200)), normal(1, 3, 8)
     state = Gaussian().draw(x0, BatchGenerator([4]))
     degrade = lambda x, step: step.mixed(x, state.eps.double())  # noqa: E731

@@ -1,4 +1,4 @@
-"""Masked components and coloured noise: what is hidden, how much of it, and where the loss looks."""
+"""Masked components and coloured noise: the choice and number of components, and the support of the loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The degradations of Cold Diffusion: what all promise, and resolution, colour and blend (arXiv 2208.09392)."""
+"""The degradations of Cold Diffusion: common laws, and resolution, colour and blend (arXiv 2208.09392)."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def only(state, k):
     return replace(state, **{f.name: getattr(state, f.name)[k : k + 1] for f in fields(state)})
 
 
-# what every corruption that a sampler inverts promises
+# laws of every corruption that a sampler inverts
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -50,15 +50,15 @@ def test_an_edit_of_normal_data_is_the_closed_form(n):
     assert propagated(trajectory)[0] == pytest.approx(gain, abs=1e-5)
     assert propagated(trajectory)[1] == pytest.approx(deviation, abs=2e-4)
     guide = 2 * normal(n, 50_000)
-    found = edit(DATA, Exact(DATA), guide, trajectory, BatchGenerator([n + 1]))
-    measured = ((found * guide).mean() / (guide**2).mean()).item()
+    edited = edit(DATA, Exact(DATA), guide, trajectory, BatchGenerator([n + 1]))
+    measured = ((edited * guide).mean() / (guide**2).mean()).item()
     assert measured == pytest.approx(gain, abs=0.005)
-    assert (found - measured * guide).std().item() == pytest.approx(deviation, rel=0.01)
+    assert (edited - measured * guide).std().item() == pytest.approx(deviation, rel=0.01)
 
 
 @pytest.mark.parametrize("count", [100, 20])
 def test_fewer_steps_from_the_same_level_are_the_same_edit(count):
-    """Test 11: what is kept of the guide is a matter of the level, not of the number of steps."""
+    """The part of the guide that is kept depends on the level, not on the number of steps."""
     few = build_trajectory(DDPMLinear(), Linear(count).steps(1000))
     n = 1 + few[len(few) // 2].t
     assert propagated(tail(n, few))[0] == pytest.approx(propagated(tail(n))[0], rel=1e-9)
@@ -70,17 +70,17 @@ def test_fewer_steps_from_the_same_level_are_the_same_edit(count):
 
 
 def test_no_noise_gives_the_guide_back_and_all_of_it_forgets_the_guide():
-    """Test 8; T = 100 rescaled, where alpha_bar ends at 2e-5."""
+    """T = 100 rescaled, where alpha_bar ends at 2e-5."""
     trajectory, guide = build_trajectory(DDPMLinear(T=100), All().steps(100)), normal(1, 200_000)
     assert torch.equal(
         edit(DATA, FixedSmallVariance(), guide, tail(0, trajectory, 100), BatchGenerator([0]), repeats=3), guide
     )
-    found = edit(DATA, Exact(DATA), guide, tail(100, trajectory, 100), BatchGenerator([0]))
-    assert abs(torch.corrcoef(torch.stack([found, guide]))[0, 1]) < 0.01
+    edited = edit(DATA, Exact(DATA), guide, tail(100, trajectory, 100), BatchGenerator([0]))
+    assert abs(torch.corrcoef(torch.stack([edited, guide]))[0, 1]) < 0.01
 
 
 def test_an_edit_moves_further_from_the_guide_the_more_noise_there_is():
-    """Test 10; at the end by twice the data's variance, as two that know nothing of each other."""
+    """At the end by twice the data's variance, as for two independent images."""
     trajectory, guide = build_trajectory(DDPMLinear(T=100), All().steps(100)), 0.5 * normal(1, 20_000)
     away = [
         (edit(DATA, Exact(DATA), guide, tail(n, trajectory, 100), BatchGenerator([3])) - guide).square().mean().item()
@@ -94,7 +94,7 @@ def test_an_edit_moves_further_from_the_guide_the_more_noise_there_is():
 @pytest.mark.parametrize("repeats", [1, 3])
 @pytest.mark.parametrize("schedule", [DDPMLinear(T=50), LinearSigma(T=50)], ids=lambda s: type(s).__name__)
 def test_what_is_kept_stays_and_the_rest_changes(schedule, repeats):
-    """Test 9; the clean stage has no noise, so that what is kept is the guide itself."""
+    """The clean stage has no noise, so that the kept part is the guide itself."""
     trajectory, guide = build_trajectory(schedule, All().steps(50))[20:], normal(1, 2, 3, 8, 8)
     keep = torch.zeros(2, 1, 8, 8)
     keep[:, :, :, :4] = 1
@@ -102,9 +102,9 @@ def test_what_is_kept_stays_and_the_rest_changes(schedule, repeats):
     def run(keep):
         return edit(DATA, FixedSmallVariance(), guide, trajectory, BatchGenerator([5]), keep=keep, repeats=repeats)
 
-    found = run(keep)
-    assert torch.equal(found[..., :4], guide[..., :4])
-    assert (found[..., 4:] - guide[..., 4:]).abs().mean() > 0.1
+    edited = run(keep)
+    assert torch.equal(edited[..., :4], guide[..., :4])
+    assert (edited[..., 4:] - guide[..., 4:]).abs().mean() > 0.1
     assert torch.equal(run(torch.ones(2, 1, 8, 8)), guide)
     assert torch.equal(run(torch.zeros(2, 1, 8, 8)), run(None))
 
@@ -144,7 +144,7 @@ def test_noising_to_a_level_is_the_corruption():
 
 
 def test_the_true_mask_comes_out_of_a_hundred_steps():
-    """Test 4: eps of the true mask; before rounding within 1e-3, the rounded mean of several runs exactly."""
+    """With eps of the true mask: before rounding within 1e-3, the rounded mean of several runs exactly."""
     mask = (normal(1, 2, 1, 8, 8) > 0).float()
     trajectory = build_trajectory(DDPMLinear(T=100), All().steps(100))
 
@@ -188,7 +188,7 @@ def test_what_is_encoded_is_normal():
 
 @pytest.mark.parametrize("schedule", [DDPMLinear(), Cosine(), LinearSigma()], ids=lambda s: type(s).__name__)
 def test_inversion_undoes_a_chain_whose_noise_the_network_knows(schedule):
-    """Where eps is seen rightly at every level, up and down are one line."""
+    """With the true eps at every level, inversion and sampling follow one line."""
     trajectory = build_trajectory(schedule, Linear(20).steps(1000))
     x0, eps = normal(1, 64).double(), normal(2, 64).double()
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from oracles import Exact, Normal, Told
+from oracles import Exact, Normal, NormalWithTrueVariance
 
 from ldae.core.types import BatchGenerator
 from ldae.diffusion.corruptions.gaussian import Gaussian
@@ -67,11 +67,11 @@ class Three:
     """Normal data of s = 1, 0.5 and 0.1 at once, (3, N)."""
 
     def __init__(self, trajectory):
-        self.rows = [Told(Normal(s), trajectory) for s in (1.0, 0.5, 0.1)]
+        self.rows = [NormalWithTrueVariance(Normal(s), trajectory) for s in (1.0, 0.5, 0.1)]
 
     def __call__(self, x, step):
-        found = [told(row, step) for told, row in zip(self.rows, x, strict=True)]
-        return Prediction(torch.stack([f.x0 for f in found]), torch.stack([f.interpolation for f in found]))
+        predictions = [oracle(row, step) for oracle, row in zip(self.rows, x, strict=True)]
+        return Prediction(torch.stack([p.x0 for p in predictions]), torch.stack([p.interpolation for p in predictions]))
 
 
 RULES = {"small": FixedSmallVariance(), "large": FixedLargeVariance(), "exact": LearnedVariance(), "eta0": DDIM()}
@@ -103,8 +103,8 @@ def test_with_the_true_variance_every_step_keeps_the_marginal(schedule, spacing)
         if now.sigma and then.sigma:
             back = StepBack.between(now, then)
             k = back.clean * data.gain(now) + back.noisy
-            found = k**2 * data.spread(now) + Exact(data).variance(now, then)
-            assert found == pytest.approx(data.spread(then), rel=1e-9)
+            variance = k**2 * data.spread(now) + Exact(data).variance(now, then)
+            assert variance == pytest.approx(data.spread(then), rel=1e-9)
 
 
 # --- super-resolution's steps: the same, over a ramp of its own length
@@ -136,9 +136,9 @@ def test_sr3_is_ancestral_sampling_with_the_large_variance(schedule):
 
     trajectory = build_trajectory(schedule, All().steps(schedule.T))
     y = torch.randn(4, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = sample(predict, FixedLargeVariance(), y, trajectory, BatchGenerator([2]))
+    samples = sample(predict, FixedLargeVariance(), y, trajectory, BatchGenerator([2]))
     torch.testing.assert_close(
-        found, _reference_sr3(eps_of, y, schedule.gamma**2, BatchGenerator([2])), rtol=0, atol=1e-5
+        samples, _reference_sr3(eps_of, y, schedule.gamma**2, BatchGenerator([2])), rtol=0, atol=1e-5
     )
     assert sample(predict, FixedLargeVariance(), 5 * y, trajectory, BatchGenerator([2]), clip=True).abs().max() <= 1
 
@@ -151,14 +151,14 @@ def test_sr3_of_unit_data_is_right_whatever_the_number_of_steps(schedule):
     """Mean within 0.01 of m(x), deviation within 1 %."""
     trajectory, data = build_trajectory(schedule, All().steps(schedule.T)), Normal(1.0, CONDITION)
     assert trajectory[0].gamma ** 2 < 1e-2
-    found = sample(
+    samples = sample(
         data,
         FixedLargeVariance(),
         initial_noise((4, 25_000), trajectory[0], BatchGenerator([1])),
         trajectory,
         BatchGenerator([2]),
     )
-    off = found - CONDITION
+    off = samples - CONDITION
     assert off.mean().abs() < 0.01
     assert off.mean(1).abs().max() < 0.02  # a quarter of the numbers each
     assert off.std().item() == pytest.approx(1, rel=0.01)
@@ -167,14 +167,14 @@ def test_sr3_of_unit_data_is_right_whatever_the_number_of_steps(schedule):
 @pytest.mark.parametrize("schedule", RAMPS, ids=lambda s: str(s.T))
 def test_sr3_of_certain_data_is_right_with_the_small_variance(schedule):
     trajectory, data = build_trajectory(schedule, All().steps(schedule.T)), Normal(1e-4, CONDITION)
-    found = sample(
+    samples = sample(
         data,
         FixedSmallVariance(),
         initial_noise((4, 64), trajectory[0], BatchGenerator([1])),
         trajectory,
         BatchGenerator([2]),
     )
-    assert (found - CONDITION).abs().max() < 1e-3
+    assert (samples - CONDITION).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize(("metric", "expected"), [(L2(), 1.0), (L1(), 0.7979)])

@@ -13,11 +13,11 @@ from ldae.diffusion.schedules import ContinuousGamma, Cosine, DDPMLinear, Quadra
 
 
 def _reference_alpha_bar(betas):
-    product, found = 1.0, []
+    product, alpha_bar = 1.0, []
     for beta in betas:
         product *= 1 - beta
-        found.append(product)
-    return found
+        alpha_bar.append(product)
+    return alpha_bar
 
 
 @pytest.mark.parametrize("T", [50, 1000, 4000])

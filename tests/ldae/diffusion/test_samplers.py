@@ -32,7 +32,7 @@ def normal(seed, *shape):
 
 
 def network(x, step):
-    """Some smooth eps of x and t, as what it says of x0."""
+    """Return the x0 of an eps that is a smooth function of x and t."""
     eps = step.sigma * x + 0.05 * torch.sin(2 * x + step.t / 50)
     return Prediction((x - step.sigma * eps) / step.gamma)
 
@@ -87,10 +87,10 @@ def test_ancestral_sampling_is_ddpms_on_the_kept_steps(rule, variance, spacing, 
     """With `FixedLargeVariance`, the sigma-hat rows of DDIM's table (arXiv 2010.02502, Table 1)."""
     schedule, x = DDPMLinear(), normal(3, 4, 16)
     steps = spacing.steps(1000)
-    found = sample(network, rule, x, build_trajectory(schedule, steps), BatchGenerator([5]), clip=clip)
+    samples = sample(network, rule, x, build_trajectory(schedule, steps), BatchGenerator([5]), clip=clip)
     expected = _reference_ddpm(eps_of, x, steps, schedule.gamma**2, BatchGenerator([5]), variance, clip)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    assert found.std() > 0.01
+    torch.testing.assert_close(samples, expected, rtol=0, atol=1e-5)
+    assert samples.std() > 0.01
 
 
 @pytest.mark.parametrize("clip", [False, True])
@@ -99,9 +99,9 @@ def test_ancestral_sampling_is_ddpms_on_the_kept_steps(rule, variance, spacing, 
 def test_ddim_is_its_paper(eta, spacing, clip):
     schedule, x = DDPMLinear(), normal(3, 4, 16)
     steps = spacing.steps(1000)
-    found = sample(network, DDIM(eta), x, build_trajectory(schedule, steps), BatchGenerator([5]), clip=clip)
+    samples = sample(network, DDIM(eta), x, build_trajectory(schedule, steps), BatchGenerator([5]), clip=clip)
     expected = _reference_ddim(eps_of, x, steps, schedule.gamma**2, BatchGenerator([5]), eta, clip)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(samples, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("clip", [False, True])
@@ -109,13 +109,13 @@ def test_ddim_is_its_paper(eta, spacing, clip):
 def test_ddim_with_eta_one_is_ancestral_sampling(spacing, clip):
     """With clipping it takes an eps that changes along with x0."""
     trajectory, x = build_trajectory(DDPMLinear(), spacing.steps(1000)), normal(3, 4, 16)
-    found, expected = (
+    samples, expected = (
         sample(network, rule, x, trajectory, BatchGenerator([5]), clip=clip)
         for rule in (DDIM(1.0), FixedSmallVariance())
     )
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(samples, expected, rtol=0, atol=1e-5)
     if clip:
-        assert found.abs().max() <= 1
+        assert samples.abs().max() <= 1
 
 
 @pytest.mark.parametrize("spacing", [All(), Linear(100), Linear(10), Quadratic(10), Stride([2])])
@@ -185,11 +185,11 @@ def test_two_modes_keep_their_weights_and_widths():
 
 
 def test_the_network_is_told_the_schedules_own_steps():
-    told = []
+    levels = []
 
     def predict(x, step):
         level = step.level(x)
-        told.append((level.t.tolist(), level.gamma[0].item()))
+        levels.append((level.t.tolist(), level.gamma[0].item()))
         return Prediction(x)
 
     schedule = DDPMLinear()
@@ -200,7 +200,7 @@ def test_the_network_is_told_the_schedules_own_steps():
         build_trajectory(schedule, Linear(4).steps(1000)),
         BatchGenerator([0]),
     )
-    assert told == [([t, t], schedule.gamma[t].float().item()) for t in (750, 500, 250, 0)]
+    assert levels == [([t, t], schedule.gamma[t].float().item()) for t in (750, 500, 250, 0)]
 
 
 def test_a_chain_goes_on_from_where_it_was_left():

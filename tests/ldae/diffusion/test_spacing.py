@@ -1,4 +1,4 @@
-"""Which steps are visited (App. D.2, arXiv 2010.02502)."""
+"""Spacings: the subsequences of steps that samplers visit (App. D.2, arXiv 2010.02502)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_each_has_its_published_steps():
 @settings(deadline=None, max_examples=50)
 @given(st.data(), st.integers(1, 4000))
 def test_a_count_of_steps_is_spread_over_the_whole_schedule(data, T):
-    """Whether S divides T or not: S steps, falling, from one end to the other, no gap longer than ceil(T / S)."""
+    """For any S, a divisor of T or not: S falling steps from end to end, no gap longer than ceil(T / S)."""
     count = data.draw(st.integers(1, T))
     widest = -(-T // count)
     linear, trailing = Linear(count).steps(T), Trailing(count).steps(T)
@@ -66,10 +66,10 @@ def test_the_steps_that_can_be_visited_are_those_whose_prediction_determines_x0(
     T, usable = schedule.T, usable_steps(schedule, target)
     assert usable == T - (isinstance(schedule, LinearGamma2) and isinstance(target, Eps))
     for spacing in (All(), Trailing(min(7, usable)), Linear(min(7, usable)), *([Stride([2])] if usable > 1 else [])):
-        found = build_trajectory(schedule, spacing.steps(usable))
+        trajectory = build_trajectory(schedule, spacing.steps(usable))
         if not isinstance(spacing, Linear):
-            assert found[0].t == usable - 1
-        for step in found:
+            assert trajectory[0].t == usable - 1
+        for step in trajectory:
             answer = target.to_x0(torch.ones(1, 2), torch.ones(1, 2), step.level(torch.ones(1, 2)))
             assert torch.isfinite(answer).all()
 
@@ -82,9 +82,9 @@ def test_quadratic_steps_are_those_of_the_published_code(count, T):
 
 
 def test_quadratic_steps_that_fall_together_are_visited_once():
-    found = {count: Quadratic(count).steps(1000) for count in (10, 20, 50, 100, 1000)}
-    assert {count: len(steps) for count, steps in found.items()} == {10: 10, 20: 20, 50: 49, 100: 96, 1000: 688}
-    assert {int(steps[0]) for steps in found.values()} == {800}
+    steps_of = {count: Quadratic(count).steps(1000) for count in (10, 20, 50, 100, 1000)}
+    assert {count: len(steps) for count, steps in steps_of.items()} == {10: 10, 20: 20, 50: 49, 100: 96, 1000: 688}
+    assert {int(steps[0]) for steps in steps_of.values()} == {800}
 
 
 def test_sections_have_their_counts_and_both_ends():
@@ -117,19 +117,19 @@ def test_what_a_schedule_does_not_have_is_refused(make, sentence):
 
 def test_stages_have_the_schedules_numbers_and_end_clean():
     schedule = DDPMLinear()
-    found = build_trajectory(schedule, Linear(5).steps(1000))
-    assert [step.t for step in found] == [800, 600, 400, 200, 0, -1]
-    assert found[-1] == CLEAN
-    assert [step.gamma for step in found[:-1]] == schedule.gamma[[800, 600, 400, 200, 0]].tolist()
-    assert all(step.gamma**2 + step.sigma**2 == pytest.approx(1, abs=1e-12) for step in found)
+    trajectory = build_trajectory(schedule, Linear(5).steps(1000))
+    assert [step.t for step in trajectory] == [800, 600, 400, 200, 0, -1]
+    assert trajectory[-1] == CLEAN
+    assert [step.gamma for step in trajectory[:-1]] == schedule.gamma[[800, 600, 400, 200, 0]].tolist()
+    assert all(step.gamma**2 + step.sigma**2 == pytest.approx(1, abs=1e-12) for step in trajectory)
 
 
 @pytest.mark.parametrize("spacing", [All(), Linear(100), Linear(10)], ids=["all", "100", "10"])
 def test_where_an_edit_starts_is_a_matter_of_noise_not_of_the_number_of_stages(spacing):
     """n = t0 T steps of noise are those up to index n - 1; by alpha-bar, 0.0786 is that of 500 of 1000 steps."""
-    found = build_trajectory(DDPMLinear(), spacing.steps(1000))
-    k = 1000 // (len(found) - 1)
-    assert abs(found[nearest_step(found, 0.5, 1000)].t - 499) <= k // 2
-    assert abs(found[nearest_signal(found, 0.0785872)].t - 499) <= k // 2
-    assert found[nearest_step(found, 0.0, 1000)] == found[nearest_signal(found, 1.0)] == CLEAN
-    assert nearest_step(found, 1.0, 1000) == 0
+    trajectory = build_trajectory(DDPMLinear(), spacing.steps(1000))
+    k = 1000 // (len(trajectory) - 1)
+    assert abs(trajectory[nearest_step(trajectory, 0.5, 1000)].t - 499) <= k // 2
+    assert abs(trajectory[nearest_signal(trajectory, 0.0785872)].t - 499) <= k // 2
+    assert trajectory[nearest_step(trajectory, 0.0, 1000)] == trajectory[nearest_signal(trajectory, 1.0)] == CLEAN
+    assert nearest_step(trajectory, 1.0, 1000) == 0

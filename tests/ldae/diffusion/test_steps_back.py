@@ -26,8 +26,8 @@ def normal(seed, *shape):
 
 
 def pairs(schedule, spacing):
-    found = build_trajectory(schedule, spacing.steps(schedule.T))
-    return list(pairwise(found))
+    trajectory = build_trajectory(schedule, spacing.steps(schedule.T))
+    return list(pairwise(trajectory))
 
 
 @pytest.mark.parametrize("spacing", SPACINGS, ids=lambda s: type(s).__name__)
@@ -47,8 +47,8 @@ def test_steps_of_the_schedule_are_its_posterior(schedule):
     q = Posterior(schedule)
     backs = [StepBack.between(now, then) for now, then in pairs(schedule, All())][::-1]
     for name in ("clean", "noisy", "beta", "beta_tilde"):
-        found = torch.tensor([getattr(back, name) for back in backs], dtype=torch.float64)
-        torch.testing.assert_close(found, getattr(q, name), rtol=1e-8, atol=1e-12)
+        coefficients = torch.tensor([getattr(back, name) for back in backs], dtype=torch.float64)
+        torch.testing.assert_close(coefficients, getattr(q, name), rtol=1e-8, atol=1e-12)
     assert (backs[0].clean, backs[0].noisy, backs[0].beta_tilde) == (1, 0, 0)
 
 
@@ -68,8 +68,8 @@ def test_noise_composed_step_by_step_is_the_closed_form(schedule):
 
 def test_keeping_all_steps_gives_the_betas_back():
     schedule = DDPMLinear()
-    found = [StepBack.between(now, then).beta for now, then in pairs(schedule, All())][::-1]
-    assert found == pytest.approx(schedule.beta.tolist(), rel=1e-9)
+    betas = [StepBack.between(now, then).beta for now, then in pairs(schedule, All())][::-1]
+    assert betas == pytest.approx(schedule.beta.tolist(), rel=1e-9)
 
 
 @pytest.mark.parametrize("spacing", SPACINGS, ids=lambda s: type(s).__name__)
@@ -87,7 +87,7 @@ def test_three_forms_of_the_mean_agree(spacing):
 
 
 def test_the_mean_tells_x0():
-    """A network that predicted the mean itself would say x0 = (mean - noisy x) / clean."""
+    """A prediction of the mean itself determines x0 = (mean - noisy x) / clean."""
     x0, eps = normal(1, 64), normal(2, 64)
     for now, then in pairs(DDPMLinear(), Linear(50)):
         back, x = StepBack.between(now, then), now.mixed(x0, eps)
@@ -96,13 +96,13 @@ def test_the_mean_tells_x0():
 
 def test_equal_stages_are_one():
     """A pair of equal steps, or a schedule of one level, changes nothing, whatever the rule."""
-    x, found = normal(1, 8), Prediction(normal(2, 8), torch.zeros(8))
+    x, prediction = normal(1, 8), Prediction(normal(2, 8), torch.zeros(8))
     for step in (
         build_trajectory(DDPMLinear(), torch.tensor([300]))[0],
         build_trajectory(ConstantSigma(), torch.tensor([3]))[0],
     ):
         for rule in (FixedSmallVariance(), FixedLargeVariance(), LearnedVariance(), DDIM(), DDIM(0.5), DDIM(1.0)):
-            torch.testing.assert_close(rule(x, found, step, step, BatchGenerator([0])), x)
+            torch.testing.assert_close(rule(x, prediction, step, step, BatchGenerator([0])), x)
 
 
 def test_stages_that_grow_noisier_are_refused():
@@ -117,11 +117,13 @@ def test_stages_that_grow_noisier_are_refused():
 )
 def test_levels_without_noise_or_without_signal_are_defined(rule):
     """Nothing left to remove: x stays. Nothing there at all: the prediction is all. gamma = 0: v determines x0."""
-    x, found = normal(1, 8), Prediction(normal(2, 8))
-    assert torch.equal(rule(x, found, SamplingStep(0, 1.0, 0.0), CLEAN, BatchGenerator([0])), x)
+    x, prediction = normal(1, 8), Prediction(normal(2, 8))
+    assert torch.equal(rule(x, prediction, SamplingStep(0, 1.0, 0.0), CLEAN, BatchGenerator([0])), x)
     assert torch.equal(
-        rule(torch.zeros(8), found, build_trajectory(ZeroInput(), torch.tensor([0]))[0], CLEAN, BatchGenerator([0])),
-        found.x0,
+        rule(
+            torch.zeros(8), prediction, build_trajectory(ZeroInput(), torch.tensor([0]))[0], CLEAN, BatchGenerator([0])
+        ),
+        prediction.x0,
     )
     trajectory = build_trajectory(LinearGamma2(T=10), All().steps(10))
     assert trajectory[0].gamma == 0

@@ -1,4 +1,4 @@
-"""Learned variance: the posterior, the bound's terms and what they teach (arXiv 2102.09672)."""
+"""Learned variance: the posterior, the bound's terms and their gradients (arXiv 2102.09672)."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def test_the_mean_at_the_last_step_is_x0():
 def test_divergence_is_torchs():
     mean, other = normal(3), normal(4)
     log_variance, other_log = normal(5), normal(6)
-    found = gaussian_kl(mean, log_variance, other, other_log)
+    divergence = gaussian_kl(mean, log_variance, other, other_log)
     expected = kl_divergence(Normal(mean, (log_variance / 2).exp()), Normal(other, (other_log / 2).exp()))
-    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(divergence, expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(gaussian_kl(mean, log_variance, mean, log_variance), torch.zeros(SHAPE))
 
 
@@ -211,7 +211,7 @@ def test_schedules_without_a_posterior_are_refused(schedule, target, sentence):
 
 
 def learner(config, *argv):
-    """A small parts that learns its variance, its network past its zero start, and 16 images."""
+    """Return small parts with a learned variance, their network past its zero start, and 16 images."""
     torch.manual_seed(0)
     parts = Parts(config("pretrain", *LATENT, "objective=learned_variance", *argv))
     images = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -241,7 +241,7 @@ def test_the_loss_is_the_squared_error_plus_the_term(config):
 
 
 def test_denoised_images_come_from_the_prediction_alone(config):
-    """Another v gives the same image: the panel does not read the variance."""
+    """Another v gives the same image: denoised images do not depend on the variance."""
     parts, batch = learner(config)
     objective, d = parts.objective, parts.tokenizer.shape[0]
     level = parts.schedule.at(torch.full((16,), 300))

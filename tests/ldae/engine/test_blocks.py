@@ -1,4 +1,4 @@
-"""Compilation: of what, where the result is kept, and for which instruction set."""
+"""Compilation: the compiled parts, the folder of the results, the instruction set in their keys."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ with torch.no_grad():
 
 @pytest.fixture
 def tag():
-    """What is put into keys is taken back."""
+    """Set a tag of cache keys and restore the previous one at the end."""
     with torch.compiler.config.patch(cache_key_tag="mine"):
         yield
 

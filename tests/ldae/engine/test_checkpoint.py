@@ -1,4 +1,4 @@
-"""Checkpoints are whole or absent; damage is always seen."""
+"""Checkpoints are whole or absent; damage is always detected."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def filled(root, steps, keep=2):
 
 
 def test_published_tensors_come_back(tmp_path):
-    found = newest(filled(tmp_path / "c", [5]))
-    assert found.step == 5
-    assert torch.equal(found.tensors("model")["w"], torch.full((500,), 5.0))
+    checkpoint = newest(filled(tmp_path / "c", [5]))
+    assert checkpoint.step == 5
+    assert torch.equal(checkpoint.tensors("model")["w"], torch.full((500,), 5.0))
 
 
 def test_the_oldest_go_and_two_always_stay(tmp_path):
@@ -153,7 +153,7 @@ def test_a_removal_that_is_cut_short_leaves_no_part_of_a_checkpoint(tmp_path, mo
     root = filled(tmp_path / "c", [1, 2])
 
     def killed(path, **_):
-        if path.exists():  # it is the old one's turn
+        if path.exists():  # the old checkpoint
             (path / "manifest.json").unlink()
             raise KeyboardInterrupt
 
@@ -178,9 +178,9 @@ def test_the_newest_is_read_while_a_run_replaces_them(tmp_path):
     thread.start()
     try:
         for _ in range(60):
-            found = newest(root, set_aside=False)
-            assert found.hash
-            assert found.step >= 1
+            checkpoint = newest(root, set_aside=False)
+            assert checkpoint.hash
+            assert checkpoint.step >= 1
     finally:
         done.set()
         thread.join()

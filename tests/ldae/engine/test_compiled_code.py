@@ -1,4 +1,4 @@
-"""Compiled code outlives the process: the archive is used, and never trusted beyond what its hash covers."""
+"""Compiled code outlives the process: archives are used, and only within what their hash covers."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from ldae.engine.checkpoint import newest
 from ldae.engine.guard import Verdict
 from ldae.engine.signals import StopFlag
 
-READS = (  # what makes a host wait for its device: a value is looked at, or decides a shape
+READS = (  # operations that make a host wait for its device: it reads a value, or a value decides a shape
     torch.ops.aten._local_scalar_dense.default,
     torch.ops.aten.nonzero.default,
     torch.ops.aten.masked_select.default,
@@ -39,7 +39,7 @@ def deferred(training):
 
 
 def steps(training, count, monkeypatch):
-    """Steps of which nothing is written down; lists are read as numbers are."""
+    """Make training steps that log nothing, and fail where the host reads a number or a list."""
     batches = training.loader.batches(0)
     first = next(batches)  # an epoch begins: its order goes to the device
     training.train_step(first)
@@ -85,7 +85,7 @@ def test_a_nan_that_is_noticed_late_has_not_moved_the_weights(config, tmp_path):
 
 
 def same_rates(good, broken):
-    """Both have made the same two steps, whatever length was configured."""
+    """Return whether both have made two steps, whatever length was configured."""
     return all(
         int(a["step"]) == int(b["step"]) == 2
         for a, b in zip(*(t.state.optimizers["model"].state.values() for t in (good, broken)), strict=True)
@@ -99,6 +99,6 @@ def test_a_stop_that_is_noticed_late_is_saved_and_goes_on_bit_for_bit(config, tm
     stop.signal_name = "SIGTERM"
     with pytest.raises(Interrupted):
         stopped.fit()
-    assert newest(tmp_path / "stopped" / "checkpoints").step == 2  # asked before the first, noticed at the second
+    assert newest(tmp_path / "stopped" / "checkpoints").step == 2  # the flag is set before step 1 and read at step 2
     deferred(trainer(config, tmp_path / "stopped")).fit()
     assert same(weights(tmp_path / "straight"), weights(tmp_path / "stopped"))

@@ -1,4 +1,4 @@
-"""Optimizers: which parameter gets which update, and the law of Muon's step."""
+"""Optimizers: the update of each parameter, and the law of Muon's step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Precision `auto`: what each device is, under limits too; what a resumed run computes in; absent devices."""
+"""Precision `auto` on each device, also under limits; the precision of a resumed run; absent devices."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def test_under_a_limit_without_products_of_bf16_it_is_fp32(limit):
 
 @pytest.mark.parametrize("saved", ["fp32", "bf16"])
 def test_a_resumed_run_keeps_its_precision(saved):
-    found = resolve_precision("auto", "cpu", saved)
-    assert (found.value, found.reason) == (saved, "as this run began")
-    assert found.emulated == (saved == "bf16" and not multiplies_bf16("cpu"))
+    precision = resolve_precision("auto", "cpu", saved)
+    assert (precision.value, precision.reason) == (saved, "as this run began")
+    assert precision.emulated == (saved == "bf16" and not multiplies_bf16("cpu"))
 
 
 @pytest.mark.parametrize("given", ["fp32", "bf16"])
@@ -84,7 +84,7 @@ def test_a_device_is_accepted_where_torch_has_it(name, there, sentence):
 
 
 def test_a_tokenizer_moves_to_a_device_without_float64():
-    """As on mps: what converts float64 there raises TypeError. The eigenvalues stay on the CPU, the rest is moved."""
+    """As on mps, where conversions of float64 raise TypeError. The eigenvalues stay on the CPU, the rest is moved."""
     tokenizer = PatchPCA((3, 8, 8), patch=4, d=8)
     tokenizer.fit(iter([2 * torch.rand(40, 3, 8, 8) - 1]))
     eigenvalues, moved = tokenizer.eigenvalues.clone(), []

@@ -1,4 +1,4 @@
-"""Signals: where they are answered, and that a second one ends the process."""
+"""Signals: the points at which they take effect, and the end of the process at a second one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_signal_is_answered_where_it_arrives_unless_it_is_deferred(name):
 
 
 def _decode(flag, number, reached):
-    """Get a signal in the middle of what takes every error for a damaged file."""
+    """Raise a signal inside code that takes every error for a damaged file."""
     with flag.at_once():
         with flag.deferred():
             pass

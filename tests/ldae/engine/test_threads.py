@@ -24,12 +24,12 @@ def two_threads():
 
 @pytest.fixture
 def on_cores():
-    """on_cores(n, most): as on a machine of n cores."""
+    """Return a function (count, most) that makes an `AdaptiveThreads` as on a machine of `count` cores."""
 
     def make(count, most):
-        found = AdaptiveThreads(most)
-        found.cores = set(range(count))
-        return found
+        adaptive = AdaptiveThreads(most)
+        adaptive.cores = set(range(count))
+        return adaptive
 
     return make
 
@@ -58,17 +58,17 @@ def test_threads_are_as_many_as_cores_are_free(on_cores, count, most, now, other
 def test_the_choice_stays_within_its_bounds(on_cores):
     adaptive = on_cores(4, 3)
     for others in torch.linspace(0, 6, 61).tolist():
-        found = [adaptive.threads_for_load(others, now) for now in (1, 2, 3)]
-        assert all(1 <= n <= 3 for n in found)
-        assert found == sorted(found)  # more threads now never lead to fewer then
-        assert [adaptive.threads_for_load(others, n) for n in found] == found  # and the choice is a fixed point
+        counts = [adaptive.threads_for_load(others, now) for now in (1, 2, 3)]
+        assert all(1 <= n <= 3 for n in counts)
+        assert counts == sorted(counts)  # more threads now never lead to fewer then
+        assert [adaptive.threads_for_load(others, n) for n in counts] == counts  # and the choice is a fixed point
 
 
 def test_compiled_blocks_get_all_threads_or_half_of_them(on_cores):
     adaptive = on_cores(8, 8)
     adaptive.for_compiled_blocks()
-    found = {adaptive.threads_for_load(o, now) for o in torch.linspace(0, 9, 91).tolist() for now in (4, 8)}
-    assert found == {4, 8}
+    counts = {adaptive.threads_for_load(o, now) for o in torch.linspace(0, 9, 91).tolist() for now in (4, 8)}
+    assert counts == {4, 8}
     assert [adaptive.threads_for_load(o, 8) for o in (0.1, 1.0, 7.0)] == [8, 4, 4]
     assert adaptive.threads_for_load(0.0, 4) == 8
 
@@ -116,7 +116,7 @@ def test_the_number_of_threads_is_adapted_to_the_load_of_workers_and_restored(tw
 
 @pytest.mark.skipif(busy_seconds(cores()) is None, reason="no /proc/stat")
 def test_own_work_is_no_load(two_threads):
-    """What this process itself does is taken off: the rest is what others do, whatever that is now."""
+    """The CPU time of this process is part of the busy time, from which it is subtracted."""
     adaptive = AdaptiveThreads()
     _, busy, own = adaptive.last
     until = time.process_time() + 0.5

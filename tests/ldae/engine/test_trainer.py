@@ -69,8 +69,8 @@ def losses(path):
 
 
 def weights(path):
-    found = newest(path / "checkpoints")
-    return {name: found.tensors(name) for name in ("model", "ema", "optim")}
+    checkpoint = newest(path / "checkpoints")
+    return {name: checkpoint.tensors(name) for name in ("model", "ema", "optim")}
 
 
 def same(a, b):
@@ -84,13 +84,13 @@ RUNS = [(), ("experiment=deconstruct/07_patch_pca", "data=digits"), ("experiment
 def test_losses_are_the_golden_ones(config, tmp_path, argv):
     """Written by the commit that last meant to change them; set LDAE_WRITE_GOLDEN=1 to write them again."""
     trainer(config, tmp_path, argv=argv).fit()
-    found = [row["loss"] for row in rows(tmp_path)]
+    train_losses = [row["loss"] for row in rows(tmp_path)]
     name = argv[0] if argv else "ldae/digits"
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     if os.environ.get("LDAE_WRITE_GOLDEN"):
-        GOLDEN.write_text(json.dumps(golden | {name: found}, indent=1) + "\n")
-    assert found == pytest.approx(json.loads(GOLDEN.read_text())[name], rel=2e-4)
-    assert found[-1] < found[0]
+        GOLDEN.write_text(json.dumps(golden | {name: train_losses}, indent=1) + "\n")
+    assert train_losses == pytest.approx(json.loads(GOLDEN.read_text())[name], rel=2e-4)
+    assert train_losses[-1] < train_losses[0]
 
 
 def test_two_runs_are_one(config, tmp_path):
@@ -123,7 +123,7 @@ def keep(storages, tensor):
 
 
 class StopAt:
-    """A monitor that is a signal: it comes before the step `at` is made."""
+    """Monitor that sets the stop flag before the step `at` is made."""
 
     name, every = "stop", 1
 
@@ -195,11 +195,11 @@ def test_a_dit_learns_and_resumes_with_the_same_labels_withheld(config, tmp_path
     trainer(config, tmp_path / "halted", argv=DIT).fit()
     assert losses(tmp_path / "halted") == losses(tmp_path / "straight")
     assert same(weights(tmp_path / "halted"), weights(tmp_path / "straight"))
-    found = rows(tmp_path / "straight")
-    assert found[-1]["loss"] < found[0]["loss"]
-    assert all(0 < row["vb"] < row["loss"] for row in found)
+    records = rows(tmp_path / "straight")
+    assert records[-1]["loss"] < records[0]["loss"]
+    assert all(0 < row["vb"] < row["loss"] for row in records)
     trainer(config, tmp_path / "parts", argv=DIT, accumulate=2).fit()
-    assert [r["loss"] for r in rows(tmp_path / "parts")] == pytest.approx([r["loss"] for r in found], rel=1e-4)
+    assert [r["loss"] for r in rows(tmp_path / "parts")] == pytest.approx([r["loss"] for r in records], rel=1e-4)
 
 
 def test_a_lost_checkpoint_costs_its_interval_and_nothing_else(config, tmp_path):
@@ -288,7 +288,7 @@ def test_an_inactive_module_is_not_updated_and_reports_nothing(config, tmp_path)
 
 
 def test_two_modules_accumulate_gradients_in_parts(config, tmp_path):
-    """BatchNorm sees other moments in the parts of a batch, so losses are not compared: both learn from all parts."""
+    """BatchNorm's moments differ in the parts of a batch, so losses are not compared: both learn from all parts."""
     duel(config, tmp_path, start=0, accumulate=2, steps=2).fit()
     assert all(t and d for t, d in duelling_losses(tmp_path))
 
@@ -416,8 +416,8 @@ class Worsening:
 def test_a_loss_that_ends_above_its_start_is_said(config, tmp_path, capsys, wrap):
     trainer(config, tmp_path, wrap=wrap).fit()
     first, last = (float.fromhex(losses(tmp_path)[k]) for k in (0, -1))
-    said = f"warning: the loss ends at {last:.4g}, above {first:.4g} at its start"
-    assert (said in capsys.readouterr().err) is (wrap is not None)
+    message = f"warning: the loss ends at {last:.4g}, above {first:.4g} at its start"
+    assert (message in capsys.readouterr().err) is (wrap is not None)
 
 
 def test_rows_beyond_the_step_and_torn_ones_are_forgotten(tmp_path):

@@ -32,7 +32,7 @@ def network(architecture="vit_base_patch16_224", **arguments):
 
 
 def described(folder, arguments, architecture="vit_base_patch16_224"):
-    """The name of a folder that describes such a network."""
+    """Write a folder that describes such a network and return its name."""
     known = {"input_size": [3, 32, 32], "fixed_input_size": True, "mean": MEAN, "std": STD, "num_classes": 0}
     config = {"architecture": architecture, "model_args": arguments, "pretrained_cfg": known}
     (folder / "config.json").write_text(json.dumps(config))
@@ -57,7 +57,7 @@ def noise(tensors):
 
 
 def mae_pretraining(tensors):
-    """What util/misc.py of facebookresearch/mae saves of models_mae.py."""
+    """Return the checkpoint that util/misc.py of facebookresearch/mae saves of a network of models_mae.py."""
     decoder = {
         "mask_token": torch.zeros(1, 1, 8),
         "decoder_pos_embed": torch.zeros(1, 17, 8),
@@ -71,7 +71,7 @@ def mae_pretraining(tensors):
 
 
 def dino_pretraining(tensors, prefix="backbone."):
-    """What main_dino.py of facebookresearch/dino saves: a student, a teacher, heads next to their backbones."""
+    """Return the checkpoint of main_dino.py of facebookresearch/dino: student, teacher, heads next to backbones."""
     head = {"head.mlp.0.weight": torch.zeros(4, 16), "head.last_layer.weight_g": torch.zeros(4, 1)}
     student = prefixed("module.backbone.", noise(tensors)) | prefixed("module.", head)
     teacher = prefixed(prefix, tensors) | prefixed(prefix.removesuffix("backbone."), head)
@@ -79,7 +79,7 @@ def dino_pretraining(tensors, prefix="backbone."):
 
 
 def dinov2_pretraining(tensors):
-    """A teacher_checkpoint.pth of facebookresearch/dinov2, blocks in chunks."""
+    """Return a teacher_checkpoint.pth of facebookresearch/dinov2, blocks in chunks."""
     chunks = {name.replace("blocks.", "blocks.0.", 1): value for name, value in tensors.items()}
     return {"teacher": prefixed("backbone.", chunks) | {"dino_head.mlp.0.weight": torch.zeros(4, 16)}}
 

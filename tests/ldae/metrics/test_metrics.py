@@ -75,32 +75,32 @@ def _reference_fid(a, b):
 
 def test_distance_is_the_published_formulas():
     a, b = normal(0, 200, 16) @ normal(1, 16, 16), normal(2, 300, 16) @ normal(3, 16, 16) + 1
-    found = frechet_distance(moments(a), moments(b))
-    assert found == pytest.approx(_reference_fid(a, b), rel=1e-8)
-    assert found == pytest.approx(frechet_distance(moments(b), moments(a)), rel=1e-8)
+    distance = frechet_distance(moments(a), moments(b))
+    assert distance == pytest.approx(_reference_fid(a, b), rel=1e-8)
+    assert distance == pytest.approx(frechet_distance(moments(b), moments(a)), rel=1e-8)
 
 
 def test_moments_do_not_depend_on_the_batches_and_large_means_cost_no_digits():
     x = normal(0, 100, 8) + 1e6
     for sizes in (100, 1, 7):
-        found = Moments.of(x.split(sizes), "pixels")
-        assert found.count == 100
-        np.testing.assert_allclose(found.mean, x.mean(0), rtol=1e-14)
-        np.testing.assert_allclose(found.covariance, np.cov(x.numpy(), rowvar=False), atol=1e-8)
+        pooled = Moments.of(x.split(sizes), "pixels")
+        assert pooled.count == 100
+        np.testing.assert_allclose(pooled.mean, x.mean(0), rtol=1e-14)
+        np.testing.assert_allclose(pooled.covariance, np.cov(x.numpy(), rowvar=False), atol=1e-8)
     assert Moments.of([x.float()], "pixels").mean.dtype == torch.float64
 
 
 def test_stored_moments_are_the_same_and_know_their_features(tmp_path):
-    found = moments(normal(0, 20, 4), "classifier")
-    found.save(tmp_path / "m.safetensors")
+    original = moments(normal(0, 20, 4), "classifier")
+    original.save(tmp_path / "m.safetensors")
     again = Moments.load(tmp_path / "m.safetensors", "classifier")
     assert again.count == 20
-    assert torch.equal(again.mean, found.mean)
-    assert torch.equal(again.covariance, found.covariance)
+    assert torch.equal(again.mean, original.mean)
+    assert torch.equal(again.covariance, original.covariance)
     with pytest.raises(CheckpointError, match="holds no moments of inception"):
         Moments.load(tmp_path / "m.safetensors", INCEPTION)
     with pytest.raises(ValueError, match="classifier and of pixels cannot be compared"):
-        frechet_distance(found, moments(normal(0, 20, 4)))
+        frechet_distance(original, moments(normal(0, 20, 4)))
 
 
 def test_published_statistics_are_read_and_pickles_are_not(tmp_path):
@@ -184,12 +184,12 @@ def test_kernel_distance_is_its_double_sum():
 
 def test_kernel_distance_is_unbiased():
     """0 on average for sets of one distribution, however small; above it for others."""
-    found = [squared_mmd(normal(2 * i, 8, 3), normal(2 * i + 1, 8, 3)).item() for i in range(2000)]
-    assert abs(np.mean(found)) < 3 * np.std(found) / math.sqrt(2000)
-    assert min(found) < 0
+    distances = [squared_mmd(normal(2 * i, 8, 3), normal(2 * i + 1, 8, 3)).item() for i in range(2000)]
+    assert abs(np.mean(distances)) < 3 * np.std(distances) / math.sqrt(2000)
+    assert min(distances) < 0
     generator = torch.Generator().manual_seed(0)
     far, _ = kernel_distance(normal(0, 500, 3), normal(1, 500, 3) + 1, generator, subsets=20, size=100)
-    assert far > 10 * np.std(found) / math.sqrt(2000)
+    assert far > 10 * np.std(distances) / math.sqrt(2000)
     with pytest.raises(ValueError, match="at least two"):
         kernel_distance(normal(0, 1, 3), normal(1, 9, 3), generator)
 
@@ -384,12 +384,12 @@ def test_absent_weights_are_one_sentence_that_names_file_place_and_alternative(m
 
 
 def test_inception_of_random_weights_reads_eight_bits(tmp_path):
-    """Its features see images as files hold them: what 8 bits do not tell apart is the same."""
+    """Images are rounded to 8 bits as in files: those that agree in 8 bits have the same features."""
     module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", reason="pip install 'ldae[fid]'")
 
     class Random(module.FeatureExtractorInceptionV3):
         def load_state_dict(self, *_):
-            """The weights of its start."""
+            """Keep the initial weights."""
 
     torch.manual_seed(0)
     torch.save({}, tmp_path / "empty.pth")
@@ -427,9 +427,9 @@ def one_hot(index, classes):
 def test_the_iou_of_classes_is_scikit_learn_s_jaccard_score():
     generator = torch.Generator().manual_seed(0)
     predicted, truth = torch.randint(0, 4, (2, 5, 12, 12), generator=generator)
-    found = class_iou(one_hot(predicted, 4), one_hot(truth, 4))
+    class_ious = class_iou(one_hot(predicted, 4), one_hot(truth, 4))
     expected = jaccard_score(truth.flatten(), predicted.flatten(), average=None)
-    assert found.numpy() == pytest.approx(expected, abs=1e-12)
+    assert class_ious.numpy() == pytest.approx(expected, abs=1e-12)
     void = truth.clone()
     void[:, :3] = -1
     counted = void.flatten() >= 0
@@ -440,8 +440,8 @@ def test_the_iou_of_classes_is_scikit_learn_s_jaccard_score():
 def test_a_class_that_is_nowhere_has_no_iou():
     index = torch.tensor([[[0, 0], [2, 2]]])
     assert class_iou(one_hot(index, 4), one_hot(index, 4)).isnan().tolist() == [False, True, False, True]
-    found = class_iou(one_hot(index, 4), one_hot(index * 0, 4))
-    assert (found[0].item(), found[2].item()) == (0.5, 0)
+    class_ious = class_iou(one_hot(index, 4), one_hot(index * 0, 4))
+    assert (class_ious[0].item(), class_ious[2].item()) == (0.5, 0)
 
 
 def test_several_classes_vote_by_their_mean():

@@ -1,4 +1,4 @@
-"""Adversarial training: hinge values, the adaptive weight, who gets gradients and when (arXiv 2012.09841)."""
+"""Adversarial training: hinge values, the adaptive weight, gradients of each module (arXiv 2012.09841)."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_the_adversarial_gradient_at_the_last_weight_has_the_configured_norm():
     requested, plain = objective(factor=0.3), objective(factor=0.3)
     requested.is_active(0)
     grads = []
-    for module in (requested, plain):  # `plain` has had no turn: nobody plays against it
+    for module in (requested, plain):  # the discriminator of `plain` is not active: its loss has no adversarial term
         loss, _ = module(batch(), BatchGenerator([0]))
         grads.append(torch.autograd.grad(loss, module.tokenizer.last_weight)[0])
     both, alone = grads
@@ -143,13 +143,13 @@ def test_the_discriminator_is_not_among_the_tokenizers_weights():
 def test_without_both_it_is_the_plain_loss_of_a_vae():
     torch.manual_seed(0)
     vae, data = ConvVAE((3, 16, 16), 4, 8, [1, 2], kl=0.1), batch()
-    found, _ = Autoencode(Images(), vae, None, None)(data, BatchGenerator([3]))
+    loss, _ = Autoencode(Images(), vae, None, None)(data, BatchGenerator([3]))
     x0 = 2 * data.images - 1
     mean, log_variance = vae.gaussian(x0)
     answer = vae.from_raw(mean + (log_variance / 2).exp() * BatchGenerator([3]).normal(mean.shape))
     kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum((1, 2, 3))
     expected = (((answer - x0) ** 2).sum((1, 2, 3)) + 0.1 * kl).mean() / 768
-    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_the_perceptual_network_adds_its_distance_and_learns_nothing():

@@ -1,4 +1,4 @@
-"""The objective: what each step of the path changes, and the laws of its loss (arXiv 2401.14404)."""
+"""The objective: the formula of each step of the path, and the laws of its loss (arXiv 2401.14404)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def batch_of(images):
 
 @pytest.mark.parametrize("number", ["05", "06", "07", "08", "09", "10", "11", "12"])
 def test_the_loss_of_each_step_is_the_formula_written_out(config, images, number):
-    """Each rung against its formula in ldae.md, from the same draws, without the suite's objective."""
+    """Each rung against its formula (arXiv 2401.14404), from the same draws, without the suite's objective."""
     name = next(n for n in RUNGS if n.startswith(number))
     parts = system_of(config, images, f"experiment=deconstruct/{name}")
     objective, tokenizer, network = parts.objective, parts.tokenizer, parts.denoiser

@@ -1,4 +1,4 @@
-"""The plain metrics: what they are, and what they ask for."""
+"""Losses of an objective: formulas, optima, weights of subspaces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learning itself: what a network can know by heart it learns by heart."""
+"""Overfitting of one batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A second output for pixels, and noise levels of each token: formulas, checks, and what they leave as it was."""
+"""A second output for pixels, and noise levels of each token: formulas, checks, unchanged defaults."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ def test_a_network_that_is_not_told_the_level_answers_alike_at_all_levels(config
     outs = [objective.denoiser(z, objective.schedule.at(torch.full((6,), t))) for t in (0, 500)]
     assert torch.equal(*outs)
     assert not any("level" in name for name, _ in objective.denoiser.named_parameters())
-    told = system_of(config, batch)
-    outs = [told.denoiser(z, told.schedule.at(torch.full((6,), t))) for t in (0, 500)]
+    conditioned = system_of(config, batch)
+    outs = [conditioned.denoiser(z, conditioned.schedule.at(torch.full((6,), t))) for t in (0, 500)]
     assert not torch.allclose(*outs)
 
 
@@ -132,7 +132,7 @@ def test_a_patch_is_standardised_and_a_constant_one_is_0():
 
 @pytest.mark.parametrize("tokenizer", ["patch_pca", "pixel"])
 def test_what_a_tokenizer_offers_is_found_without_its_buffers(config, tokenizer):
-    """From Python 3.12 on isinstance looks members of a protocol up statically: buffers of a module are not there."""
+    """From Python 3.12 on isinstance resolves members of a protocol statically, which misses a module's buffers."""
     part = Parts(config("pretrain", *RECIPE, f"tokenizer={tokenizer}")).tokenizer
     for protocol in (HasBasis, HasSpectrum):
         members = [name for name in vars(protocol) if not name.startswith("_")]

@@ -1,4 +1,4 @@
-"""Generators and restorations: laws that hold for any network, and what a perfect one would give."""
+"""Generators and restorations: laws for any network, and the results of a perfect one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def generator_of(objective, rule=None, steps=10, **sampler):
 
 
 def perfect(objective, truth):
-    """The network replaced by one that knows the clean latent, and so all noise."""
+    """Replace the network by one that returns the clean latent, or the noise that belongs to it."""
 
     def answer(x_t, level, cond=None):
         noise = (x_t - level.gamma.reshape(-1, 1, 1, 1) * truth) / level.sigma.clamp(min=1e-9).reshape(-1, 1, 1, 1)
@@ -78,8 +78,8 @@ def test_latents_of_l_dae_are_sampled_by_the_same_loop(config):
 
 def test_guidance_of_one_changes_nothing_and_needs_classes(config):
     argv = ("experiment=ddpm/cifar10_cpu", *SMALL)
-    told = objective_of(config, *argv, "task=labelled")
-    plain, guided = (generator_of(told, DDIM(), guidance=s) for s in (1.0, 3.0))
+    labelled = objective_of(config, *argv, "task=labelled")
+    plain, guided = (generator_of(labelled, DDIM(), guidance=s) for s in (1.0, 3.0))
     cond = Cond(label=torch.tensor([1, 2]))
     assert (plain.from_noise([0, 1], cond) - guided.from_noise([0, 1], cond)).abs().max() > 1e-4
     with pytest.raises(ConfigError, match=r"guidance=3[.]0 needs a class-conditional network"):
@@ -105,7 +105,7 @@ def test_a_perfect_network_undoes_every_degradation(config, corruption):
     assert list(columns) == ["input", "degraded", "direct", "sampled"]
     assert (columns["degraded"] - batch.images).abs().mean() > 0.05
     assert torch.allclose(columns["direct"], batch.images, atol=1e-5)
-    assert torch.allclose(columns["sampled"], batch.images, atol=2 / 255)  # what was cut to 8 bits stays (algorithm 2)
+    assert torch.allclose(columns["sampled"], batch.images, atol=2 / 255)  # the rounding to 8 bits stays (algorithm 2)
 
 
 def test_enlarging_is_told_the_small_image_and_measured_by_it(config):
@@ -176,7 +176,7 @@ def test_a_perfect_network_finds_the_noise_of_an_image_and_the_image_again(confi
 
 
 def test_between_two_pictures_lies_the_arc_between_their_noises(config):
-    """A network that sees no noise only scales its latent, and the arc scales along; the last goes to the first."""
+    """A network that predicts no noise only scales its latent, and the arc scales along; the last goes to the first."""
     objective = objective_of(config, "experiment=ddpm/cifar10_cpu", *SMALL)
     objective.denoiser.forward = lambda x_t, level, cond=None: torch.zeros_like(x_t)
     batch = batch_of()

@@ -1,4 +1,4 @@
-"""What a batch means in each task (arXiv 2104.07636, 2112.00390)."""
+"""Tasks: clean inputs and conditions from a batch (arXiv 2104.07636, 2112.00390)."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def test_every_task_keeps_what_it_promises(config, photographs, name):
         assert (0 if cond.image is None else cond.image.shape[1]) == task.image_channels
         assert cond.image is None or cond.image.abs().max() <= 1
     assert task.x0_is_image == torch.equal(task(batch)[0], 2 * batch.images - 1)
-    told = task.augment_cond(task(batch)[1], BatchGenerator([0]))
-    assert (told.label is None) == (task.classes == 0)
+    augmented = task.augment_cond(task(batch)[1], BatchGenerator([0]))
+    assert (augmented.label is None) == (task.classes == 0)
     assert parts.tokenizer.image_shape == (task.channels, 32, 32)
 
 
@@ -70,25 +70,25 @@ def test_images_alone_are_read_as_they_are(photographs):
 def test_the_small_image_is_pillows(photographs, factor):
     small = downsample(photographs, factor)
     assert small.shape == (64, 3, 32 // factor, 32 // factor)
-    for image, found in zip(photographs[:8, 0].numpy(), small[:8, 0], strict=True):
+    for image, reduced in zip(photographs[:8, 0].numpy(), small[:8, 0], strict=True):
         theirs = Image.fromarray(image).resize((32 // factor,) * 2, Image.Resampling.BICUBIC)
-        assert np.abs(np.asarray(theirs).clip(0, 1) - found.numpy()).max() < 1e-5
-        large = Image.fromarray(found.numpy()).resize((32, 32), Image.Resampling.BICUBIC)
-        assert np.abs(np.asarray(large) - upsample(found[None, None], 32)[0, 0].numpy()).max() < 1e-5
+        assert np.abs(np.asarray(theirs).clip(0, 1) - reduced.numpy()).max() < 1e-5
+        large = Image.fromarray(reduced.numpy()).resize((32, 32), Image.Resampling.BICUBIC)
+        assert np.abs(np.asarray(large) - upsample(reduced[None, None], 32)[0, 0].numpy()).max() < 1e-5
 
 
 def test_flipped_images_have_flipped_small_ones(photographs):
     """Made small after the flip, it is the flip of the small one."""
     task, flipped = SuperResolution(4, 32), batch_of(photographs.flip(3))
     x0, cond = task(flipped)
-    other, told = task(batch_of(photographs))
+    other, other_cond = task(batch_of(photographs))
     assert torch.equal(x0, other.flip(3))
-    torch.testing.assert_close(cond.image, told.image.flip(3), rtol=0, atol=1e-6)
+    torch.testing.assert_close(cond.image, other_cond.image.flip(3), rtol=0, atol=1e-6)
     torch.testing.assert_close(cond.image, 2 * downsample(flipped.images, 4) - 1)
 
 
 def test_bicubic_is_less_consistent_than_the_truth(photographs):
-    """The error of what is made small again; 0 for the truth."""
+    """The error of the image that is reduced again; 0 for the truth."""
     low = downsample(photographs, 4)
     assert consistency(low, downsample(photographs, 4)) == 0
     assert consistency(low, downsample(upsample(low, 32).clamp(0, 1), 4)) > 1
@@ -112,9 +112,9 @@ def _reference_blur(image, sigma):
 
 def test_blur_is_a_gaussian_for_each_image(photographs):
     sigma = torch.linspace(0.2, 2.0, 64)
-    found = blur(photographs, sigma)
+    blurred = blur(photographs, sigma)
     for i in (0, 20, 40, 63):
-        torch.testing.assert_close(found[i], _reference_blur(photographs[i], float(sigma[i])), rtol=0, atol=1e-6)
+        torch.testing.assert_close(blurred[i], _reference_blur(photographs[i], float(sigma[i])), rtol=0, atol=1e-6)
     assert torch.equal(blur(photographs, torch.zeros(64)), photographs)
     grey = torch.full((2, 3, 8, 8), 0.3)
     torch.testing.assert_close(blur(grey, torch.tensor([0.5, 5.0])), grey)
@@ -123,15 +123,15 @@ def test_blur_is_a_gaussian_for_each_image(photographs):
 def test_blur_is_drawn_between_its_bounds_for_each_image(photographs):
     task = SuperResolution(4, 32, blur_low=0.4, blur_high=0.6)
     cond = task(batch_of(photographs))[1]
-    told = task.augment_cond(cond, BatchGenerator([5, 6]))
+    blurred = task.augment_cond(cond, BatchGenerator([5, 6]))
     sigma = 0.4 + 0.2 * BatchGenerator([5, 6]).uniform((64,))
-    assert torch.equal(told.image, blur(cond.image, sigma))
+    assert torch.equal(blurred.image, blur(cond.image, sigma))
     assert sigma.unique().numel() > 60
     halves = [
         task.augment_cond(Cond(image=part), BatchGenerator([seed])).image
         for part, seed in zip(cond.image.chunk(2), (5, 6), strict=True)
     ]
-    assert torch.equal(torch.cat(halves), told.image)
+    assert torch.equal(torch.cat(halves), blurred.image)
 
 
 def test_without_blur_nothing_is_drawn(photographs):

@@ -166,10 +166,11 @@ def test_filters_of_a_pca_are_its_scaled_basis(images):
 
 
 @pytest.mark.parametrize(
-    ("patch", "d", "argv"), [(5, 4, "patch=5 does not divide"), (4, 49, r"d=49 exceeds 3\*p\*p=48; lower tokenizer.d")]
+    ("patch", "d", "message"),
+    [(5, 4, "patch=5 does not divide"), (4, 49, r"d=49 exceeds 3\*p\*p=48; lower tokenizer.d")],
 )
-def test_impossible_sizes_are_refused_with_the_rule(patch, d, argv):
-    with pytest.raises(ConfigError, match=argv):
+def test_impossible_sizes_are_refused_with_the_rule(patch, d, message):
+    with pytest.raises(ConfigError, match=message):
         PatchPCA(SHAPE, patch, d)
 
 

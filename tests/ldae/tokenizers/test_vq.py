@@ -1,4 +1,4 @@
-"""The codebook: nearest codes, straight-through gradients, who is pulled by what (arXiv 1711.00937, 2012.09841)."""
+"""The codebook: nearest codes, straight-through and codebook gradients (arXiv 1711.00937, 2012.09841)."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ def test_use_of_the_codebook():
     with torch.no_grad():
         vq.codebook[1:] = 100.0  # all latents are nearest to code 0
         vq.codebook[0] = 0.0
-    found = vq.statistics(torch.rand(4, 3, 16, 16))
-    assert found["codes_used"] == 1 / 16
-    assert found["code_perplexity"] == pytest.approx(1)
+    statistics = vq.statistics(torch.rand(4, 3, 16, 16))
+    assert statistics["codes_used"] == 1 / 16
+    assert statistics["code_perplexity"] == pytest.approx(1)
 
 
 def test_shapes_of_f16():

@@ -69,41 +69,41 @@ def trials(grid, size="laptop"):
 @pytest.mark.parametrize("size", BUDGETS)
 @pytest.mark.parametrize("grid", GRIDS)
 def test_every_grid_has_trials_at_every_budget(grid, size):
-    found = trials(grid, size)
+    by_name = trials(grid, size)
     assert grid == read("grid", grid)["name"]
     assert size == read("budget", size)["name"]
-    assert sum(trial.with_baselines for trial in found.values()) == 1
-    assert [trial.position for trial in found.values()] == list(range(len(found)))
+    assert sum(trial.with_baselines for trial in by_name.values()) == 1
+    assert [trial.position for trial in by_name.values()] == list(range(len(by_name)))
     assert all(
-        trial.overrides and trial.axes and bool(trial.paper) == bool(trial.paper_source) for trial in found.values()
+        trial.overrides and trial.axes and bool(trial.paper) == bool(trial.paper_source) for trial in by_name.values()
     )
     assert budget(size).images_of(grid) > 0
 
 
 def test_the_path_has_its_thirteen_rungs_in_order_with_the_papers_accuracies():
-    found = trials("deconstruct")
+    by_name = trials("deconstruct")
     rungs = sorted(p.stem for p in (CONFIGS / "experiment" / "deconstruct").glob("*.yaml"))
-    assert list(found) == rungs
+    assert list(by_name) == rungs
     assert len(rungs) == 13
-    assert all(trial.overrides == [f"experiment=deconstruct/{name}"] for name, trial in found.items())
-    for name, trial in found.items():  # the rung's own config is the same
+    assert all(trial.overrides == [f"experiment=deconstruct/{name}"] for name, trial in by_name.items())
+    for name, trial in by_name.items():  # the rung's own config is the same
         assert f"linear probe {trial.paper} %" in (CONFIGS / f"experiment/deconstruct/{name}.yaml").read_text()
 
 
 def test_tokenizers_by_dimensions_are_twenty_trials_and_three():
-    found = trials("tokenizers")
-    assert len(found) == 23
-    assert list(found)[20:] == ["vqgan-16", "vq-4", "pixel-48"]
-    configs = [plan(found[name], budget("laptop"), 64, []).config["tokenizer"] for name in list(found)[20:]]
+    by_name = trials("tokenizers")
+    assert len(by_name) == 23
+    assert list(by_name)[20:] == ["vqgan-16", "vq-4", "pixel-48"]
+    configs = [plan(by_name[name], budget("laptop"), 64, []).config["tokenizer"] for name in list(by_name)[20:]]
     assert [spec.get("z_channels") for spec in configs] == [16, 4, None]
-    assert list(found)[:6] == ["conv_vae-4", "conv_vae-8", "conv_vae-16", "conv_vae-32", "conv_vae-48", "patch_vae-4"]
-    assert found["patch_pca-16"].paper == 65.1
-    assert found["patch_pca-16"].axes == {"tokenizer": "patch_pca", "d": 16}
+    assert list(by_name)[:6] == ["conv_vae-4", "conv_vae-8", "conv_vae-16", "conv_vae-32", "conv_vae-48", "patch_vae-4"]
+    assert by_name["patch_pca-16"].paper == 65.1
+    assert by_name["patch_pca-16"].axes == {"tokenizer": "patch_pca", "d": 16}
     for size, count in (("paper", 21), ("demo", 20)):
-        assert [c.paper for c in trials("tokenizers", size).values()] == [c.paper for c in found.values()][:count]
-    assert found["patch_ae-48"].paper is None
-    assert "their d is not" in found["patch_ae-4"].paper_source
-    assert "their d is not" not in found["patch_pca-4"].paper_source
+        assert [c.paper for c in trials("tokenizers", size).values()] == [c.paper for c in by_name.values()][:count]
+    assert by_name["patch_ae-48"].paper is None
+    assert "their d is not" in by_name["patch_ae-4"].paper_source
+    assert "their d is not" not in by_name["patch_pca-4"].paper_source
 
 
 def test_combinations_that_are_skipped_are_no_trials_and_have_no_accuracy():
@@ -115,29 +115,30 @@ def test_combinations_that_are_skipped_are_no_trials_and_have_no_accuracy():
 
 
 def test_targets_differ_in_what_is_predicted_or_in_one_weight():
-    found = {name: plan(trial, budget("laptop"), 64, []).config for name, trial in trials("targets").items()}
-    assert len({json.dumps(config, sort_keys=True) for config in found.values()}) == len(found) == 6
-    weights = {name: config["weight"]["part"].rpartition(".")[2] for name, config in found.items()}
+    configs = {name: plan(trial, budget("laptop"), 64, []).config for name, trial in trials("targets").items()}
+    assert len({json.dumps(config, sort_keys=True) for config in configs.values()}) == len(configs) == 6
+    weights = {name: config["weight"]["part"].rpartition(".")[2] for name, config in configs.items()}
     assert (weights["x0_snr"], weights["x0_min_snr"], weights["eps"]) == ("SNR", "MinSNR", "One")
 
 
 def test_l_dae_proper_is_trained_on_every_tokenizer_with_the_same_loss():
-    found = {name: plan(trial, budget("laptop"), 64, []).config for name, trial in trials("ldae_tokenizers").items()}
-    assert {config["loss"]["part"] for config in found.values()} == {"ldae.objectives.losses.SpanWeighted"}
-    assert {config["output"]["part"] for config in found.values()} == {"ldae.objectives.spaces.OriginalOutput"}
-    assert len({config["tokenizer"]["part"] for config in found.values()}) == 4
+    configs = {name: plan(trial, budget("laptop"), 64, []).config for name, trial in trials("ldae_tokenizers").items()}
+    assert {config["loss"]["part"] for config in configs.values()} == {"ldae.objectives.losses.SpanWeighted"}
+    assert {config["output"]["part"] for config in configs.values()} == {"ldae.objectives.spaces.OriginalOutput"}
+    assert len({config["tokenizer"]["part"] for config in configs.values()}) == 4
 
 
 def test_a_budgets_keys_reach_the_trials_that_have_them_and_the_users_overrides_win():
-    found, size = trials("deconstruct"), replace(budget("laptop"), keys={**budget("laptop").keys, "loss.tail": 0.2})
-    vae, ldae = (plan(found[name], size, 100, ["train.batch=25"]) for name in ("04_linear_gamma2", "12_ldae"))
+    by_name = trials("deconstruct")
+    size = replace(budget("laptop"), keys={**budget("laptop").keys, "loss.tail": 0.2})
+    vae, ldae = (plan(by_name[name], size, 100, ["train.batch=25"]) for name in ("04_linear_gamma2", "12_ldae"))
     assert "loss.tail=0.2" in ldae.overrides
     assert "loss.tail=0.2" not in vae.overrides
     assert ldae.config["loss"]["tail"] == 0.2
     assert ldae.config["optim"]["blr"] == 1.2e-2
     assert "train.batch=32" not in ldae.overrides
     assert (ldae.config["train"]["steps"], ldae.config["train"]["epochs"], ldae.images) == (4, None, 100)
-    again = plan(found["12_ldae"], size, 100, ["train.batch=25", "runtime.threads=7", "probe.t=[3]"])
+    again = plan(by_name["12_ldae"], size, 100, ["train.batch=25", "runtime.threads=7", "probe.t=[3]"])
     assert again.run_key == ldae.run_key  # neither threads nor probes change what is trained
     assert (again.probe, ldae.probe) == (["layers=[4,5,6]", "t=[3]"], ["layers=[4,5,6]"])
     assert again.key != ldae.key
@@ -182,11 +183,11 @@ def test_further_experiments_of_the_paper_differ_from_l_dae_in_the_named_key_alo
 
 
 def test_variations_of_l_dae_are_rows_of_their_own():
-    found = {name: plan(trial, budget("laptop"), 64, []) for name, trial in trials("variations").items()}
+    plans = {name: plan(trial, budget("laptop"), 64, []) for name, trial in trials("variations").items()}
     path = plan(trials("deconstruct")["12_ldae"], budget("laptop"), 64, [])
-    assert found["paper"].run_key == path.run_key
-    assert len({planned.run_key for planned in found.values()}) == 6
-    own = found["all_three"].config
+    assert plans["paper"].run_key == path.run_key
+    assert len({planned.run_key for planned in plans.values()}) == 6
+    own = plans["all_three"].config
     assert (own["tokenizer"]["scaling"], own["loss"]["whiten"], own["schedule"]["sigma_max"]) == ("each", 1, 3)
 
 
@@ -321,7 +322,7 @@ def test_an_interrupted_trial_resumes_from_its_checkpoint(ablation):
 
 @pytest.mark.parametrize("names", [["a"], pytest.param(["a", "b"], marks=pytest.mark.slow)], ids=["one", "two"])
 def test_a_launcher_runs_every_job_and_reports_each_that_fails(tmp_path, names):
-    """Submitit without a cluster: jobs, of which none finds its images."""
+    """Submitit without a cluster: jobs whose images are missing."""
     pytest.importorskip("submitit")
     (tmp_path / "my.yaml").write_text(
         "axes: {data: {a: [data=imagefolder, data.root=nowhere], b: [data=cifar10, data.root=nowhere]}}"
@@ -359,11 +360,11 @@ def test_an_unbroken_ablation_by_a_launcher_finds_the_same(ablation, tmp_path):
 def test_the_cost_is_told_first_from_a_few_steps_and_nothing_is_left(in_process, tmp_path, capsys):
     argv = ("budget=demo", "images=800", "runtime.threads=1", "dry=true", "only=[patch_pca-2,patch_ae-2]")
     assert in_process("ablate", "grid=tokenizers", f"out={tmp_path / 'out'}", *argv) == (0, "")
-    told = capsys.readouterr().out
-    found = re.findall(
-        r"about (\S+) min here .* 2 missing trials: (\S+) min of training .* and (\S+) min of probing", told
+    output = capsys.readouterr().out
+    matches = re.findall(
+        r"about (\S+) min here .* 2 missing trials: (\S+) min of training .* and (\S+) min of probing", output
     )
-    whole, training, probing = map(float, found[0])
+    whole, training, probing = map(float, matches[0])
     assert whole == pytest.approx(training + probing, rel=0.1)
     assert 0 < training < 60
     assert (START + OTHER_STARTS) / 60 < probing < 60  # two trials side by side, each with its starts

@@ -110,8 +110,8 @@ def test_one_that_fails_does_not_stop_the_others(suite, tmp_path, in_process, ca
     ],
 )
 def test_what_cannot_be_benchmarked_is_refused(tmp_path, in_process, argv, code, sentence):
-    found, message = in_process("benchmark", *argv, f"out={tmp_path / 'b'}", *QUICK)
-    assert (found, sentence in message) == (code, True), message
+    exit_code, message = in_process("benchmark", *argv, f"out={tmp_path / 'b'}", *QUICK)
+    assert (exit_code, sentence in message) == (code, True), message
     assert not list((tmp_path / "b").glob("**/*.jsonl"))
 
 
@@ -147,16 +147,16 @@ def test_a_task_is_measured_on_the_data_sets_that_it_names(tmp_path):
 
 
 def test_names_of_encoders_choose_what_is_probed(pretrained, tmp_path):
-    words, hash_ = encoder_argv(str(pretrained))
-    assert (len(words), len(hash_)) == (1, 64)
-    assert encoder_argv(f"untrained:{pretrained}") == ([*words, "baseline=untrained"], "none")
+    argv, hash_ = encoder_argv(str(pretrained))
+    assert (len(argv), len(hash_)) == (1, 64)
+    assert encoder_argv(f"untrained:{pretrained}") == ([*argv, "baseline=untrained"], "none")
     assert encoder_argv("pca") == (["baseline=pca"], "none")
     assert encoder_argv("untrained:ldae-64x4-photos") == (["timm=ldae-64x4-photos", "baseline=untrained"], "none")
     (tmp_path / "w.pth").write_bytes(b"x")
-    words, hash_ = encoder_argv(f"timm:vit_tiny_patch16_224@{tmp_path / 'w.pth'}")
-    assert (words[0], len(words), len(hash_)) == ("timm=vit_tiny_patch16_224", 2, 64)
+    argv, hash_ = encoder_argv(f"timm:vit_tiny_patch16_224@{tmp_path / 'w.pth'}")
+    assert (argv[0], len(argv), len(hash_)) == ("timm=vit_tiny_patch16_224", 2, 64)
     assert encoder_argv(f"untrained:timm:vit_tiny_patch16_224@{tmp_path / 'w.pth'}")[0] == [
-        words[0],
+        argv[0],
         "baseline=untrained",
     ]
 
@@ -168,8 +168,8 @@ def test_every_suite_is_made_of_probes_that_compose(config, name):
     for data in suite.data.values():
         for task in suite.tasks.values():
             own = [word for word in task if not str(word).startswith(("command=", "on="))]
-            words = [str(word).replace("{root}", "DIR") for word in (*data, *own)]  # outliers among themselves too
-            composed = config(command_of(task), *words)
+            overrides = [str(word).replace("{root}", "DIR") for word in (*data, *own)]  # outliers among themselves too
+            composed = config(command_of(task), *overrides)
             assert composed["data"]["part"]
             assert json.dumps(composed)
 

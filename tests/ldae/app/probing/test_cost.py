@@ -1,4 +1,4 @@
-"""What a probe is estimated to cost."""
+"""The estimated cost of a probe."""
 
 from __future__ import annotations
 

@@ -69,19 +69,19 @@ def test_the_test_split_is_read_once_or_not_at_all(pretrained, squares, in_proce
     [(("layers=[99]",), "is not one of"), (("t=[5000]",), "t"), (("penalties=[]",), "must have at least one entry")],
 )
 def test_what_cannot_be_read_is_refused(pretrained, squares, in_process, tmp_path, argv, sentence):
-    code, told = in_process(
+    code, message = in_process(
         "dense", f"run={pretrained}", f"data.root={squares}", f"out={tmp_path / 'o'}", *QUICK, *argv
     )
     assert code == 2
-    assert sentence in told
+    assert sentence in message
     assert not (tmp_path / "o").exists()
 
 
 def test_images_without_masks_are_refused(pretrained, in_process, tmp_path):
     argv = (f"run={pretrained}", f"out={tmp_path}", "data=digits", "layers=[1]")
-    code, told = in_process("dense", *argv)
+    code, message = in_process("dense", *argv)
     assert code == 2
-    assert "has no masks" in told
+    assert "has no masks" in message
 
 
 def test_a_missing_run_is_one_sentence(in_process):
@@ -93,11 +93,11 @@ def test_masks_that_are_the_same_everywhere_have_nothing_to_score(pretrained, sq
     shutil.copytree(squares, tmp_path / "s")
     for file in (tmp_path / "s" / "test" / "masks").iterdir():
         Image.fromarray(np.full((8, 8), value, np.uint8)).save(file)
-    code, told = in_process(
+    code, message = in_process(
         "dense", f"run={pretrained}", f"data.root={tmp_path / 's'}", f"out={tmp_path / 'o'}", *QUICK
     )
     assert code == 65
-    assert "nothing to score" in told or "has foreground" in told
+    assert "nothing to score" in message or "has foreground" in message
 
 
 def test_few_images_are_warned_of(pretrained, squares, in_process, tmp_path, capsys):

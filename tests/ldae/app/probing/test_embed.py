@@ -134,8 +134,8 @@ def test_a_mistake_is_one_sentence_and_the_older_file_stays(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "f.npz").write_text("older")
-    words = {word.partition("=")[0]: word for word in (f"run={trained}", "out=f.npz", *argv)}
-    outcome = in_process("embed", *words.values(), *QUICK)
+    arguments = {word.partition("=")[0]: word for word in (f"run={trained}", "out=f.npz", *argv)}
+    outcome = in_process("embed", *arguments.values(), *QUICK)
     assert (outcome[0], message in outcome[1]) == (code, True), outcome
     assert [path.name for path in tmp_path.iterdir()] == ["f.npz"]
     assert (tmp_path / "f.npz").read_text() == "older"

@@ -1,4 +1,4 @@
-"""A user's picture seen by an encoder: figures and tables of runs, masked autoencoders and exports."""
+"""`ldae inspect` on a user's picture: figures and tables of runs, masked autoencoders and exports."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ def results(folder):
 
 def test_a_probe_prints_a_table_with_baselines_and_writes_all_results(pretrained):
     out, _ = run("probe", f"run={pretrained}")
-    found = results(pretrained)
-    rows = {(r["encoder"], r["protocol"]): r for r in found}
+    first_results = results(pretrained)
+    rows = {(r["encoder"], r["protocol"]): r for r in first_results}
     for name in ("l-DAE", "the same network, untrained", "raw pixels", "whole-image PCA"):
         assert f"| {name}" in out
         assert (name, "lbfgs") in rows
@@ -53,18 +53,18 @@ def test_a_probe_prints_a_table_with_baselines_and_writes_all_results(pretrained
     assert len(of_pca) == len(rows["whole-image PCA", "lbfgs"]["selected"]["among"])
     assert baseline_widths(8, "knn_whitened") == [[], of_pca]
     assert ("raw pixels", "knn_whitened") not in rows
-    run("probe", f"run={pretrained}")  # features are found again
-    assert [r["accuracy"] for r in results(pretrained)] == [r["accuracy"] for r in found]
+    run("probe", f"run={pretrained}")  # the stored features are read again
+    assert [r["accuracy"] for r in results(pretrained)] == [r["accuracy"] for r in first_results]
 
 
 def test_layers_levels_inputs_and_protocols_can_be_chosen(pretrained, tmp_path):
     argv = ("protocols=[knn,paper]", "layers=[4]", "t=[0,50]", "inputs=[clean,noised]", "baselines=false")
     out, _ = run("probe", f"run={pretrained}", f"out={tmp_path / 'p'}", *argv)
     assert out.count("t=0 clean | t=0 noised | t=50 clean | t=50 noised |") == 2  # a grid for each protocol
-    found = [json.loads(line) for line in (tmp_path / "p" / "results.jsonl").read_text().splitlines()]
-    assert [r["protocol"] for r in found] == ["knn", "paper"]
-    assert len(found[0]["selected"]["among"]) == 4
-    assert all(r["layer"] == 4 for r in found)
+    rows = [json.loads(line) for line in (tmp_path / "p" / "results.jsonl").read_text().splitlines()]
+    assert [r["protocol"] for r in rows] == ["knn", "paper"]
+    assert len(rows[0]["selected"]["among"]) == 4
+    assert all(r["layer"] == 4 for r in rows)
 
 
 def test_other_runs_of_the_same_images_are_compared(pretrained, tmp_path):
@@ -77,8 +77,8 @@ def test_other_runs_of_the_same_images_are_compared(pretrained, tmp_path):
     assert [line.split("|")[1].split()[-1] for line in lines[:2]] == ["l-DAE", f"({known['checkpoint'][:8]})"]
     grid = [[feature_key.strip() for feature_key in line.split("|")[2:-1]] for line in lines[2:]]
     assert [row[0] for row in grid] == ["4", "2"]  # the layer; then t = 0, 10, 50
-    told = known["selected"]["among"]
-    assert grid[1][1:] == [f"{told['layer2-t0-clean-mean']:.1f}", "", f"{told['layer2-t50-clean-mean']:.1f}"]
+    scores = known["selected"]["among"]
+    assert grid[1][1:] == [f"{scores['layer2-t0-clean-mean']:.1f}", "", f"{scores['layer2-t50-clean-mean']:.1f}"]
     assert (grid[0][1], grid[0][3]) == ("", "")
     _, message = run("probe", f"run={pretrained}", f"out={tmp_path / 'c'}", f"compare_to=[{other}]", code=2)
     assert "is of other images than the test split" in message
@@ -87,10 +87,10 @@ def test_other_runs_of_the_same_images_are_compared(pretrained, tmp_path):
 def test_the_test_split_stays_unread_while_settings_are_chosen(pretrained, tmp_path):
     out, _ = run("probe", f"run={pretrained}", f"out={tmp_path}", "split=holdout", "baselines=false", "protocols=[knn]")
     assert "144 holdout images" in out
-    (found,) = [json.loads(line) for line in (tmp_path / "results-holdout.jsonl").read_text().splitlines()]
-    assert found["split"] == "holdout"
-    assert found["accuracy"] == found["selected_accuracy"]
-    assert max(found["selected"]["among"].values()) == pytest.approx(found["accuracy"], abs=0.006)
+    (result,) = [json.loads(line) for line in (tmp_path / "results-holdout.jsonl").read_text().splitlines()]
+    assert result["split"] == "holdout"
+    assert result["accuracy"] == result["selected_accuracy"]
+    assert max(result["selected"]["among"].values()) == pytest.approx(result["accuracy"], abs=0.006)
     assert not list((tmp_path / "features").glob("*-test-*"))
     assert not (tmp_path / "results.jsonl").exists()
 
@@ -255,6 +255,6 @@ def test_features_that_cannot_be_scored_are_refused(tmp_path, in_process, change
 def test_folders_and_threads_that_cannot_be(pretrained, tmp_path, in_process, word, code, sentence):
     (tmp_path / "file").write_text("")
     argv = (word.format(folder=tmp_path), "baselines=false", "protocols=[knn]", "layers=[1]")
-    found = in_process("probe", f"run={pretrained}", *argv)
-    assert found[0] == code
-    assert sentence in found[1]
+    exit_code, message = in_process("probe", f"run={pretrained}", *argv)
+    assert exit_code == code
+    assert sentence in message

@@ -46,19 +46,19 @@ def test_features_in_a_file_are_scored_as_where_they_were_read(probe, tmp_path):
     pixels = probe(
         tmp_path / "a", "baseline=pixels", f"save={tmp_path / 'f.npz'}", *DIGITS, *argv, name="results-pixels.jsonl"
     )
-    found = probe(tmp_path / "b", f"features={tmp_path / 'f.npz'}", *argv)
+    results = probe(tmp_path / "b", f"features={tmp_path / 'f.npz'}", *argv)
     keys = ("protocol", "accuracy", "selected_accuracy", "images", "dimensions", "data_fingerprint")
-    assert [[r[k] for k in keys] for r in found] == [[r[k] for k in keys] for r in pixels]
+    assert [[r[k] for k in keys] for r in results] == [[r[k] for k in keys] for r in pixels]
     assert [r["encoder"] for r in pixels] == ["raw pixels"] * 2
-    assert found[0]["encoder"] == "f"
-    assert found[0]["checkpoint"] != pixels[0]["checkpoint"] == "none"
+    assert results[0]["encoder"] == "f"
+    assert results[0]["checkpoint"] != pixels[0]["checkpoint"] == "none"
 
 
 def test_few_labels_have_a_mean_and_a_deviation(probe, tmp_path, capsys):
     argv = ("baseline=pixels", *DIGITS, "protocols=[lbfgs,knn]")
-    found = probe(tmp_path, *argv, "labels=5", "seeds=[0,1,2]", name="results-pixels-5-per-class.jsonl")
+    results = probe(tmp_path, *argv, "labels=5", "seeds=[0,1,2]", name="results-pixels-5-per-class.jsonl")
     out = capsys.readouterr().out
-    for r in found:
+    for r in results:
         each = [s["accuracy"] for s in r["selected"]["by_seed"]]
         assert (r["labels"], r["seeds"], r["selected_on"]) == ("5 per class", [0, 1, 2], "cross-validation of 5 folds")
         assert len(set(each)) > 1
@@ -67,10 +67,10 @@ def test_few_labels_have_a_mean_and_a_deviation(probe, tmp_path, capsys):
         assert f"{r['accuracy']:.1f} ± {r['deviation']:.1f} |" in out
         assert 50 < r["accuracy"] < 90  # all labels have 97
     again = probe(tmp_path, *argv, "labels=5", "seed=1", name="results-pixels-5-per-class.jsonl")
-    assert [r["accuracy"] for r in again] == [r["selected"]["by_seed"][1]["accuracy"] for r in found]
+    assert [r["accuracy"] for r in again] == [r["selected"]["by_seed"][1]["accuracy"] for r in results]
     more = probe(tmp_path, *argv, "labels=20%", "split=holdout", name="results-pixels-20%-holdout.jsonl")
     assert (more[0]["labels"], more[0]["split"], more[0]["images"]) == ("20%", "holdout", 144)
-    assert more[0]["accuracy"] > found[0]["accuracy"]
+    assert more[0]["accuracy"] > results[0]["accuracy"]
 
 
 def test_a_vision_transformer_of_timm_is_read_at_its_layers_and_tokens(probe, tmp_path):
@@ -81,18 +81,18 @@ def test_a_vision_transformer_of_timm_is_read_at_its_layers_and_tokens(probe, tm
     torch.save(weights, tmp_path / "w.pth")
     argv = ("protocols=[knn]", "layers=[1,2]", "pooling=[mean,cls,cls+mean]")
     one = ("timm=test_vit.r160_in1k", *TIMM[1:])
-    found = probe(tmp_path / "a", *one, f"checkpoint={tmp_path / 'w.pth'}", *argv)
-    names = [r["encoder"] for r in found]
+    results = probe(tmp_path / "a", *one, f"checkpoint={tmp_path / 'w.pth'}", *argv)
+    names = [r["encoder"] for r in results]
     assert names == ["test_vit.r160_in1k", "the same network, untrained", "raw pixels", "whole-image PCA"]
-    assert len(found[0]["selected"]["among"]) == 6
-    assert len(found[0]["checkpoint"]) == 64
+    assert len(results[0]["selected"]["among"]) == 6
+    assert len(results[0]["checkpoint"]) == 64
     for folder in (tmp_path / "a" / "features").glob("timm-*-test-*"):  # read for the selected features alone
         assert len(list(folder.glob("layer*"))) == 1
-    chosen = found[0]["selected"]["features"]
+    chosen = results[0]["selected"]["features"]
     assert list((tmp_path / "a" / "features").glob(f"timm-*-test-*/{chosen}.npy"))
     assert (tmp_path / "a" / "heatmap-knn.png").exists()
     deep = probe(tmp_path / "c", *TIMM, "baselines=false", "layers=[4,6]", "pooling=[cls4+mean]", "protocols=[knn]")
-    assert deep[0]["dimensions"] == 5 * found[0]["dimensions"] // (2 if chosen.endswith("cls+mean") else 1)
+    assert deep[0]["dimensions"] == 5 * results[0]["dimensions"] // (2 if chosen.endswith("cls+mean") else 1)
     (random, *_) = probe(tmp_path / "b", *TIMM, *argv[:2], "baselines=false")
     assert random["encoder"] == "test_vit, random weights"
     assert random["checkpoint"] == "none"
@@ -105,13 +105,13 @@ def test_a_run_is_scored_on_other_images_at_its_own_size(pretrained, probe, tmp_
         if i < 240:
             Image.fromarray((pixels.reshape(8, 8) * 15).astype(np.uint8)).resize((20, 20)).save(folder / f"{i}.png")
     argv = ("data=imagefolder", f"data.root={tmp_path / 'images'}", "data.workers=0", "protocols=[knn]")
-    found = probe(tmp_path / "out", f"run={pretrained}", *argv)
-    assert [r["encoder"] for r in found][:2] == ["l-DAE", "the same network, untrained"]
-    assert (found[0]["images"], found[0]["data"]) == (60, "ImageFolder")
-    assert found[2]["dimensions"] == 3 * 8 * 8
-    assert found[0]["accuracy"] > 60
+    results = probe(tmp_path / "out", f"run={pretrained}", *argv)
+    assert [r["encoder"] for r in results][:2] == ["l-DAE", "the same network, untrained"]
+    assert (results[0]["images"], results[0]["data"]) == (60, "ImageFolder")
+    assert results[2]["dimensions"] == 3 * 8 * 8
+    assert results[0]["accuracy"] > 60
     alone = probe(tmp_path / "alone", f"run={pretrained}", "baseline=untrained", *argv, name="results-untrained.jsonl")
-    assert [(r["encoder"], r["accuracy"]) for r in alone] == [(found[1]["encoder"], found[1]["accuracy"])]
+    assert [(r["encoder"], r["accuracy"]) for r in alone] == [(results[1]["encoder"], results[1]["accuracy"])]
 
 
 def test_there_is_something_to_look_at(pretrained, probe, tmp_path, capsys):
@@ -123,17 +123,17 @@ def test_there_is_something_to_look_at(pretrained, probe, tmp_path, capsys):
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     (drawn,) = events.Images("heatmap/kNN")
     assert (drawn.width, drawn.height) == picture.size
-    told = json.loads((tmp_path / "geometry.json").read_text())
-    assert [e["encoder"] for e in told][:4] == ["l-DAE"] * 4
-    assert {e["encoder"] for e in told} == {"l-DAE", "the same network, untrained", "raw pixels", "whole-image PCA"}
-    for entry in told:
+    geometry = json.loads((tmp_path / "geometry.json").read_text())
+    assert [e["encoder"] for e in geometry][:4] == ["l-DAE"] * 4
+    assert {e["encoder"] for e in geometry} == {"l-DAE", "the same network, untrained", "raw pixels", "whole-image PCA"}
+    for entry in geometry:
         assert 0 < entry["alignment"] < 4
         assert -4 < entry["uniformity"] < 0
         assert 1 < entry["effective_rank"] <= entry["dimensions"]
         assert 1 < entry["rankme"] <= entry["dimensions"]
         assert 1 < entry["lidar"] <= min(entry["dimensions"], 143)
         assert (entry["viewed"], entry["images"]) == (144, 1294)
-    (of_first,) = [e for e in told if (e["encoder"], e["features"]) == ("l-DAE", first["selected"]["features"])]
+    (of_first,) = [e for e in geometry if (e["encoder"], e["features"]) == ("l-DAE", first["selected"]["features"])]
     assert first["geometry"] == {
         m: of_first[m] for m in ("alignment", "uniformity", "lidar", "effective_rank", "rankme")
     }
@@ -159,17 +159,17 @@ def test_augmented_heads_announce_their_encodings_and_train_on_their_stream(prob
     monkeypatch.setitem(PROTOCOLS, "mae", plain)
     monkeypatch.setitem(PROTOCOLS, "mae_augmented", AugmentedHeads(plain, "random_resized_crop", "cut"))
     monkeypatch.setitem(AUGMENTS, "random_resized_crop", Centre)
-    found = probe(tmp_path, *TIMM, "protocols=[mae,mae_augmented]", "layers=[1,2]")
+    results = probe(tmp_path, *TIMM, "protocols=[mae,mae_augmented]", "layers=[1,2]")
     out = capsys.readouterr().out
     name = "test_vit, random weights: linear, MAE, augmented"
     assert f"{name} encodes 7,950 augmented images" in out  # 3 x 1,250 of 1,294 and 3 x 1,400 of 1,438
     assert out.index(f"{name} encodes") < out.index(f"{name} 8" if f"{name} 8" in out else f"{name} 9")
-    rows = {(r["encoder"], r["protocol"]): r for r in found}
+    rows = {(r["encoder"], r["protocol"]): r for r in results}
     for encoder in ("test_vit, random weights", "raw pixels", "whole-image PCA"):
         cached, streamed = (rows[encoder, protocol]["accuracy"] for protocol in ("mae", "mae_augmented"))
         assert cached > 75
         assert abs(cached - streamed) < 6
-    assert len(found[1]["selected"]["among"]) == 2
+    assert len(results[1]["selected"]["among"]) == 2
 
 
 MISTAKES = [
@@ -274,10 +274,10 @@ def test_features_can_be_selected_without_labels(probe, pretrained, tmp_path, ca
     rows = probe(
         tmp_path, *argv, f"select={measure}", "geometry=true", name=f"results-{measure.replace('_', '-')}.jsonl"
     )
-    told = {entry["features"]: entry[measure] for entry in json.loads((tmp_path / "geometry.json").read_text())}
-    assert len(told) == 6
+    scores = {entry["features"]: entry[measure] for entry in json.loads((tmp_path / "geometry.json").read_text())}
+    assert len(scores) == 6
     for row in rows:
-        assert told[row["selected"]["features"]] == best(told.values())
+        assert scores[row["selected"]["features"]] == best(scores.values())
         assert row["selected"]["features_by"] == measure
         assert list(row["selected"]["among"]) == [row["selected"]["features"]]
     assert f"features were selected without labels, by {measure}, every other setting was" in capsys.readouterr().out
@@ -286,5 +286,5 @@ def test_features_can_be_selected_without_labels(probe, pretrained, tmp_path, ca
 def test_an_image_of_each_split_and_view_has_a_number_of_its_own():
     index = torch.arange(50)
     batch = Batch(torch.zeros(50, 3, 1, 1), index, index)
-    found = [numbered(batch, split, view).index for split in ("train", "holdout", "test") for view in (0, 1, 2)]
-    assert len(torch.cat(found).unique()) == 9 * 50
+    indices = [numbered(batch, split, view).index for split in ("train", "holdout", "test") for view in (0, 1, 2)]
+    assert len(torch.cat(indices).unique()) == 9 * 50

@@ -201,8 +201,8 @@ def test_the_page_has_every_run_and_its_curves(runs, tmp_path, in_process, capsy
 def test_mistakes_end_with_a_sentence(runs, in_process, monkeypatch, argv, code, sentence):
     monkeypatch.chdir(runs.parent)
     (runs.parent / "empty").mkdir()
-    found, message = in_process("runs", *argv)
-    assert (found, sentence in message) == (code, True), message
+    exit_code, message = in_process("runs", *argv)
+    assert (exit_code, sentence in message) == (code, True), message
 
 
 def test_names_with_commas_and_spaces_are_folders():

@@ -138,6 +138,6 @@ def test_two_folders_become_an_animation(in_process, tmp_path):
     ],
 )
 def test_what_morph_cannot_use_is_one_sentence(in_process, argv, code, message):
-    told = in_process("morph", *argv)
-    assert told[0] == code
-    assert message in told[1]
+    exit_code, error = in_process("morph", *argv)
+    assert exit_code == code
+    assert message in error

@@ -121,13 +121,13 @@ def test_published_figures_have_the_known_pattern():
     ],
 )
 def test_what_cannot_work_is_one_sentence(table, argv, message):
-    code, told = table(*argv)
-    assert message in told
+    code, error = table(*argv)
+    assert message in error
     assert code == 2
 
 
 def test_a_run_on_degraded_images_is_refused(in_process, tmp_path):
     pretrain.main(["experiment=cold_color/cifar10_cpu", f"out={tmp_path / 'run'}", *SMALL, "schedule.T=5"])
-    code, told = in_process("ddim_table", f"run={tmp_path / 'run'}")
-    assert "does not make images from noise alone" in told
+    code, message = in_process("ddim_table", f"run={tmp_path / 'run'}")
+    assert "does not make images from noise alone" in message
     assert code == 2

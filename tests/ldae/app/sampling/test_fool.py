@@ -158,10 +158,10 @@ def test_pictures_of_the_same_names_are_pairs_and_real_ones_are_resized(tmp_path
 def test_two_sets_are_paired_at_random_by_the_seed(tmp_path):
     np.savez(tmp_path / "fake.npz", arr_0=pictures(1, 5))
     folder_of(tmp_path / "real", pictures(0), [f"r{i}" for i in range(COUNT)])
-    words = [f"real={tmp_path / 'real'}", f"fake={tmp_path / 'fake.npz'}"]
+    argv = [f"real={tmp_path / 'real'}", f"fake={tmp_path / 'fake.npz'}"]
     pages = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        main([*words, f"out={tmp_path / name}.html", f"seed={seed}"])
+        main([*argv, f"out={tmp_path / name}.html", f"seed={seed}"])
         pages.append((tmp_path / f"{name}.html").read_text())
     assert pages[0] == pages[1] != pages[2]
     assert len(content(pages[0])["pairs"]) == 5
@@ -173,19 +173,19 @@ def test_a_result_of_restore_gives_pairs_with_their_reference(tmp_path):
     low, original, bicubic, sampled = pictures(0), pictures(1), pictures(2), pictures(3)
     np.savez(folder / "restored.npz", low=low, bicubic=bicubic, sampled=sampled, original=original)
     (folder / "restored.json").write_text(json.dumps({"measured": ["bicubic", "sampled"]}))
-    words = [f"restored={folder}", f"out={tmp_path / 'p.html'}", "reference=low"]
+    argv = [f"restored={folder}", f"out={tmp_path / 'p.html'}", "reference=low"]
     for column, expected in (("sampled", sampled), ("bicubic", bicubic)):
-        main([*words, *([] if column == "sampled" else [f"column={column}"])])
+        main([*argv, *([] if column == "sampled" else [f"column={column}"])])
         for pair in content((tmp_path / "p.html").read_text())["pairs"]:
             shown = {decoded(pair[side]).tobytes() for side in ("left", "right")}
             (i,) = [i for i in range(COUNT) if low[i].tobytes() == decoded(pair["reference"]).tobytes()]
             assert shown == {original[i].tobytes(), expected[i].tobytes()}
     with pytest.raises(ConfigError, match="column='high' is no column to compare; there are: low, bicubic, sampled"):
-        main([*words, "column=high"])
+        main([*argv, "column=high"])
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "message"),
+    ("argv", "code", "message"),
     [
         ([], 2, "give one of them, out=PAGE.html or answers=FILE"),
         (["out=page"], 2, "must end in .html"),
@@ -202,13 +202,13 @@ def test_a_result_of_restore_gives_pairs_with_their_reference(tmp_path):
         (["answers=E"], 65, "is no file and no folder"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_writes_nothing(tmp_path, monkeypatch, words, code, message):
+def test_a_mistake_is_one_sentence_and_writes_nothing(tmp_path, monkeypatch, argv, code, message):
     folder_of(tmp_path / "R", pictures(0), range(COUNT))
     folder_of(tmp_path / "F", pictures(1), range(COUNT))
     (tmp_path / "E").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Fault, match=re.escape(message)) as caught:
-        main(words)
+        main(argv)
     assert caught.value.code == code
     assert sorted(p.name for p in tmp_path.iterdir()) == ["E", "F", "R"]
 

@@ -30,8 +30,8 @@ QUIET = ("runtime.threads=1", "runtime.progress=false", "gif=false")
 GAP = 2  # pixels between the tiles of a picture
 
 
-def trained(out, experiment, *words):
-    pretrain.main([f"experiment={experiment}", *SMALL, *words, f"out={out}"])
+def trained(out, experiment, *argv):
+    pretrain.main([f"experiment={experiment}", *SMALL, *argv, f"out={out}"])
     return out
 
 
@@ -97,8 +97,8 @@ def test_edits_are_those_of_the_command(ddpm, photographs, tmp_path):
     out, keep = tmp_path / "o", np.zeros((8, 8), np.uint8)
     keep[:, :3] = 255
     Image.fromarray(keep).save(tmp_path / "keep.png")
-    words = ("how=edit", "t0=[0.4]", f"keep={tmp_path / 'keep.png'}", "repeats=2", "seed=5")
-    run("restore", f"run={ddpm}", f"pictures={photographs}", f"out={out}", *words, *QUICK_WORDS, *QUIET)
+    argv = ("how=edit", "t0=[0.4]", f"keep={tmp_path / 'keep.png'}", "repeats=2", "seed=5")
+    run("restore", f"run={ddpm}", f"pictures={photographs}", f"out={out}", *argv, *QUICK_WORDS, *QUIET)
     originals = arrays(photographs)
     edited = ldae.load_generator(ddpm).edit(originals, t0=0.4, keep=keep > 0, repeats=2, seed=5, **QUICK)
     for i, name in enumerate("abc"):

@@ -1,4 +1,4 @@
-"""What `ldae restore` writes beside its pictures: arrays, guides, and the curve of SDEdit."""
+"""Files that `ldae restore` writes beside its pictures: arrays, guides, and the curve of SDEdit."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def columns_of(folder):
 
 
 def test_the_written_guides_give_the_same_edits(ddpm, photographs, tmp_path):
-    words = (f"run={ddpm}", f"pictures={photographs}", "t0=[0.4]", *QUICK)
+    argv = (f"run={ddpm}", f"pictures={photographs}", "t0=[0.4]", *QUICK)
     first, second = tmp_path / "first", tmp_path / "second"
-    main([*words, "palette=kmeans", "colours=3", f"out={first}"])
-    main([*words, f"guide={first / 'guides'}", f"out={second}"])
-    expected, found = columns_of(first), columns_of(second)
+    main([*argv, "palette=kmeans", "colours=3", f"out={first}"])
+    main([*argv, f"guide={first / 'guides'}", f"out={second}"])
+    expected, actual = columns_of(first), columns_of(second)
     assert list(expected) == ["original", "guide", "t0=0.4"]
-    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    assert all(np.array_equal(actual[name], expected[name]) for name in expected)
     guides = [np.asarray(Image.open(first / "guides" / f"{i}.png")) for i in range(3)]
     assert np.array_equal(np.stack(guides), expected["guide"])
     assert all(len(np.unique(guide.reshape(-1, 3), axis=0)) <= 3 for guide in guides)
@@ -87,9 +87,9 @@ def test_a_point_lies_at_its_distances():
 @pytest.mark.parametrize("how", ["invert", "interpolate"])
 def test_nothing_is_clipped_on_the_way_back_from_inverted_noise(ddpm, tmp_path, how):
     """The inversion clips nothing, so that only a decoding without clipping is its inverse."""
-    words = ("split=test", "count=4", *QUICK[1:2], "spacing=linear", "spacing.count=50", *QUICK[4:])
+    argv = ("split=test", "count=4", *QUICK[1:2], "spacing=linear", "spacing.count=50", *QUICK[4:])
     for out, clip in (("default", ()), ("plain", ("clip=false",)), ("clipped", ("clip=true",))):
-        main([f"run={ddpm}", f"how={how}", f"out={tmp_path / out}", *words, *clip])
+        main([f"run={ddpm}", f"how={how}", f"out={tmp_path / out}", *argv, *clip])
     default, plain, clipped = (columns_of(tmp_path / out) for out in ("default", "plain", "clipped"))
     assert all(np.array_equal(default[name], plain[name]) for name in plain)
     assert any(not np.array_equal(default[name], clipped[name]) for name in plain)

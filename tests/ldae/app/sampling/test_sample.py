@@ -64,16 +64,16 @@ def quick_run(tmp_path_factory):
 
 
 def images(folder):
-    with np.load(folder / "samples.npz") as found:
-        return found["arr_0"]
+    with np.load(folder / "samples.npz") as file:
+        return file["arr_0"]
 
 
 def test_samples_are_images_and_say_how_they_were_made(ddpm, tmp_path):
     out = tmp_path / "a"
     run("sample", f"run={ddpm}", f"out={out}", *QUICK, "count=10", "batch=4", "gif=true")
-    found = images(out)
-    assert (found.shape, found.dtype) == ((10, 8, 8, 3), np.uint8)
-    assert found.std() > 5
+    samples = images(out)
+    assert (samples.shape, samples.dtype) == ((10, 8, 8, 3), np.uint8)
+    assert samples.std() > 5
     assert Image.open(out / "grid.png").size == (8 * 66 - 2, 2 * 66 - 2)
     assert Image.open(out / "trajectory.gif").n_frames == 5
     known = json.loads((out / "samples.json").read_text())
@@ -104,8 +104,8 @@ def test_a_grid_has_a_column_for_each_class_and_rows_of_eight_without_classes():
 def test_the_heads_of_a_grid_are_the_names_of_the_classes(quick_run):
     folder = quick_run("ddpm/cifar10_cpu", "task=labelled", *SMALL[1:4], "monitor.num_evals=0")
     run("sample", f"run={folder}", *QUICK, "count=20", "batch=20")
-    with np.load(folder / "samples" / "samples.npz") as found:
-        expected = grid(found["arr_0"], torch.from_numpy(found["arr_1"]), class_names(folder))
+    with np.load(folder / "samples" / "samples.npz") as file:
+        expected = grid(file["arr_0"], torch.from_numpy(file["arr_1"]), class_names(folder))
     assert class_names(folder) == [str(i) for i in range(10)]
     written = torch.from_numpy(np.array(Image.open(folder / "samples" / "grid.png").convert("RGB"))).movedim(-1, 0)
     assert torch.equal(written, (expected * 255).round().to(torch.uint8))
@@ -132,8 +132,8 @@ def test_samples_from_a_styled_start_take_the_colour_of_the_picture(ddpm, tmp_pa
 
 
 def test_a_style_that_cannot_be_read_is_named(ddpm, in_process):
-    code, told = in_process("sample", f"run={ddpm}", *QUICK, "init=styled_signal", "init.style=nowhere.png")
-    assert (code, "nowhere.png cannot be read" in told) == (65, True)
+    code, message = in_process("sample", f"run={ddpm}", *QUICK, "init=styled_signal", "init.style=nowhere.png")
+    assert (code, "nowhere.png cannot be read" in message) == (65, True)
 
 
 def test_batches_and_processes_change_no_image(ddpm, tmp_path):
@@ -184,7 +184,7 @@ def test_a_signal_is_answered_within_two_seconds(ddpm, tmp_path):
 
 
 def cpu_seconds(pid):
-    """What a process has computed so far: other processes on the machine do not count."""
+    """Return the CPU seconds that a process has used; other processes on the machine do not count."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
@@ -217,8 +217,8 @@ def test_samples_begun_otherwise_are_refused(ddpm, tmp_path):
 )
 def test_what_cannot_work_is_one_sentence(in_process, ddpm, tmp_path, tool, argv, message):
     given = (f"run={ddpm}", f"out={tmp_path / 'x'}", "runtime.threads=1", "runtime.progress=false") if argv else ()
-    code, told = in_process(tool, *given, *argv)
-    assert message in told
+    code, error = in_process(tool, *given, *argv)
+    assert message in error
     assert code == 2
 
 

@@ -1,4 +1,4 @@
-"""`ldae sweep`: candidates in Hydra's words, a study that survives its process, trials, tables and refusals."""
+"""`ldae sweep`: candidates in Hydra's syntax, a study that continues after a kill, trials, tables and refusals."""
 
 from __future__ import annotations
 
@@ -80,18 +80,18 @@ def test_a_study_of_killed_processes_makes_the_trials_of_one_process(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     whole = opened(tmp_path / "a")
-    while (asked := whole.next(9)) is not None:
-        whole.finish(asked[0], quality(asked[1]))
-    for _ in range(40):  # a process that dies after it has asked, every other time
+    while (suggestion := whole.next(9)) is not None:
+        whole.finish(suggestion[0], quality(suggestion[1]))
+    for _ in range(40):  # every other process ends before its trial is finished
         killed = opened(tmp_path / "b")
-        if (asked := killed.next(9)) is None:
+        if (suggestion := killed.next(9)) is None:
             break
         repeated = opened(tmp_path / "b").next(9)
-        assert (repeated[0].number, repeated[1]) == (asked[0].number, asked[1])
-        if asked[0].number % 2:
+        assert (repeated[0].number, repeated[1]) == (suggestion[0].number, suggestion[1])
+        if suggestion[0].number % 2:
             killed = opened(tmp_path / "b")
-            asked = killed.next(9)
-        killed.finish(asked[0], quality(asked[1]))
+            suggestion = killed.next(9)
+        killed.finish(suggestion[0], quality(suggestion[1]))
     trials = opened(tmp_path / "b").trials
     assert [t.params for t in trials] == [t.params for t in whole.trials]
     assert [t.value for t in trials] == [t.value for t in whole.trials]

@@ -33,10 +33,10 @@ def test_a_classifier_is_initialised_as_the_folded_encoder(pretrained):
 def test_fine_tuning_learns_says_all_and_is_done_once(pretrained, tmp_path):
     argv = (f"run={pretrained}", f"out={tmp_path / 'a'}", "train.epochs=12", "optim.blr=1.2e-2", *QUICK)
     argv += ("augment=flip", "augment.flip=0", "mixup=0", "cutmix=0")
-    told, _ = run("finetune", *argv)
+    output, _ = run("finetune", *argv)
     result = read_results(tmp_path / "a" / "results.jsonl")[0]
     assert result.accuracy > 60  # chance is 10
-    assert f"{result.accuracy:.2f} %" in told
+    assert f"{result.accuracy:.2f} %" in output
     assert (result.split, result.protocol, result.seed) == ("test", "finetune", 0)
     begun = json.loads((tmp_path / "a" / "config.json").read_text())
     assert begun["encoder"] == result.checkpoint
@@ -54,9 +54,9 @@ def test_fine_tuning_learns_says_all_and_is_done_once(pretrained, tmp_path):
     ],
 )
 def test_what_cannot_be_tuned_is_refused(pretrained, in_process, tmp_path, word, sentence):
-    code, told = in_process("finetune", f"run={pretrained}", f"out={tmp_path}", word)
+    code, message = in_process("finetune", f"run={pretrained}", f"out={tmp_path}", word)
     assert code == 2
-    assert sentence in told
+    assert sentence in message
 
 
 def test_a_missing_run_is_one_sentence(in_process):

@@ -1,4 +1,4 @@
-"""What a tool keeps and reads again: a flipped bit is noticed, and what can be had again is made again."""
+"""Files that a tool keeps and reads again: a flipped bit is detected, and a file that can be recomputed is."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_damaged_file_of_a_run_is_65_and_named(begun, tmp_path, in_process, na
     folder = tmp_path / "run"
     shutil.copytree(begun, folder)
     flip(folder / name, at=-10)
-    if not checkpoints:  # stopped before the first: nothing else knows the hash
+    if not checkpoints:  # stopped before the first: the hash is stored nowhere else
         shutil.rmtree(folder / "checkpoints")
     code, message = in_process("pretrain", f"out={folder}", *WORDS)
     assert (code, f"{folder / name} is damaged" in message) == (65, True), message
@@ -78,12 +78,12 @@ def test_a_damaged_tokenizer_of_the_cache_is_fitted_again(begun, tmp_path, in_pr
 def test_changed_labels_of_a_feature_bank_are_noticed(begun, tmp_path, in_process, capsys):
     argv = (f"run={begun}", "protocols=[knn]", "baselines=false", "layers=[2]", f"out={tmp_path}", "runtime.threads=1")
     assert in_process("probe", *argv) == (0, "")
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     whole = {path: path.read_bytes() for path in (tmp_path / "features").glob("*/labels.npy")}
     for path, raw in whole.items():
         path.write_bytes(raw[:128] + raw[128:][::-1])  # after the header
     assert in_process("probe", *argv) == (0, "")
-    assert capsys.readouterr().out == told
+    assert capsys.readouterr().out == output
     assert {path: path.read_bytes() for path in whole} == whole
 
 
@@ -137,8 +137,8 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_its_status(
         sync(handle)
 
     monkeypatch.setattr(os, "fsync", failing)
-    found, message = in_process("pretrain", f"out={tmp_path / 'r'}", *WORDS)
-    assert (found, os.strerror(number) in message) == (code, True), message
+    exit_code, message = in_process("pretrain", f"out={tmp_path / 'r'}", *WORDS)
+    assert (exit_code, os.strerror(number) in message) == (code, True), message
     assert status(tmp_path / "r") == {"state": "failed", "step": 0, "code": code, "message": message}
 
 
@@ -180,9 +180,9 @@ def test_a_second_run_waits_for_the_tokenizer_that_a_first_one_makes(begun, tmp_
     capsys.readouterr()
     assert in_process("pretrain", f"out={tmp_path / 'b'}", *WORDS) == (0, "")
     thread.join()
-    told = capsys.readouterr().err
-    assert f"waiting for another run, which is writing {first.path}" in told
-    assert "fitting" not in told
+    stderr = capsys.readouterr().err
+    assert f"waiting for another run, which is writing {first.path}" in stderr
+    assert "fitting" not in stderr
     assert losses(tmp_path / "b") == losses(begun)
 
 

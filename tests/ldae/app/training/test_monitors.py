@@ -1,4 +1,4 @@
-"""Diagnostics in the course of a pretraining: what they measure, and that the training does not notice them."""
+"""Diagnostics during a pretraining: their values, and losses that are the same with and without them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training says at its start."""
+"""The summary that a training prints at its start."""
 
 from __future__ import annotations
 

@@ -57,13 +57,13 @@ def test_a_run_leaves_what_it_promises(reference):
         "tensorboard",
     } <= names
     assert status(reference) == {"state": "done", "step": 12, "code": 0, "message": ""}
-    found = rows(reference)
+    records = rows(reference)
     assert set(losses(reference)) == set(range(1, 13))
     assert {"loss", "learning_rate", "gradient_norm", "images_per_second", "epoch"} <= set(
-        found[-1]
-    ) or "monitor" in found[-1]
-    assert {row["monitor"] for row in found if "monitor" in row} == {"panel", "knn"}
-    assert any("loss_level/0" in row for row in found)
+        records[-1]
+    ) or "monitor" in records[-1]
+    assert {row["monitor"] for row in records if "monitor" in row} == {"panel", "knn"}
+    assert any("loss_level/0" in row for row in records)
     manifest = json.loads(next((reference / "checkpoints").glob("*12/manifest.json")).read_text())
     assert manifest["peak_rate"] == manifest["config"]["optim"]["blr"] * 64 / 256
     assert {"step", "epoch", "position", "config", "data", "tokenizer", "world", "files"} <= set(manifest)
@@ -82,11 +82,11 @@ def test_the_docs_name_every_figure_of_a_run(reference):
     }
     scalars = {key for row in rows(reference) for key in row} - {"step", "monitor", "loss_hex"}
     pictures = {path.stem for path in (reference / "pictures").iterdir()}
-    found = {re.sub(r"/\d(?=_8|$)", "/*", name) for name in scalars | pictures}
-    assert found <= named
+    logged = {re.sub(r"/\d(?=_8|$)", "/*", name) for name in scalars | pictures}
+    assert logged <= named
     switched_on = {"linear_holdout/*", "geometry/*", "loss_level_holdout/*", "cka/layer_N", "cka_layers"}
     switched_on |= {"patch_components", "attention"}  # by monitor.*: test_monitors.py
-    assert named - found - switched_on <= {"original_masked_filled", "psnr_hidden"}  # of a masked autoencoder
+    assert named - logged - switched_on <= {"original_masked_filled", "psnr_hidden"}  # of a masked autoencoder
 
 
 def test_knn_is_reported_with_chance_and_the_untrained_network(reference, monkeypatch):
@@ -197,9 +197,9 @@ def test_a_divided_network_trains_as_a_whole_one_does(tmp_path, optim, atol):
     for name in ("two", "again"):
         a, b = ({s: float.fromhex(x) for s, x in losses(tmp_path / n).items()} for n in ("one", name))
         assert max(abs(a[s] - b[s]) for s in b) < 1e-4
-        found = tensors(tmp_path / name)
-        assert found.keys() == one.keys()
-        assert all(torch.allclose(found[key], one[key], atol=atol) for key in one)
+        other = tensors(tmp_path / name)
+        assert other.keys() == one.keys()
+        assert all(torch.allclose(other[key], one[key], atol=atol) for key in one)
     num_evals = [[row for row in rows(tmp_path / n) if "monitor" in row] for n in ("one", "two")]
     assert [row["monitor"] for row in num_evals[0]] == [row["monitor"] for row in num_evals[1]] != []
 

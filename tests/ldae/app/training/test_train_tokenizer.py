@@ -38,9 +38,9 @@ CLASSIFIER = ("tokenizer.fit.perceptual.channels=[8,8]", "tokenizer.fit.perceptu
 @pytest.mark.parametrize("kind", ["vqgan", "vq"])
 def test_two_modules_and_a_classifier_are_trained_by_one_command(tmp_path, kind):
     out, _ = run("train_tokenizer", f"tokenizer={kind}", *TINY, *GAN, *CLASSIFIER, f"out={tmp_path / 'a'}")
-    found = [row for row in rows(tmp_path / "a") if "tokenizer/loss" in row]
-    assert ["discriminator/loss" in row for row in found] == [False] * 4 + [True] * 4
-    assert all("tokenizer/perceptual" in row for row in found)
+    loss_rows = [row for row in rows(tmp_path / "a") if "tokenizer/loss" in row]
+    assert ["discriminator/loss" in row for row in loss_rows] == [False] * 4 + [True] * 4
+    assert all("tokenizer/perceptual" in row for row in loss_rows)
     quality = json.loads((tmp_path / "a" / "reconstruction.json").read_text())
     assert quality["split"] == "holdout"
     assert f"psnr {quality['psnr']:.4g}" in out
@@ -97,27 +97,27 @@ def test_public_weights_are_taken_as_they_are(tmp_path):
     save_tensors(tmp_path / "vae.safetensors", to_layout(theirs, DIFFUSERS))
     argv = ("tokenizer=conv_vae", "tokenizer.z_channels=4", *TINY[:2], "tokenizer.fit.steps=0")
     run("train_tokenizer", *argv, f"tokenizer.weights={tmp_path / 'vae.safetensors'}", f"out={tmp_path / 'a'}")
-    found = load_tensors(tmp_path / "a" / "tokenizer.safetensors")
-    assert all(torch.equal(value, found[name]) for name, value in theirs.named_parameters())
-    assert bool(found["fitted"])
-    assert found["scale"].unique().numel() == 1
-    assert found["scale"][0].item() != 1
+    tensors = load_tensors(tmp_path / "a" / "tokenizer.safetensors")
+    assert all(torch.equal(value, tensors[name]) for name, value in theirs.named_parameters())
+    assert bool(tensors["fitted"])
+    assert tensors["scale"].unique().numel() == 1
+    assert tensors["scale"][0].item() != 1
 
 
 def test_the_first_rung_runs_and_its_latents_are_kept(tmp_path, monkeypatch):
     """Class-conditioned DiT on a VQGAN's latents: the tokenizer is made on the way, latents are encoded once."""
     monkeypatch.setenv("LDAE_CACHE", str(tmp_path / "cache"))
     argv = ("experiment=deconstruct/00_dit", "data=digits", *SHORT, *NARROW, *TINY[:4], *GAN, *CLASSIFIER)
-    _, told = run("pretrain", *argv, f"out={tmp_path / 'a'}")
-    assert "fitting the tokenizer ConvVAE" in told
-    assert "encoding 1294 images once" in told
-    _, told = run("pretrain", *argv, f"out={tmp_path / 'b'}")
-    assert told.strip() == ""
+    _, stderr = run("pretrain", *argv, f"out={tmp_path / 'a'}")
+    assert "fitting the tokenizer ConvVAE" in stderr
+    assert "encoding 1294 images once" in stderr
+    _, stderr = run("pretrain", *argv, f"out={tmp_path / 'b'}")
+    assert stderr.strip() == ""
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
     (kept,) = (Path(os.environ["LDAE_CACHE"]) / "latents").glob("*/latents.npy")
     kept.write_bytes(kept.read_bytes()[:-1])
-    _, told = run("pretrain", *argv, f"out={tmp_path / 'c'}")
-    assert "are damaged; they are encoded again" in told
+    _, stderr = run("pretrain", *argv, f"out={tmp_path / 'c'}")
+    assert "are damaged; they are encoded again" in stderr
     assert losses(tmp_path / "a") == losses(tmp_path / "c")
 
 
@@ -145,8 +145,8 @@ def test_two_processes_train_two_modules_and_a_classifier(tmp_path, monkeypatch)
     monkeypatch.setenv("LDAE_CACHE", str(tmp_path / "cache"))
     torchrun("train_tokenizer", "tokenizer=vqgan", *TINY, *GAN, *CLASSIFIER, f"out={tmp_path / 'a'}")
     assert status(tmp_path / "a")["state"] == "done"
-    found = [row for row in rows(tmp_path / "a") if "discriminator/loss" in row]
-    assert len(found) == 4
+    loss_rows = [row for row in rows(tmp_path / "a") if "discriminator/loss" in row]
+    assert len(loss_rows) == 4
 
 
 def test_mistakes_are_named(tmp_path):
@@ -191,13 +191,13 @@ def test_a_tokenizer_is_fitted_on_what_the_task_noises(tmp_path, monkeypatch):
     steps = ("tokenizer=pixel", "loss=l2", "train.steps=2", "train.batch=8", "monitor.num_evals=0")
     for task, mean in (("segmentation", -1 / 3), ("images", None)):
         run("pretrain", *argv, *steps, f"task={task}", f"out={tmp_path / task}")
-        found = load_tensors(tmp_path / task / "tokenizer.safetensors")["mean"].flatten()
-        assert found.numel() == (48 if mean is None else 16)
-        assert mean is None or found.tolist() == pytest.approx([mean] * 16, abs=1e-6)
+        fitted_mean = load_tensors(tmp_path / task / "tokenizer.safetensors")["mean"].flatten()
+        assert fitted_mean.numel() == (48 if mean is None else 16)
+        assert mean is None or fitted_mean.tolist() == pytest.approx([mean] * 16, abs=1e-6)
 
 
 def test_a_task_that_needs_pixels_keeps_no_latents(tmp_path):
     argv = ("experiment=deconstruct/04_linear_gamma2", "data=digits", *TINY[:4], "train.steps=2", "monitor.num_evals=0")
-    _, told = run("pretrain", *argv, "task=super_resolution", f"out={tmp_path}")
-    assert "encoding" not in told
+    _, stderr = run("pretrain", *argv, "task=super_resolution", f"out={tmp_path}")
+    assert "encoding" not in stderr
     assert status(tmp_path)["state"] == "done"
