@@ -1,4 +1,4 @@
-"""NaN and infinity: the run stops before the step (RELIABILITY, case 23)."""
+"""NaN and infinity: the run stops before the step (results/faults.json, case 23)."""
 
 from __future__ import annotations
 

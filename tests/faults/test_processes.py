@@ -1,4 +1,4 @@
-"""Runs of two processes: one is killed, stalls, or gets a signal to stop (RELIABILITY, case 27)."""
+"""Runs of two processes: one is killed, stalls, or gets a signal to stop (results/faults.json, case 27)."""
 
 from __future__ import annotations
 

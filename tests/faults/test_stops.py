@@ -1,4 +1,4 @@
-"""Signals and kills: what was saved goes on bit for bit (RELIABILITY, cases 1 to 6, 12, 13, 15)."""
+"""Signals and kills: what was saved goes on bit for bit (results/faults.json, cases 1 to 6, 12, 13, 15)."""
 
 from __future__ import annotations
 
