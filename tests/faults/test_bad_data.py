@@ -1,4 +1,4 @@
-"""Damaged pictures: left out, counted, named, or the run stops; never a crash (results/faults.json, cases 16 to 18, 26)."""
+"""Damaged pictures are left out, counted and named, or the run stops (results/faults.json, cases 16 to 18, 26)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Full disks and damaged checkpoints (results/faults.json, cases 7 to 11, 14, 24, 28): no fresh start, no damaged weights."""
+"""Full disks and damaged checkpoints (results/faults.json, cases 7 to 11, 14, 24, 28): nothing is lost silently."""
 
 from __future__ import annotations
 
