@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,15 +18,14 @@ from linear_probe.report.document import (
     write_files,
 )
 from linear_probe.report.forest import draw_forest
-from linear_probe.report.plotting import Bar, draw_bars
+from linear_probe.report.plotting import INTERVAL, Bar, describe_error_bars, draw_bars
 from linear_probe.report.ranks import draw_ranks
 from linear_probe.report.rendering import FigureFiles, SavedFigure, csv_text, file_name
 from linear_probe.report.tables import escape_latex, latex_table
 from linear_probe.results import Result, describe_features, percent, title
-from linear_probe.statistics import LEVEL, Interval, critical_difference
+from linear_probe.statistics import Interval, critical_difference
 
 MARKS = "Bold: the best; ~: not worse than the best beyond noise"
-INTERVAL = f"{100 * LEVEL:.0f} % bootstrap interval over the images"
 
 
 @dataclass(frozen=True)
@@ -192,7 +191,8 @@ def _kind_figures(
         values = "; ".join(f"{bar.name} {bar.value:.2f}" for bar in bars)
         label = _measure(comparison, kind)
         drawing = draw_bars(str(column), f"{label}: {values}.", bars, "series-0", label, longest)
-        yield files.add(f"{kind.name}-{column.data}", drawing, _error_bars(results.values()))
+        caption = describe_error_bars((r.deviation, _interval(r)) for r in results.values())
+        yield files.add(f"{kind.name}-{column.data}", drawing, caption)
     if kind.differences:
         first = comparison.encoders[0]
         heading = f"{first} minus the others, {kind.name}"
@@ -229,13 +229,6 @@ def _end(result: Result) -> float:
     if result.deviation is not None:
         return result.accuracy + result.deviation
     return max(result.accuracy, result.high if result.high is not None else result.accuracy)
-
-
-def _error_bars(results: Iterable[Result]) -> str:
-    shown = list(results)
-    if any(r.deviation is not None for r in shown):
-        return "Error bars: standard deviation over seeds."
-    return f"Error bars: {INTERVAL}." if any(r.low is not None for r in shown) else ""
 
 
 def _accuracy_rows(comparison: Comparison, kinds: Sequence[Kind]) -> Iterator[list[str | float | None]]:

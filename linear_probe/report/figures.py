@@ -11,7 +11,7 @@ from typing import Any
 from linear_probe.report.contents import PAPER, Contents, Entry, chosen_on
 from linear_probe.report.heatmaps import HeatMap, draw_heatmaps
 from linear_probe.report.lines import Point, XAxis, draw_lines
-from linear_probe.report.plotting import Bar, Drawing, draw_bars, error_lengths
+from linear_probe.report.plotting import Bar, Drawing, describe_error_bars, draw_bars, error_lengths
 from linear_probe.report.rendering import ReportFigure, file_name
 from linear_probe.results import Result, panel, parse_feature_key, title
 
@@ -76,10 +76,12 @@ def grid_figures(contents: Contents, trials: Sequence[Entry], used: set[str]) ->
     for measure in shown:
         shared = limits if measure.name != PAPER_NAME else None
         drawing = _draw_lines(measure, lines, contents.baselines, shared) if lines else None
+        with_error_bars = trials if drawing else [*trials, *contents.baselines]
         drawing = drawing or _draw_bars(measure, trials, contents.baselines, shared)
         row = trials[0].row
         prefix = f"{row.grid}-{row.budget}-" if row else ""
-        figures.append(ReportFigure(file_name(prefix + measure.name, used), drawing, _caption(measure, trials)))
+        caption = _caption(measure, with_error_bars)
+        figures.append(ReportFigure(file_name(prefix + measure.name, used), drawing, caption))
     return figures
 
 
@@ -93,14 +95,11 @@ def _limits(measures: Sequence[Measure], entries: Sequence[Entry]) -> Limits:
     )
 
 
-def _caption(measure: Measure, trials: Sequence[Entry]) -> str:
-    """Return the source of numbers that are not ours, or what the error bars are."""
-    values = [value for e in trials if (value := measure.of(e)) is not None]
-    if any(deviation is not None for _, deviation, _ in values):
-        return f"{measure.caption} Error bars: standard deviation over seeds.".strip()
-    if any(interval is not None for *_, interval in values):
-        return f"{measure.caption} Error bars: 95 % bootstrap interval over the images.".strip()
-    return measure.caption
+def _caption(measure: Measure, entries: Sequence[Entry]) -> str:
+    """Return the source of numbers that are not ours, and what the error bars of entries are."""
+    values = [value for e in entries if (value := measure.of(e)) is not None]
+    bars = describe_error_bars((deviation, interval) for _, deviation, interval in values)
+    return f"{measure.caption} {bars}".strip()
 
 
 def measures(contents: Contents, trials: Sequence[Entry]) -> list[Measure]:

@@ -7,11 +7,13 @@ imported when a figure is drawn.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+
+from linear_probe.statistics import LEVEL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,6 +46,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 LINE_STYLES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 
 DataRow = Sequence["str | float | None"]  # of a figure's numbers
+INTERVAL = f"{100 * LEVEL:.0f} % bootstrap interval over the images"
 SPREAD = ("standard deviation", "interval low", "interval high")  # columns of a figure's numbers
 NO_REFERENCES: Mapping[str, float] = MappingProxyType({})
 
@@ -142,6 +145,22 @@ def error_lengths(
     if deviation is not None:
         return deviation, deviation
     return None if interval is None else (max(0.0, value - interval[0]), max(0.0, interval[1] - value))
+
+
+def describe_error_bars(bars: Iterable[tuple[float | None, tuple[float, float] | None]]) -> str:
+    """Return a sentence that says what the error bars of a figure are; empty for none.
+
+    Args:
+        bars: standard deviation over seeds, and ends of the interval that is drawn where there is no deviation.
+    """
+    drawn = list(bars)
+    of_seeds = any(deviation is not None for deviation, _ in drawn)
+    of_images = any(deviation is None and interval is not None for deviation, interval in drawn)
+    if of_seeds and of_images:
+        return f"Error bars: standard deviation over seeds; of a single seed, {INTERVAL}."
+    if of_seeds or of_images:
+        return f"Error bars: {'standard deviation over seeds' if of_seeds else INTERVAL}."
+    return ""
 
 
 @figure_style()

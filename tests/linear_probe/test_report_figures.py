@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -21,7 +22,7 @@ from linear_probe.report.contents import build_contents
 from linear_probe.report.figures import draw_selection, find_trend, grid_figures, schedule_figure
 from linear_probe.report.heatmaps import HeatMap, draw_heatmaps
 from linear_probe.report.lines import Point, XAxis, draw_lines
-from linear_probe.report.plotting import COLORS, DPI, LIGHT, WIDTH, Bar, draw_bars
+from linear_probe.report.plotting import COLORS, DPI, INTERVAL, LIGHT, WIDTH, Bar, describe_error_bars, draw_bars
 from linear_probe.report.rendering import file_name, inline_svg, render
 
 NASTY = ("_hidden", "$x$ and $\\frac$", "<script>alert(1)</script>", "a & b \x00\n c", "é → 100 %", "n" * 150)
@@ -280,6 +281,25 @@ def test_a_grid_has_a_figure_for_each_protocol_and_one_of_the_paper():
         (float(r.axes["d"]), round(r.results[0].accuracy, 9)): r.results[0].deviation for r in tokenizer_rows()
     }
     assert error_bars(axes) == pytest.approx(deviations)
+
+
+def test_a_caption_names_every_kind_of_error_bar():
+    """Bars of single seeds, such as those of baselines, are intervals beside deviations of others."""
+    seeds, images = "standard deviation over seeds", "95 % bootstrap interval over the images"
+    one, many = (None, (40.0, 42.0)), (0.5, (40.0, 42.0))
+    assert describe_error_bars([many]) == f"Error bars: {seeds}."
+    assert describe_error_bars([one, (None, None)]) == f"Error bars: {images}."
+    assert describe_error_bars([one, many]) == f"Error bars: {seeds}; of a single seed, {images}."
+    assert describe_error_bars([(None, None)]) == ""
+
+
+def test_bars_of_baselines_are_in_the_caption():
+    rows = [replace(row, axes={"target": name}) for row, name in zip(tokenizer_rows(), "abc", strict=False)]
+    intervals = [replace(r, low=r.accuracy - 1, high=r.accuracy + 1) for r in baselines()]
+    contents = build_contents("t", rows, intervals, {})
+    ((_, trials),) = contents.groups().items()
+    caption = grid_figures(contents, trials, set())[0].caption
+    assert caption == "Error bars: standard deviation over seeds; of a single seed, " + INTERVAL + "."
 
 
 def test_the_heat_maps_of_a_trial_are_of_its_results():
