@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OUTSIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "constraints.txt", "results/**/*")
 ABLATIONS = {  # folder below results/ -> title of its report
     "cifar10/tokenizers": "Tokenizers and latent dimensions on CIFAR-10",
+    "cifar10/targets": "What is predicted, on CIFAR-10",
     "cifar10/deconstruct": "From a diffusion transformer to l-DAE on CIFAR-10",
 }
 REPORTS = """# Reports
