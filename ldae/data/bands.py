@@ -157,11 +157,11 @@ class TiffLayout:
         if STRIP_OFFSETS in self.tags and HEIGHT in self.tags:
             rows, height = self.tags.get(STRIP_ROWS, 2**32 - 1), int(self.tags[HEIGHT])
             planes = self.samples if self.tags.get(PLANAR, 1) == 2 else 1
-            strips = -(-height // min(int(rows), height)) * planes
-            sizes = _as_tuple(self.tags.get(STRIP_BYTES, (1,) * strips))
+            count = -(-height // min(int(rows), height)) * planes
+            sizes = _as_tuple(self.tags.get(STRIP_BYTES, (1,) * count))
             present = min(len(_as_tuple(self.tags[STRIP_OFFSETS])), sum(size > 0 for size in sizes))
-            if present < strips:
-                raise BadImage(f"ends early: {present} of its {strips} strips are there")
+            if present < count:
+                raise BadImage(f"ends early: {present} of its {count} strips are there")
 
 
 def read_tiff(content: bytes, max_pixels: int, bands: Bands, deep: bool = False) -> tuple[np.ndarray, int]:

@@ -16,7 +16,7 @@ class Attention(nn.Module):
     """Multi-head self-attention (Sec. 3.2, arXiv 1706.03762); parameters named as timm's.
 
     It calls torch's fused kernel on CUDA and, in fp32, on a CPU; else it computes the explicit products: in bf16 that
-    kernel is slower on a CPU, its backward pass up to ten times.
+    kernel, above all its backward pass, is slower on a CPU.
 
     Args:
         width: D, divisible by `heads`.

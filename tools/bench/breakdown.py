@@ -75,7 +75,7 @@ def profiled(make: str, arguments: Mapping[str, Any], calls: int = 3) -> list[St
 def kind_of(operation: str) -> str:
     """Return the kind of an operation of torch; `Python and the rest` where it is none."""
     lower = operation.lower()
-    return next((kind for words, kind in KINDS if any(word in lower for word in words)), "Python and the rest")
+    return next((kind for fragments, kind in KINDS if any(part in lower for part in fragments)), "Python and the rest")
 
 
 def read_in_stages(folder: str, size: int, count: int = 64) -> list[Stage]:
