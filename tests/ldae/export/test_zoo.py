@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import ldae
 from ldae.app import listing
+from ldae.app.compose import compose, resolved
 from ldae.core.errors import CheckpointError, ConfigError
 from ldae.export.timm_encoder import TimmEncoder
 from ldae.export.zoo import FOLDER, zoo_folder, zoo_names
@@ -47,6 +48,21 @@ def test_weights_are_float16_and_the_card_is_complete(name):
     for heading in ("Data", "Recipe", "Cost", "Figures", "Licence", "Reproduce"):
         assert f"## {heading}" in card, heading
     assert "ldae pretrain experiment=" in card
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_command_of_a_card_trains_the_network_of_the_card(name):
+    card = (zoo_folder(name) / "README.md").read_text(encoding="utf-8")
+    command = re.search(r"^ldae pretrain (.+?) out=RUN$", card.replace("\\\n", " "), flags=re.M)
+    width, blocks = re.search(r"^# .*ViT (\d+) x \d+ of (\d+) blocks", card, flags=re.M).groups()
+    composed = resolved(compose("pretrain", command[1].split()))
+    network = composed["denoiser"]
+    assert (network["width"], network["encoder_depth"] + network["decoder_depth"]) == (int(width), int(blocks))
+    assert ("half of the tokens" in card, "pixels beside" in card) == (
+        network["keep"] == 0.5,
+        composed["objective"]["part"].endswith("DenoiseWithPixels"),
+    )
+    assert ("gamma^2 linear" in card) == composed["schedule"]["part"].endswith("LinearGamma2")
 
 
 def test_other_names_and_settings_are_refused():
