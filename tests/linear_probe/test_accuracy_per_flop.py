@@ -34,6 +34,9 @@ def test_points_are_means_over_seeds_of_test_accuracies():
         replace(line, seed=2, accuracy=90.0, step=1),
         replace(line, seed=2, accuracy=90.0, encoder="l-DAE"),
     ]
+    recipe = "l-DAE, the recipe"
+    other = replace(line, encoder="l-DAE, half of the tokens, few images", step=min(SCRIPT["STEPS"][recipe]))
+    assert SCRIPT["points_of"]([other], recipe, "knn") == []
     (point,) = SCRIPT["points_of"](lines, "MAE", "knn")
     assert (point.y, point.deviation) == (41.0, pytest.approx(2**0.5))
     assert point.x == pytest.approx(5384 * 32 * 0.42e9 / 1e13)
