@@ -122,3 +122,33 @@ def test_version_and_command_are_those_of_the_package():
     assert done.stdout.strip() == ldae.__version__ == provenance.version()
     provenance.set_command("probe", ["run=my runs/a"])
     assert provenance.command() == "ldae probe 'run=my runs/a'"
+
+
+BESIDE = """
+import atexit, sys
+{before}
+from ldae.app import cli
+class AtTeardown:
+    def __del__(self):
+        print("teardown", file=sys.__stdout__, flush=True)
+sys.modules["beside"] = AtTeardown()
+dispatch = cli.dispatch
+def with_handler(name, argv):
+    atexit.register(print, "handler")
+    dispatch(name, argv)
+cli.dispatch = with_handler
+cli.run(*{arguments})
+"""
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["list", ["schedule"]], 0), (["list", ["nothing"]], 2)])
+@pytest.mark.parametrize(("before", "teardown"), [("", False), ("atexit.register(print, 'earlier')", True)])
+def test_the_end_of_a_command_runs_exit_handlers_and_then_ends_the_process(before, teardown, arguments, code):
+    text = BESIDE.format(before=before, arguments=arguments)
+    result = subprocess.run([sys.executable, "-c", text], env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == code
+    assert ("error: " in result.stderr) is (code != 0)
+    assert ("cosine" in result.stdout) is (code == 0)
+    assert "handler" in result.stdout
+    assert ("earlier" in result.stdout) is bool(before)  # none is lost: the process ends as others do then
+    assert ("teardown" in result.stdout) is teardown
