@@ -46,7 +46,7 @@ class Command:
 
 
 # thresholds of the cyclic garbage collector; with Python's, 700, 10 and 10, it looks through torch's objects many times
-# while they are imported, half a second of a start
+# while they are imported
 COLLECTION = (50_000, 20, 100)
 
 GENERATION = "ldae.app.sampling.generator:GenerationSettings"
@@ -321,7 +321,7 @@ _codes: list[int] = []  # the exit code of this process, once its command has en
 
 
 def _skip_teardown() -> None:
-    """End the process, as the last of its exit handlers: to take apart an interpreter with torch takes a second."""
+    """End the process, as the last of its exit handlers: to take apart an interpreter with torch takes long."""
     if _codes:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -276,6 +276,14 @@ class Encoder(nn.Module):
         return BatchGenerator([seed_of(self.seed, self.t, number) for number in numbers], images.device)
 
 
+def weights_hash(network: nn.Module) -> str:
+    """Return the SHA-256 of a network's weights and buffers with their names, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def hash_images(images: Tensor) -> list[int]:
     """Return a 63-bit number for each image, a hash of its pixels on 256 levels.
 

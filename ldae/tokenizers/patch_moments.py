@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 ROWS = 65536  # per product: sums of this many int8 products stay below 2^30
+FLOAT_ROWS = 1024  # per product in float32, which adds whole numbers up to 2^24 exactly: 1024 products of int8
 AT_ONCE = 1 << 17  # numbers per chunk, so that intermediate results stay in a core's cache
 FEWEST = 32  # rows of the smallest matrix that torch multiplies as int8
 COLUMNS = 256  # of a block of the symmetric product, whose lower blocks are copies
@@ -48,7 +49,7 @@ class PatchMoments:
     """Streamed sums over patches, in constant memory.
 
     8-bit pixels are integers k in 0..255 at x = 2 k / 255 - 1. On a CPU the products of k - 128 are summed exactly, so
-    that every CPU gives the same bits: as int8 on CPUs with VNNI, several times as fast, else in float64. Other numbers
+    that every CPU gives the same bits: as int8 on CPUs with VNNI, several times as fast, else in float32. Other numbers
     are summed in float64 about the first batch's mean, against cancellation. Images given as uint8 k have the sums of
     x = 2 k / 255 - 1, without the conversion.
 
@@ -99,17 +100,16 @@ class PatchMoments:
     def _add_levels(self, levels: Tensor) -> None:
         sums = self._sums("levels", torch.tensor(2 * 128 / 255 - 1, dtype=torch.float64), 127.5)
         sums.count += len(levels)
-        if multiplies_int8():
-            ones = torch.ones(FEWEST, len(levels), dtype=torch.int8)
-            sums.total += torch._int_mm(ones, levels)[0]  # a sum along columns of bytes takes longer
+        as_int8 = multiplies_int8()
+        product: Callable[[Tensor, Tensor], Tensor] = torch._int_mm if as_int8 else torch.mm
+        for piece in [levels] if as_int8 else levels.split(FLOAT_ROWS):
+            rows = piece if as_int8 else piece.float()
+            ones = torch.ones(FEWEST, len(rows), dtype=rows.dtype)
+            sums.total += product(ones, rows)[0]  # a sum along columns of bytes takes longer
             for start, stop in pairwise([*range(0, max(1, self.size - FEWEST), COLUMNS), self.size]):
-                block = torch._int_mm(levels.T[start:stop], levels[:, start:])
+                block = product(rows.T[start:stop], rows[:, start:])
                 sums.outer[start:stop, start:] += block
                 sums.outer[stop:, start:stop] += block[:, stop - start :].T
-        else:
-            exact = levels.double()  # whole numbers below 2^53 are added exactly
-            sums.total += exact.sum(0)
-            sums.outer += exact.T @ exact
 
 
 def whole_levels(x: Tensor) -> Tensor | None:

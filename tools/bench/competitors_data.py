@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -78,10 +79,11 @@ def decoded(folder: str, batch: int) -> Work:
     images = files_of(folder, batch, 0)
     paths = [images.root / images.name(i) for i in range(len(images))]
     turns = itertools.cycle([paths[k : k + batch] for k in range(0, len(paths) - batch + 1, batch)])
-    pool = ProcessPoolExecutor(WORKERS)
+    pools = [ProcessPoolExecutor(WORKERS)]
+    atexit.register(pools.clear)  # one that is freed with the modules prints an error
 
     def some() -> int:
-        return sum(pool.map(pixels_in, next(turns), chunksize=max(1, batch // (4 * WORKERS))))
+        return sum(pools[0].map(pixels_in, next(turns), chunksize=max(1, batch // (4 * WORKERS))))
 
     return some, batch
 

@@ -67,8 +67,8 @@ def probe_seconds(config: Mapping[str, Any], argv: Sequence[str]) -> float:
     candidates = len(settings.inputs) if settings.combine else levels  # combined steps are one candidate
     of_network = [width] * (len(layers) * candidates * len(settings.pooling))
     sizes = Sizes(train, held, scored, len(splits.classes))
-    passes = train + scored * min(len(settings.protocols), len(of_network))  # each protocol may select other features
-    elapsed = START + networks * levels * each * passes
+    passes = levels // candidates * min(len(settings.protocols), candidates)  # on scored images: of selected levels
+    elapsed = START + networks * each * (levels * train + passes * scored)
     if settings.baselines:
         of_pixels = 3 * min(SIDE, splits.train.size) ** 2
         elapsed += _logistic_regression(of_pixels, train, len(splits.classes)).moments  # of the PCA

@@ -17,7 +17,7 @@ from ldae.core.errors import ConfigError
 from ldae.core.files import json_hash
 from ldae.core.types import Batch
 from ldae.denoisers.base import Network
-from ldae.export.encoder import Encoder, Run
+from ldae.export.encoder import Encoder, Run, weights_hash
 from ldae.export.zoo import zoo_folder
 from linear_probe.baselines import PIXELS, SIDE, pixels_name, raw_pixels, whole_image_pca
 from linear_probe.feature_file import FeatureFile
@@ -47,7 +47,7 @@ class ProbedEncoder:
         skip: protocols to leave out.
         checkpoint: hash of the weights; `none` for a baseline.
         step: training step of the checkpoint.
-        of_data: whether the features depend on the data alone.
+        kept_as: what the features depend on beside the data, as a key of results to keep; empty to keep none.
     """
 
     name: str
@@ -57,7 +57,7 @@ class ProbedEncoder:
     skip: Sequence[str] = field(default=())
     checkpoint: str = "none"
     step: int = 0
-    of_data: bool = False
+    kept_as: str = ""
 
     def features(self, part: Part, feature_key: FeatureKey) -> Features:
         """Return the features of the images of a part, without augmentation."""
@@ -103,7 +103,9 @@ def run_encoder(name: str, run: Run, images: Images, settings: ProbeSettings, tr
         return {c: combined(c, features) for c in feature_keys}
 
     key = f"{hash_[:16] if trained else 'untrained'}-{weights}-{settings.precision}"
-    return image_encoder(name, key, feature_keys, encode, images, checkpoint=hash_, step=run.checkpoint.step * trained)
+    kept_as = "" if trained else f"{weights_hash(run.objective)}-{settings.precision}"
+    step = run.checkpoint.step * trained
+    return image_encoder(name, key, feature_keys, encode, images, checkpoint=hash_, step=step, kept_as=kept_as)
 
 
 def timm_encoder(images: Images, settings: ProbeSettings, device: str, trained: bool = True) -> ProbedEncoder:
@@ -204,7 +206,7 @@ def pixels(images: Images) -> ProbedEncoder:
         lambda batch, feature_keys: raw_pixels(batch.images),
         images,
         skip=PIXELS_SKIP,
-        of_data=True,
+        kept_as="pixels",
     )
 
 
@@ -229,7 +231,7 @@ def pca(images: Images) -> ProbedEncoder:
             feature_key: through(feature_key, raw_pixels(batch.images)[PIXELS].cpu()) for feature_key in feature_keys
         }
 
-    return ProbedEncoder("whole-image PCA", feature_keys, read, (encode, images), of_data=True)
+    return ProbedEncoder("whole-image PCA", feature_keys, read, (encode, images), kept_as="pca")
 
 
 BASELINES: Mapping[str, Callable[[Images], ProbedEncoder]] = {"pixels": pixels, "pca": pca}

@@ -68,8 +68,8 @@ class Images:
     def read(
         self, key: str, encode: EncodeAt, feature_keys: Sequence[FeatureKey], split: str, feature_key: FeatureKey
     ) -> Features:
-        """Return features of a split: all feature keys in one pass for selection, the given one alone elsewhere."""
-        keys = feature_keys if split in ("train", "holdout") else [feature_key]
+        """Return features of a split, from a pass for all feature keys or, once one is selected, for its neighbours."""
+        keys = feature_keys if split in ("train", "holdout") else in_one_pass(feature_key, feature_keys, split)
         images_of = self.outliers if split == OUTLIERS and self.outliers is not None else self.splits
         of = [key, images_of.fingerprint, split, [str(c) for c in keys], self.seed]
         name = json_hash(of + [NOISE_PER_IMAGE] * any(c.input == "noised" for c in keys))[:20]
@@ -141,6 +141,17 @@ class Images:
             for feature_key, x in encode(numbered(seen, "holdout", view=1 + view), feature_keys).items():
                 parts_of[feature_key].append(x.float().cpu())
         return {feature_key: torch.cat(parts) for feature_key, parts in parts_of.items()}
+
+
+def in_one_pass(feature_key: FeatureKey, feature_keys: Sequence[FeatureKey], split: str) -> list[FeatureKey]:
+    """Return the feature keys that are extracted with a selected one: other layers of the same pass.
+
+    Other protocols may select these. Of a corrupted split, where a pass to the deepest layer has to be made for each
+    corruption, the selected one alone.
+    """
+    if "~" in split:
+        return [feature_key]
+    return [c for c in feature_keys if replace(c, layer=feature_key.layer, pooling=feature_key.pooling) == feature_key]
 
 
 def augmented_view(batch: Batch, seed: int, view: int) -> Batch:

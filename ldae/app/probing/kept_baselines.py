@@ -1,4 +1,4 @@
-"""Keep the results of baselines that depend on the data alone, so that the next probe does not measure them again."""
+"""Keep the results of baselines, so that the next probe of the same data does not measure them again."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ FOLDER = "baselines"  # below the cache
 
 
 class KeptBaselines:
-    """Results of raw pixels and of whole-image PCA, a file in the cache for each protocol and setting.
+    """Results of raw pixels, of whole-image PCA and of untrained networks, a file in the cache for each measurement.
 
-    A result is kept for the same commit, hardware and data, and it says where it was measured. Nothing is kept by a
-    checkout with changes, which no commit describes, nor for measures whose data the fingerprint does not cover.
+    A result is kept for the same commit, hardware, data and weights, and it says where it was measured. Nothing is
+    kept by a checkout with changes, which no commit describes, nor for measures whose data the fingerprint does not
+    cover.
 
     Args:
         settings: settings of the probe.
@@ -59,9 +60,10 @@ class KeptBaselines:
 
     def _path(self, encoder: ProbedEncoder, protocol: Protocol) -> Path | None:
         settings = self.settings
-        if not encoder.of_data or settings.folds or protocol.needs_outliers or self.commit.endswith("+"):
+        if not encoder.kept_as or settings.folds or protocol.needs_outliers or self.commit.endswith("+"):
             return None
         of_measure = [protocol.name, protocol.source, settings.repetitions, settings.labels, settings.split]
-        of_features = [encoder.name, settings.seed, settings.corruptions, self.inputs.fingerprint]
+        of_features = [encoder.kept_as, list(map(str, encoder.feature_keys)), settings.select, settings.seed]
+        of_images = [settings.corruptions, self.inputs.fingerprint]
         where = [__version__, self.commit, describe_hardware(), self.inputs.device]
-        return self.inputs.cache / FOLDER / f"{json_hash([of_measure, of_features, where])[:32]}.jsonl"
+        return self.inputs.cache / FOLDER / f"{json_hash([of_measure, of_features, of_images, where])[:32]}.jsonl"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldae.app.session import Session
 from ldae.app.training.tokenizer_cache import classifier_config, ensure_perceptual
@@ -15,7 +14,7 @@ from ldae.core.errors import ConfigError
 from ldae.core.files import has_intact_tensors, json_hash
 from ldae.core.progress import Progress
 from ldae.data.images import ImageSet, Splits
-from ldae.export.encoder import load_encoder
+from ldae.export.encoder import load_encoder, weights_hash
 from ldae.export.timm_encoder import TimmEncoder
 from ldae.export.zoo import zoo_folder, zoo_names
 from ldae.metrics.distances import (
@@ -120,11 +119,11 @@ def reader_of(name: str, session: Session, splits: Splits, reference: str = "tra
         return Reader(inception.features, inception, session)
     if name == "classifier":
         network, key = classifier(session, splits)
-        label = f"classifier {key[:8]}-{weights_digest(network)}"
+        label = f"classifier {key[:8]}-{weights_hash(network)[:8]}"
         return Reader(label, lambda x: network.features_and_probabilities(2 * x - 1), session)
     if zoo_folder(name):  # the same weights everywhere, so that distances of different machines compare
         shipped = TimmEncoder(name).to(device)
-        return Reader(f"encoder {name}-{weights_digest(shipped)}", lambda x: (shipped(x), None), session)
+        return Reader(f"encoder {name}-{weights_hash(shipped)[:8]}", lambda x: (shipped(x), None), session)
     if not Path(name).is_dir():
         message = f"is no reader; give classifier, inception, {', '.join(zoo_names())}, or the folder of a run"
         raise ConfigError("features", name, message)
@@ -133,15 +132,7 @@ def reader_of(name: str, session: Session, splits: Splits, reference: str = "tra
     if encoder.image_shape != (3, size, size):
         message = f"reads images of {encoder.image_shape[1]} pixels a side, these have {size}; give another run"
         raise ConfigError("features", name, message)
-    return Reader(f"encoder {Path(name).name}-{weights_digest(encoder)}", lambda x: (encoder(x), None), session)
-
-
-def weights_digest(network: nn.Module) -> str:
-    """Return eight hexadecimal digits of a hash of the weights, which identify the features."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:8]
+    return Reader(f"encoder {Path(name).name}-{weights_hash(encoder)[:8]}", lambda x: (encoder(x), None), session)
 
 
 def classifier(session: Session, splits: Splits) -> tuple[Classifier, str]:

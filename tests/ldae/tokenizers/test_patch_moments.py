@@ -38,11 +38,16 @@ def agrees(moments, rows, tolerance):
     assert covariance.numpy() == pytest.approx(np.cov(exact.T, bias=True), abs=tolerance)
 
 
-@pytest.mark.parametrize("as_int8", [True, False])
-def test_levels_are_summed_without_rounding(monkeypatch, as_int8):
-    if as_int8 and not patch_moments.multiplies_int8():
+@pytest.fixture(params=[True, False], ids=["int8", "float32"])
+def kind_of_product(request, monkeypatch):
+    """The products that this CPU has instructions for, or those of other CPUs."""
+    if request.param and not patch_moments.multiplies_int8():
         pytest.skip("this CPU has no instructions for products of int8")
-    monkeypatch.setattr(patch_moments, "multiplies_int8", lambda: as_int8)
+    monkeypatch.setattr(patch_moments, "multiplies_int8", lambda: request.param)
+
+
+@pytest.mark.usefixtures("kind_of_product")
+def test_levels_are_summed_without_rounding(monkeypatch):
     monkeypatch.setattr(patch_moments, "ROWS", 128)
     rows = images_of_8_bits(1000)
     moments = summed(rows[:300], rows[300:])
@@ -51,10 +56,20 @@ def test_levels_are_summed_without_rounding(monkeypatch, as_int8):
     assert moments.moments[1].numpy() == pytest.approx(np.cov((2 * k / 255 - 1).T, bias=True), abs=1e-15)
 
 
+@pytest.mark.usefixtures("kind_of_product")
+@pytest.mark.parametrize("level", [0, 1, 2, 255])
+def test_sums_of_the_largest_products_are_exact(level):
+    rows = torch.full((10000, 40), level, dtype=torch.uint8)
+    rows[:, 1::2] = 1  # -127: products are odd, and sums of more than 1040 of them are no float32
+    (sums,) = summed(rows).parts.values()
+    exact = rows.long() - 128
+    assert torch.equal(sums.outer, (exact.T @ exact).double())
+    assert torch.equal(sums.total, exact.sum(0).double())
+
+
+@pytest.mark.usefixtures("kind_of_product")
 @pytest.mark.parametrize("size", [31, 270, 300, 769])
 def test_blocks_of_the_product_make_all_of_it(size):
-    if not patch_moments.multiplies_int8():
-        pytest.skip("this CPU has no instructions for products of int8")
     k = torch.randint(256, (80, size), generator=torch.Generator().manual_seed(0))
     (sums,) = summed(2 * (k.float() / 255) - 1).parts.values()
     assert torch.equal(sums.outer, (k - 128).double().T @ (k - 128).double())

@@ -1,4 +1,4 @@
-"""Baselines of the data alone: measured once, kept for the probes that follow."""
+"""Baselines: measured once, kept for the probes that follow."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from helpers import SHORT, run
 
 import ldae.app.probing.kept_baselines
 from ldae.app.probing.probe import ProbeRunner
@@ -27,9 +28,9 @@ def probe(tmp_path, monkeypatch, in_process):
 
     monkeypatch.setattr(ProbeRunner, "_measure", counted)
 
-    def call(*argv):
+    def call(*argv, of=PIXELS):
         measured.clear()
-        assert in_process("probe", *PIXELS, f"out={tmp_path / 'out'}", *argv) == (0, "")
+        assert in_process("probe", *of, f"out={tmp_path / 'out'}", *argv) == (0, "")
         (path,) = (tmp_path / "out").glob("results*.jsonl")
         results = read_results(path)
         path.unlink()
@@ -68,3 +69,19 @@ def test_a_checkout_with_changes_keeps_nothing(probe, monkeypatch):
     monkeypatch.setattr(ldae.app.probing.kept_baselines, "commit", lambda: "0123456789ab+")
     probe()
     assert len(probe()[1]) == 2
+
+
+def test_an_untrained_network_is_measured_once_for_its_weights(probe, tmp_path):
+    untrained = "the same network, untrained"
+    for name, argv in (("a", ["train.steps=2"]), ("b", ["train.steps=3"]), ("c", ["train.steps=2", "seed=1"])):
+        run("pretrain", f"out={tmp_path / name}", *SHORT, "monitor.num_evals=0", *argv)
+    first, measured = probe(of=(f"run={tmp_path / 'a'}", "protocols=[knn]"))
+    assert (untrained, "knn", 0) in measured
+    trained_longer, measured = probe(of=(f"run={tmp_path / 'b'}", "protocols=[knn]"))
+    assert [name for name, *_ in measured] == [trained_longer[0].encoder]  # the pixels and their PCA are kept too
+    assert [r.accuracy for r in trained_longer[1:]] == [r.accuracy for r in first[1:]]
+    assert [r.seed for r in trained_longer] == [0] * len(trained_longer)
+    _, measured = probe("layers=[1]", of=(f"run={tmp_path / 'b'}", "protocols=[knn]"))
+    assert (untrained, "knn", 0) in measured
+    _, measured = probe(of=(f"run={tmp_path / 'c'}", "protocols=[knn]"))
+    assert (untrained, "knn", 0) in measured  # other initial weights

@@ -14,9 +14,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from ldae.app.probing.encoders import pooled
-from ldae.app.probing.feature_reading import numbered
+from ldae.app.probing.feature_reading import in_one_pass, numbered
 from ldae.core.errors import ConfigError
 from ldae.core.types import Batch
+from ldae.export.encoder import Encoder
 from linear_probe.features import FeatureKey
 
 DIGITS = ("data=digits", "runtime.threads=1", "runtime.progress=false")
@@ -86,8 +87,8 @@ def test_a_vision_transformer_of_timm_is_read_at_its_layers_and_tokens(probe, tm
     assert names == ["test_vit.r160_in1k", "the same network, untrained", "raw pixels", "whole-image PCA"]
     assert len(results[0]["selected"]["among"]) == 6
     assert len(results[0]["checkpoint"]) == 64
-    for folder in (tmp_path / "a" / "features").glob("timm-*-test-*"):  # read for the selected features alone
-        assert len(list(folder.glob("layer*"))) == 1
+    for folder in (tmp_path / "a" / "features").glob("timm-*-test-*"):  # one pass has them all
+        assert len(list(folder.glob("layer*"))) == 6
     chosen = results[0]["selected"]["features"]
     assert list((tmp_path / "a" / "features").glob(f"timm-*-test-*/{chosen}.npy"))
     assert (tmp_path / "a" / "heatmap-knn.png").exists()
@@ -288,3 +289,31 @@ def test_an_image_of_each_split_and_view_has_a_number_of_its_own():
     batch = Batch(torch.zeros(50, 3, 1, 1), index, index)
     indices = [numbered(batch, split, view).index for split in ("train", "holdout", "test") for view in (0, 1, 2)]
     assert len(torch.cat(indices).unique()) == 9 * 50
+
+
+def test_scored_images_are_encoded_once_for_all_layers_of_a_level(probe, pretrained, tmp_path, monkeypatch):
+    passes, tokens = [], Encoder.tokens
+
+    def counted(self, images, layers, index=None, class_token=False):
+        passes.append((self.t, tuple(sorted(layers)), len(images)))
+        return tokens(self, images, layers, index, class_token)
+
+    monkeypatch.setattr(Encoder, "tokens", counted)
+    argv = (f"run={pretrained}", "protocols=[lbfgs,knn,knn_whitened]", "layers=[1,2,3]", "t=[10,40]", "baselines=false")
+    results = probe(tmp_path, *argv)
+    (scored,) = {r["images"] for r in results}
+    levels = {r["t"] for r in results}
+    assert all(layers == (1, 2, 3) for _, layers, _ in passes)
+    images = len(load_digits().target)  # train, hold-out and test
+    assert sum(size for *_, size in passes) == 2 * (images - scored) + len(levels) * scored
+
+
+@pytest.mark.parametrize(
+    ("split", "layers"),
+    [("test", [1, 2]), ("outliers", [1, 2]), ("test~noise-3", [2])],
+    ids=["test", "outliers", "corrupted"],
+)
+def test_features_of_a_selected_key_come_with_those_of_its_pass(split, layers):
+    keys = [FeatureKey(layer, t, view) for layer in (1, 2) for t in (10, 40) for view in ("clean", "noised")]
+    selected = FeatureKey(2, 40, "noised")
+    assert in_one_pass(selected, keys, split) == [FeatureKey(layer, 40, "noised") for layer in layers]
