@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -27,8 +28,12 @@ def command() -> str:
     return shlex.join(_COMMAND)
 
 
+@functools.cache
 def commit() -> str:
-    """Return the commit of this checkout, with `+` if files differ from it; `unknown` outside one."""
+    """Return the commit of this checkout, with `+` if files differ from it; `unknown` outside one.
+
+    That of the first call: the process goes on with the code that it has read.
+    """
     argv = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():  # an installed package, perhaps inside another repository

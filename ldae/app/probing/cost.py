@@ -32,7 +32,7 @@ BANK, QUERIES = 16000, 2000  # images that kNN is timed on; a smaller bank takes
 # Evaluations of the loss in a sweep over six penalties, and in the fit of the final head: ViTs and pixels of CIFAR-10.
 SWEEP, FINAL = 150, 37
 BATCH = 128  # images that encoding is timed on
-START = 4.0  # seconds that the process of a probe takes to start and to write its tables
+START = 2.0  # seconds that the process of a probe takes to start and to write its tables
 
 
 def probe_seconds(config: Mapping[str, Any], argv: Sequence[str]) -> float:
