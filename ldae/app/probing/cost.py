@@ -31,6 +31,7 @@ FEW = 4000  # images that a linear head is timed on; fewer would time its calls
 BANK, QUERIES = 16000, 2000  # images that kNN is timed on; a smaller bank takes longer for each of its images
 # Evaluations of the loss in a sweep over six penalties, and in the fit of the final head: ViTs and pixels of CIFAR-10.
 SWEEP, FINAL = 150, 37
+NEIGHBOURS = 20  # of the search that is scored: wide features, whose searches take long, select few
 BATCH = 128  # images that encoding is timed on
 START = 2.0  # seconds that the process of a probe takes to start and to write its tables
 
@@ -134,8 +135,9 @@ def _at_width(protocol: Protocol, sizes: Sizes, width: int, trials: int, encodin
     few, queries = _drawn(min(bank, train), width, classes), _drawn(min(several, sizes.scored), width, classes)
     sweep = lambda: protocol.sweep(few, queries, classes, 0)  # noqa: E731
     if isinstance(protocol, KNN):  # its time is that of the pairs of a query and an image of the bank
-        pairs = pairs_of_neighbours(train, sizes.held, sizes.scored, trials)
-        return pairs / (len(few) * len(queries)) * _seconds(sweep)
+        final = lambda: protocol.predict({"k": NEIGHBOURS}, few, queries.x, classes, 0)  # noqa: E731
+        selecting, scoring = pairs_of_neighbours(train, sizes.held, sizes.scored, trials)
+        return (selecting * _seconds(sweep) + scoring * _seconds(final)) / (len(few) * len(queries))
     return (trials + 1) * train / len(few) * _seconds(sweep, repeats=1)
 
 
@@ -167,12 +169,12 @@ def _logistic_regression(width: int, train: int, classes: int) -> LogisticTimes:
     return LogisticTimes(moments, product * ratio, fitted / (model.n_iter + 1) * ratio)
 
 
-def pairs_of_neighbours(train: int, held: int, scored: int, trials: int) -> int:
-    """Return the pairs of a query and an image of the bank that kNN compares.
+def pairs_of_neighbours(train: int, held: int, scored: int, trials: int) -> tuple[int, int]:
+    """Return the pairs of a query and an image of the bank that kNN compares, to select and to score.
 
     Each trial queries the hold-out, `held` of the `train` images, in the others; the final bank has all of them.
     """
-    return trials * (train - held) * held + train * scored
+    return trials * (train - held) * held, train * scored
 
 
 def _drawn(count: int, width: int, classes: int) -> Features:

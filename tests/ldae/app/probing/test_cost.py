@@ -26,4 +26,4 @@ def test_the_pairs_of_an_estimate_are_those_that_a_probe_compares():
     for _ in range(4):
         choices = protocol.sweep(train, held, 3, 0)
     protocol.predict(choices[0].setting, Features(x[:60], y[:60]), scored.x, 3, 0)
-    assert protocol.pairs == pairs_of_neighbours(60, 10, 30, 4)
+    assert protocol.pairs == sum(pairs_of_neighbours(60, 10, 30, 4))
