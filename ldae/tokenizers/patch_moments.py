@@ -101,7 +101,7 @@ class PatchMoments:
         sums = self._sums("levels", torch.tensor(2 * 128 / 255 - 1, dtype=torch.float64), 127.5)
         sums.count += len(levels)
         as_int8 = multiplies_int8()
-        product: Callable[[Tensor, Tensor], Tensor] = torch._int_mm if as_int8 else torch.mm
+        product: Callable[[Tensor, Tensor], Tensor] = torch._int_mm if as_int8 else _float_product
         for piece in [levels] if as_int8 else levels.split(FLOAT_ROWS):
             rows = piece if as_int8 else piece.float()
             ones = torch.ones(FEWEST, len(rows), dtype=rows.dtype)
@@ -110,6 +110,12 @@ class PatchMoments:
                 block = product(rows.T[start:stop], rows[:, start:])
                 sums.outer[start:stop, start:] += block
                 sums.outer[stop:, start:stop] += block[:, stop - start :].T
+
+
+def _float_product(a: Tensor, b: Tensor) -> Tensor:
+    """Return a b in float32, under autocast too, whose products would be rounded to bf16."""
+    with torch.autocast("cpu", enabled=False):
+        return a @ b
 
 
 def whole_levels(x: Tensor) -> Tensor | None:
