@@ -80,7 +80,7 @@ def decoded(folder: str, batch: int) -> Work:
     paths = [images.root / images.name(i) for i in range(len(images))]
     turns = itertools.cycle([paths[k : k + batch] for k in range(0, len(paths) - batch + 1, batch)])
     pools = [ProcessPoolExecutor(WORKERS)]
-    atexit.register(pools.clear)  # one that is freed with the modules prints an error
+    atexit.register(pools.clear)  # a pool that is freed with the modules, at the end of the process, prints an error
 
     def some() -> int:
         return sum(pools[0].map(pixels_in, next(turns), chunksize=max(1, batch // (4 * WORKERS))))

@@ -42,8 +42,8 @@ class Work:
         return (time.perf_counter() - start) / count
 
 
-def main(message: str) -> Work | None:
-    """Answer requests until the input ends, and return the work."""
+def main(message: str) -> None:
+    """Answer requests until the input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # keeps output of the call apart from answers
     work: Work | None = None
@@ -58,8 +58,7 @@ def main(message: str) -> Work | None:
             answer = {"error": f"{type(error).__name__}: {text[0] if text else ''}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
-    return work
 
 
 if __name__ == "__main__":
-    kept = main(sys.argv[1])  # a pool of processes that is freed races with the end of this one
+    main(sys.argv[1])

@@ -68,7 +68,7 @@ class Images:
     def read(
         self, key: str, encode: EncodeAt, feature_keys: Sequence[FeatureKey], split: str, feature_key: FeatureKey
     ) -> Features:
-        """Return features of a split, from a pass for all feature keys or, once one is selected, for its neighbours."""
+        """Return features of a split: all feature keys in one pass for selection, those of the same pass elsewhere."""
         keys = feature_keys if split in ("train", "holdout") else in_one_pass(feature_key, feature_keys, split)
         images_of = self.outliers if split == OUTLIERS and self.outliers is not None else self.splits
         of = [key, images_of.fingerprint, split, [str(c) for c in keys], self.seed]
