@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -45,6 +46,13 @@ def cache(tmp_path_factory):
     folder = tmp_path_factory.getbasetemp().parent / "ldae-cache"
     os.environ["LDAE_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_child_outlives_the_test():
+    """Processes that a test leaves behind would fail another one that counts its own."""
+    yield
+    assert not multiprocessing.active_children()
 
 
 @pytest.fixture

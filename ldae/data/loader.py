@@ -6,7 +6,7 @@ The state of a loader is the step: any process can start at any step, with any n
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,7 +74,7 @@ class Loader:
         self.steps_per_epoch = len(images) // batch
         self.steps_at_once = 1 if device.type == "cpu" else STEPS_AT_ONCE
 
-    def batches(self, start: int) -> Iterator[Batch]:
+    def batches(self, start: int) -> Generator[Batch, None, None]:
         """Yield this process's rows of the global batches at steps start, start + 1, ..."""
         if isinstance(self.images, MemoryImages):
             yield from self._from_memory(self.images, start)

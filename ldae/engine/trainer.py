@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,7 +43,7 @@ class Batches(Protocol):
 
     steps_per_epoch: int
 
-    def batches(self, start: int) -> Iterator[Batch]:
+    def batches(self, start: int) -> Generator[Batch, None, None]:
         """Yield this process's rows of the global batch at steps start, start + 1, ..."""
 
 
@@ -159,8 +159,10 @@ class Trainer:
         if self.world.main:
             self.context.on_start()
         log = self._open_log()
-        batches, first = self.loader.batches(self.state.step), self.state.step
+        first = self.state.step
         with self.stop.deferred(), contextlib.ExitStack() as closing:
+            # closed at once: an error that is kept, as notebooks do, would keep the processes that read
+            batches = closing.enter_context(contextlib.closing(self.loader.batches(first)))
             if log is not None:
                 closing.callback(log.close)
             try:

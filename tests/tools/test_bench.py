@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import multiprocessing
 import re
 from dataclasses import replace
 
@@ -157,7 +158,9 @@ def photographs(tmp_path):
 def test_files_are_read_cut_and_summed(photographs):
     step, images = competitors_data.large(photographs, batch=4, size=32)
     assert (step(), images) == (None, 64)
-    assert competitors_data.decoded(photographs, batch=4)[0]() == 4 * 90 * 60
+    with competitors_data.decoded(photographs, batch=4)[0] as decode:
+        assert decode() == 4 * 90 * 60
+    assert not multiprocessing.active_children()
     summed, images = competitors_data.read_and_summed(photographs, batch=4, size=32, patch=8)
     assert (summed(), images) == (None, 64)
 

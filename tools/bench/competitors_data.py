@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -74,18 +74,29 @@ def large(folder: str, batch: int, size: int) -> Work:
     return some, AT_A_TIME * batch
 
 
-def decoded(folder: str, batch: int) -> Work:
+class Decoding(AbstractContextManager["Decoding"]):
+    """Call that decodes the next batch of files with Pillow in two processes, and drops the pixels.
+
+    Leaving its context ends the processes.
+    """
+
+    def __init__(self, paths: Sequence[Path], batch: int):
+        self.turns = itertools.cycle([paths[k : k + batch] for k in range(0, len(paths) - batch + 1, batch)])
+        self.pool, self.chunk = ProcessPoolExecutor(WORKERS), max(1, batch // (4 * WORKERS))
+
+    def __call__(self) -> int:
+        """Return the number of pixels."""
+        return sum(self.pool.map(pixels_in, next(self.turns), chunksize=self.chunk))
+
+    def __exit__(self, *_: object) -> None:
+        """End the processes."""
+        self.pool.shutdown()
+
+
+def decoded(folder: str, batch: int) -> tuple[Decoding, float]:
     """Decode files with Pillow in two processes, and drop the pixels."""
     images = files_of(folder, batch, 0)
-    paths = [images.root / images.name(i) for i in range(len(images))]
-    turns = itertools.cycle([paths[k : k + batch] for k in range(0, len(paths) - batch + 1, batch)])
-    pools = [ProcessPoolExecutor(WORKERS)]
-    atexit.register(pools.clear)  # a pool that is freed with the modules, at the end of the process, prints an error
-
-    def some() -> int:
-        return sum(pools[0].map(pixels_in, next(turns), chunksize=max(1, batch // (4 * WORKERS))))
-
-    return some, batch
+    return Decoding([images.root / images.name(i) for i in range(len(images))], batch), batch
 
 
 def pixels_in(path: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -47,17 +48,21 @@ def main(message: str) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # keeps output of the call apart from answers
     work: Work | None = None
-    for request in sys.stdin:
-        try:
-            work = work or Work(json.loads(message))
-            answer: dict[str, object] = {"work": work.amount}
-            if request.strip() == "time":
-                answer = {"seconds": work.timed(work.count), "peak": peak_gib()}
-        except Exception as error:
-            text = str(error).strip().splitlines()
-            answer = {"error": f"{type(error).__name__}: {text[0] if text else ''}"}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+    with contextlib.ExitStack() as at_end:
+        for request in sys.stdin:
+            try:
+                if work is None:
+                    work = Work(json.loads(message))
+                    if isinstance(work.call, contextlib.AbstractContextManager):
+                        at_end.enter_context(work.call)
+                answer: dict[str, object] = {"work": work.amount}
+                if request.strip() == "time":
+                    answer = {"seconds": work.timed(work.count), "peak": peak_gib()}
+            except Exception as error:
+                text = str(error).strip().splitlines()
+                answer = {"error": f"{type(error).__name__}: {text[0] if text else ''}"}
+            answers.write(json.dumps(answer) + "\n")
+            answers.flush()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -12,14 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from ldae.config.build import Parts
 from ldae.core.errors import ConfigError, Interrupted, NonFiniteError, OutputError, UsageError
 from ldae.data.cache import Context
-from ldae.data.datasets import Digits, Division
+from ldae.data.datasets import Digits, Division, ImageFolder
 from ldae.data.loader import Loader
-from ldae.data.transforms import PadCrop
+from ldae.data.transforms import PadCrop, RandomResizedCrop
 from ldae.engine.checkpoint import newest
 from ldae.engine.distributed import World
 from ldae.engine.ema import EMA
@@ -319,6 +321,19 @@ def test_a_nan_stops_before_the_step_and_names_the_images(config, tmp_path):
     assert len(report["images"]) == 64
     assert all(name.startswith("digit-") for name in report["images"])
     assert len(report["levels"][0]["sigma"]) == 64
+
+
+def test_an_error_that_is_kept_keeps_no_process_that_reads_images(config, tmp_path):
+    broken = trainer(config, tmp_path / "run", wrap=Poisoned)
+    (folder := tmp_path / "images" / "a").mkdir(parents=True)
+    for i in range(128):
+        Image.new("RGB", (8, 8), (i, i, i)).save(folder / f"{i:03d}.png")
+    images = ImageFolder(8, Division(), str(folder.parent), "stream").open(Context(tmp_path / "cache", 0)).train
+    broken.loader = Loader(images, RandomResizedCrop(), 64, 0, CPU, workers=2)
+    with pytest.raises(NonFiniteError) as kept:
+        broken.fit()
+    assert kept.tb is not None
+    assert not multiprocessing.active_children()
 
 
 def test_gradients_are_clipped_to_the_norm(config, tmp_path):
