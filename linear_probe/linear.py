@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
@@ -21,6 +23,9 @@ ROUND = 6.0
 # A fit ends where every slope is below the first, or an iteration lowers the loss by less than the second: in single
 # precision, line searches beyond them try step after step in the noise.
 GRADIENT, DECREASE = 1e-5, 1e-8
+# A loss below this is one of few images, which the features separate: both limits would leave much of it, and the fit
+# goes on to limits smaller in proportion to the loss.
+SEPARATED = 0.1
 
 # mean loss, its gradients by the weights (D', C') and by the biases (C',), float32
 Gradient = tuple[float, np.ndarray, np.ndarray]
@@ -101,11 +106,16 @@ class Logistic:
 
         from scipy.optimize import minimize  # the module takes a third of a second
 
-        options = {"maxiter": iterations, "gtol": GRADIENT, "ftol": DECREASE, "maxcor": 10}
-        x0 = phi.double().numpy().ravel()
+        def minimum(x0: np.ndarray, share: float, most: int) -> Any:
+            options = {"maxiter": most, "gtol": share * GRADIENT, "ftol": share * DECREASE, "maxcor": 10}
+            return minimize(loss_and_gradient, x0, jac=True, method="L-BFGS-B", options=options)
+
         with threadpool_limits(1, user_api="blas"):  # the vectors of scipy are short: several threads are slower
-            optimum = minimize(loss_and_gradient, x0, jac=True, method="L-BFGS-B", options=options)
-        self.n_iter = int(optimum.nit)
+            optimum = minimum(phi.double().numpy().ravel(), 1.0, iterations)
+            self.n_iter = int(optimum.nit)
+            if optimum.fun < SEPARATED and self.n_iter < iterations:
+                optimum = minimum(optimum.x, optimum.fun / SEPARATED, iterations - self.n_iter)
+                self.n_iter += int(optimum.nit)
         theta = torch.from_numpy(optimum.x).float().reshape(phi.shape)[:, : self.classes]
         weights = unit * theta[:-1] if self.basis is None else self.basis @ (unit * theta[:-1])
         return torch.cat([(weights / self.times)[self.group], of_biases * theta[-1:]])

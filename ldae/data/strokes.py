@@ -9,6 +9,8 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
+from ldae.core.pixels import to_floats
+
 FITTED = 16_384  # pixels of an image that its palette is fitted to, at most
 PASSES = 3  # of the filter that makes regions flat; more of them round the regions off
 
@@ -33,8 +35,7 @@ def simulate_strokes(
     """
     pixels = (images * 255).round().to(torch.uint8).movedim(1, -1).cpu().numpy()  # (B, H, W, 3)
     paint = _median_cut if palette == "median_cut" else _flat_regions
-    painted = torch.from_numpy(np.stack([paint(image, width, colours) for image in pixels]))
-    return (painted.movedim(-1, 1).float() / 255).to(images.device)
+    return to_floats(np.stack([paint(image, width, colours) for image in pixels])).to(images.device)
 
 
 def _median_cut(image: np.ndarray, width: int, colours: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ldae.core.pixels import to_floats
 from ldae.core.rng import seed_of
 from ldae.core.types import Batch, BatchGenerator, NoiseLevel
 from ldae.metrics.image_quality import MIN_SIDE, psnr, ssim
@@ -264,7 +265,7 @@ def add_heads(picture: Tensor, columns: Sequence[str], rows: Sequence[str] = ())
         draw.multiline_text((centre, top - 2), "\n".join(lines), "black", font, "md", spacing=2, align="center")
     for i, head in enumerate(rows):
         draw.text((left - 4, top + i * row + (row - GAP) / 2), head, "black", font, "rm")
-    result = torch.from_numpy(np.array(page)).movedim(-1, 0).float() / 255
+    result = to_floats(np.array(page))
     result[:, top:, left:] = picture.cpu()
     return result
 

@@ -56,6 +56,20 @@ def test_logistic_regression_is_scikit_learns(request, features, penalty):
     assert abs(100 * (a - b)) <= 0.17 + 1e-9  # one image of 597
 
 
+@pytest.mark.parametrize("small", [True, False])
+def test_a_loss_near_0_is_the_optimum_too(digits, monkeypatch, small):
+    """Few images that a small penalty lets the features separate: limits of a loss near 1 would end the fit early."""
+    monkeypatch.setattr(linear, "SMALL", 2**15 if small else 0)
+    x, y = digits[0][:90], digits[1][:90]
+    for seed in range(6):
+        z = torch.tanh(x @ torch.randn(64, 300, generator=torch.Generator().manual_seed(seed)) / 60)
+        z = standardiser(z)(z)
+        reference = LogisticRegression(C=1 / (90 * 1e-3), tol=1e-8, max_iter=5000).fit(z.double().numpy(), y)
+        best = loss_of(torch.from_numpy(np.vstack([reference.coef_.T, reference.intercept_])), z, y, 1e-3)
+        assert best < 0.01
+        assert loss_of(Logistic(z, y, 10).fit(1e-3), z, y, 1e-3).item() == pytest.approx(best.item(), rel=1e-4)
+
+
 @pytest.mark.parametrize("correlated", [False, True])
 def test_features_are_rotated_where_they_are_correlated_and_the_optimum_is_the_same(monkeypatch, correlated):
     generator = torch.Generator().manual_seed(0)

@@ -32,6 +32,7 @@ from ldae.app.sampling.images import MAX_PIXELS
 from ldae.app.session import make_out, prepare_machine, root_settings
 from ldae.core.errors import ConfigError, DataError
 from ldae.core.files import open_atomic, write_json
+from ldae.core.pixels import to_floats
 from ldae.core.rng import seed_of
 from ldae.core.types import Batch, BatchGenerator, Count, Fraction, Natural, PossiblyEmpty
 from ldae.data.decode import BadImage, centre_crop, read_rgb
@@ -176,7 +177,7 @@ def open_picture(path: Path) -> Image.Image:
 
 def pixels_of(image: Image.Image) -> Tensor:
     """Return the pixels of an RGB image, (3, H, W) in [0, 1]."""
-    return torch.from_numpy(np.array(image)).movedim(-1, 0).float() / 255
+    return to_floats(np.array(image))
 
 
 def open_encoder(settings: InspectSettings, device: str) -> tuple[Encoder | TimmEncoder, str, str]:

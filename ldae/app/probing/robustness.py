@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ldae.core.pixels import to_floats
 from ldae.core.rng import seed_of
 from ldae.core.types import Batch, BatchGenerator, NoiseLevel
 from ldae.diffusion.corruptions.snow import Snow
@@ -116,7 +117,7 @@ def _each_picture(x: Tensor, change: Callable[[Image.Image], Image.Image]) -> Te
     """Change each image of (B, 3, H, W) in [0, 1] as 8-bit RGB picture."""
     pixels = (x * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
     changed = np.stack([np.asarray(change(Image.fromarray(picture))) for picture in pixels])
-    return torch.from_numpy(changed).permute(0, 3, 1, 2).float() / 255
+    return to_floats(changed)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ldae.core.files import read_sealed_json
+from ldae.core.pixels import to_floats
 from ldae.objectives.panels import tile, to_rgb
 
 GRID = 64  # images without classes
@@ -24,7 +25,7 @@ def grid(images: np.ndarray, labels: Tensor | None = None, names: Sequence[str] 
         labels: (N,), classes of a conditional model.
         names: of the classes, the heads of the columns; their numbers if empty.
     """
-    x = to_rgb(torch.from_numpy(images).movedim(-1, 1).float() / 255)
+    x = to_rgb(to_floats(images))
     classes = [] if labels is None else list(dict.fromkeys(labels.tolist()))[:COLUMNS]
     if labels is not None and len(classes) > 1:
         columns = [x[labels == label][:ROWS] for label in classes]

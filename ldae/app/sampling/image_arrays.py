@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ldae.app.sampling.images import MAX_PIXELS, files_of
 from ldae.core.errors import DataError
+from ldae.core.pixels import to_floats
 from ldae.core.types import Batch
 from ldae.data.decode import BadImage, centre_crop, read_rgb
 from ldae.objectives.panels import to_rgb
@@ -69,8 +70,7 @@ def images_of(key: str, images: Images, size: int | None) -> Tensor:
         raise DataError(f"{key} holds no image; {ACCEPTED}")
     if len(sizes := {picture.size for picture in pictures}) > 1:
         raise DataError(f"{key} holds images of several sizes ({min(sizes)}, {max(sizes)}); give one size")
-    pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))  # (N, H, W, 3)
-    return pixels.movedim(-1, 1).float() / 255
+    return to_floats(np.stack([np.asarray(picture) for picture in pictures]))
 
 
 def masks_of(key: str, masks: Images, size: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ldae.app.session import Session
 from ldae.app.training.monitors import spread
 from ldae.core.errors import DataError, abbreviate
+from ldae.core.pixels import to_floats
 from ldae.core.types import Batch
 from ldae.data.decode import BadImage, centre_crop, read_rgb
 from ldae.data.images import ImageSet, Splits
@@ -126,4 +127,4 @@ def picture(path: Path, size: int) -> Tensor:
         pixels = np.asarray(centre_crop(read_rgb(path, MAX_PIXELS), size))
     except BadImage as error:
         raise DataError(f"{path} cannot be read ({error})") from None
-    return torch.from_numpy(pixels.copy()).movedim(-1, 0).float() / 255
+    return to_floats(pixels.copy())

@@ -39,6 +39,7 @@ from ldae.app.session import Session, result_folder, root_settings, session_of
 from ldae.config.build import Parts
 from ldae.core.errors import ConfigError, DataError
 from ldae.core.files import has_intact_tensors, load_tensors, open_atomic, save_tensors, write_json, write_sealed_json
+from ldae.core.pixels import to_floats
 from ldae.core.progress import Progress
 from ldae.core.types import BatchGenerator, Cond, Count, Natural
 from ldae.data.images import Splits
@@ -193,7 +194,7 @@ def small_images(source: str, size: int) -> Tensor:
         raise DataError(f"low={source} holds {len(pixels)} images of {pixels.dtype}; arr_0 must be (N, H, W, 3) uint8")
     if pixels.shape[1:] != (size, size, 3):
         raise DataError(f"low={source} has images of {tuple(pixels.shape[1:])}; this run enlarges {size} x {size} x 3")
-    return pixels.movedim(-1, 1).float() / 255
+    return to_floats(pixels)
 
 
 def check_init(generator: Generator, config: Mapping[str, Any]) -> None:
@@ -359,4 +360,4 @@ class Sampling:
     def _figures(self, images: np.ndarray) -> tuple[dict[str, float], list[str]]:
         if self.comparison is None:
             return {}, []
-        return self.comparison.figures(to_rgb(torch.from_numpy(images).movedim(-1, 1).float() / 255))
+        return self.comparison.figures(to_rgb(to_floats(images)))

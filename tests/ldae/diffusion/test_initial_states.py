@@ -87,14 +87,20 @@ def test_the_start_of_a_blur_is_flat_but_for_its_noise():
 
 @pytest.mark.parametrize("noise", [0.0, 0.002])
 def test_perfect_symmetry_stays_and_broken_symmetry_grows(noise):
-    """R commutes with translations; without noise nothing in the image can differ from the rest."""
+    """R commutes with translations; without noise nothing in the image can differ from the rest.
+
+    In double precision: each step enlarges the rounding, which differs from processor to processor.
+    """
     init, schedule = coarse(noise=noise), Cosine(T=T)
-    weight = 0.5 * torch.randn(3, 3, 3, 3, generator=generator(5))
+    table = init.corruption.blurred.table
+    table.rows = table.rows.double()
+    table.copies.clear()
+    weight = 0.5 * torch.randn(3, 3, 3, 3, generator=generator(5)).double()
     restore = lambda x, s: torch.tanh(4 * F.conv2d(F.pad(x, [1] * 4, mode="circular"), weight) + 0.1 * s)  # noqa: E731
     x_T, state = init.draw(4, BatchGenerator([1]))
-    x_0 = improved(init.corruption, schedule, x_T, state, restore)
+    x_0 = improved(init.corruption, schedule, x_T.double(), state, restore)
     spread = x_0.amax((2, 3)) - x_0.amin((2, 3))
-    assert spread.max() < 1e-5 if noise == 0 else spread.min() > 0.004
+    assert spread.max() < 1e-12 if noise == 0 else spread.min() > 0.004
 
 
 def test_noise_of_the_start_stays_in_the_image():
