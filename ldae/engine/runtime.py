@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ldae.core.errors import ConfigError
-from ldae.engine.precision import multiplies_bf16
+from ldae.engine.precision import multiplies_bf16, multiplies_tiles
 
 # options of glibc's mallopt; a step is up to 20 % faster if freed memory is not returned to the system
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
@@ -72,12 +72,14 @@ def describe_hardware(device: str = "auto") -> str:
 
 
 def instruction_set() -> str:
-    """Return the vector instructions that torch uses on this CPU, e.g. `AVX2` or `AVX512 with bf16`.
+    """Return the instructions that torch uses on this CPU, e.g. `AVX2`, `AVX512 with bf16` or `AVX512 with AMX`.
 
     `ATEN_CPU_CAPABILITY` and `ONEDNN_MAX_CPU_ISA` limit them.
     """
     name = torch.backends.cpu.get_cpu_capability()
     name = platform.machine() if name == "DEFAULT" else name
+    if multiplies_tiles():
+        return f"{name} with AMX"
     return f"{name} with bf16" if multiplies_bf16("cpu") else name
 
 

@@ -44,7 +44,19 @@ def test_under_a_limit_without_products_of_bf16_it_is_fp32(limit):
     assert bf16.startswith("precision: bf16 (as set); warning: this device emulates bf16")
     assert candidates == "False"
     assert "bf16" not in hardware
+    assert "AMX" not in hardware
     assert ("AVX512" in hardware) <= (limit != "AVX2")
+
+
+@pytest.mark.skipif(not CPUINFO.exists(), reason="the kernel's list of instructions is read")
+@pytest.mark.parametrize("limit", ["AVX512_CORE_BF16", "DEFAULT"])
+def test_the_hardware_is_named_by_its_fastest_products(limit):
+    env = {**os.environ, "ONEDNN_MAX_CPU_ISA": limit, "PYTHONPATH": str(ROOT)}
+    code = "from ldae.engine.runtime import instruction_set as i; print(i())"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    flags = set(CPUINFO.read_text().split())
+    assert ("with AMX" in done.stdout) == ("amx_bf16" in flags and limit == "DEFAULT")
+    assert ("with bf16" in done.stdout) == (bool(flags & {"avx512_bf16", "bf16"}) and "with AMX" not in done.stdout)
 
 
 @pytest.mark.parametrize("saved", ["fp32", "bf16"])
