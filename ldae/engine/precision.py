@@ -19,7 +19,7 @@ PrecisionSetting = Literal["auto", "fp32", "bf16"]
 SETTINGS = ("auto", "fp32", "bf16")
 SLOWDOWN = 14  # time of a training step in emulated bf16 on a CPU divided by that in fp32 (docs/scaling.md)
 
-# environment variables that limit oneDNN's instruction set, their values with products of bf16 but without AMX, and those
+# environment variables that limit oneDNN's instruction set, and their values with products of bf16 but without AMX, and
 # without products of bf16
 ONEDNN_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 BELOW_AMX = ("avx512_core_bf16", "avx512_core_fp16")
